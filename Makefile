@@ -1,0 +1,37 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer: they make .venv and fill it with pinned versions.
+PY := .venv/bin/python
+READY := .venv/.ready
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\): .*## \(.*\)/make \1\t\2/p' Makefile
+
+demo: $(READY)  ## make data, train shortly, fill gaps, draw the picture, print the scores
+	$(PY) train.py experiment=demo
+	$(PY) infer.py ckpt=outputs/train/demo mask=block
+	$(PY) evaluate.py ckpt=outputs/train/demo 'masks=[pixels,block,track]'
+
+test: lint  ## lint and run the tests
+	$(PY) -m pytest -q
+
+lint: $(READY)  ## check style and formatting
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(READY)  ## format the code and mend what ruff can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:  ## remove the environment and all caches; data and runs stay
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt | $(PY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(PY):
+	@for python in python3.11 python3; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then exec $$python -m venv .venv; fi; \
+	done; echo "error: Python 3.11 or newer is needed (python3.11 or python3)" >&2; exit 1
+
+.PHONY: help demo test lint format clean
