@@ -1,0 +1,201 @@
+"""Divergence and vorticity against analytic fields, discrete identities, adjoints and symmetries."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from vecfield_diffusion.physics.grid import EARTH_RADIUS, Grid
+from vecfield_diffusion.physics.operators import divergence, vorticity
+
+H, W = 24, 40
+
+
+def full(height: int = H, width: int = W) -> Tensor:
+    return torch.ones(height, width, dtype=torch.bool)
+
+
+def centres(grid: Grid) -> tuple[Tensor, Tensor]:
+    x = (torch.arange(grid.shape[1]) + 0.5) * grid.dx[0]
+    y = (torch.arange(grid.shape[0]) + 0.5) * grid.dy[0]
+    return x[None, :].double(), y[:, None].double()
+
+
+def field(u: Tensor, v: Tensor, grid: Grid) -> Tensor:
+    return torch.stack((u.expand(grid.shape), v.expand(grid.shape)))[None]
+
+
+def noise(batch: int = 3, height: int = H, width: int = W) -> Tensor:
+    return torch.randn(batch, 2, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def island_grid(**options: object) -> Grid:
+    valid = full()
+    valid[8:13, 10:17] = False
+    valid[0, 5] = valid[20:, 30:] = False
+    valid[3, 20:22] = valid[5, 20:22] = False  # a channel one cell wide
+    return Grid(valid=valid, **options)
+
+
+def test_quadratic_field_is_differentiated_exactly_up_to_the_open_edges() -> None:
+    """Second-order stencils are exact on quadratics; swapped axes or spacings are not."""
+    grid = Grid(full(), dx=2.0, dy=0.5)
+    x, y = centres(grid)
+    velocity = field(0.3 * x**2 + x * y - y**2, 0.7 * y**2 - 2 * x * y + x**2, grid)
+    torch.testing.assert_close(divergence(velocity, grid)[0, 0], (0.6 * x + y) + (1.4 * y - 2 * x))
+    torch.testing.assert_close(vorticity(velocity, grid)[0, 0], (-2 * y + 2 * x) - (x - 2 * y))
+
+
+@pytest.mark.parametrize("boundary", ["periodic", "open"])
+def test_second_order_convergence(boundary: str) -> None:
+    def errors(refine: int) -> Tensor:
+        height, width = 24 * refine, 40 * refine
+        grid = Grid(full(height, width), 5 / width, 2 / height, boundary, boundary)
+        x, y = centres(grid)
+        a, b = 2 * math.pi / 5, 2 * math.pi / 2
+        velocity = field(torch.sin(a * x) * torch.cos(b * y), torch.cos(2 * a * x) * torch.sin(b * y), grid)
+        div = a * torch.cos(a * x) * torch.cos(b * y) + b * torch.cos(2 * a * x) * torch.cos(b * y)
+        curl = -2 * a * torch.sin(2 * a * x) * torch.sin(b * y) + b * torch.sin(a * x) * torch.sin(b * y)
+        pairs = ((divergence(velocity, grid), div), (vorticity(velocity, grid), curl))
+        return torch.stack([(found - exact).abs().max() for found, exact in pairs])
+
+    order = torch.log2(errors(1) / errors(2))
+    assert (order > 1.85).all() and (order < 2.15).all()
+
+
+def test_periodic_curl_field_has_no_divergence_and_gradient_no_vorticity() -> None:
+    grid = Grid(full(), 3.0, 0.7, "periodic", "periodic")
+    potential = noise()[:, :1]
+    along_x = (potential.roll(-1, -1) - potential.roll(1, -1)) / (2 * 3.0)
+    along_y = (potential.roll(-1, -2) - potential.roll(1, -2)) / (2 * 0.7)
+    assert divergence(torch.cat((-along_y, along_x), 1), grid).abs().max() < 1e-13
+    assert vorticity(torch.cat((along_x, along_y), 1), grid).abs().max() < 1e-13
+    torch.testing.assert_close(vorticity(torch.cat((-along_y, along_x), 1), grid),
+                               divergence(torch.cat((along_x, along_y), 1), grid))  # fmt: skip
+
+
+@pytest.mark.parametrize("operator", [divergence, vorticity])
+@pytest.mark.parametrize("boundary", ["periodic", "wall", "open"])
+def test_gradient_is_the_transposed_matrix(operator: object, boundary: str) -> None:
+    valid = full(5, 7)
+    valid[1, 2] = valid[3, 3:5] = valid[0, 0] = False
+    grid = Grid(valid, torch.linspace(1, 2, 5), 0.5, boundary, boundary)
+    basis = torch.eye(70, dtype=torch.float64).view(70, 2, 5, 7)
+    matrix = operator(basis, grid).view(70, 35).T
+    velocity = noise(1, 5, 7).requires_grad_()
+    weights = noise(2, 5, 7)[1:, :1]
+    result = operator(velocity, grid)
+    (gradient,) = torch.autograd.grad(result, velocity, weights)
+    torch.testing.assert_close(result.flatten(), matrix @ velocity.flatten(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradient.flatten(), matrix.T @ weights.flatten(), rtol=0, atol=1e-12)
+
+
+def test_hand_computed_coast_and_edges() -> None:
+    """One row u = 1, 2, 4, land, 8, 16: faces 1 (extrapolated by three), 1.5, 3, 0, 0, 12, 20 (by two)."""
+    grid = Grid(torch.tensor([[True, True, True, False, True, True]]), 2.0, 1.0, "open", "wall")
+    u = torch.tensor([[1.0, 2.0, 4.0, math.nan, 8.0, 16.0]], dtype=torch.float64)
+    velocity = field(u, torch.zeros_like(u), grid)
+    expected = torch.tensor([1.5 - 1.0, 1.5, -3.0, 0.0, 12.0, 20.0 - 12.0], dtype=torch.float64) / 2
+    torch.testing.assert_close(divergence(velocity, grid)[0, 0, 0], expected)
+    wall = torch.tensor([1.5, 1.5, -3.0, 0.0, 12.0, -12.0], dtype=torch.float64) / 2
+    torch.testing.assert_close(divergence(velocity, replace(grid, boundary_x="wall"))[0, 0, 0], wall)
+    turned = torch.cat((velocity[:, 1:], velocity[:, :1]), 1)
+    slip = torch.tensor([0.5, 1.5, 5.5 - 3.0, 0.0, 12.0 - 4.0, 20.0 - 12.0], dtype=torch.float64) / 2
+    torch.testing.assert_close(vorticity(turned, grid)[0, 0, 0], slip)
+
+
+def test_shear_along_a_coast_keeps_its_vorticity() -> None:
+    grid = island_grid(dx=2.0, dy=0.5, boundary_y="wall")
+    x, y = centres(grid)
+    curl = vorticity(field(-3 * y, 2 * x, grid), grid)
+    lonely_x = torch.zeros_like(grid.valid)
+    lonely_x[4, 20:22] = True  # the channel has no neighbours across it to know du/dy from
+    expected = torch.where(lonely_x, 2.0, 5.0).double() * grid.valid
+    torch.testing.assert_close(curl[0, 0], expected)
+
+
+@pytest.mark.parametrize("operator", [divergence, vorticity])
+def test_land_never_matters(operator: object) -> None:
+    grid = island_grid(dx=2.0, dy=0.5, boundary_x="periodic", boundary_y="wall")
+    clean = noise().requires_grad_()
+    dirty = torch.where(grid.valid, clean.detach(), math.nan).requires_grad_()
+    expected, found = operator(clean, grid), operator(dirty, grid)
+    assert torch.equal(expected, found)
+    assert (found[..., ~grid.valid] == 0).all()
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    assert torch.equal(clean.grad, dirty.grad)
+    assert (dirty.grad[..., ~grid.valid] == 0).all()
+
+
+@pytest.mark.parametrize("operator", [divergence, vorticity])
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_flips_commute(operator: object, axis: int) -> None:
+    """A mirror turns the component across it; a divergence stays, a vorticity changes its sign."""
+    dx = torch.linspace(1, 2, H)
+    grid = island_grid(dx=dx, dy=0.5, boundary_x="open", boundary_y="wall")
+    flipped = replace(grid, valid=grid.valid.flip(axis), dx=dx.flip(0) if axis == -2 else dx)
+    signs = torch.tensor([-1.0, 1.0] if axis == -1 else [1.0, -1.0], dtype=torch.float64).view(2, 1, 1)
+    sign = 1 if operator is divergence else -1
+    velocity = noise()
+    torch.testing.assert_close(
+        operator(signs * velocity.flip(axis), flipped), sign * operator(velocity, grid).flip(axis)
+    )
+
+
+@pytest.mark.parametrize("operator", [divergence, vorticity])
+def test_descending_latitude_gives_the_same_field(operator: object) -> None:
+    lon, lat = torch.linspace(10, 30, W), torch.linspace(20, 60, H)
+    valid = island_grid().valid
+    velocity = noise()
+    up = operator(velocity, Grid.from_degrees(lon, lat, valid))
+    down = operator(velocity.flip(-2), Grid.from_degrees(lon, lat.flip(0), valid.flip(0)))
+    torch.testing.assert_close(down.flip(-2), up, rtol=1e-9, atol=0)
+
+
+def test_solid_body_rotation_on_the_sphere() -> None:
+    """u = Omega R cos(lat): no divergence, vorticity 2 Omega sin(lat)."""
+    omega = 1e-5
+    lon, lat = torch.arange(0, 360, 2.0).double(), torch.arange(-80, 81, 1.0).double()
+    grid = Grid.from_degrees(lon, lat, full(len(lat), len(lon)))
+    u = omega * EARTH_RADIUS * torch.cos(torch.deg2rad(lat))[:, None]
+    velocity = field(u, torch.zeros_like(u), grid)
+    assert grid.periodic == (False, True)
+    assert divergence(velocity, grid).abs().max() < 1e-18
+    exact = (2 * omega * torch.sin(torch.deg2rad(lat)))[:, None].expand(grid.shape)
+    torch.testing.assert_close(vorticity(velocity, grid)[0, 0], exact, rtol=0, atol=6e-4 * 2 * omega)
+    torch.testing.assert_close(vorticity(velocity, grid)[0, 0, 1:-1], exact[1:-1], rtol=1e-3, atol=0)
+
+
+def test_meridional_flow_on_the_sphere() -> None:
+    """v = V cos(lat): divergence -2 V sin(lat) / R; v = V / cos(lat) has none."""
+    lon, lat = torch.arange(0, 40, 1.0).double(), torch.arange(60, 20, -0.5).double()
+    grid = Grid.from_degrees(lon, lat, full(len(lat), len(lon)))
+    radians = torch.deg2rad(lat)[:, None]
+    zero = torch.zeros_like(radians)
+    exact = (-2 * 0.5 * torch.sin(radians) / EARTH_RADIUS).expand(grid.shape)
+    found = divergence(field(zero, 0.5 * torch.cos(radians), grid), grid)[0, 0]
+    torch.testing.assert_close(found, exact, rtol=5e-4, atol=0)
+    assert divergence(field(zero, 0.5 / torch.cos(radians), grid), grid).abs().max() < 1e-18
+    assert vorticity(field(zero, 0.5 * torch.cos(radians), grid), grid).abs().max() < 1e-18
+
+
+def test_closed_basin_with_an_island_conserves_volume() -> None:
+    lon, lat = torch.linspace(10, 30, W).double(), torch.linspace(20, 60, H).double()
+    grid = Grid.from_degrees(lon, lat, island_grid().valid, boundary_x="wall", boundary_y="wall")
+    inflow = divergence(noise(), grid)[:, 0] * (grid.dx * grid.dy)[:, None]
+    assert inflow.sum((-1, -2)).abs().max() < 1e-12 * inflow.abs().sum((-1, -2)).min()
+    opened = divergence(noise(), replace(grid, boundary_y="open"))[:, 0] * (grid.dx * grid.dy)[:, None]
+    assert opened.sum((-1, -2)).abs().max() > 1e-3 * inflow.abs().sum((-1, -2)).min()
+
+
+@pytest.mark.parametrize("operator", [divergence, vorticity])
+def test_float32_agrees_with_float64(operator: object) -> None:
+    grid = island_grid(dx=2.0, dy=0.5)
+    found = operator(noise().float(), grid)
+    assert found.dtype == torch.float32 and found.shape == (3, 1, H, W)
+    torch.testing.assert_close(found.double(), operator(noise(), grid), rtol=0, atol=1e-5)

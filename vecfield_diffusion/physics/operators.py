@@ -1,0 +1,106 @@
+"""Divergence and vorticity of a field on its grid, in s^-1 for velocities in m s-1.
+
+Both are balances over the faces of a cell (Gauss and Stokes), with cell sides dx_j and dy_j of row j,
+
+    div  = [(u_e - u_w) dy_j + (v dx)_n - (v dx)_s] / (dx_j dy_j)
+    curl = [(v_e - v_w) dy_j - (u dx)_n + (u dx)_s] / (dx_j dy_j)
+
+so that on the sphere, where dx_j = R cos(lat_j) dlon, the meridional terms carry the convergence of the meridians. The
+value on a face is the mean of the two cells that share it; in the interior of a uniform grid this is the central
+difference (f[i+1] - f[i-1]) / (2 dx). Rows that run southward have a negative dy_j, which turns n and s around.
+
+Faces with a valid cell on one side only are
+
+- for the divergence: 0 at land and at a `wall` (nothing flows through, the sum over a closed basin telescopes to 0);
+  extrapolated at an `open` boundary;
+- for the vorticity: extrapolated everywhere, because the velocity along a coast need not vanish (free slip).
+
+Extrapolated is (4 f0 - 3 f1 + f2) / 2 from the valid cells next to the face, which makes the difference over the cell
+the one-sided second-order one, (-3 f0 + 4 f1 - f2) / 2; with two valid cells (3 f0 - f1) / 2, with one f0.
+
+Values in invalid cells are replaced before any arithmetic, so that a NaN there reaches neither results nor gradients.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .grid import Grid
+
+_REACH = 3  # cells on either side of a face that its value may use
+
+
+def divergence(velocity: Tensor, grid: Grid) -> Tensor:
+    """The divergence of `velocity` `(B, 2, H, W)` as `(B, 1, H, W)`, 0 in invalid cells."""
+    u, v, dx, dy = _clean(velocity, grid)
+    east = _difference(u, grid.valid, grid.boundary_x, sealed=True)
+    north = _difference((v * dx).mT, grid.valid.mT, grid.boundary_y, sealed=True).mT
+    return _inside((east * dy + north) / (dx * dy), grid)
+
+
+def vorticity(velocity: Tensor, grid: Grid) -> Tensor:
+    """The vertical vorticity dv/dx - du/dy of `velocity` `(B, 2, H, W)` as `(B, 1, H, W)`, 0 in invalid cells."""
+    u, v, dx, dy = _clean(velocity, grid)
+    east = _difference(v, grid.valid, grid.boundary_x, sealed=False)
+    north = _difference((u * dx).mT, grid.valid.mT, grid.boundary_y, sealed=False).mT
+    return _inside((east * dy - north) / (dx * dy), grid)
+
+
+def _clean(velocity: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The components `(B, 1, H, W)` with 0 in invalid cells, and the spacings `(H, 1)`, in the dtype of `velocity`."""
+    velocity = torch.where(grid.valid.to(velocity.device), velocity, 0.0)
+    return velocity[:, :1], velocity[:, 1:], grid.dx[:, None].to(velocity), grid.dy[:, None].to(velocity)
+
+
+def _inside(field: Tensor, grid: Grid) -> Tensor:
+    return torch.where(grid.valid.to(field.device), field, 0.0)
+
+
+def _difference(field: Tensor, valid: Tensor, boundary: str, sealed: bool) -> Tensor:
+    """The value on the far face of each cell less that on its near face, along the last axis.
+
+    Arguments:
+        field: Cell values with 0 in invalid cells, `(..., H, W)`.
+        valid: The valid cells, `(H, W)`.
+        boundary: `periodic`, `wall` or `open`.
+        sealed: Whether nothing passes land and walls; otherwise every one-sided face is extrapolated.
+    """
+    faces = valid.shape[-1] + 1
+    weights = _face_weights(valid, boundary, sealed).to(field)
+    cells = _ghosts(field, boundary)
+    face = sum(weights[k] * cells[..., k : k + faces] for k in range(2 * _REACH))
+    return face.diff(dim=-1)
+
+
+def _ghosts(cells: Tensor, boundary: str) -> Tensor:
+    """`cells` with ghost cells on both ends of the last axis: wrapped if periodic, else 0 (False)."""
+    near, far = cells[..., :_REACH], cells[..., -_REACH:]
+    if boundary == "periodic":
+        return torch.cat((far, cells, near), dim=-1)
+    empty = cells.new_zeros((*cells.shape[:-1], _REACH))
+    return torch.cat((empty, cells, empty), dim=-1)
+
+
+def _face_weights(valid: Tensor, boundary: str, sealed: bool) -> Tensor:
+    """What each face takes from the three cells before it and the three after it, `(6, H, W + 1)`."""
+    faces = valid.shape[-1] + 1
+    cells = _ghosts(valid, boundary)
+    ok = torch.stack([cells[..., k : k + faces] for k in range(2 * _REACH)])
+    both = ok[2] & ok[3]
+    passes = torch.full_like(both, not sealed)
+    if boundary == "open":
+        passes[..., 0] = passes[..., -1] = True
+    before = _one_sided(ok[:3].flip(0), ~ok[3] & passes).flip(0)
+    after = _one_sided(ok[3:], ~ok[2] & passes)
+    weights = torch.cat((before, after))
+    weights[2:4] += 0.5 * both
+    return weights
+
+
+def _one_sided(ok: Tensor, needed: Tensor) -> Tensor:
+    """Extrapolation weights of the cells at distance 1/2, 3/2 and 5/2 from a face, of which `ok` are valid."""
+    one = ok[0] & needed
+    two = one & ok[1]
+    three = two & ok[2]
+    return torch.stack((one + 0.5 * two + 0.5 * three, -0.5 * two - 1.0 * three, 0.5 * three))
