@@ -1,0 +1,125 @@
+"""Fields: what is missing is NaN in both components; the spacing follows from the coordinates."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from vecfield_diffusion.data.fields import Axis, Fields, Found, MemoryReader, blocks, make_grid, measured_cells
+from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.physics.grid import EARTH_RADIUS
+
+
+def build(velocity: np.ndarray, mask: np.ndarray | None = None, **spacing: float) -> Fields:
+    axes = {"x": Axis("x"), "y": Axis("y"), "time": Axis("time")}
+    n, _, height, width = velocity.shape
+    found = Found(MemoryReader(velocity.astype(np.float32)), n, (height, width), ("u", "v"), axes, mask)
+    return found.to_fields("memory", **spacing)
+
+
+def test_a_gap_in_one_component_is_a_gap_in_both_and_only_in_that_snapshot() -> None:
+    velocity = np.arange(3 * 2 * 3 * 4, dtype=np.float32).reshape(3, 2, 3, 4)
+    stored = velocity.copy()
+    stored[1, 0, 2, 3] = np.nan
+    stored[2, 1, 0, 0] = np.inf
+    fields = build(stored)
+    read = fields.read([2, 1])
+    expected = torch.from_numpy(velocity[[2, 1]])
+    expected[1, :, 2, 3] = torch.nan
+    expected[0, :, 0, 0] = torch.nan
+    torch.testing.assert_close(read, expected, equal_nan=True, rtol=0, atol=0)
+    assert fields.grid.valid.all()
+    assert len(fields) == 3 and fields.shape == (3, 4) and read.dtype == torch.float32
+
+
+def test_reading_does_not_change_what_is_stored() -> None:
+    fields = build(np.ones((2, 2, 3, 4)), mask=np.eye(3, 4, dtype=bool))
+    fields.read([0]).fill_(7.0)
+    assert fields.read([0])[0, 0, 0, 0] == 1.0
+    assert fields.read(torch.tensor([1, 0])).isfinite().sum() == 2 * 2 * 3
+
+
+def test_a_cell_measured_once_is_valid_and_one_never_measured_is_not() -> None:
+    velocity = np.full((5, 2, 2, 3), np.nan)
+    velocity[3, :, 1, 2] = 1.0
+    velocity[:, 0, 0, 0] = 1.0
+    fields = build(velocity)
+    assert fields.grid.valid.tolist() == [[False] * 3, [False, False, True]]
+
+
+def test_cells_that_the_mask_excludes_are_nan_whatever_they_hold() -> None:
+    mask = np.array([[True, False, True], [True, True, True]])
+    read = build(np.zeros((1, 2, 2, 3)), mask=mask).read([0])
+    np.testing.assert_array_equal(read[0, 1].isfinite().numpy(), mask)
+
+
+def test_nothing_valid_is_refused() -> None:
+    with pytest.raises(UserError, match="all values are NaN"):
+        build(np.full((2, 2, 3, 3), np.nan))
+    with pytest.raises(UserError, match="marks no cell as valid"):
+        build(np.zeros((2, 2, 3, 3)), mask=np.zeros((3, 3), dtype=bool))
+    with pytest.raises(IndexError, match="0 to 1"):
+        build(np.zeros((2, 2, 3, 3))).read([2])
+
+
+def test_blocks_cover_all_snapshots_once_and_a_survey_stops_when_all_cells_are_seen() -> None:
+    cells = 2**20
+    parts = list(blocks(11, cells))
+    assert max(map(len, parts)) == 4 and np.concatenate(parts).tolist() == list(range(11))
+    calls = []
+
+    def reader(indices: np.ndarray) -> np.ndarray:
+        calls.append(indices)
+        return np.zeros((len(indices), 2, 1024, 1024), dtype=np.float32)
+
+    assert measured_cells(reader, 11, np.ones((1024, 1024), dtype=bool)).all() and len(calls) == 1
+
+
+def test_spacing_from_metres_kilometres_and_degrees() -> None:
+    valid = torch.ones(3, 4, dtype=torch.bool)
+    grid = make_grid(valid, Axis("x", np.arange(4) * 2.5, metres=1000.0), Axis("y", 50.0 - 5.0 * np.arange(3)))
+    assert grid.dx.tolist() == [2500.0] * 3 and grid.dy.tolist() == [-5.0] * 3
+    lat = np.array([60.0, 45.0, 30.0])
+    axes = Axis("lon", np.array([350.0, 355.0, 0.0, 5.0]), degrees=True), Axis("lat", lat, degrees=True)
+    grid = make_grid(valid, *axes)
+    radian = math.pi / 180.0
+    assert grid.dy.tolist() == pytest.approx([-15.0 * radian * EARTH_RADIUS] * 3)
+    assert grid.dx.tolist() == pytest.approx([EARTH_RADIUS * math.cos(phi * radian) * 5 * radian for phi in lat])
+    assert grid.boundary_x == "open"
+
+
+def test_a_longitude_that_closes_the_circle_is_periodic_unless_told_otherwise() -> None:
+    valid = torch.ones(3, 36, dtype=torch.bool)
+    axes = Axis("lon", np.arange(36) * 10.0, degrees=True), Axis("lat", np.array([0.0, 1.0, 2.0]), degrees=True)
+    assert make_grid(valid, *axes).periodic == (False, True)
+    assert make_grid(valid, *axes, dx=3.0).dx.tolist() == [3.0] * 3
+    assert make_grid(valid, *axes, boundary_x="wall", boundary_y="wall").boundary_x == "wall"
+
+
+def test_what_is_given_goes_before_the_coordinates_and_one_is_the_last_resort() -> None:
+    valid = torch.ones(3, 4, dtype=torch.bool)
+    uneven = Axis("x", np.array([0.0, 1.0, 5.0, 6.0]))
+    assert make_grid(valid, Axis("x"), Axis("y")).dx.tolist() == [1.0] * 3
+    assert make_grid(valid, uneven, Axis("y"), dx=2.0).dx.tolist() == [2.0] * 3
+    with pytest.raises(UserError, match="dataset.dx="):
+        make_grid(valid, uneven, Axis("y"))
+    with pytest.raises(UserError, match="neither rises nor falls"):
+        make_grid(valid, Axis("x"), Axis("y", np.array([0.0, 1.0, 0.0])))
+    with pytest.raises(UserError, match="both be in degrees"):
+        make_grid(valid, Axis("lon", np.arange(4.0), degrees=True), Axis("y"))
+    with pytest.raises(ValueError, match="boundary_y must be one of"):
+        make_grid(valid, Axis("x"), Axis("y"), boundary_y="closed")
+
+
+def test_rows_may_be_unevenly_spaced() -> None:
+    grid = make_grid(torch.ones(4, 2, dtype=torch.bool), Axis("x"), Axis("y", np.array([0.0, 1.0, 3.0, 7.0])))
+    assert grid.dy.tolist() == [1.0, 1.5, 3.0, 4.0]
+
+
+def test_coordinates_are_made_up_from_the_spacing_where_the_file_has_none() -> None:
+    fields = build(np.zeros((1, 2, 3, 4)), dx=2.0, dy=-3.0)
+    assert fields.x.tolist() == [0.0, 2.0, 4.0, 6.0] and fields.y.tolist() == [0.0, -3.0, -6.0]
+    assert "1 fields 2x3x4" in fields.summary() and "dx 2, dy -3" in fields.summary()
