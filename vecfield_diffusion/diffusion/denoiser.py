@@ -1,0 +1,53 @@
+"""The denoiser: the posterior mean of the clean field.
+
+`D(z, s, observation) = E[x0 | z, y]` with `z = x0 + s eps`, everything normalised. Samplers and guidance need no more
+than a callable of these three arguments; whatever wraps a denoiser is one itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vecfield_diffusion.diffusion.formulations import Diffusion
+from vecfield_diffusion.diffusion.normalizer import Normalizer
+from vecfield_diffusion.diffusion.observation import Observation
+
+#: `(z (B, 2, H, W), s (B,), observation) -> x_hat (B, 2, H, W)`
+DenoiserFunction = Callable[[Tensor, Tensor, Observation], Tensor]
+
+
+class Denoiser(nn.Module):
+    """A network with the preconditioning of its formulation.
+
+    Arguments:
+        network: `(x (B, 2 + C, H, W), c_noise (B,)) -> (B, 2, H, W)`; C channels of the observation follow the field.
+        diffusion: The formulation that it was trained with.
+        normalizer: The way back to physical units.
+        autocast: The type that the network computes in, such as torch.bfloat16; None leaves it alone. All around it
+            stays in the type of the field.
+    """
+
+    def __init__(
+        self, network: nn.Module, diffusion: Diffusion, normalizer: Normalizer, autocast: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.network, self.diffusion, self.normalizer, self.autocast = network, diffusion, normalizer, autocast
+
+    def forward(self, z: Tensor, s: Tensor, observation: Observation) -> Tensor:
+        """The posterior mean `(B, 2, H, W)` of fields `z` at noise levels `s` `(B,)`, given the observation."""
+        t = self.diffusion.time(s)
+        c_skip, c_out, c_in, c_noise = self.diffusion.preconditioning(t)
+        x_t = column(self.diffusion.alpha(t)) * z
+        # c_in scales the noisy state alone: at high noise it would drown the observations.
+        channels = torch.cat([column(c_in) * x_t, observation.channels()], dim=1)
+        with torch.autocast(z.device.type, self.autocast, enabled=self.autocast is not None):
+            output = self.network(channels.contiguous(memory_format=torch.channels_last), c_noise)
+        return column(c_skip) * x_t + column(c_out) * output.to(z.dtype)
+
+
+def column(values: Tensor) -> Tensor:
+    """`(B,)` to `(B, 1, 1, 1)`."""
+    return values[:, None, None, None]

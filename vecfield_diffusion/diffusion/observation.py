@@ -1,0 +1,61 @@
+"""What is known about a field: the values, where they were measured, how well, and where the domain is.
+
+An observation conditions a sample: `y = x0 + sigma_y eps` on the cells where `observed` is True. It is held in
+normalised units on the grid, so that a network can read it as channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A batch of observations.
+
+    Arguments:
+        y: The measured values, normalised, `(B, 2, H, W)`; anything, NaN included, where not observed.
+        observed: The cells that were measured, boolean `(B, 1, H, W)`.
+        sigma_y: The standard deviation of the measurement error, normalised, `(B, 1, 1, 1)` or `(B, 1, H, W)`.
+        valid: The cells of the domain, boolean `(B, 1, H, W)`.
+    """
+
+    y: Tensor
+    observed: Tensor
+    sigma_y: Tensor
+    valid: Tensor
+
+    #: The number of channels that `channels` makes.
+    CHANNELS = 5
+
+    @classmethod
+    def none(cls, n: int, valid: Tensor, dtype: torch.dtype = torch.float32) -> Observation:
+        """Nothing observed on the domain `valid` `(H, W)`: what an unconditional sample is conditioned on."""
+        valid = valid.expand(n, 1, *valid.shape[-2:])
+        zero = torch.zeros(n, 1, 1, 1, dtype=dtype, device=valid.device)
+        return cls(zero.expand(n, 2, *valid.shape[-2:]), torch.zeros_like(valid), zero, valid)
+
+    def channels(self) -> Tensor:
+        """`(B, 5, H, W)`: the values (0 where not observed), observed, valid, the error where observed."""
+        # Select, never multiply: 0 * NaN is NaN.
+        y = torch.where(self.observed, self.y, 0.0)
+        error = torch.where(self.observed, self.sigma_y, 0.0)
+        return torch.cat([y, self.observed.to(y.dtype), self.valid.to(y.dtype), error], dim=1)
+
+    def forget(self, samples: Tensor) -> Observation:
+        """The same, with nothing observed in the samples marked True in `(B,)`."""
+        return replace(self, observed=self.observed & ~samples[:, None, None, None])
+
+    def to(self, device: torch.device | str) -> Observation:
+        """The same on `device`."""
+        return Observation(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, index: slice | Tensor) -> Observation:
+        """The samples that `index` selects."""
+        return Observation(*(getattr(self, field.name)[index] for field in fields(self)))

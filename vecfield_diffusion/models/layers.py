@@ -1,0 +1,85 @@
+"""Layers that the networks share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution that keeps the size: circular along periodic axes, zero-padded along the others.
+
+    Arguments:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        periodic: Whether y and x close on themselves.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, periodic: tuple[bool, bool]) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=tuple(int(not closed) for closed in periodic))
+        self.periodic = periodic
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, x_axis = (int(closed) for closed in self.periodic)
+        if y or x_axis:
+            x = F.pad(x, (x_axis, x_axis, y, y), mode="circular")
+        return super().forward(x)
+
+
+class FourierEmbedding(nn.Module):
+    """`(B,)` numbers to `(B, width)` features of sine and cosine, then two layers.
+
+    Frequencies are geometric, from `1 / span` to 1 in radians per unit (Vaswani et al., NeurIPS 2017, section 3.5).
+
+    Arguments:
+        width: Features of the output.
+        span: The longest period over 2 pi; about the range of the number that is embedded.
+    """
+
+    def __init__(self, width: int, span: float = 1000.0) -> None:
+        super().__init__()
+        half = width // 2
+        frequencies = torch.exp(-math.log(span) * torch.arange(half, dtype=torch.float64) / half)
+        self.register_buffer("frequencies", frequencies.float(), persistent=False)
+        self.layers = nn.Sequential(nn.Linear(2 * half, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+
+    def forward(self, value: Tensor) -> Tensor:
+        angle = value[:, None] * self.frequencies
+        return self.layers(torch.cat([angle.cos(), angle.sin()], dim=1).to(self.layers[0].weight.dtype))
+
+
+class Attention(nn.Module):
+    """Self-attention over the cells, added to its input (Vaswani et al., NeurIPS 2017).
+
+    Arguments:
+        channels: Channels of input and output, a multiple of `head`.
+        head: Channels of one head.
+    """
+
+    def __init__(self, channels: int, head: int = 32) -> None:
+        super().__init__()
+        self.heads = max(1, channels // head)
+        self.norm = nn.GroupNorm(groups(channels), channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(n, 3, self.heads, c // self.heads, h * w).transpose(-1, -2).unbind(1)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(y.transpose(-1, -2).reshape(n, c, h, w))
+
+
+def groups(channels: int) -> int:
+    """Groups of a GroupNorm: about 16 channels each, and a divisor of `channels`."""
+    return math.gcd(channels, max(1, channels // 16))
+
+
+def zero(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer with all parameters zero, so that a residual branch starts as the identity."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

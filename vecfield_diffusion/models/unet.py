@@ -1,0 +1,146 @@
+"""A UNet for fields of any size: residual blocks at several resolutions, told the noise level.
+
+Down the left side the field is halved and the channels grow, up the right side each block joins what the left side had
+at its resolution (Ronneberger et al., MICCAI 2015; residual blocks with adaptive group normalisation as Dhariwal &
+Nichol, NeurIPS 2021). The first layer may gather `patch` x `patch` cells into channels, so that a fine grid costs no more
+than a coarse one. Sizes that the strides do not divide are padded inside and cropped again.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vecfield_diffusion.models.layers import Attention, Conv3x3, FourierEmbedding, groups, zero
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with the noise level entering as scale and shift, added to a skip connection.
+
+    Arguments:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        embedding: Features of the noise-level embedding.
+        periodic: Whether y and x close on themselves.
+        dropout: Probability of dropping a feature in training.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, embedding: int, periodic: tuple[bool, bool], dropout: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups(in_channels), in_channels)
+        self.conv1 = Conv3x3(in_channels, out_channels, periodic)
+        self.modulate = nn.Linear(embedding, 2 * out_channels)
+        self.norm2 = nn.GroupNorm(groups(out_channels), out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero(Conv3x3(out_channels, out_channels, periodic))
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.modulate(embedding)[:, :, None, None].chunk(2, dim=1)
+        y = self.conv1(F.silu(self.norm1(x)))
+        y = F.silu(torch.addcmul(shift, self.norm2(y), 1 + scale))
+        return self.skip(x) + self.conv2(self.dropout(y))
+
+
+class UNet(nn.Module):
+    """`(B, in_channels, H, W)` and a number `(B,)` to `(B, out_channels, H, W)`.
+
+    Arguments:
+        in_channels: Channels of the input: the field and what conditions it.
+        out_channels: Channels of the output.
+        periodic: Whether y and x close on themselves.
+        channels: Channels at each resolution, each half the one before.
+        blocks: Residual blocks at each resolution, on each side.
+        attention: Which resolutions attend, by their index in `channels`; -1 is the coarsest.
+        embedding: Features of the noise-level embedding.
+        patch: Cells along each axis that the first layer gathers into one.
+        dropout: Probability of dropping a feature in training.
+
+    Raises:
+        ValueError: No resolutions, blocks or patch, or attention at a resolution that does not exist.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 2,
+        periodic: tuple[bool, bool] = (False, False),
+        channels: list[int] = (64, 96, 128),
+        blocks: int = 2,
+        attention: list[int] = (-1,),
+        embedding: int = 256,
+        patch: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_sizes(channels, blocks, attention, patch, dropout)
+        attend = {index % len(channels) for index in attention}
+        self.periodic, self.patch, self.stride = periodic, patch, patch * 2 ** (len(channels) - 1)
+
+        def stage(widths: list[tuple[int, int]], level: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                nn.ModuleList(
+                    [
+                        ResidualBlock(a, b, embedding, periodic, dropout),
+                        Attention(b) if level in attend else nn.Identity(),
+                    ]
+                )
+                for a, b in widths
+            )
+
+        self.embed = FourierEmbedding(embedding)
+        self.stem = Conv3x3(in_channels * patch**2, channels[0], periodic)
+        self.down, self.shrink, self.up, self.grow = (nn.ModuleList() for _ in range(4))
+        for level, c in enumerate(channels):
+            self.down.append(stage([(c, c)] * blocks, level))
+            self.up.append(stage([(2 * c, c)] + [(c, c)] * (blocks - 1), level))
+        for fine, coarse in zip(channels, channels[1:], strict=False):
+            self.shrink.append(nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * fine, coarse, 1)))
+            self.grow.append(nn.Sequential(nn.Conv2d(coarse, 4 * fine, 1), nn.PixelShuffle(2)))
+        self.head = nn.Sequential(
+            nn.GroupNorm(groups(channels[0]), channels[0]),
+            nn.SiLU(),
+            zero(Conv3x3(channels[0], out_channels * patch**2, periodic)),
+        )
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        embedding = self.embed(noise)
+        x = self.stem(F.pixel_unshuffle(self.pad(x), self.patch))
+        skips = []
+        for level, blocks in enumerate(self.down):
+            x = self.shrink[level - 1](x) if level else x
+            for block, attend in blocks:
+                x = attend(block(x, embedding))
+            skips.append(x)
+        for level in reversed(range(len(self.up))):
+            x = self.grow[level](x) if level < len(self.grow) else x
+            x = torch.cat([x, skips[level]], dim=1)
+            for block, attend in self.up[level]:
+                x = attend(block(x, embedding))
+        return F.pixel_shuffle(self.head(x), self.patch)[..., :h, :w]
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Pads the ends of both axes to multiples of the stride: wrapped where periodic, else with zeros."""
+        rows, columns = (-size % self.stride for size in x.shape[-2:])
+        for periodic, amount in zip(self.periodic, ((0, 0, 0, rows), (0, columns, 0, 0)), strict=True):
+            if any(amount):
+                x = F.pad(x, amount, mode="circular" if periodic else "constant")
+        return x
+
+
+def check_sizes(channels: list[int], blocks: int, attention: list[int], patch: int, dropout: float) -> None:
+    """Raises ValueError for sizes that make no network."""
+    if not channels or min(channels) < 1:
+        raise ValueError(f"channels must name at least one positive width, got {list(channels)}")
+    for name, value in (("blocks", blocks), ("patch", patch)):
+        if value < 1:
+            raise ValueError(f"{name} must be >= 1, got {value}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+    for index in attention:
+        if not -len(channels) <= index < len(channels):
+            raise ValueError(f"attention names resolution {index}, but channels has {len(channels)}")
