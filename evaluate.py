@@ -1,0 +1,6 @@
+"""Scores a model beside the baselines: `python evaluate.py --help`. Tab completion looks for the text @hydra.main."""
+
+from vecfield_diffusion.apps.evaluate import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""The checker and the builder against sources written here, and against every option that is shipped."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vecfield_diffusion.apps import build as builder
+from vecfield_diffusion.apps import schema
+from vecfield_diffusion.apps.build import build, resolve
+from vecfield_diffusion.apps.config import CONF
+from vecfield_diffusion.apps.infer import main as infer
+from vecfield_diffusion.apps.overrides import Composer, plain
+from vecfield_diffusion.apps.schema import Checker, fit, kind, signature
+from vecfield_diffusion.apps.train import main as train
+from vecfield_diffusion.errors import UserError
+
+SHAPES = """
+from __future__ import annotations
+import os
+from dataclasses import dataclass
+from typing import Literal
+from outside import Stranger
+Colour = Literal["red", "blue"]
+class Base:
+    def __init__(self, steps: int = 4, *, rate: float = 0.5) -> None:
+        if steps < 1:
+            raise ValueError(f"steps must be >= 1, got {steps}")
+        self.steps, self.rate = steps, rate
+class Inherits(Base): pass
+class Passes(Base):
+    def __init__(self, colour: Colour = "red", **others: object) -> None:
+        super().__init__(**others)
+        self.colour = colour
+@dataclass
+class Record:
+    size: tuple[int, int]
+    part: Base | None = None
+    parts: list[Base] | None = None
+@dataclass
+class Longer(Record):
+    label: str = "a"
+def function(x: int, y: float = 1.0) -> tuple[int, float]:
+    return x, y
+class Adopted(Stranger): pass
+"""
+
+
+@pytest.fixture
+def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A package `shapes` that stands for ours: `shapes.forms` defines, `shapes` re-exports."""
+    (tmp_path / "shapes").mkdir()
+    (tmp_path / "shapes" / "forms.py").write_text(SHAPES)
+    (tmp_path / "shapes" / "__init__.py").write_text("from .forms import Base, Inherits as Heir\n")
+    (tmp_path / "outside.py").write_text("class Stranger:\n    def __init__(self, x): self.x = x\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(schema, "PACKAGES", ("shapes", "torch"))
+    monkeypatch.setattr(builder, "PACKAGE", "shapes")
+    for cache in (schema._module_file, schema._module, signature):
+        cache.cache_clear()
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("shapes", "outside")]:
+        del sys.modules[name]
+
+
+def of(text: str) -> schema.Kind:
+    return kind(ast.parse(text, mode="eval").body)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "result"),
+    [
+        ("int", 3, 3),
+        ("float", 3, 3.0),
+        ("float", "1e-3", 0.001),
+        ("float", ".5", 0.5),
+        ("str", 7, "7"),
+        ("bool", True, True),
+        ("int | None", None, None),
+        ("Optional[int]", None, None),
+        ("float | str", "1e-3", 0.001),
+        ("float | str", "auto", "auto"),
+        ("int | float", 3, 3),
+        ("float | int", 3, 3),
+        ("Literal['auto', 3] | float", 3, 3),
+        ("list[float]", [1, "2e0"], [1.0, 2.0]),
+        ("tuple[int, ...]", [1, 2, 3], (1, 2, 3)),
+        ("tuple[int, float]", [1, 2], (1, 2.0)),
+        ("int | tuple[int, int]", [1, 2], (1, 2)),
+        ("Sequence[str]", ["a"], ["a"]),
+        ("dict[str, float]", {"a": 1}, {"a": 1.0}),
+        ("'int | None'", 4, 4),
+        ("Any", {"a": [None]}, {"a": [None]}),
+        ("torch.Tensor", "whatever", "whatever"),
+        ("list", [1, "a"], [1, "a"]),
+    ],
+)
+def test_a_value_that_fits_arrives_as_annotated(annotation: str, value: Any, result: Any) -> None:
+    got = fit("key", value, of(annotation))
+    assert got == result and type(got) is type(result)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "message"),
+    [
+        ("int", "abc", "key=abc: expected a whole number, got 'abc'"),
+        ("int", 3.0, "key=3.0: expected a whole number, got 3.0"),
+        ("int", True, "key=true: expected a whole number, got True"),
+        ("int", "", "key=: expected a whole number, got nothing"),
+        ("int", None, "key=null: expected a whole number, got null"),
+        ("float", "1e-3x", "key=1e-3x: expected a number, got '1e-3x'"),
+        ("float", True, "key=true: expected a number, got True"),
+        ("str", "", "key=: expected text, got nothing"),
+        ("bool", 1, "key=1: expected true or false, got 1"),
+        ("None | int", "x", "key=x: expected a whole number or null, got 'x'"),
+        ("Literal['auto', 'cpu']", "cpus", "key=cpus: expected one of auto, cpu, got 'cpus'. Did you mean 'cpu'?"),
+        ("Literal[1]", True, "key=true: expected one of 1, got True"),
+        ("list[int]", 3, "key=3: expected a list (each a whole number), got 3"),
+        ("list[int]", [1, "a"], "key=[1,a]: expected a list (each a whole number), got [1, 'a']"),
+        ("tuple[int, int]", [1], "key=[1]: expected a list of 2 (a whole number, a whole number), got [1]"),
+        ("float | Tensor", "abc", "key=abc: expected a number, got 'abc'"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(annotation: str, value: Any, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        fit("key", value, of(annotation))
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("target", "parameters", "is_open"),
+    [
+        ("shapes.forms.Base", ["steps", "rate"], False),
+        ("shapes.Base", ["steps", "rate"], False),
+        ("shapes.Heir", ["steps", "rate"], False),
+        ("shapes.forms.Passes", ["steps", "rate", "colour"], False),
+        ("shapes.forms.Longer", ["size", "part", "parts", "label"], False),
+        ("shapes.forms.function", ["x", "y"], False),
+        ("shapes.forms.Adopted", [], True),
+    ],
+)
+def test_signatures_are_read_without_importing(shapes: None, target: str, parameters: list[str], is_open: bool) -> None:
+    found = signature(target)
+    assert found is not None
+    assert list(found.parameters) == parameters and found.open == is_open
+    assert "shapes" not in sys.modules
+
+
+def test_signatures_of_torch_and_of_strangers(shapes: None) -> None:
+    adam = signature("torch.optim.AdamW")
+    assert adam is not None and {"params", "lr", "betas", "weight_decay"} <= set(adam.parameters)
+    assert signature("somebody.else.Sampler") is None
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"stepz": 3}, "unknown key sampler.stepz. Did you mean 'steps'? The keys of sampler are: rate, steps."),
+        ({"steps": "abc"}, "sampler.steps=abc: expected a whole number, got 'abc'"),
+        ({"steps": "???"}, "sampler.steps= is missing"),
+    ],
+)
+def test_a_node_is_checked_against_its_constructor(shapes: None, node: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Checker().node({"_target_": "shapes.forms.Inherits"} | node, "sampler")
+    assert str(caught.value) == message
+
+
+def test_nodes_within_nodes_are_checked_and_aliases_followed(shapes: None) -> None:
+    inner = {"_target_": "shapes.forms.Passes", "colour": "blue", "steps": 2}
+    record = {"_target_": "shapes.forms.Record", "size": [1, 2], "part": inner, "parts": [inner, inner]}
+    assert Checker().node(record, "r") == record | {"size": (1, 2)}
+    record["parts"] = [inner, inner | {"colour": "green"}]
+    with pytest.raises(UserError, match=r"^r\.parts\[1\]\.colour=green: expected one of red, blue, got 'green'"):
+        Checker().node(record, "r")
+
+
+def test_a_target_that_is_not_there_is_named(shapes: None) -> None:
+    with pytest.raises(UserError, match=r"^r\._target_: shapes\.forms\.Bass is neither .* Did you mean 'Base'\?$"):
+        Checker().node({"_target_": "shapes.forms.Bass"}, "r")
+
+
+def test_keys_outside_every_node(shapes: None) -> None:
+    checker = Checker(
+        {"seed": "int", "ckpt": "str", "trainer.steps": "int"}, ["sampler", "mask", "trainer"], {"ckpt": "do"}
+    )
+    node = {"_target_": "shapes.Base", "steps": 3}
+    good = {"seed": 1, "ckpt": "a", "sampler": node, "mask": {}, "trainer": {"steps": 3}}
+    assert checker.root(good) == good
+    for change, message in [
+        ({"ckpt": "???"}, "^ckpt= is missing: do$"),
+        ({"sed": 1}, "^unknown key sed. Did you mean 'seed'?"),
+        ({"mask": {"size": 1}}, "^unknown key mask.size"),
+        ({"trainer": {"step": 1}}, "^unknown key trainer.step. Did you mean 'steps'?"),
+        ({"sampler": 3}, "^sampler=3: expected a group of keys, got 3$"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            checker.root(good | change)
+
+
+def test_a_program_may_describe_a_key_that_it_fills_in(shapes: None) -> None:
+    node = {"_target_": "shapes.Base", "steps": "auto"}
+    checker = Checker({"sampler.steps": "int | Literal['auto']"}, ["sampler"])
+    assert checker.root({"sampler": node}) == {"sampler": node}
+    with pytest.raises(UserError, match=r"^sampler\.steps=aut: expected one of auto or a whole number, got 'aut'"):
+        checker.root({"sampler": node | {"steps": "aut"}})
+
+
+def test_what_is_missing_is_no_error_where_the_configuration_is_only_shown(shapes: None) -> None:
+    assert Checker({"ckpt": "str"}, complete=False).root({"ckpt": "???"}) == {"ckpt": "???"}
+
+
+# Building.
+
+
+def test_build_makes_nested_objects(shapes: None) -> None:
+    inner = {"_target_": "shapes.forms.Base", "steps": 2, "rate": "1e-1"}
+    made = build({"_target_": "shapes.forms.Longer", "size": [1, 2], "parts": [inner, inner]}, "r", part=7)
+    assert (made.size, made.label, made.part) == ((1, 2), "a", 7)
+    assert [(part.steps, part.rate) for part in made.parts] == [(2, 0.1), (2, 0.1)]
+    assert made.parts[0] is not made.parts[1]
+    assert build({"_target_": "shapes.forms.function", "x": 1}) == (1, 1.0)
+
+
+def test_the_empty_option_builds_nothing() -> None:
+    assert build({}) is None and build(None) is None
+
+
+def test_what_a_constructor_refuses_names_the_key(shapes: None) -> None:
+    with pytest.raises(UserError) as caught:
+        build({"_target_": "shapes.forms.Record", "size": [1, 1], "part": {"_target_": "shapes.Base", "steps": 0}}, "r")
+    assert str(caught.value) == "r.part.steps: must be >= 1, got 0"
+    with pytest.raises(UserError, match=r"^r: .*missing 1 required positional argument: 'size'$"):
+        build({"_target_": "shapes.forms.Record"}, "r")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "subprocess.Popen",
+        "shapes.forms.os.system",
+        "shapes.forms.Stranger",
+        "shapesque.Thing",
+        "torch.os.system",
+        "torch.load",
+        "torch.hub.load",
+        "torch.nn.functional.torch.hub.load",
+        "torch.nn.functional.relu",
+        "torch.nn.Module.__init__",
+        "torchvision.ops.nms",
+        "outside.Stranger",
+    ],
+)
+def test_a_checkpoint_may_not_name_what_lies_outside(shapes: None, target: str) -> None:
+    with pytest.raises(UserError, match="may name only classes and functions defined in"):
+        resolve(target)
+    with pytest.raises(UserError, match=r"^m\.inner\._target_"):
+        build({"inner": {"_target_": target}}, "m")
+
+
+def test_a_checkpoint_may_not_name_the_applications() -> None:
+    for target in ("vecfield_diffusion.apps.build.build", "vecfield_diffusion.apps.config.Program"):
+        with pytest.raises(UserError, match="may name only"):
+            resolve(target)
+
+
+def test_what_may_be_named(shapes: None) -> None:
+    import outside  # of the fixture
+    import torch
+
+    assert resolve("torch.nn.Linear") is torch.nn.Linear
+    assert resolve("torch.optim.AdamW") is torch.optim.AdamW
+    assert resolve("shapes.Heir").__name__ == "Inherits"
+    assert resolve("outside.Stranger", trust=["outside"]) is outside.Stranger
+    assert resolve("outside.Stranger", trusted=True) is outside.Stranger
+    with pytest.raises(UserError, match=r"add trust=\[outside\]$"):
+        resolve("outside.Stranger", trust=["out"])
+    with pytest.raises(UserError, match="PYTHONPATH"):
+        resolve("nowhere.at.All", trusted=True)
+
+
+# What is shipped.
+
+OPTIONS = sorted(file.relative_to(CONF).with_suffix("") for file in CONF.glob("*/*.yaml"))
+LOCAL = [option for option in OPTIONS if "@package _global_" not in (CONF / option).with_suffix(".yaml").read_text()]
+
+
+@pytest.mark.parametrize("option", LOCAL, ids=str)
+def test_every_option_binds_to_its_signature(option: Path) -> None:
+    group, name = option.parts
+    composed = plain(Composer(CONF, None).compose([f"+{group}={name}"])).get(group, {})
+    Checker(train.keys | infer.keys, complete=False).node(composed, group)
+    for target in _targets(composed):
+        assert callable(resolve(target))
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield from ([node["_target_"]] if "_target_" in node else [])
+        for each in node.values():
+            yield from _targets(each)
+    elif isinstance(node, list):
+        for each in node:
+            yield from _targets(each)

@@ -1,0 +1,110 @@
+"""From configurations to objects: what the programs share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from vecfield_diffusion.apps.build import build
+from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.hdf5 import open_hdf5
+from vecfield_diffusion.data.netcdf import open_netcdf
+from vecfield_diffusion.diffusion.denoiser import Denoiser
+from vecfield_diffusion.diffusion.formulations import Diffusion
+from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
+from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint
+from vecfield_diffusion.training.trainer import network_precision
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one. Raises UserError for a GPU that is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: torch sees no GPU here. Use device=auto or device=cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def make_denoiser(
+    config: Mapping[str, Any],
+    diffusion: Diffusion,
+    normalizer: Normalizer,
+    grid: Grid,
+    device: torch.device,
+    trusted: bool = False,
+    trust: Sequence[str] = (),
+) -> Denoiser:
+    """The denoiser of a training configuration, with fresh weights."""
+    network = build(
+        config["model"],
+        "model",
+        trusted=trusted,
+        trust=trust,
+        in_channels=2 + Observation.CHANNELS,
+        periodic=grid.periodic,
+    )
+    dtype = network_precision(config["trainer"]["precision"], device)
+    denoiser = Denoiser(network, diffusion, normalizer, autocast=dtype)
+    return denoiser.to(device=device, memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """All that a checkpoint says: the denoiser with averaged weights, the grid, the data that it was trained on."""
+
+    denoiser: Denoiser
+    grid: Grid
+    statistics: Statistics
+    config: dict[str, Any]
+    path: Path
+    step: int
+
+
+def load_trained(ckpt: str, device: torch.device, trust: Sequence[str] = ()) -> Trained:
+    """The network of a run folder or a checkpoint file, ready to sample.
+
+    Raises:
+        UserError: No checkpoint there, a damaged or foreign one, or one whose configuration names what is not trusted.
+    """
+    path = find_checkpoint(ckpt)
+    state = load_checkpoint(path)
+    try:
+        config = yaml.safe_load(state["config"])
+        grid, statistics = Grid(**state["grid"]), Statistics(**state["statistics"])
+        normalizer = Normalizer(state["mean"], statistics.std)
+        diffusion = build(config["diffusion"], "diffusion", trust=trust)
+        denoiser = make_denoiser(config, diffusion, normalizer, grid, device, trust=trust)
+        denoiser.network.load_state_dict(state["ema"])
+        step = int(state["counters"]["step"])
+    except (KeyError, TypeError, ValueError, RuntimeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: the checkpoint does not fit this program ({error})") from error
+    return Trained(denoiser.eval().requires_grad_(False), grid, statistics, config, path, step)
+
+
+def open_input(path: str) -> Fields:
+    """The fields of a file given as `input=`: netCDF by its ending, else HDF5."""
+    netcdf = Path(path).suffix.lower() in (".nc", ".nc4", ".cdf")
+    return open_netcdf(path) if netcdf else open_hdf5(path)
+
+
+def held_out(trained: Trained, split: str, trust: Sequence[str] = ()) -> tuple[Fields, range]:
+    """The data that a checkpoint was trained on, and the snapshots of a split that it has not seen."""
+    fields = build(trained.config["dataset"], "dataset", trust=trust)
+    return fields, build(trained.config["splits"], "splits", trust=trust).split(fields)[split]
+
+
+def check_grid(fields: Fields, trained: Trained) -> None:
+    """Raises UserError where fields do not have the size that the network was trained on."""
+    if fields.shape != trained.grid.shape:
+        raise UserError(
+            f"{fields.source} has fields of {fields.shape[0]}x{fields.shape[1]} cells, but {trained.path} was trained "
+            f"on {trained.grid.shape[0]}x{trained.grid.shape[1]}. Give data of that size, or train on yours"
+        )

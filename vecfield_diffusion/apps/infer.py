@@ -1,0 +1,173 @@
+"""`python infer.py`: fills gaps with an ensemble, or draws fields from nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vecfield_diffusion.apps.config import Program
+from vecfield_diffusion.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from vecfield_diffusion.apps.assemble import Trained
+    from vecfield_diffusion.data.fields import Fields
+    from vecfield_diffusion.inference.cases import Cases
+
+main = Program(
+    "infer",
+    "vecfield_diffusion.apps.infer:infer",
+    keys={
+        "ckpt": "str",
+        "name": "str",
+        "input": "str | None",
+        "time": "int | list[int]",
+        "members": "int",
+        "seed": "int",
+        "batch": "int",
+        "sigma_obs": "float",
+        "colour": "Literal['speed', 'vorticity']",
+        "device": "Literal['auto', 'cpu', 'cuda']",
+        "trust": "list[str]",
+    },
+    examples={"ckpt": "python infer.py ckpt=outputs/train/run mask=block"},
+    files={"mask": "file"},
+)
+
+
+def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Fills the gaps of chosen snapshots, writes `fields.nc`, `metrics.json` and `figure.png`, returns the scores.
+
+    Raises:
+        UserError: A checkpoint, file or option that does not fit.
+    """
+    from vecfield_diffusion.apps.assemble import choose_device, load_trained
+    from vecfield_diffusion.apps.build import build
+
+    check_ranges(config)
+    device = choose_device(config["device"])
+    parts = {key: build(config[key], key, trusted=True) for key in ("mask", "sampler", "inpainting", "physics")}
+    trained = load_trained(config["ckpt"], device, config["trust"])
+    print(f"{trained.path}: step {trained.step}, {type(trained.denoiser.diffusion).__name__}")
+    fields, indices = chosen_snapshots(config, trained)
+    cases = hide(config, trained, fields, indices, parts["mask"])
+    members = fill(config, trained, parts, cases)
+    return write(config, folder, trained, fields, indices, cases, members)
+
+
+def check_ranges(config: dict[str, Any]) -> None:
+    """Raises UserError for a number out of range."""
+    for key, least in (("members", 1), ("batch", 1), ("sigma_obs", 0.0)):
+        if key in config and config[key] < least:
+            raise UserError(f"{key} must be >= {least}, got {config[key]}")
+
+
+def chosen_snapshots(config: dict[str, Any], trained: Trained) -> tuple[Fields, list[int]]:
+    """The fields of `input=`, or of the test split of the training data, and the indices that `time=` chooses."""
+    from vecfield_diffusion.apps.assemble import check_grid, held_out, open_input
+
+    if config["input"] is not None:
+        fields = open_input(config["input"])
+        offered = range(len(fields))
+    else:
+        fields, offered = held_out(trained, "test", config["trust"])
+    print(fields.summary())
+    check_grid(fields, trained)
+    wanted = [config["time"]] if isinstance(config["time"], int) else list(config["time"])
+    outside = [index for index in wanted if not -len(offered) <= index < len(offered)]
+    if outside or not wanted:
+        raise UserError(f"time={config['time']}: there are {len(offered)} snapshots, 0 to {len(offered) - 1}")
+    return fields, [offered[index] for index in wanted]
+
+
+def hide(config: dict[str, Any], trained: Trained, fields: Fields, indices: list[int], mask: Any) -> Cases:
+    """The cases to fill. `mask=auto` takes the gaps of `input=` as they are, and hides a block where there is none."""
+    from vecfield_diffusion.apps.build import build
+    from vecfield_diffusion.apps.config import option
+    from vecfield_diffusion.inference.cases import make_cases
+
+    twin = config["input"] is None
+    mask = mask or build(option("mask", "block" if twin else "gaps"), "mask", trusted=True)
+    cases = make_cases(fields, indices, mask, config["seed"], config["sigma_obs"], add_error=twin, grid=trained.grid)
+    if bool((cases.observed | ~trained.grid.valid).all()):
+        raise UserError("nothing to fill: every cell is observed. Hide some with mask=block, or another of conf/mask")
+    return cases
+
+
+def fill(config: dict[str, Any], trained: Trained, parts: dict[str, Any], cases: Cases) -> torch.Tensor:
+    """The ensemble `(M, N, 2, H, W)` in physical units, with a progress bar."""
+    from tqdm import tqdm
+
+    from vecfield_diffusion.inference.ensemble import sample_ensemble
+
+    denoiser = trained.denoiser
+    observation = cases.observation(denoiser.normalizer, denoiser.normalizer.std.device)
+    total = config["members"] * len(observation) * parts["sampler"].evaluations
+    with tqdm(total=total, unit=" evaluations", unit_scale=True, disable=None) as bar:
+        return sample_ensemble(
+            denoiser,
+            parts["sampler"],
+            parts["inpainting"],
+            parts["physics"],
+            observation,
+            trained.grid,
+            members=config["members"],
+            seed=config["seed"],
+            numbers=cases.numbers,
+            batch=config["batch"],
+            progress=bar.update,
+        )
+
+
+def write(
+    config: dict[str, Any],
+    folder: Path,
+    trained: Trained,
+    fields: Fields,
+    indices: list[int],
+    cases: Cases,
+    members: torch.Tensor,
+) -> dict[str, float]:
+    """Writes the fields, the scores and, last, the picture; prints what they say."""
+    import yaml
+
+    from vecfield_diffusion.evaluation.metrics import divergence_rms, scores, table
+    from vecfield_diffusion.evaluation.plots import Coordinates, figure_inpainting
+    from vecfield_diffusion.inference.ensemble import member_seed
+    from vecfield_diffusion.inference.files import write_fields, write_text_atomic
+
+    write_fields(
+        folder / "fields.nc",
+        members.numpy(),
+        cases.observed.numpy(),
+        trained.grid.valid.numpy(),
+        fields.coordinates(indices),
+        truth=cases.truth.numpy(),
+        units=fields.units,
+        config=yaml.safe_dump(config, sort_keys=False),
+        seeds=[member_seed(config["seed"], i, m) for i in indices for m in range(config["members"])],
+        ckpt=str(trained.path),
+        attributes={"source": fields.source, **fields.attrs},
+    )
+    regions = {"hidden": cases.hidden, "observed": cases.observed}
+    results = {name: scores(members, cases.truth, where) for name, where in regions.items() if where.any()}
+    everywhere = trained.grid.valid.expand_as(cases.observed)
+    results["all"] = {"divergence_rms": divergence_rms(members, trained.grid, everywhere)}
+    write_text_atomic(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
+    if len(results) > 1:
+        print(table([{"cells": name, **values} for name, values in results.items() if name != "all"]))
+    print(f"divergence of the members: {results['all']['divergence_rms']:.3g} per s (RMS)")
+    figure_inpainting(
+        folder / "figure.png",
+        cases.truth[0],
+        cases.observed[0],
+        members[:, 0],
+        trained.grid,
+        fields.units,
+        colour=config["colour"],
+        coordinates=Coordinates(fields.x, fields.y, fields.x_name, fields.y_name),
+    )
+    print(f"{folder}: fields.nc, metrics.json, figure.png")
+    return results.get("hidden", {})

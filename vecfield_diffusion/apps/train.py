@@ -1,0 +1,189 @@
+"""`python train.py`: trains a network, or goes on where a run of that name stopped."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vecfield_diffusion.apps.config import Program
+from vecfield_diffusion.errors import UserError
+
+if TYPE_CHECKING:
+    from vecfield_diffusion.data.fields import Fields
+    from vecfield_diffusion.diffusion.denoiser import Denoiser
+    from vecfield_diffusion.training.trainer import Run
+
+main = Program(
+    "train",
+    "vecfield_diffusion.apps.train:train",
+    keys={
+        "name": "str",
+        "seed": "int",
+        "device": "Literal['auto', 'cpu', 'cuda']",
+        "mean_field": "bool | Literal['auto']",
+    },
+    metric="val/crps",
+)
+
+#: Keys that may change between the command that began a run and the one that goes on with it.
+FREE = {"name", "device", "logger", "trainer.max_steps", "trainer.max_minutes", "trainer.log_every"} | {
+    "trainer.checkpoint_minutes"
+}
+
+
+def train(config: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Trains as a configuration says, in a run folder, and returns the validation scores.
+
+    Raises:
+        UserError: Anything in the configuration or the data that only the user can mend.
+        SystemExit: A signal stopped the run after its state was saved (130 for Ctrl-C, 143 for SIGTERM).
+    """
+    from vecfield_diffusion.training.trainer import Stopped
+
+    run = prepare(config, folder)
+    if run.resume():
+        print(f"{folder}: going on from step {run.counters.step}")
+    run.logger.open(folder, config["name"], config)
+    try:
+        scores = run.train()
+    except Stopped as stop:
+        print(f"{stop}: saved {run.last}; the same command goes on", file=sys.stderr)
+        raise SystemExit(128 + stop.signal) from None
+    finally:
+        run.logger.close()
+    print(f"{folder}: {run.counters.step} steps, {run.counters.minutes:.1f} minutes")
+    print("  ".join(f"{name} {scores[name]:.4g}" for name in scores))
+    print(f"next: python infer.py ckpt={folder} mask=block")
+    return scores
+
+
+def prepare(config: dict[str, Any], folder: Path) -> Run:
+    """Everything that a run needs, built and checked: first what needs no data, so that mistakes show early."""
+    import torch
+    import yaml
+
+    from vecfield_diffusion.apps.assemble import choose_device, make_denoiser
+    from vecfield_diffusion.apps.build import build
+    from vecfield_diffusion.data.statistics import homogeneous, measure
+    from vecfield_diffusion.training.batches import Batches
+    from vecfield_diffusion.training.trainer import Run
+
+    device = choose_device(config["device"])
+    parts = {key: build(config[key], key, trusted=True) for key in ("trainer", "sampler", "mask", "augment", "logger")}
+    trainer = parts["trainer"]
+    torch.manual_seed(config["seed"])
+
+    fields = build(config["dataset"], "dataset", trusted=True)
+    split = build(config["splits"], "splits", trusted=True).split(fields)
+    print(fields.summary())
+    print("snapshots: " + ", ".join(f"{name} {s.start}-{s.stop - 1}" for name, s in split.items()))
+    normalizer, statistics = measure(fields, split["train"], config["mean_field"])
+    config = with_levels(config, statistics.sigma_max)
+    keep_config(config, folder)
+    diffusion = build(config["diffusion"], "diffusion", trusted=True)
+    denoiser = make_denoiser(config, copy.deepcopy(diffusion), copy.deepcopy(normalizer), fields.grid, device, True)
+    names = parts["augment"].resolve(fields.grid, mean_is_zero=homogeneous(fields))
+    announce(denoiser, statistics.sigma_max, names)
+
+    common = dict(fields=fields, normalizer=normalizer, diffusion=diffusion, mask=parts["mask"], seed=config["seed"])
+    common |= dict(size=trainer.batch_size, sigma_obs=trainer.sigma_obs, dropout=trainer.condition_dropout)
+    return Run(
+        trainer=trainer,
+        denoiser=denoiser,
+        optimizer=build(config["optimizer"], "optimizer", trusted=True, params=denoiser.network.parameters()),
+        batches=Batches(indices=split["train"], augmentation=parts["augment"], **common),
+        validation=Batches(indices=split["validation"], augmentation=None, **common),
+        folder=folder,
+        logger=parts["logger"],
+        identity={
+            "config": yaml.safe_dump(config, sort_keys=False),
+            "grid": fields.grid.state_dict(),
+            "statistics": statistics.state_dict(),
+            "mean": normalizer.mean,
+        },
+        score=scorer(denoiser, fields, split["validation"], parts, config["seed"]) if trainer.score_cases else None,
+    )
+
+
+def with_levels(config: dict[str, Any], sigma_max: float) -> dict[str, Any]:
+    """The configuration with `diffusion.sigma_max: auto` replaced by what the data ask for."""
+    diffusion = dict(config["diffusion"])
+    if diffusion.get("sigma_max") == "auto":
+        diffusion["sigma_max"] = sigma_max
+    return {**config, "diffusion": diffusion}
+
+
+def announce(denoiser: Denoiser, sigma_max: float, augmentation: tuple[str, ...]) -> None:
+    """Prints what is about to be trained, and a warning where the noise is too little for the data."""
+    diffusion, size = denoiser.diffusion, sum(weight.numel() for weight in denoiser.network.parameters())
+    precision = "float32" if denoiser.autocast is None else str(denoiser.autocast).removeprefix("torch.")
+    print(
+        f"{type(diffusion).__name__}, noise levels {diffusion.sigma_min:.3g} to {diffusion.sigma_max:.3g}; "
+        f"{size / 1e6:.2f} M parameters in {precision} on {next(denoiser.parameters()).device.type}; "
+        f"augmentation: {', '.join(augmentation) or 'none'}"
+    )
+    if diffusion.sigma_max < sigma_max:
+        print(
+            f"note: the data ask for noise up to {sigma_max:.3g}; with {diffusion.sigma_max:.3g} samples without "
+            "observations lose energy at the largest scales"
+        )
+
+
+def keep_config(config: dict[str, Any], folder: Path) -> None:
+    """Writes `config.yaml` once; a run goes on only with the configuration that it began with.
+
+    Raises:
+        UserError: The folder holds a run that was configured otherwise.
+    """
+    import yaml
+
+    path = folder / "config.yaml"
+    if path.exists():
+        before, now = leaves(yaml.safe_load(path.read_text())), leaves(yaml.safe_load(yaml.safe_dump(config)))
+        for key in sorted(before.keys() | now.keys()):
+            free = any(key == each or key.startswith(f"{each}.") for each in FREE)
+            if not free and before.get(key) != now.get(key):
+                raise UserError(
+                    f"{folder} holds a run with {key}={before.get(key)}, not {now.get(key)}. Give the same to go on "
+                    "with it, or another name=... for a new run"
+                )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def leaves(node: Any, path: str = "") -> dict[str, Any]:
+    """The values of a nested configuration by dotted path."""
+    if not isinstance(node, Mapping):
+        return {path: node}
+    return {key: value for name in node for key, value in leaves(node[name], f"{path}.{name}".lstrip(".")).items()}
+
+
+def scorer(
+    denoiser: Denoiser, fields: Fields, indices: range, parts: dict[str, Any], seed: int
+) -> Callable[[Path], dict[str, float]]:
+    """A function that fills the same validation cases at each call, scores their hidden cells and draws them."""
+    from vecfield_diffusion.evaluation.metrics import scores
+    from vecfield_diffusion.evaluation.plots import sample_grid
+    from vecfield_diffusion.guidance.inpainting import Conditional
+    from vecfield_diffusion.guidance.physics import NoPhysics
+    from vecfield_diffusion.inference.cases import make_cases
+    from vecfield_diffusion.inference.ensemble import sample_ensemble
+
+    trainer = parts["trainer"]
+    spaced = [indices[i * len(indices) // trainer.score_cases] for i in range(min(trainer.score_cases, len(indices)))]
+    cases = make_cases(fields, sorted(set(spaced)), parts["mask"], seed)
+    device = next(denoiser.parameters()).device
+
+    def score(picture: Path) -> dict[str, float]:
+        observation = cases.observation(denoiser.normalizer, device)
+        how = (denoiser, parts["sampler"], Conditional(), NoPhysics(), observation, fields.grid)
+        members = sample_ensemble(*how, members=trainer.score_members, seed=seed, numbers=cases.numbers)
+        sample_grid(picture, cases.truth, cases.observed, members, fields.grid, fields.units)
+        values = scores(members, cases.truth, cases.hidden)
+        return {f"val/{name}": values[name] for name in ("crps", "rmse_component", "spread_skill")}
+
+    return score
