@@ -1,0 +1,326 @@
+"""Interpolators on fields they must reproduce, optimal interpolation against dense Gaussian conditioning."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from vecfield_diffusion.evaluation.baselines import (
+    Baseline,
+    Biharmonic,
+    Climatology,
+    Linear,
+    Nearest,
+    OptimalInterpolation,
+)
+from vecfield_diffusion.evaluation.covariance import Homogeneous, LowRank
+from vecfield_diffusion.physics.grid import Grid
+
+H, W = 14, 22
+METHODS = [
+    Climatology,
+    Nearest,
+    Linear,
+    Biharmonic,
+    OptimalInterpolation,
+    lambda: OptimalInterpolation("homogeneous"),
+    lambda: OptimalInterpolation("pca"),
+]
+
+
+def draw(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def domain(boundary_x: str = "open", boundary_y: str = "open", land: bool = False, dx: float = 2.0) -> Grid:
+    valid = torch.ones(H, W, dtype=torch.bool)
+    if land:
+        valid[5:8, 9:14] = valid[:2, -4:] = False
+    return Grid(valid, dx, 0.5, boundary_x, boundary_y)
+
+
+def smooth_fields(n: int, grid: Grid, seed: int = 0) -> np.ndarray:
+    """Correlated periodic fields with different components, NaN on land."""
+    wave = np.hypot(*np.meshgrid(np.fft.fftfreq(W) * W, np.fft.fftfreq(H) * H))
+    waves = np.fft.fft2(draw(n, 2, H, W, seed=seed)) / (1 + wave) ** 2
+    waves[:, 1] = 0.5 * waves[:, 1] + 0.4j * waves[:, 0]
+    fields = np.fft.ifft2(waves).real + np.array([0.3, -0.1])[:, None, None]
+    return np.where(grid.valid.numpy(), fields, np.nan)
+
+
+def pixels(share: float, seed: int = 5) -> np.ndarray:
+    return np.random.default_rng(seed).random((H, W)) < share
+
+
+def hole() -> np.ndarray:
+    observed = np.ones((H, W), dtype=bool)
+    observed[4:9, 6:13] = False
+    return observed
+
+
+def coordinates(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.arange(W) * grid.dx[0].item(), np.arange(H) * grid.dy[0].item()
+    return np.meshgrid(x, y)
+
+
+def filled(method: Baseline, field: np.ndarray, observed: np.ndarray, grid: Grid) -> np.ndarray:
+    return method.fit(smooth_fields(12, grid), grid).fill(np.where(observed, field, np.nan), observed)
+
+
+@pytest.mark.parametrize("make", METHODS)
+def test_observed_cells_stay_and_land_is_empty(make: object) -> None:
+    grid = domain("periodic", land=True)
+    field, valid = smooth_fields(1, grid, seed=9)[0], grid.valid.numpy()
+    method = make().fit(smooth_fields(30, grid), grid)
+    for observed in (pixels(0.15), pixels(0.9), hole(), pixels(0) | (np.indices((H, W)).sum(0) == 7), valid):
+        found = method.fill(np.where(observed, field, np.nan), observed)
+        seen = observed & valid
+        np.testing.assert_allclose(found[:, seen], field[:, seen], rtol=0, atol=1e-9)
+        assert np.isnan(found[:, ~valid]).all() and np.isfinite(found[:, valid]).all()
+        dirty = np.where(valid, field, 1e6)
+        np.testing.assert_array_equal(method.fill(np.where(observed, dirty, np.nan), observed), found)
+
+
+@pytest.mark.parametrize("make", METHODS)
+def test_without_observations_the_training_mean(make: object) -> None:
+    grid = domain(land=True)
+    train = smooth_fields(30, grid)
+    found = make().fit(train, grid).fill(np.full((2, H, W), np.nan), np.zeros((H, W), dtype=bool))
+    np.testing.assert_allclose(found, train.mean(axis=0), rtol=1e-12)
+
+
+def test_climatology_skips_gaps() -> None:
+    grid = domain()
+    train = draw(4, 2, H, W)
+    train[1, :, 3, 4] = np.nan
+    train[:, :, 6, 6] = np.nan
+    found = Climatology().fit(train, grid).fill(np.zeros((2, H, W)), np.zeros((H, W), dtype=bool))
+    np.testing.assert_allclose(found[:, 3, 4], train[[0, 2, 3], :, 3, 4].mean(0))
+    np.testing.assert_allclose(found[0, 6, 6], np.nanmean(train[:, 0]))
+
+
+def test_nearest_knows_spacing_and_period() -> None:
+    """Two stations at columns 2 and 19 of 22: across the seam column 21 is 3 from column 2 and 2 from column 19."""
+    grid = domain("periodic", dx=1.0)
+    observed = np.zeros((H, W), dtype=bool)
+    observed[0, [2, 19]] = observed[4, 2] = True
+    field = np.zeros((2, H, W))
+    field[:, 0, 2], field[:, 0, 19], field[:, 4, 2] = 1, 2, 3
+    found = filled(Nearest(), field, observed, grid)[0]
+    assert found[0, 21] == 2 and found[0, 0] == 1 and found[0, 10] == 1 and found[0, 11] == 2
+    assert found[1, 2] == 1 and found[3, 2] == 3 and found[13, 2] == 3
+    assert filled(Nearest(), field, observed, domain(dx=1.0))[0][0, 21] == 2
+    stretched = filled(Nearest(), field, observed, domain(dx=0.01))[0]
+    assert stretched[3, 21] == 3  # 1.5 rows are nearer than 2 rows, 19 short columns hardly count
+
+
+def test_linear_is_exact_on_linear_fields_inside_the_hull() -> None:
+    grid = domain()
+    x, y = coordinates(grid)
+    field = np.stack((1 + 0.2 * x - y, 3 * y + 0.1 * x))
+    observed = pixels(0.1)
+    observed[[0, 0, -1, -1], [0, -1, 0, -1]] = True
+    np.testing.assert_allclose(filled(Linear(), field, observed, grid), field, atol=1e-12)
+
+
+def test_linear_closes_a_periodic_axis() -> None:
+    """Known at columns 0, 8 and 16 of 22: between 16 and 22 = 0 the line falls back to the first value."""
+    grid = domain("periodic")
+    observed = np.zeros((H, W), dtype=bool)
+    observed[:, [0, 8, 16]] = True
+    values = np.interp(np.arange(W), [0, 8, 16, 22], [1.0, 3.0, 4.0, 1.0])
+    field = np.broadcast_to(values, (2, H, W))
+    np.testing.assert_allclose(filled(Linear(), field, observed, grid), field, atol=1e-12)
+
+
+def test_linear_with_few_or_aligned_stations_is_nearest() -> None:
+    grid, field = domain(), draw(2, H, W)
+    observed = np.zeros((H, W), dtype=bool)
+    observed[3, 4] = True
+    np.testing.assert_array_equal(filled(Linear(), field, observed, grid), filled(Nearest(), field, observed, grid))
+    observed[3, :] = True
+    np.testing.assert_array_equal(filled(Linear(), field, observed, grid), filled(Nearest(), field, observed, grid))
+
+
+def test_biharmonic_continues_harmonic_polynomials_into_a_hole() -> None:
+    grid = domain(dx=0.7)
+    x, y = coordinates(grid)
+    field = np.stack((1 + x - 2 * y + 3 * x * y + (x**2 - y**2), x**3 - 3 * x * y**2 + y))
+    found = filled(Biharmonic(), field, hole(), grid)
+    np.testing.assert_allclose(found, field, atol=1e-7 * np.abs(field).max())
+    quartic = np.stack((x**4, y**4))  # not biharmonic, so that the smoothest continuation is another
+    error = filled(Biharmonic(), quartic, hole(), grid) - quartic
+    assert np.abs(error).max() > 1e-3 * np.abs(quartic[:, ~hole()]).max()
+
+
+def test_biharmonic_is_exact_on_linear_fields_from_scattered_cells() -> None:
+    grid = domain(land=True)
+    x, y = coordinates(grid)
+    field = np.where(grid.valid.numpy(), np.stack((1 + 0.2 * x - y, 3 * y + 0.1 * x)), np.nan)
+    np.testing.assert_allclose(filled(Biharmonic(), field, pixels(0.15), grid), field, atol=1e-7)
+
+
+def test_biharmonic_solves_the_discrete_equation_on_the_torus() -> None:
+    grid = domain("periodic", "periodic")
+    observed = pixels(0.4)
+    found = filled(Biharmonic(), draw(2, H, W), observed, grid)
+
+    def laplacian(f: np.ndarray) -> np.ndarray:
+        along_x = np.roll(f, 1, -1) - 2 * f + np.roll(f, -1, -1)
+        along_y = np.roll(f, 1, -2) - 2 * f + np.roll(f, -1, -2)
+        return along_x / 4 + along_y / 0.25
+
+    residual = laplacian(laplacian(found))
+    assert np.abs(residual[:, ~observed]).max() < 1e-8 * np.abs(residual).max()
+
+
+def test_biharmonic_fills_a_lake_without_observations() -> None:
+    grid = domain()
+    grid.valid[:, 10] = False
+    observed = pixels(0.3) & (np.arange(W) < 10)
+    field = np.where(grid.valid.numpy(), 2.5, np.nan) * np.ones((2, 1, 1))
+    np.testing.assert_allclose(filled(Biharmonic(), field, observed, grid), field, rtol=1e-4)
+
+
+def dense(covariance: Homogeneous | LowRank) -> np.ndarray:
+    """The covariance matrix of all values, from its definition."""
+    if isinstance(covariance, LowRank):
+        modes = covariance.modes
+        return modes @ np.diag(covariance.variances) @ modes.T + covariance.nugget * np.eye(len(modes))
+    height, width = covariance.spectrum.shape[-2:]
+    offsets = np.fft.ifft2(covariance.spectrum).real
+    h, w = covariance.valid.shape
+    cells = [(c, i, j) for c in range(2) for i in range(h) for j in range(w)]
+    return np.array([[offsets[c, d, (i - k) % height, (j - m) % width] for d, k, m in cells] for c, i, j in cells])
+
+
+def condition(prior: np.ndarray, y: np.ndarray, seen: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray]:
+    """Textbook Gaussian conditioning: K = S A^T (A S A^T + R)^-1, mean K y, covariance S - K A S."""
+    gain = prior[:, seen] @ np.linalg.inv(prior[np.ix_(seen, seen)] + noise * np.eye(seen.sum()))
+    return gain @ y[seen], np.diag(prior - gain @ prior[seen])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
+@pytest.mark.parametrize("boundaries", [("periodic", "periodic"), ("open", "periodic"), ("open", "open")])
+def test_homogeneous_posterior_is_exact(boundaries: tuple[str, str], share: float) -> None:
+    grid = domain(*boundaries)
+    field, train, sigma = smooth_fields(1, grid, seed=9)[0], smooth_fields(40, grid), 0.05
+    method = OptimalInterpolation("homogeneous").fit(train, grid)
+    observed = pixels(share)
+    seen = np.tile(observed.ravel(), 2)
+    mean, variance = condition(dense(method.covariance), (field - method.mean).ravel(), seen, sigma**2)
+    found_mean, found_std = method.posterior(np.where(observed, field, np.nan), observed, sigma)
+    np.testing.assert_allclose(found_mean - method.mean, mean.reshape(2, H, W), atol=1e-8)
+    np.testing.assert_allclose(found_std**2, variance.reshape(2, H, W), atol=1e-8)
+    np.testing.assert_allclose(method.fill(field, observed, sigma), found_mean, atol=1e-12)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.03, 0.3])
+def test_both_ways_to_solve_are_the_same(sigma: float) -> None:
+    grid = domain("periodic", "periodic")
+    covariance = OptimalInterpolation(nugget=1e-4).fit(smooth_fields(40, grid), grid).covariance
+    observed, y = pixels(0.6), draw(2, H, W)
+    small = covariance.by_observations(y, observed, sigma**2, with_variance=True)
+    large = covariance.by_hidden(y, observed, sigma**2, with_variance=True)
+    scale = np.abs(small[0]).max()
+    np.testing.assert_allclose(small[0], large[0], atol=1e-8 * scale)
+    np.testing.assert_allclose(small[1], large[1], atol=1e-8)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.05])
+def test_low_rank_posterior_is_exact(sigma: float) -> None:
+    grid = domain(land=True)
+    valid = grid.valid.numpy()
+    field, train = smooth_fields(1, grid, seed=9)[0], smooth_fields(60, grid)
+    method = OptimalInterpolation("pca").fit(train, grid)
+    observed = pixels(0.3) & valid
+    anomaly = (field - method.mean)[:, valid].ravel()
+    mean, variance = condition(dense(method.covariance), anomaly, np.tile(observed[valid], 2), sigma**2)
+    found_mean, found_std = method.posterior(np.where(observed, field, np.nan), observed, sigma)
+    np.testing.assert_allclose((found_mean - method.mean)[:, valid].ravel(), mean, atol=1e-8)
+    np.testing.assert_allclose((found_std**2)[:, valid].ravel(), variance, atol=1e-8)
+
+
+def test_homogeneous_covariance_is_that_of_all_translations() -> None:
+    grid = domain("periodic", "periodic")
+    train = smooth_fields(3, grid)
+    method = OptimalInterpolation(nugget=1e-9).fit(train, grid)
+    anomalies = train - train.mean(axis=(0, 2, 3), keepdims=True)
+    shifted = [np.roll(anomalies, (i, j), (2, 3)).reshape(3, -1) for i in range(H) for j in range(W)]
+    samples = np.concatenate(shifted)
+    expected = samples.T @ samples / len(samples)
+    np.testing.assert_allclose(dense(method.covariance), expected, atol=1e-8)
+
+
+def test_padded_covariance_tapers_with_the_pairs_at_an_offset() -> None:
+    """White rows of a fully correlated field: at an offset of k columns W - k of W pairs exist."""
+    train = draw(4000, 2, 1, 1) * np.ones((H, W))
+    method = OptimalInterpolation("homogeneous", nugget=1e-9).fit(train, domain())
+    offsets = np.fft.ifft2(method.covariance.spectrum).real
+    expected = np.square(train - train.mean(0)).mean(axis=(0, 2, 3))[0] * (1 - np.arange(W) / W)
+    np.testing.assert_allclose(offsets[0, 0, 0, :W], expected, atol=1e-7)
+    assert np.linalg.eigvalsh(np.moveaxis(method.covariance.spectrum, (0, 1), (-2, -1))).min() > 0
+
+
+def test_posterior_std_is_the_error_on_gaussian_fields() -> None:
+    grid = domain("periodic", "periodic")
+    method = OptimalInterpolation().fit(smooth_fields(2000, grid), grid)
+    observed, sigma = hole() & pixels(0.5), 0.02
+    fields = smooth_fields(200, grid, seed=3)
+    noisy = fields + sigma * draw(*fields.shape, seed=4)
+    errors = np.array([method.fill(y, observed, sigma) - x for x, y in zip(fields, noisy, strict=True)])
+    _, std = method.posterior(noisy[0], observed, sigma)
+    assert np.sqrt(np.square(errors / std).mean()) == pytest.approx(1, abs=0.04)
+    others = []
+    for make in (Climatology, Nearest, Linear, Biharmonic):
+        error = make().fit(fields, grid).fill(noisy[0], observed) - fields[0]
+        others.append(np.square(error[:, ~observed]).mean())
+    assert np.square(errors[0][:, ~observed]).mean() < min(others)
+
+
+def test_auto_takes_the_kind_that_fits_the_domain() -> None:
+    torus, basin = domain("periodic", "periodic"), domain(land=True)
+    assert isinstance(OptimalInterpolation().fit(smooth_fields(30, torus), torus).covariance, Homogeneous)
+    assert isinstance(OptimalInterpolation().fit(smooth_fields(30, basin), basin).covariance, Homogeneous)
+    standing = draw(2, H, W) * draw(60, 1, 1, 1) + 0.5 * draw(2, H, W, seed=1) * draw(60, 1, 1, 1, seed=2)
+    assert isinstance(OptimalInterpolation().fit(standing, basin).covariance, LowRank)
+
+
+def test_many_observations_beyond_the_limit_use_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = domain()
+    field, train, observed = smooth_fields(1, grid, seed=9)[0], smooth_fields(60, grid), hole()
+    method = OptimalInterpolation("homogeneous").fit(train, grid)
+    exact = method.fill(field, observed, 0.02)
+    monkeypatch.setattr("vecfield_diffusion.evaluation.covariance._LARGEST", 120)
+    near = method.fill(field, observed, 0.02)
+    assert np.abs(near - exact)[:, ~observed].max() < 0.05 * np.abs(exact).max()
+    assert (near != exact).any()
+    _, std = method.posterior(field, observed, 0.02)
+    assert std[0, 0, 0] == pytest.approx(0.02)
+
+
+def test_posterior_with_nothing_or_everything_observed() -> None:
+    grid = domain("periodic", "periodic")
+    method, field = OptimalInterpolation().fit(smooth_fields(30, grid), grid), smooth_fields(1, grid, seed=9)[0]
+    mean, std = method.posterior(field, np.zeros((H, W), dtype=bool))
+    np.testing.assert_allclose(mean, method.mean)
+    prior = np.fft.ifft2(method.covariance.spectrum).real[[0, 1], [0, 1], 0, 0]
+    np.testing.assert_allclose(std**2, prior[:, None, None] * np.ones((2, H, W)))
+    mean, std = method.posterior(field, np.ones((H, W), dtype=bool))
+    np.testing.assert_allclose(mean, field, atol=1e-12)
+    assert np.abs(std).max() < 1e-6
+
+
+def test_bad_arguments() -> None:
+    grid = domain()
+    with pytest.raises(ValueError, match="kind must be auto, homogeneous or pca, got 'best'"):
+        OptimalInterpolation("best")
+    with pytest.raises(ValueError, match="nugget must be above 0, got 0"):
+        OptimalInterpolation(nugget=0)
+    with pytest.raises(ValueError, match=r"expected fields \(N, 2, 14, 22\), got \(3, 2, 22, 14\)"):
+        Linear().fit(draw(3, 2, W, H), grid)
+    with pytest.raises(ValueError, match="expected y"):
+        Linear().fit(draw(3, 2, H, W), grid).fill(draw(2, W, H), hole())
+    with pytest.raises(ValueError, match="training fields that vary, got 1 without"):
+        OptimalInterpolation("pca").fit(draw(1, 2, H, W), grid)

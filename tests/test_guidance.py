@@ -1,0 +1,171 @@
+"""Inpainting and physics guidance where the answer is known."""
+
+import pytest
+import torch
+from oracle import GaussianPrior
+
+from vecfield_diffusion.diffusion.formulations import karras
+from vecfield_diffusion.diffusion.normalizer import Normalizer
+from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.guidance.inpainting import Conditional, Replacement
+from vecfield_diffusion.guidance.physics import NoPhysics, PhysicsGradient
+from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.physics.operators import divergence, vorticity
+from vecfield_diffusion.samplers.deterministic import DPMpp2M
+
+PRIOR = GaussianPrior()
+HEIGHT, WIDTH = PRIOR.shape[1:]
+
+
+def observation(n=4, sigma=0.1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    observed = torch.zeros(1, 1, HEIGHT, WIDTH, dtype=torch.bool)
+    observed[..., ::2, ::2] = True
+    y = torch.randn(1, *PRIOR.shape, dtype=torch.float64, generator=generator)
+    return Observation(
+        torch.where(observed, y, torch.nan).expand(n, -1, -1, -1),
+        observed.expand(n, -1, -1, -1),
+        torch.full((n, 1, 1, 1), sigma, dtype=torch.float64),
+        torch.ones(n, 1, HEIGHT, WIDTH, dtype=torch.bool),
+    )
+
+
+def told(z, s, given):
+    """A denoiser that shows what it was told: the exact posterior mean where all samples share one observation."""
+    observed = given.observed[0].expand(PRIOR.shape).flatten()
+    if not observed.any():
+        return PRIOR.denoise(z, s)
+    y = given.y[0].flatten()[observed]
+    return PRIOR.conditional(observed, y, given.sigma_y.max().item())(z, s)
+
+
+def test_conditional_samples_have_the_exact_posterior_mean_and_spread():
+    """An affine map again: zero noise gives the mean, unit vectors the square root of the covariance."""
+    given = observation(n=PRIOR.size + 1)
+    levels = karras(0.002, 300.0, 64)
+    noise = torch.cat([torch.zeros(1, PRIOR.size), torch.eye(PRIOR.size)]).double().view(-1, *PRIOR.shape)
+    bound = Conditional().bind(told, given)
+    assert Conditional().hook(given, lambda: noise) is None
+    x = DPMpp2M(64).sample(bound, levels, lambda: noise).flatten(1)
+    observed = given.observed[0].expand(PRIOR.shape).flatten()
+    mean, covariance = PRIOR.posterior(observed, given.y[0].flatten()[observed], 0.1)
+    torch.testing.assert_close(x[0], mean, rtol=0, atol=0.01)
+    a = x[1:] - x[0]
+    assert ((a.T @ a).trace() / covariance.trace()).item() == pytest.approx(1, abs=0.03)
+
+
+def test_replacement_tells_the_network_nothing():
+    given = observation()
+    z = torch.randn(4, *PRIOR.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    s = torch.full((4,), 2.0, dtype=torch.float64)
+    torch.testing.assert_close(Replacement().bind(told, given)(z, s), PRIOR.denoise(z, s))
+
+
+def test_replacement_noises_the_observation_to_the_level_of_the_sample():
+    """Known cells become y + sqrt(r^2 - sigma^2) eps, unknown cells stay; below the error of y no noise is added."""
+    given = observation(sigma=0.1)
+    eps = torch.randn(4, *PRIOR.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    z = torch.zeros_like(eps)
+    hook = Replacement().hook(given, lambda: eps)
+    known = given.observed.expand_as(z)
+    for r, scale in ((5.0, (25 - 0.01) ** 0.5), (0.05, 0.0), (0.0, 0.0)):
+        out = hook(z, r)
+        torch.testing.assert_close(out[known], (given.y + scale * eps)[known])
+        assert out[~known].abs().max() == 0
+
+
+def field(n=3):
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(n, 2, 12, 10, dtype=torch.float64, generator=generator)
+
+
+def domain(land=True):
+    valid = torch.ones(12, 10, dtype=torch.bool)
+    if land:
+        valid[4:6, 3:7] = False
+    return Grid(valid, dx=2000.0, dy=3000.0, boundary_x="periodic", boundary_y="wall")
+
+
+def normalizer(std=0.4):
+    mean = torch.zeros(2, 12, 10)
+    mean[0] = 0.1
+    return Normalizer(mean, std).double()
+
+
+def guided(physics, x_hat, z, s, grid):
+    return physics.guide(lambda z, s: x_hat, normalizer(), grid)(z, s)
+
+
+def test_step_is_the_gradient_of_the_energy_in_physical_units():
+    """Against the energy written out by hand and central differences of it."""
+    x_hat, grid = field(1), domain()
+    z = x_hat + 100.0  # far away, so that nothing is clipped
+    s = torch.tensor([0.7], dtype=torch.float64)
+    physics = PhysicsGradient(divergence=0.8, curl=0.3, curl_target=1e-5)
+    step = x_hat - guided(physics, x_hat, z, s, grid)
+
+    def energy(x):
+        velocity = normalizer().denormalize(x)
+        h = (2000.0**-2 + 3000.0**-2) ** -0.5
+        div = divergence(velocity, grid)[:, 0][:, grid.valid]
+        curl = vorticity(velocity, grid)[:, 0][:, grid.valid] - 1e-5
+        return (h / normalizer().std) ** 2 * (0.8 * div.square().sum() + 0.3 * curl.square().sum()) / 2
+
+    direction = torch.randn(x_hat.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    slope = (energy(x_hat + 1e-5 * direction) - energy(x_hat - 1e-5 * direction)) / 2e-5
+    gain = 0.49 / 1.49
+    assert (step * direction).sum().item() == pytest.approx(gain * slope.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.3, 1.0, 2.0])
+def test_guidance_lowers_the_divergence_and_never_blows_up(weight):
+    """Richardson steps at a high level: the energy falls at every step, for the largest weight too."""
+    grid, x = domain(), field()
+    physics = PhysicsGradient(divergence=weight, below=1e9)
+    s = torch.full((3,), 1e4, dtype=torch.float64)
+    energies = []
+    for _ in range(200):
+        energies.append(physics.energy(normalizer().denormalize(x), normalizer().std, grid))
+        x = guided(physics, x, x + 1e6, s, grid)
+    energies = torch.stack(energies)
+    assert (energies.diff(dim=0) <= 1e-12).all()
+    assert (energies[-1] < 0.05 * energies[0]).all()
+
+
+def test_guidance_is_off_above_its_threshold_and_clipped_to_the_noise():
+    x_hat, grid = field(2), domain()
+    s = torch.tensor([20.0, 5.0], dtype=torch.float64)
+    z = x_hat.clone()
+    z[:, 0, 0, 0] += 1e-3
+    out = guided(PhysicsGradient(below=10.0), x_hat, z, s, grid)
+    torch.testing.assert_close(out[0], x_hat[0], rtol=0, atol=0)
+    assert (out[1] - x_hat[1]).norm().item() == pytest.approx(1e-3, rel=1e-6)
+
+
+def test_each_sample_is_guided_by_itself():
+    x_hat, grid = field(3), domain()
+    s = torch.tensor([0.5, 2.0, 8.0], dtype=torch.float64)
+    together = guided(PhysicsGradient(), x_hat, x_hat + 1, s, grid)
+    for i in range(3):
+        one = guided(PhysicsGradient(), x_hat[i : i + 1], x_hat[i : i + 1] + 1, s[i : i + 1], grid)
+        torch.testing.assert_close(together[i : i + 1], one)
+
+
+def test_land_changes_nothing():
+    x_hat, grid = field(1), domain()
+    s = torch.tensor([0.5], dtype=torch.float64)
+    land = ~grid.valid.expand_as(x_hat)
+    other = torch.where(land, 7.0, x_hat)
+    wet = ~land
+    base, moved = (guided(PhysicsGradient(), x, x + 1, s, grid) for x in (x_hat, other))
+    torch.testing.assert_close(base[wet], moved[wet], rtol=0, atol=0)
+
+
+def test_no_physics_is_the_denoiser_itself():
+    assert NoPhysics().guide(told, normalizer(), domain()) is told
+
+
+@pytest.mark.parametrize("options", [{"divergence": -1.0}, {"curl": 2.5}])
+def test_weights_that_would_grow_are_refused(options):
+    with pytest.raises(ValueError, match=r"must be in \[0, 2\]"):
+        PhysicsGradient(**options)

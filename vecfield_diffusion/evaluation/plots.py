@@ -1,0 +1,302 @@
+"""Pictures of filled fields: what was known, what the ensemble says, how sure it is.
+
+Colour is the speed or the vorticity, on one scale for the truth, the mean and the members, which the truth sets (the
+mean where it is unknown); arrows, at most one per block of cells, show the direction. The spread, the root of the
+summed variances of both components, has a scale of its own. Land is grey, cells that were not observed are blank.
+Only matplotlib's object interface is used: no window, no global state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cmocean
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, ListedColormap, Normalize
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.physics.operators import vorticity
+
+Floats = NDArray[np.floating]
+Bools = NDArray[np.bool_]
+Colour = Literal["speed", "vorticity"]
+
+_LAND, _BLANK, _INK = "0.70", "0.96", "0.12"
+_ARROWS = 20  # along the longer axis of a large panel
+_DPI = 100
+_SPREAD = cmocean.cm.amp
+_COLOURS = {
+    "speed": cmocean.tools.crop_by_percent(cmocean.cm.speed, 30, which="max"),  # arrows must show on its dark end
+    "vorticity": cmocean.tools.crop_by_percent(cmocean.cm.balance, 15, which="both"),
+}
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Where the cells lie, as the source says: values `(W,)` and `(H,)`, and the labels of the axes."""
+
+    x: Floats
+    y: Floats
+    x_label: str = "x"
+    y_label: str = "y"
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What all panels of a figure share: the domain, its place on the axes, the colours, the scale of the arrows."""
+
+    grid: Grid
+    coordinates: Coordinates | None
+    colour: Colour
+    norm: Normalize
+    arrow: float
+    step: int
+
+    @property
+    def valid(self) -> Bools:
+        return self.grid.valid.cpu().numpy()
+
+    @property
+    def colours(self) -> Colormap:
+        return _COLOURS[self.colour]
+
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """The outer edges of the first and last column and of the first and last row."""
+        if self.coordinates is not None:
+            return *_edges(self.coordinates.x), *_edges(self.coordinates.y)
+        x, y = (np.arange(size) for size in reversed(self.grid.shape))
+        x, y = x[:: int(self.grid.dx[0].sign())], y[:: int(self.grid.dy[0].sign())]  # counted from the south-west
+        return *_edges(x), *_edges(y)
+
+    @property
+    def tallness(self) -> float:
+        """Height over width of the domain on the ground."""
+        height, width = self.grid.shape
+        return height / width * float(self.grid.dy.abs().mean() / self.grid.dx.abs().mean())
+
+    @property
+    def wide(self) -> bool:
+        return self.tallness < 0.75
+
+    def label(self, units: str) -> str:
+        """The words at the colour bar."""
+        return f"speed [{_pretty(units)}]" if self.colour == "speed" else "vorticity [s$^{-1}$]"
+
+
+def figure_inpainting(
+    path: str | Path,
+    truth: ArrayLike | None,
+    observed: ArrayLike,
+    members: ArrayLike,
+    grid: Grid,
+    units: str = "m s-1",
+    title: str = "",
+    colour: Colour = "speed",
+    coordinates: Coordinates | None = None,
+    measured: ArrayLike | None = None,
+) -> None:
+    """Draw the truth (if known), what was observed, the ensemble mean, one or two members and the spread into a PNG.
+
+    Arguments:
+        path: The file to write.
+        truth: The field `(2, H, W)`, NaN where unknown.
+        observed: The measured cells, `(H, W)` or `(1, H, W)`.
+        members: The ensemble, `(M, 2, H, W)`.
+        grid: Its land and spacing.
+        units: Units of the fields.
+        title: A line above the panels.
+        colour: `speed`, or `vorticity` in s^-1 (per unit of length of the grid).
+        coordinates: Where the cells lie; cell numbers if not given.
+        measured: The measured field `(2, H, W)`, read at observed cells; the truth, else the mean, if not given.
+    """
+    members = np.asarray(members)
+    truth = None if truth is None or not np.isfinite(np.asarray(truth)).any() else np.asarray(truth)
+    known = members.mean(axis=0) if truth is None else truth
+    look = _look(known, grid, colour, coordinates, _ARROWS)
+    seen = np.asarray(observed).reshape(grid.shape) & look.valid
+    panels = _panels(truth, known if measured is None else np.asarray(measured), seen, members, look)
+    figure, axes, bars = _layout(len(panels), len(members) > 1, look)
+    for axis, (name, field, shown) in zip(axes, panels, strict=False):
+        _draw(axis, field, shown, look)
+        axis.set_title(name, fontsize=10)
+    _bar(figure, bars[0], look.norm, look.colours, look.label(units))
+    if len(members) > 1:
+        _draw_spread(figure, axes[-1], bars[1], members, look, units)
+    figure.suptitle(title, fontsize=12)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def _panels(
+    truth: Floats | None, measured: Floats, seen: Bools, members: Floats, look: _Look
+) -> list[tuple[str, Floats, Bools]]:
+    """Name, field and shown cells of every panel but the spread; a second member fills the rows of a wide domain."""
+    panels = [] if truth is None else [("truth", truth, look.valid)]
+    panels.append((f"observed ({seen.sum() / look.valid.sum():.0%})", measured, seen))
+    if len(members) == 1:
+        return [*panels, ("estimate", members[0], look.valid)]
+    panels.append(("ensemble mean", members.mean(axis=0), look.valid))
+    shown = 2 if look.wide and truth is not None else 1
+    return panels + [(f"member {number + 1}", members[number], look.valid) for number in range(shown)]
+
+
+def sample_grid(
+    path: str | Path,
+    truth: ArrayLike,
+    observed: ArrayLike,
+    members: ArrayLike,
+    grid: Grid,
+    units: str = "m s-1",
+    colour: Colour = "speed",
+) -> None:
+    """Draw a row per case, truth, observed, ensemble mean and one member, into a PNG: how a training comes along.
+
+    Arguments:
+        path: The file to write.
+        truth: The fields `(N, 2, H, W)`.
+        observed: The measured cells, `(N, H, W)` or `(N, 1, H, W)`.
+        members: The ensembles, `(M, N, 2, H, W)`.
+        grid: Their land and spacing.
+        units: Units of the fields.
+        colour: `speed` or `vorticity`.
+    """
+    truth, members = np.asarray(truth), np.asarray(members)
+    look = _look(truth, grid, colour, None, _ARROWS * 2 // 3)
+    seen = np.asarray(observed).reshape(len(truth), *grid.shape) & look.valid
+    figure = _figure(8.0, 2.0 * look.tallness * len(truth) + 0.9)
+    cells = figure.add_gridspec(len(truth) + 1, 4, height_ratios=[*[2.0 * look.tallness] * len(truth), 0.1])
+    for row, cases in enumerate(zip(truth, truth, members.mean(axis=0), members[0], strict=True)):
+        shown = (look.valid, seen[row], look.valid, look.valid)
+        for column, name in enumerate(("truth", "observed", "ensemble mean", "member 1")):
+            axis = figure.add_subplot(cells[row, column])
+            _draw(axis, cases[column], shown[column], look)
+            axis.set(xticks=[], yticks=[])
+            axis.set_title(name if row == 0 else "", fontsize=9)
+    _bar(figure, figure.add_subplot(cells[-1, 1:3]), look.norm, look.colours, look.label(units))
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def _look(known: Floats, grid: Grid, colour: Colour, coordinates: Coordinates | None, arrows: int) -> _Look:
+    """The scales that fields `(..., 2, H, W)` ask for: 99.5 % of their values lie inside the colours."""
+    size = np.abs(_scalar(known, grid, colour))
+    size = size[np.isfinite(size)]
+    top = float(np.quantile(size, 0.995)) if size.size else 0.0
+    norm = Normalize(0 if colour == "speed" else -(top or 1.0), top or 1.0)
+    speed = _scalar(known, grid, "speed")
+    speed = speed[np.isfinite(speed)]
+    typical = float(np.sqrt(np.square(speed).mean())) if speed.size else 0.0
+    return _Look(grid, coordinates, colour, norm, typical or 1.0, max(1, round(max(grid.shape) / arrows)))
+
+
+def _scalar(field: Floats, grid: Grid, colour: Colour) -> Floats:
+    """What is coloured, `(..., H, W)`; NaN on land and where `field` is."""
+    if colour == "speed":
+        values = np.hypot(field[..., 0, :, :], field[..., 1, :, :])
+    else:
+        flat = torch.as_tensor(np.asarray(field, dtype=np.float64)).reshape(-1, 2, *grid.shape)
+        values = vorticity(flat, grid.to("cpu")).numpy().reshape(*field.shape[:-3], *grid.shape)
+    return np.where(grid.valid.cpu().numpy(), values, np.nan)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.05, wspace=0.0, hspace=0.0)
+    return figure
+
+
+def _layout(fields: int, spread: bool, look: _Look) -> tuple[Figure, list[Axes], list[Axes]]:
+    """The panels in reading order, the spread last, and the colour bars below: one for the fields, one for the spread.
+
+    One row where the panels are about square or few, two for wide ones.
+    """
+    count = fields + spread
+    columns = count // 2 if look.wide and count > 3 else count
+    rows = count // columns
+    width = 12.0 if columns > 2 else 9.0
+    panel = width / columns * 0.9 * look.tallness
+    figure = _figure(width, rows * (panel + 0.35) + 1.1)
+    cells = figure.add_gridspec(rows + 1, columns, height_ratios=[*[panel] * rows, 0.12])
+    axes = [figure.add_subplot(cells[number // columns, number % columns]) for number in range(count)]
+    for number, axis in enumerate(axes):
+        _label(axis, look, left=number % columns == 0, bottom=number + columns >= count)
+    bars = [figure.add_subplot(cells[rows, : columns - spread])]
+    return figure, axes, bars + ([figure.add_subplot(cells[rows, -1])] if spread else [])
+
+
+def _label(axis: Axes, look: _Look, left: bool, bottom: bool) -> None:
+    axis.tick_params(labelsize=8, length=2, labelleft=left, labelbottom=bottom)
+    if look.coordinates is not None:
+        axis.set_ylabel(look.coordinates.y_label if left else "", fontsize=9)
+        axis.set_xlabel(look.coordinates.x_label if bottom else "", fontsize=9)
+
+
+def _bar(figure: Figure, axis: Axes, norm: Normalize, colours: Colormap, label: str) -> None:
+    bar = figure.colorbar(
+        ScalarMappable(norm, colours), cax=axis, orientation="horizontal", extend="max" if norm.vmin == 0 else "both"
+    )
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+
+
+def _draw(axis: Axes, field: Floats, shown: Bools, look: _Look) -> None:
+    """The cells `shown` of a field `(2, H, W)`: colour and arrows, over land."""
+    values = np.where(shown, _scalar(field, look.grid, look.colour), np.nan)
+    _image(axis, values, look, look.norm, look.colours)
+    _arrows(axis, np.where(shown, field, np.nan), look)
+
+
+def _draw_spread(figure: Figure, axis: Axes, bar: Axes, members: Floats, look: _Look, units: str) -> None:
+    spread = np.where(look.valid, np.sqrt(members.var(axis=0, ddof=1).sum(axis=0)), np.nan)
+    norm = Normalize(0, float(np.nanquantile(spread, 0.995)) or 1.0)
+    _image(axis, spread, look, norm, _SPREAD)
+    axis.set_title("ensemble spread", fontsize=10)
+    _bar(figure, bar, norm, _SPREAD, f"spread [{_pretty(units)}]")
+
+
+def _image(axis: Axes, values: Floats, look: _Look, norm: Normalize, colours: Colormap) -> None:
+    """Cells as squares, land grey, missing ones blank, north up, lengths true on the ground."""
+    left, right, first, last = look.extent
+    aspect = look.tallness * abs(right - left) / abs(last - first)
+    place = {"extent": look.extent, "origin": "lower", "interpolation": "nearest", "aspect": aspect}
+    axis.set_facecolor(_BLANK)
+    axis.imshow(np.where(look.valid, np.nan, 0.0), cmap=ListedColormap([_LAND]), **place)
+    axis.imshow(values, norm=norm, cmap=colours, **place)
+    axis.set_xlim(*sorted((left, right)))
+    axis.set_ylim(*sorted((first, last)))
+
+
+def _arrows(axis: Axes, field: Floats, look: _Look) -> None:
+    """An arrow in every block of cells that has a known one, at that nearest to the centre of the block."""
+    (height, width), step = look.grid.shape, look.step
+    row, column = np.nonzero(np.isfinite(field).all(axis=0))
+    off_centre = np.hypot(row % step - (step - 1) / 2, column % step - (step - 1) / 2)
+    order = np.argsort(off_centre, kind="stable")
+    _, first = np.unique((row // step * width + column // step)[order], return_index=True)
+    row, column = row[order[first]], column[order[first]]
+    left, right, bottom, top = look.extent
+    x = left + (column + 0.5) * (right - left) / width
+    y = bottom + (row + 0.5) * (top - bottom) / height
+    length = look.arrow * width / (0.9 * step)  # the speed of an arrow as long as the axis
+    u, v = field[:, row, column]
+    style = {"color": _INK, "pivot": "mid", "width": 0.0045, "headwidth": 3.5, "headlength": 4.5, "minlength": 0.5}
+    axis.quiver(x, y, u, v, scale=length, scale_units="width", **style)
+
+
+def _edges(centres: Floats) -> tuple[float, float]:
+    """The outer edges of the first and the last of evenly spaced cells."""
+    half = (centres[-1] - centres[0]) / max(len(centres) - 1, 1) / 2 or 0.5
+    return float(centres[0] - half), float(centres[-1] + half)
+
+
+def _pretty(units: str) -> str:
+    """`m s-1` with its exponents raised."""
+    words = [f"{word[:-2]}$^{{{word[-2:]}}}$" if word[-2:-1] == "-" else word for word in units.split()]
+    return " ".join(words)
