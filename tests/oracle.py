@@ -1,7 +1,7 @@
 """Exact answers: a Gaussian prior, whose denoiser, posterior and samples have closed forms.
 
-For x0 ~ N(0, S): D(z, s) = S (S + s^2 I)^-1 z, and every linear sampler is an affine map of its noise, read off from one
-run on the batch of all unit vectors: no Monte Carlo.
+For x0 ~ N(0, S): D(z, s) = S (S + s^2 I)^-1 z, and every linear sampler is an affine map of its noise, read off from
+one run on the batch of all unit vectors: no Monte Carlo.
 """
 
 from __future__ import annotations

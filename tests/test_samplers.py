@@ -20,7 +20,7 @@ def affine_map(sampler, levels, denoiser=PRIOR.denoise):
 
 
 def exact_map(levels):
-    """The matrix of the probability-flow ODE from s_max to 0: sqrt(lambda / (lambda + s_max^2)) s_max per eigenvector."""
+    """The matrix of the probability-flow ODE to 0: s_max sqrt(lambda / (lambda + s_max^2)) per eigenvector."""
     top = levels[0].item()
     gain = top * (PRIOR.eigenvalues / (PRIOR.eigenvalues + top**2)).sqrt()
     return PRIOR.vectors * gain @ PRIOR.vectors.T

@@ -50,11 +50,10 @@ class Turbulence:
     duration: float = 40.0
     courant: float = 1.0
 
-    @property
-    def wavenumbers(self) -> tuple[Tensor, Tensor]:
+    def wavenumbers(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """`(ky (H, 1), kx (1, W / 2 + 1))` of the half-complex transform."""
         n = self.resolution
-        return torch.fft.fftfreq(n, 1 / n)[:, None], torch.fft.rfftfreq(n, 1 / n)[None, :]
+        return torch.fft.fftfreq(n, 1 / n, dtype=dtype)[:, None], torch.fft.rfftfreq(n, 1 / n, dtype=dtype)[None, :]
 
     def velocity(self, w: Tensor) -> Tensor:
         """The velocity `(n, 2, H, W)` of spectral vorticity `(n, H, W / 2 + 1)`."""
@@ -62,14 +61,14 @@ class Turbulence:
 
     def fields(self, w: Tensor) -> Tensor:
         """u, v and vorticity `(n, 3, H, W)` of spectral vorticity."""
-        ky, kx = self.wavenumbers
+        ky, kx = self.wavenumbers(w.real.dtype)
         square = ky**2 + kx**2
         psi = -w / torch.where(square > 0, square, math.inf)
         return torch.fft.irfft2(torch.stack([-1j * ky * psi, 1j * kx * psi, w], dim=1), s=(self.resolution,) * 2)
 
     def advection(self, w: Tensor) -> Tensor:
         """-div(u w), de-aliased."""
-        ky, kx = self.wavenumbers
+        ky, kx = self.wavenumbers(w.real.dtype)
         u, v, vorticity = self.fields(w).unbind(1)
         flux = torch.fft.rfft2(torch.stack([u * vorticity, v * vorticity], dim=1))
         kept = (ky.abs() < self.resolution / 3) & (kx < self.resolution / 3)
@@ -77,7 +76,7 @@ class Turbulence:
 
     def start(self, generators: list[torch.Generator]) -> Tensor:
         """Spectral vorticity `(n, H, W / 2 + 1)` of random phases, one generator each, RMS component 1."""
-        ky, kx = self.wavenumbers
+        ky, kx = self.wavenumbers()
         k = (ky**2 + kx**2).sqrt()
         ratio = k / self.k_peak
         # The shell around k_peak, empty at the mean and falling steeply beyond; vorticity has k^2 the energy.
@@ -92,7 +91,7 @@ class Turbulence:
         time = self.duration / self.k_peak if time is None else time
         steps = steps or math.ceil(time / (self.courant * 2 * math.pi / self.resolution / 4))
         dt = time / steps
-        ky, kx = self.wavenumbers
+        ky, kx = self.wavenumbers(w.real.dtype)
         half = torch.exp(-self.viscosity * (ky**2 + kx**2) ** self.order * dt / 2)
         for _ in range(steps):
             k1 = self.advection(w)
@@ -165,7 +164,14 @@ def open_turbulence(
     if snapshots < 1:
         raise ValueError(f"snapshots must be >= 1, got {snapshots}")
     solver = Turbulence(solver_resolution, k_peak, viscosity, order, duration)
-    recipe = {**asdict(solver), "stored": resolution, "snapshots": snapshots, "seed": seed, "side": side, "speed": speed}
+    recipe = {
+        **asdict(solver),
+        "stored": resolution,
+        "snapshots": snapshots,
+        "seed": seed,
+        "side": side,
+        "speed": speed,
+    }
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
     path = Path(folder) / f"turbulence_{resolution}_{snapshots}_{key}.h5"
     if not path.exists():

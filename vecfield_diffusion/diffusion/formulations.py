@@ -138,7 +138,9 @@ class EDM(Diffusion):
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
         if self.noise == "log_uniform":
             return torch.exp(low + u * (high - low))
-        return torch.exp(self.P_mean + self.P_std * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6))).clamp(max=self.sigma_max)
+        return torch.exp(self.P_mean + self.P_std * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6))).clamp(
+            max=self.sigma_max
+        )
 
     def weight(self, t: Tensor) -> Tensor:
         return (t**2 + self.sigma_data**2) / (t * self.sigma_data) ** 2
@@ -150,8 +152,8 @@ class EDM(Diffusion):
 class DDPM(Diffusion):
     """The discrete chain of Ho et al. (NeurIPS 2020): beta linear in t, the network predicts the noise.
 
-    alpha = sqrt(abar_t), sigma = sqrt(1 - abar_t) with abar_t the running product of 1 - beta_t, t = 0 .. T - 1. Between
-    the integers, and beyond both ends, ln s is linear in t, so that any sampler may ask for any level.
+    alpha = sqrt(abar_t), sigma = sqrt(1 - abar_t) with abar_t the running product of 1 - beta_t, t = 0 .. T - 1.
+    Between the integers, and beyond both ends, ln s is linear in t, so that any sampler may ask for any level.
 
     Arguments:
         beta_min: beta at t = 0.
@@ -163,9 +165,7 @@ class DDPM(Diffusion):
         ValueError: betas out of order or outside (0, 1), or fewer than two steps.
     """
 
-    def __init__(
-        self, beta_min: float = 1e-4, beta_max: float = 0.02, T: int = 1000, sigma_data: float = 1.0
-    ) -> None:
+    def __init__(self, beta_min: float = 1e-4, beta_max: float = 0.02, T: int = 1000, sigma_data: float = 1.0) -> None:
         super().__init__()
         if not 0 < beta_min <= beta_max < 1:
             raise ValueError(f"0 < beta_min <= beta_max < 1 is needed, got beta_min={beta_min}, beta_max={beta_max}")

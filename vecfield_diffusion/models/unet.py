@@ -2,8 +2,8 @@
 
 Down the left side the field is halved and the channels grow, up the right side each block joins what the left side had
 at its resolution (Ronneberger et al., MICCAI 2015; residual blocks with adaptive group normalisation as Dhariwal &
-Nichol, NeurIPS 2021). The first layer may gather `patch` x `patch` cells into channels, so that a fine grid costs no more
-than a coarse one. Sizes that the strides do not divide are padded inside and cropped again.
+Nichol, NeurIPS 2021). The first layer may gather `patch` x `patch` cells into channels, so that a fine grid costs no
+more than a coarse one. Sizes that the strides do not divide are padded inside and cropped again.
 """
 
 from __future__ import annotations
@@ -125,10 +125,12 @@ class UNet(nn.Module):
 
     def pad(self, x: Tensor) -> Tensor:
         """Pads the ends of both axes to multiples of the stride: wrapped where periodic, else with zeros."""
-        rows, columns = (-size % self.stride for size in x.shape[-2:])
-        for periodic, amount in zip(self.periodic, ((0, 0, 0, rows), (0, columns, 0, 0)), strict=True):
-            if any(amount):
-                x = F.pad(x, amount, mode="circular" if periodic else "constant")
+        for axis, periodic in zip((-2, -1), self.periodic, strict=True):
+            size, more = x.shape[axis], -x.shape[axis] % self.stride
+            if more and periodic:
+                x = x.index_select(axis, torch.arange(size + more, device=x.device) % size)
+            elif more:
+                x = F.pad(x, (0, 0, 0, more) if axis == -2 else (0, more))
         return x
 
 

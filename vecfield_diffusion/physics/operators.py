@@ -26,7 +26,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .grid import Grid
+from vecfield_diffusion.physics.grid import Grid
 
 _REACH = 3  # cells on either side of a face that its value may use
 

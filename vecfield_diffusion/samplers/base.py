@@ -1,6 +1,6 @@
 """The loop that every sampler shares.
 
-A sampler walks the levels `s_0 > s_1 > ... > s_n = 0` of a formulation down; a subclass writes the step from `s` to `r`.
+A sampler walks the levels `s_0 > s_1 > ... > s_n = 0` of a formulation down; a subclass writes a step from `s` to `r`.
 The state is `z = x0 + s eps`, and the denoiser gives `D(z, s) = E[x0 | z]`. Noise is passed in as a function, so that
 whoever calls owns the randomness. After each step an optional hook may change the state: `hook(z, r) -> z`.
 """
@@ -44,7 +44,13 @@ class Sampler(ABC):
 
     @abstractmethod
     def step(
-        self, denoise: Callable[[Tensor, float], Tensor], z: Tensor, s: float, r: float, noise: NoiseFunction, memory: dict[str, Any]
+        self,
+        denoise: Callable[[Tensor, float], Tensor],
+        z: Tensor,
+        s: float,
+        r: float,
+        noise: NoiseFunction,
+        memory: dict[str, Any],
     ) -> Tensor:
         """One step from level `s` to `r < s`; `memory` is empty at the first step and kept between steps."""
 

@@ -1,0 +1,120 @@
+"""The UNet: symmetry of periodic domains, sizes of any kind, the noise level, what is refused."""
+
+import pytest
+import torch
+
+from vecfield_diffusion.models.layers import Attention, Conv3x3, FourierEmbedding
+from vecfield_diffusion.models.unet import UNet
+
+
+def network(**options):
+    torch.manual_seed(0)
+    small = dict(in_channels=3, channels=[8, 16], blocks=1, embedding=16)
+    net = UNet(**{**small, **options}).double()
+    for value in net.parameters():  # the last layers start as zero and would hide everything
+        if value.abs().sum() == 0:
+            torch.nn.init.normal_(value, std=0.1)
+    return net.eval()
+
+
+def call(net, x):
+    return net(x, torch.linspace(-1, 1, len(x), dtype=x.dtype))
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_shifts_of_a_periodic_field_shift_the_output(patch):
+    """By multiples of the stride; zero padding along either axis would break it."""
+    net = network(periodic=(True, True), patch=patch)
+    x = torch.randn(2, 3, 16, 24, dtype=torch.float64)
+    shifted = call(net, x.roll((8, 4), (-2, -1)))
+    torch.testing.assert_close(shifted, call(net, x).roll((8, 4), (-2, -1)))
+
+
+def test_only_the_periodic_axis_wraps():
+    net = network(periodic=(False, True), attention=[])
+    x = torch.randn(1, 3, 16, 24, dtype=torch.float64)
+    base = call(net, x)
+    torch.testing.assert_close(call(net, x.roll(4, -1)), base.roll(4, -1))
+    assert not torch.allclose(call(net, x.roll(4, -2)), base.roll(4, -2))
+
+
+@pytest.mark.parametrize("shape", [(41, 81), (51, 102), (16, 16), (1, 7)])
+@pytest.mark.parametrize("periodic", [(False, False), (True, True)])
+def test_any_size_comes_back_whole(shape, periodic):
+    net = network(periodic=periodic, channels=[8, 8, 8], patch=2)
+    assert call(net, torch.randn(2, 3, *shape, dtype=torch.float64)).shape == (2, 2, *shape)
+
+
+def test_padding_is_cropped_at_the_end_of_the_axes():
+    """A size that needs no padding is untouched; one that does equals the padded field, cropped."""
+    net = network(attention=[])
+    x = torch.randn(1, 3, 7, 8, dtype=torch.float64)
+    padded = torch.nn.functional.pad(x, (0, 0, 0, 1))
+    torch.testing.assert_close(call(net, x), call(net, padded)[:, :, :7])
+
+
+def test_samples_of_a_batch_do_not_mix():
+    net = network()
+    x = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    noise = torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64)
+    together = net(x, noise)
+    for i in range(3):
+        torch.testing.assert_close(together[i : i + 1], net(x[i : i + 1], noise[i : i + 1]))
+
+
+def test_noise_level_matters():
+    net = network()
+    x = torch.randn(1, 3, 16, 16, dtype=torch.float64).expand(2, -1, -1, -1)
+    low, high = net(x, torch.tensor([-1.5, 1.5], dtype=torch.float64))
+    assert (low - high).abs().max() > 1e-3
+
+
+def test_starts_as_zero_so_that_the_denoiser_starts_as_its_skip():
+    net = UNet(3, channels=[8, 16], blocks=1, embedding=16)
+    assert net(torch.randn(2, 3, 16, 16), torch.zeros(2)).abs().max() == 0
+
+
+def test_gradients_reach_every_parameter():
+    net = network(attention=[0, 1])
+    call(net.train(), torch.randn(2, 3, 16, 16, dtype=torch.float64)).square().sum().backward()
+    assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in net.parameters())
+
+
+def test_convolution_wraps_like_a_circle():
+    conv = Conv3x3(1, 1, (True, True)).double()
+    x = torch.randn(1, 1, 5, 6, dtype=torch.float64)
+    big = torch.nn.functional.conv2d(x.tile(1, 1, 3, 3), conv.weight, conv.bias)
+    torch.testing.assert_close(conv(x), big[..., 4:9, 5:11])
+
+
+def test_attention_is_softmax_of_scaled_products():
+    layer = Attention(8, head=8).double()
+    torch.nn.init.normal_(layer.out.weight)
+    x = torch.randn(1, 8, 2, 3, dtype=torch.float64)
+    q, k, v = layer.qkv(layer.norm(x)).view(3, 8, 6).transpose(1, 2)
+    mixed = torch.softmax(q @ k.T / 8**0.5, dim=-1) @ v
+    expected = x + layer.out(mixed.T.reshape(1, 8, 2, 3))
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_embedding_tells_levels_apart():
+    embed = FourierEmbedding(64).double()
+    values = torch.linspace(-2, 2, 50, dtype=torch.float64)
+    angles = values[:, None] * embed.frequencies.double()
+    features = torch.cat([angles.cos(), angles.sin()], dim=1)
+    assert torch.pdist(features).min() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"channels": []}, "channels"),
+        ({"blocks": 0}, "blocks must be >= 1"),
+        ({"patch": 0}, "patch must be >= 1"),
+        ({"attention": [2]}, "attention names resolution 2"),
+        ({"dropout": 1.0}, "dropout"),
+    ],
+)
+def test_sizes_that_make_no_network_are_refused(options, match):
+    with pytest.raises(ValueError, match=match):
+        network(**options)

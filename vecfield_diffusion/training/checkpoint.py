@@ -1,0 +1,78 @@
+"""Checkpoints: one file of tensors and plain values, written whole or not at all, read without unpickling code.
+
+A checkpoint holds the configuration as YAML text, the weights and their average, the normalizer, the statistics and the
+grid of the data, the optimizer and the counters: all that inference and resuming need.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vecfield_diffusion.errors import UserError
+
+FORMAT = "vecfield-checkpoint"
+VERSION = 1
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes `state` to a temporary file beside `path`, then puts it in its place.
+
+    Raises:
+        UserError: The folder cannot be written or the disk is full; an older checkpoint is left as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, "version": VERSION, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except (OSError, RuntimeError) as error:
+        # torch's zip writer reports a full disk as a RuntimeError.
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: the checkpoint could not be written ({error}); an older one is as it was. "
+            "Make room or choose another folder with output=FOLDER"
+        ) from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint, on the CPU.
+
+    Raises:
+        UserError: No such file, a corrupt one, one that holds code, or one of another program or version.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no checkpoint there. Give a run folder or a checkpoint file, ckpt=outputs/train/NAME")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        reason = (
+            "holds objects that are not plain data, and was not read" if "weights_only" in str(error).lower() else ""
+        )
+        raise UserError(
+            f"{path}: not a checkpoint that can be read: it {reason or 'is damaged or of another kind'}. "
+            "Train again, or give another file with ckpt="
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{path}: not a checkpoint of this program. Give a run folder, ckpt=outputs/train/NAME")
+    if state["version"] != VERSION:
+        raise UserError(f"{path}: checkpoint version {state['version']}, but this program reads version {VERSION}")
+    return state
+
+
+def find_checkpoint(place: str | Path) -> Path:
+    """The file that `ckpt=` means: a file itself, or `checkpoints/best.pt`, else `last.pt`, of a run folder."""
+    place = Path(place)
+    if not place.is_dir():
+        return place
+    best, last = (place / "checkpoints" / name for name in ("best.pt", "last.pt"))
+    return best if best.exists() else last

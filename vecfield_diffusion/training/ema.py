@@ -1,0 +1,46 @@
+"""The exponential moving average of the weights, with which one samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """An average whose memory is counted in samples seen, so that it does not depend on the batch size.
+
+    Arguments:
+        network: The network to follow.
+        half_life: Samples after which a weight's share has halved. Early in training it is at most `ramp` of the
+            samples seen so far, so that the random start is soon forgotten (Karras et al., NeurIPS 2022, appendix F).
+        ramp: That share.
+
+    Raises:
+        ValueError: A half-life that is negative.
+    """
+
+    def __init__(self, network: nn.Module, half_life: float, ramp: float = 0.05) -> None:
+        if half_life < 0:
+            raise ValueError(f"ema must be >= 0 samples, got {half_life}")
+        self.half_life, self.ramp = half_life, ramp
+        self.weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, batch: int, samples: int) -> None:
+        """Takes in the weights after a step of `batch` samples, `samples` in all."""
+        half_life = min(self.half_life, self.ramp * samples)
+        keep = 0.5 ** (batch / half_life) if half_life > 0 else 0.0
+        averages, values = [], []
+        for name, value in network.state_dict().items():
+            averages.append(self.weights[name])
+            values.append(value.detach())
+        torch._foreach_lerp_(averages, values, 1 - keep)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averaged weights, as `network.load_state_dict` takes them."""
+        return self.weights
+
+    def load_state_dict(self, weights: dict[str, Tensor]) -> None:
+        """Continues from averaged weights."""
+        for name, value in weights.items():
+            self.weights[name].copy_(value)
