@@ -122,6 +122,7 @@ def test_stratified_has_one_number_in_each_part():
         (lambda: EDM(rho=0.0), "rho must be > 0"),
         (lambda: DDPM(beta_max=2.0), "beta_max < 1"),
         (lambda: DDPM(T=1), "T must be >= 2"),
+        (lambda: DDPM(T=10).levels(11), "steps must be <= T=10"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, match):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vecfield_diffusion.models.layers import Attention, Conv3x3, FourierEmbedding
+from vecfield_diffusion.models.layers import Attention, Conv3x3, FourierEmbedding, Wrap
 from vecfield_diffusion.models.unet import UNet
 
 
@@ -85,6 +85,15 @@ def test_convolution_wraps_like_a_circle():
     x = torch.randn(1, 1, 5, 6, dtype=torch.float64)
     big = torch.nn.functional.conv2d(x.tile(1, 1, 3, 3), conv.weight, conv.bias)
     torch.testing.assert_close(conv(x), big[..., 4:9, 5:11])
+
+
+@pytest.mark.parametrize("periodic", [(True, True), (True, False), (False, True)])
+def test_wrapping_and_its_gradient(periodic):
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    rows, columns = (int(closed) for closed in periodic)
+    expected = torch.nn.functional.pad(x, (columns, columns, rows, rows), mode="circular")
+    torch.testing.assert_close(Wrap.apply(x, periodic), expected, rtol=0, atol=0)
+    assert torch.autograd.gradcheck(lambda x: Wrap.apply(x, periodic), x)
 
 
 def test_attention_is_softmax_of_scaled_products():

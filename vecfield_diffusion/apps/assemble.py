@@ -20,6 +20,7 @@ from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.samplers.base import Sampler
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint
 from vecfield_diffusion.training.trainer import network_precision
 
@@ -56,6 +57,14 @@ def make_denoiser(
     return denoiser.to(device=device, memory_format=torch.channels_last)
 
 
+def check_levels(diffusion: Diffusion, sampler: Sampler) -> None:
+    """Raises UserError where a sampler asks for more levels than a formulation has."""
+    try:
+        diffusion.levels(sampler.steps)
+    except ValueError as error:
+        raise UserError(f"sampler.{error}") from error
+
+
 @dataclass(frozen=True)
 class Trained:
     """All that a checkpoint says: the denoiser with averaged weights, the grid, the data that it was trained on."""
@@ -84,15 +93,25 @@ def load_trained(ckpt: str, device: torch.device, trust: Sequence[str] = ()) -> 
         denoiser = make_denoiser(config, diffusion, normalizer, grid, device, trust=trust)
         denoiser.network.load_state_dict(state["ema"])
         step = int(state["counters"]["step"])
-    except (KeyError, TypeError, ValueError, RuntimeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: the checkpoint does not fit this program ({error})") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: the checkpoint does not fit this program ({reason})") from error
     return Trained(denoiser.eval().requires_grad_(False), grid, statistics, config, path, step)
 
 
-def open_input(path: str) -> Fields:
-    """The fields of a file given as `input=`: netCDF by its ending, else HDF5."""
-    netcdf = Path(path).suffix.lower() in (".nc", ".nc4", ".cdf")
-    return open_netcdf(path) if netcdf else open_hdf5(path)
+def open_input(path: str, trained: Trained, trust: Sequence[str] = ()) -> Fields:
+    """The fields of a file given as `input=`: netCDF by its ending, else HDF5.
+
+    Arrays are looked for under the names that the training data had, where those were of the same kind of file.
+    """
+    opener = open_netcdf if Path(path).suffix.lower() in (".nc", ".nc4", ".cdf") else open_hdf5
+    node = trained.config["dataset"]
+    target = f"{opener.__module__}.{opener.__name__}"
+    node = {**node, "path": path} if node["_target_"] == target else {"_target_": target, "path": path}
+    try:
+        return build(node, "dataset", trust=trust)
+    except UserError as error:
+        raise UserError(f"input={path}: {str(error).replace('dataset.path=', 'input=')}") from error
 
 
 def held_out(trained: Trained, split: str, trust: Sequence[str] = ()) -> tuple[Fields, range]:
@@ -102,9 +121,14 @@ def held_out(trained: Trained, split: str, trust: Sequence[str] = ()) -> tuple[F
 
 
 def check_grid(fields: Fields, trained: Trained) -> None:
-    """Raises UserError where fields do not have the size that the network was trained on."""
+    """Raises UserError where fields do not have the size and the order of rows that the network was trained on."""
     if fields.shape != trained.grid.shape:
         raise UserError(
             f"{fields.source} has fields of {fields.shape[0]}x{fields.shape[1]} cells, but {trained.path} was trained "
             f"on {trained.grid.shape[0]}x{trained.grid.shape[1]}. Give data of that size, or train on yours"
+        )
+    if fields.grid.dy[0] * trained.grid.dy[0] < 0:
+        raise UserError(
+            f"the rows of {fields.source} run the other way than those that {trained.path} was trained on. Turn the "
+            f"file around along {fields.y_name}"
         )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vecfield_diffusion.apps.config import Program, option
 from vecfield_diffusion.apps.infer import check_ranges, fill
+from vecfield_diffusion.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,7 @@ NUGGET = 0.01
 
 def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     """Scores on hidden cells for every mask and method; prints a table and writes `scores.csv`."""
-    from vecfield_diffusion.apps.assemble import choose_device, held_out, load_trained
+    from vecfield_diffusion.apps.assemble import check_grid, check_levels, choose_device, held_out, load_trained
     from vecfield_diffusion.apps.build import build
     from vecfield_diffusion.evaluation.metrics import table
     from vecfield_diffusion.inference.cases import make_cases
@@ -56,15 +57,21 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     device = choose_device(config["device"])
     parts = {key: build(config[key], key, trusted=True) for key in ("sampler", "inpainting", "physics")}
     masks = {name: build(option("mask", name), "mask", trusted=True) for name in config["masks"]}
+    if not masks or None in masks.values():
+        raise UserError(f"masks={list(masks)}: name options of conf/mask that hide something, such as masks=[block]")
     trained = load_trained(config["ckpt"], device, config["trust"])
+    check_levels(trained.denoiser.diffusion, parts["sampler"])
     fields, offered = held_out(trained, "test", config["trust"])
+    check_grid(fields, trained)
     count = min(config["cases"], len(offered))
     indices = [offered[i * len(offered) // count] for i in range(count)]
     print(f"{trained.path}: step {trained.step}; {count} unseen snapshots of {fields.source}")
-    baselines = fit_baselines(trained, fields)
+    baselines = fit_baselines(trained, fields, config["trust"])
     rows: list[dict[str, Any]] = []
     for name, mask in masks.items():
         cases = make_cases(fields, indices, mask, config["seed"], config["sigma_obs"], add_error=True)
+        if not cases.hidden.any():
+            raise UserError(f"masks={list(masks)}: {name} hides no cell, so that there is nothing to score")
         found = [{"mask": name, **row} for row in scored(config, trained, parts, cases, baselines)]
         reference = next(row["rmse_component"] for row in found if row["method"] == "optimal interpolation")
         rows += [{**row, "rmse / OI": row["rmse_component"] / reference} for row in found]
@@ -74,12 +81,12 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     return {f"{row['mask']}/crps": row["crps"] for row in rows if row["method"] == "diffusion"}
 
 
-def fit_baselines(trained: Trained, fields: Fields) -> dict[str, Any]:
+def fit_baselines(trained: Trained, fields: Fields, trust: Sequence[str]) -> dict[str, Any]:
     """The methods that one would use otherwise, fitted on the training snapshots."""
     from vecfield_diffusion.apps.assemble import held_out
     from vecfield_diffusion.evaluation.baselines import Biharmonic, Climatology, Linear, OptimalInterpolation
 
-    _, train = held_out(trained, "train")
+    _, train = held_out(trained, "train", trust)
     velocity = fields.read(train).numpy()
     methods = {
         "climatology": Climatology(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +44,14 @@ def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
     Raises:
         UserError: A checkpoint, file or option that does not fit.
     """
-    from vecfield_diffusion.apps.assemble import choose_device, load_trained
+    from vecfield_diffusion.apps.assemble import check_levels, choose_device, load_trained
     from vecfield_diffusion.apps.build import build
 
     check_ranges(config)
     device = choose_device(config["device"])
     parts = {key: build(config[key], key, trusted=True) for key in ("mask", "sampler", "inpainting", "physics")}
     trained = load_trained(config["ckpt"], device, config["trust"])
+    check_levels(trained.denoiser.diffusion, parts["sampler"])
     print(f"{trained.path}: step {trained.step}, {type(trained.denoiser.diffusion).__name__}")
     fields, indices = chosen_snapshots(config, trained)
     cases = hide(config, trained, fields, indices, parts["mask"])
@@ -59,7 +61,7 @@ def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
 
 def check_ranges(config: dict[str, Any]) -> None:
     """Raises UserError for a number out of range."""
-    for key, least in (("members", 1), ("batch", 1), ("sigma_obs", 0.0)):
+    for key, least in (("members", 1), ("batch", 1), ("cases", 1), ("seed", 0), ("sigma_obs", 0.0)):
         if key in config and config[key] < least:
             raise UserError(f"{key} must be >= {least}, got {config[key]}")
 
@@ -69,7 +71,7 @@ def chosen_snapshots(config: dict[str, Any], trained: Trained) -> tuple[Fields, 
     from vecfield_diffusion.apps.assemble import check_grid, held_out, open_input
 
     if config["input"] is not None:
-        fields = open_input(config["input"])
+        fields = open_input(config["input"], trained, config["trust"])
         offered = range(len(fields))
     else:
         fields, offered = held_out(trained, "test", config["trust"])
@@ -155,19 +157,28 @@ def write(
     results = {name: scores(members, cases.truth, where) for name, where in regions.items() if where.any()}
     everywhere = trained.grid.valid.expand_as(cases.observed)
     results["all"] = {"divergence_rms": divergence_rms(members, trained.grid, everywhere)}
-    write_text_atomic(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
+    write_text_atomic(folder / "metrics.json", json.dumps(without_nan(results), indent=2) + "\n")
     if len(results) > 1:
         print(table([{"cells": name, **values} for name, values in results.items() if name != "all"]))
     print(f"divergence of the members: {results['all']['divergence_rms']:.3g} per s (RMS)")
     figure_inpainting(
         folder / "figure.png",
-        cases.truth[0],
+        cases.truth[0] if cases.hidden[0].any() else None,
         cases.observed[0],
         members[:, 0],
         trained.grid,
         fields.units,
         colour=config["colour"],
         coordinates=Coordinates(fields.x, fields.y, fields.x_name, fields.y_name),
+        measured=cases.y[0],
     )
     print(f"{folder}: fields.nc, metrics.json, figure.png")
     return results.get("hidden", {})
+
+
+def without_nan(results: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """The same with None for what has no value, such as the spread of one member: JSON knows no NaN."""
+    return {
+        region: {name: value if math.isfinite(value) else None for name, value in values.items()}
+        for region, values in results.items()
+    }

@@ -46,11 +46,12 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, float]:
     run = prepare(config, folder)
     if run.resume():
         print(f"{folder}: going on from step {run.counters.step}")
-    run.logger.open(folder, config["name"], config)
+    run.logger.open(folder, str(folder).removeprefix("outputs/train/"), config)
     try:
         scores = run.train()
     except Stopped as stop:
-        print(f"{stop}: saved {run.last}; the same command goes on", file=sys.stderr)
+        state = f"saved {run.last}" if run.last.exists() else "nothing to save yet"
+        print(f"{stop}: {state}; the same command goes on", file=sys.stderr)
         raise SystemExit(128 + stop.signal) from None
     finally:
         run.logger.close()
@@ -65,15 +66,19 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
     import torch
     import yaml
 
-    from vecfield_diffusion.apps.assemble import choose_device, make_denoiser
+    from vecfield_diffusion.apps.assemble import check_levels, choose_device, make_denoiser
     from vecfield_diffusion.apps.build import build
     from vecfield_diffusion.data.statistics import homogeneous, measure
     from vecfield_diffusion.training.batches import Batches
     from vecfield_diffusion.training.trainer import Run
 
+    if config["seed"] < 0:
+        raise UserError(f"seed must be >= 0, got {config['seed']}")
+    check_config(config, folder)
     device = choose_device(config["device"])
     parts = {key: build(config[key], key, trusted=True) for key in ("trainer", "sampler", "mask", "augment", "logger")}
     trainer = parts["trainer"]
+    check_levels(build(with_levels(config, 80.0)["diffusion"], "diffusion", trusted=True), parts["sampler"])
     torch.manual_seed(config["seed"])
 
     fields = build(config["dataset"], "dataset", trusted=True)
@@ -133,26 +138,37 @@ def announce(denoiser: Denoiser, sigma_max: float, augmentation: tuple[str, ...]
 
 
 def keep_config(config: dict[str, Any], folder: Path) -> None:
-    """Writes `config.yaml` once; a run goes on only with the configuration that it began with.
+    """Writes `config.yaml` when a run begins. Raises what `check_config` raises."""
+    import yaml
+
+    from vecfield_diffusion.inference.files import write_text_atomic
+
+    if not check_config(config, folder):
+        write_text_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+
+
+def check_config(config: dict[str, Any], folder: Path) -> bool:
+    """Whether the folder holds a run with a checkpoint; it goes on only with the configuration that it began with.
+
+    `auto` stands for whatever the data asked for: it is compared once it is known.
 
     Raises:
-        UserError: The folder holds a run that was configured otherwise.
+        UserError: The run was configured otherwise.
     """
     import yaml
 
     path = folder / "config.yaml"
-    if path.exists():
-        before, now = leaves(yaml.safe_load(path.read_text())), leaves(yaml.safe_load(yaml.safe_dump(config)))
-        for key in sorted(before.keys() | now.keys()):
-            free = any(key == each or key.startswith(f"{each}.") for each in FREE)
-            if not free and before.get(key) != now.get(key):
-                raise UserError(
-                    f"{folder} holds a run with {key}={before.get(key)}, not {now.get(key)}. Give the same to go on "
-                    "with it, or another name=... for a new run"
-                )
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    if not path.exists() or not any((folder / "checkpoints").glob("*.pt")):
+        return False
+    before, now = leaves(yaml.safe_load(path.read_text())), leaves(yaml.safe_load(yaml.safe_dump(config)))
+    for key in sorted(before.keys() | now.keys()):
+        free = any(key == each or key.startswith(f"{each}.") for each in FREE)
+        if not free and before.get(key) != now.get(key) and (key, now.get(key)) != ("diffusion.sigma_max", "auto"):
+            raise UserError(
+                f"{folder} holds a run with {key}={before.get(key)}, not {now.get(key)}. Give the same to go on "
+                "with it, or another name=... for a new run"
+            )
+    return True
 
 
 def leaves(node: Any, path: str = "") -> dict[str, Any]:

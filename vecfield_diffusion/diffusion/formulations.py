@@ -83,7 +83,11 @@ class Diffusion(nn.Module, ABC):
 
     @abstractmethod
     def levels(self, steps: int) -> Tensor:
-        """`(steps + 1,)` levels from `sigma_max` down to 0 in float64, the formulation's own grid for sampling."""
+        """`(steps + 1,)` levels from `sigma_max` down to 0 in float64, the formulation's own grid for sampling.
+
+        Raises:
+            ValueError: More steps than the formulation has levels.
+        """
 
 
 class EDM(Diffusion):
@@ -202,6 +206,8 @@ class DDPM(Diffusion):
         return 1 / alpha, -self.level(t), torch.ones_like(t), t
 
     def levels(self, steps: int) -> Tensor:
+        if steps > self.T:
+            raise ValueError(f"steps must be <= T={self.T}, the steps of the chain, got {steps}")
         t = torch.linspace(self.T - 1, 0, steps, dtype=torch.float64).round()
         return torch.cat([self.level(t.to(self.log_s.device)).cpu(), torch.zeros(1, dtype=torch.float64)])
 

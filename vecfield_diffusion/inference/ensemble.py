@@ -84,6 +84,7 @@ def sample_ensemble(
     """
     levels = denoiser.diffusion.levels(sampler.steps)
     numbers = range(len(observation)) if numbers is None else numbers
+    grid = grid.to(observation.y.device)
     pairs = list(product(range(members), range(len(observation))))
     out = []
     for first in range(0, len(pairs), batch):

@@ -16,6 +16,8 @@ from torch import Tensor
 
 #: `z (B, 2, H, W), s (B,) -> x_hat`: a denoiser whose observation is already bound.
 BoundDenoiser = Callable[[Tensor, Tensor], Tensor]
+#: `z, s -> x_hat` at one level, as a step calls it.
+LevelDenoiser = Callable[[Tensor, float], Tensor]
 #: `() -> (B, 2, H, W)` unit normal noise.
 NoiseFunction = Callable[[], Tensor]
 #: `(z, r) -> z` after a step to level r.
@@ -44,13 +46,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def step(
-        self,
-        denoise: Callable[[Tensor, float], Tensor],
-        z: Tensor,
-        s: float,
-        r: float,
-        noise: NoiseFunction,
-        memory: dict[str, Any],
+        self, denoise: LevelDenoiser, z: Tensor, s: float, r: float, noise: NoiseFunction, memory: dict[str, Any]
     ) -> Tensor:
         """One step from level `s` to `r < s`; `memory` is empty at the first step and kept between steps."""
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from vecfield_diffusion.samplers.base import NoiseFunction, Sampler
+from vecfield_diffusion.samplers.base import LevelDenoiser, NoiseFunction, Sampler
 
 
 class Euler(Sampler):
@@ -19,13 +18,7 @@ class Euler(Sampler):
         return self.steps
 
     def step(
-        self,
-        denoise: Callable[[Tensor, float], Tensor],
-        z: Tensor,
-        s: float,
-        r: float,
-        noise: NoiseFunction,
-        memory: dict[str, Any],
+        self, denoise: LevelDenoiser, z: Tensor, s: float, r: float, noise: NoiseFunction, memory: dict[str, Any]
     ) -> Tensor:
         x_hat = denoise(z, s)
         return x_hat + (r / s) * (z - x_hat)
@@ -68,13 +61,7 @@ class Heun(Sampler):
         return 2 * self.steps - 1
 
     def step(
-        self,
-        denoise: Callable[[Tensor, float], Tensor],
-        z: Tensor,
-        s: float,
-        r: float,
-        noise: NoiseFunction,
-        memory: dict[str, Any],
+        self, denoise: LevelDenoiser, z: Tensor, s: float, r: float, noise: NoiseFunction, memory: dict[str, Any]
     ) -> Tensor:
         gamma = min(self.S_churn / self.steps, math.sqrt(2) - 1) if self.S_min <= s <= self.S_max else 0.0
         q = s * (1 + gamma)
@@ -101,13 +88,7 @@ class DPMpp2M(Sampler):
         return self.steps
 
     def step(
-        self,
-        denoise: Callable[[Tensor, float], Tensor],
-        z: Tensor,
-        s: float,
-        r: float,
-        noise: NoiseFunction,
-        memory: dict[str, Any],
+        self, denoise: LevelDenoiser, z: Tensor, s: float, r: float, noise: NoiseFunction, memory: dict[str, Any]
     ) -> Tensor:
         x_hat = denoise(z, s)
         if r == 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
         raise UserError(
             f"{path}: the checkpoint could not be written ({error}); an older one is as it was. "
-            "Make room or choose another folder with output=FOLDER"
+            "Make room or choose another folder with hydra.run.dir=..."
         ) from error
 
 
@@ -53,8 +54,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no checkpoint there. Give a run folder or a checkpoint file, ckpt=outputs/train/NAME")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        state = _read(path)
+    except (
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        OSError,
+    ) as error:
         reason = (
             "holds objects that are not plain data, and was not read" if "weights_only" in str(error).lower() else ""
         )
@@ -64,9 +73,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of this program. Give a run folder, ckpt=outputs/train/NAME")
-    if state["version"] != VERSION:
-        raise UserError(f"{path}: checkpoint version {state['version']}, but this program reads version {VERSION}")
+    if state.get("version") != VERSION:
+        raise UserError(f"{path}: checkpoint version {state.get('version')}, but this program reads version {VERSION}")
     return state
+
+
+def _read(path: Path) -> Any:
+    """What the archive holds. Its check sums go first: torch does not look at them."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(damaged)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def find_checkpoint(place: str | Path) -> Path:

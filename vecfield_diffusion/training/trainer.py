@@ -158,6 +158,7 @@ class Run:
         self.ema = EMA(self.denoiser.network, self.trainer.ema)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scores: dict[str, float] = {}
+        self.losses: list[Tensor] = []  # since the last line of the log
         self.signal: int | None = None
 
     @property
@@ -173,19 +174,30 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "counters": vars(self.counters),
             "scores": self.scores,
+            "losses": torch.stack(self.losses).cpu() if self.losses else torch.zeros(0),
         }
         save_checkpoint(path, {**self.identity, **state})
 
     def resume(self) -> bool:
-        """Goes on from the last checkpoint, where there is one."""
+        """Goes on from the last checkpoint, where there is one.
+
+        Raises:
+            UserError: It cannot be read, or is of another network or optimizer.
+        """
         if not self.last.exists():
             return False
         state = load_checkpoint(self.last)
-        self.denoiser.network.load_state_dict(state["network"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.counters = Counters(**state["counters"])
-        self.scores = state["scores"]
+        try:
+            self.denoiser.network.load_state_dict(state["network"])
+            self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.counters = Counters(**state["counters"])
+            self.scores, self.losses = state["scores"], list(state["losses"].to(self.device))
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{self.last} does not fit this run ({reason}). Remove it, or choose another name=..."
+            ) from error
         return True
 
     def train(self) -> dict[str, float]:
@@ -212,32 +224,31 @@ class Run:
             total=total, initial=counters.samples, unit=" samples", unit_scale=True, disable=None, smoothing=0.05
         )
         clock = saved = time.monotonic()
-        losses: list[Tensor] = []
         start = counters.step
         with bar:
             while trainer.progress(counters) < 1 and self.signal is None:
-                losses.append(self.step(next(batches)))
+                self.losses.append(self.step(next(batches)))
                 now = time.monotonic()
                 counters.minutes += (now - clock) / 60
                 clock = now
                 bar.update(trainer.batch_size)
                 done = trainer.progress(counters) >= 1
                 if counters.step % trainer.log_every == 0 or done:
-                    loss = self.finite(losses)
-                    losses = []
+                    loss = self.finite()
+                    self.losses = []
                     bar.set_postfix(loss=f"{loss:.4f}")
                     self.log(lines, {"loss": loss, "lr": self.optimizer.param_groups[0]["lr"]})
                 if counters.step % trainer.validate_every == 0 or done:
-                    self.finite(losses)
+                    self.finite()
                     self.validate(lines)
                     clock = time.monotonic()
                 if done or now - saved > 60 * trainer.checkpoint_minutes:
-                    self.finite(losses)
+                    self.finite()
                     self.save(self.last)
                     saved = time.monotonic()
         if self.signal is not None:
             if counters.step > start:
-                self.finite(losses)
+                self.finite()
                 self.save(self.last)
             raise Stopped(self.signal)
 
@@ -265,11 +276,11 @@ class Run:
         self.ema.update(self.denoiser.network, trainer.batch_size, counters.samples)
         return total
 
-    def finite(self, losses: list[Tensor]) -> float:
-        """The mean of the losses since the last look; the device is waited for here alone."""
-        if not losses:
+    def finite(self) -> float:
+        """The mean of the losses since the last line of the log; the device is waited for here alone."""
+        if not self.losses:
             return 0.0
-        loss = torch.stack(losses).mean().item()
+        loss = torch.stack(self.losses).mean().item()
         if not math.isfinite(loss):
             kept = f"The last good checkpoint is kept: {self.last}" if self.last.exists() else "No checkpoint was kept"
             raise UserError(
@@ -284,6 +295,7 @@ class Run:
             values = self.validation_loss()
             picture = self.folder / "samples" / f"{self.counters.step:07d}.png"
             if self.score is not None:
+                picture.parent.mkdir(exist_ok=True)
                 values |= self.score(picture)
         self.scores = values
         self.log(lines, values)
