@@ -1,0 +1,92 @@
+"""The README is true: its commands compose, its code runs, its length is kept."""
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vecfield_diffusion.apps import evaluate, infer, train
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL)
+COMMANDS = [
+    line
+    for _, block in BLOCKS
+    for line in re.findall(r"python (?:train|infer|evaluate)\.py[^#\n]*", block)
+    if "..." not in line
+]
+MAINS = {"train.py": train.main, "infer.py": infer.main, "evaluate.py": evaluate.main}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_composes(command):
+    _, program, *overrides = shlex.split(command)
+    if overrides and overrides[0] == "-m":
+        overrides = [re.sub(r"=([^,\[]*),.*", r"=\1", override) for override in overrides[1:]]
+    assert MAINS[program].config(*overrides)["name"]
+
+
+def test_make_has_the_targets_that_the_readme_names():
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = set(re.findall(r"^make (\w+)", TEXT, re.MULTILINE))
+    assert named == {"demo", "test"} and named <= set(targets)
+
+
+def test_every_option_that_the_table_names_exists():
+    rows = re.findall(r"^\| (`[^|]*) \| (`[^|]*) \|", TEXT, re.MULTILINE)
+    for groups, options in rows:
+        names = re.findall(r"`(\w+)`", options)
+        files = {
+            path.stem for group in re.findall(r"`(\w+)`", groups) for path in (ROOT / "conf" / group).glob("*.yaml")
+        }
+        assert set(names) <= files, (groups, set(names) - files)
+
+
+def test_pictures_and_length():
+    assert all((ROOT / path).is_file() for path in re.findall(r"!\[[^]]*\]\(([^)]*)\)", TEXT))
+    assert len(TEXT.splitlines()) <= 175
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A network trained for a few steps on a few small flows."""
+    folder = tmp_path_factory.mktemp("readme")
+    small = ["resolution=16", "snapshots=60", "solver_resolution=32", "viscosity=1e-6", "order=2", "duration=5"]
+    overrides = [f"dataset.{key}" for key in (*small, f"folder={folder}")]
+    train.train(train.main.config("debug=fast", "trainer.score_cases=0", *overrides), folder / "run")
+    return folder / "run"
+
+
+def test_library_example_runs(run_folder, monkeypatch):
+    (code,) = [block for language, block in BLOCKS if language == "python" and "load_trained" in block]
+    scope = {}
+    exec(code.replace("outputs/train/demo", str(run_folder)), scope)
+    assert scope["members"].shape == (8, 4, 2, 16, 16)
+    torch.testing.assert_close(scope["mean"], scope["members"].mean(0))
+    y, observed = scope["cases"].y, scope["cases"].observed.expand(4, 2, 16, 16)
+    torch.testing.assert_close(scope["mean"][observed], y[observed], rtol=1e-4, atol=1e-5)
+
+
+def test_own_sampler_runs_from_the_command_line(run_folder, tmp_path, monkeypatch):
+    """The example of the README, named by `_target_`; it is of second order on dz/ds = (z - D) / s."""
+    (code,) = [block for language, block in BLOCKS if language == "python" and "class Midpoint" in block]
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    chosen = ["sampler=euler", "sampler._target_=mine.Midpoint", "sampler.steps=4", "members=2"]
+    config = infer.main.config(f"ckpt={run_folder}", "mask=block", *chosen)
+    infer.infer(config, tmp_path / "filled")
+    assert {"fields.nc", "figure.png", "metrics.json"} <= set(os.listdir(tmp_path / "filled"))
+    midpoint = sys.modules["mine"].Midpoint
+    errors = []
+    for steps in (32, 64):
+        levels = torch.linspace(2, 0.5, steps + 1, dtype=torch.float64)
+        z = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
+        x = midpoint(steps).sample(lambda z, s: z / (1 + s.view(-1, 1, 1, 1) ** 2), levels, lambda z=z: z)
+        errors.append(abs(x.item() - (1.25 / 5) ** 0.5))
+    assert 1.8 < torch.tensor(errors[0] / errors[1]).log2() < 2.2
