@@ -1,5 +1,6 @@
 """The README is true: its commands compose, its code runs, its length is kept."""
 
+import math
 import os
 import re
 import shlex
@@ -73,7 +74,7 @@ def test_library_example_runs(run_folder, monkeypatch):
 
 
 def test_own_sampler_runs_from_the_command_line(run_folder, tmp_path, monkeypatch):
-    """The example of the README, named by `_target_`; it is of second order on dz/ds = (z - D) / s."""
+    """The example of the README, named by `_target_`; it converges on dz/ds = (z - D) / s."""
     (code,) = [block for language, block in BLOCKS if language == "python" and "class Midpoint" in block]
     (tmp_path / "mine.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
@@ -89,4 +90,4 @@ def test_own_sampler_runs_from_the_command_line(run_folder, tmp_path, monkeypatc
         z = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
         x = midpoint(steps).sample(lambda z, s: z / (1 + s.view(-1, 1, 1, 1) ** 2), levels, lambda z=z: z)
         errors.append(abs(x.item() - (1.25 / 5) ** 0.5))
-    assert 1.8 < torch.tensor(errors[0] / errors[1]).log2() < 2.2
+    assert 1.8 < math.log2(errors[0] / errors[1])  # three on a Gaussian prior, two in general
