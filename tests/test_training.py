@@ -346,6 +346,16 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path:
     assert again.resume() and again.train()["val/loss"] > 0
 
 
+def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path: Path) -> None:
+    run = make_run(tmp_path, log_every=4, validate_every=4, checkpoint_minutes=1e-9)
+    network = run.denoiser.network
+    network.stem.weight.register_hook(lambda gradient: gradient * (torch.inf if run.counters.step == 2 else 1.0))
+    with pytest.raises(UserError, match="no longer finite at step 3. The last good checkpoint is kept"):
+        run.train()
+    state = load_checkpoint(run.last)
+    assert state["counters"]["step"] == 2 and all(value.isfinite().all() for value in state["network"].values())
+
+
 def test_a_loss_that_is_not_finite_at_the_start_says_so(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     plain = run.batches

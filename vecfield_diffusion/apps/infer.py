@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from vecfield_diffusion.apps.assemble import Trained
     from vecfield_diffusion.data.fields import Fields
+    from vecfield_diffusion.evaluation.plots import Coordinates
     from vecfield_diffusion.inference.cases import Cases
 
 main = Program(
@@ -136,7 +137,7 @@ def write(
     import yaml
 
     from vecfield_diffusion.evaluation.metrics import divergence_rms, scores, table
-    from vecfield_diffusion.evaluation.plots import Coordinates, figure_inpainting
+    from vecfield_diffusion.evaluation.plots import figure_inpainting
     from vecfield_diffusion.inference.ensemble import member_seed
     from vecfield_diffusion.inference.files import write_fields, write_text_atomic
 
@@ -169,11 +170,23 @@ def write(
         trained.grid,
         fields.units,
         colour=config["colour"],
-        coordinates=Coordinates(fields.x, fields.y, fields.x_name, fields.y_name),
+        coordinates=axes(fields),
         measured=cases.y[0],
     )
     print(f"{folder}: fields.nc, metrics.json, figure.png")
     return results.get("hidden", {})
+
+
+def axes(fields: Fields) -> Coordinates:
+    """The axes of a picture: degrees, or the units of the source, kilometres where metres would be long numbers."""
+    from vecfield_diffusion.evaluation.plots import Coordinates
+
+    if fields.x_name == "lon":
+        return Coordinates(fields.x, fields.y, "longitude", "latitude")
+    units = fields.x_attrs.get("units", "m")
+    if units == "m" and abs(fields.x).max() >= 1e4:
+        return Coordinates(fields.x / 1e3, fields.y / 1e3, "x [km]", "y [km]")
+    return Coordinates(fields.x, fields.y, f"x [{units}]", f"y [{units}]")
 
 
 def without_nan(results: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:

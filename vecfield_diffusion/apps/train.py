@@ -78,6 +78,8 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
     device = choose_device(config["device"])
     parts = {key: build(config[key], key, trusted=True) for key in ("trainer", "sampler", "mask", "augment", "logger")}
     trainer = parts["trainer"]
+    if parts["mask"] is None:
+        raise UserError("mask=auto is for filling a file: train with mask=mixture, or another of conf/mask")
     check_levels(build(with_levels(config, 80.0)["diffusion"], "diffusion", trusted=True), parts["sampler"])
     torch.manual_seed(config["seed"])
 

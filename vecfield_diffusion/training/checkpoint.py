@@ -18,6 +18,8 @@ from vecfield_diffusion.errors import UserError
 
 FORMAT = "vecfield-checkpoint"
 VERSION = 1
+#: What zipfile and torch raise on reading something else than a whole checkpoint.
+UNREADABLE = (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -55,21 +57,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no checkpoint there. Give a run folder or a checkpoint file, ckpt=outputs/train/NAME")
     try:
         state = _read(path)
-    except (
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        OSError,
-    ) as error:
-        reason = (
-            "holds objects that are not plain data, and was not read" if "weights_only" in str(error).lower() else ""
-        )
+    except UNREADABLE as error:
+        reason = "is damaged or of another kind"
+        if "weights_only" in str(error).lower():
+            reason = "holds objects that are not plain data, and was not read"
+        elif isinstance(error, PermissionError):
+            reason = "may not be read by this user"
         raise UserError(
-            f"{path}: not a checkpoint that can be read: it {reason or 'is damaged or of another kind'}. "
-            "Train again, or give another file with ckpt="
+            f"{path}: not a checkpoint that can be read: it {reason}. Train again, or give another file with ckpt="
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of this program. Give a run folder, ckpt=outputs/train/NAME")
