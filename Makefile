@@ -7,8 +7,8 @@ help:  ## list the targets
 
 demo: $(READY)  ## make data, train shortly, fill gaps, draw the picture, print the scores
 	$(PY) train.py experiment=demo
-	$(PY) infer.py ckpt=outputs/train/demo mask=block
-	$(PY) evaluate.py ckpt=outputs/train/demo 'masks=[pixels,block,track]'
+	$(PY) infer.py ckpt=outputs/train/demo mask=block colour=vorticity name=demo
+	$(PY) evaluate.py ckpt=outputs/train/demo 'masks=[pixels,block,track]' sampler.steps=24 name=demo
 
 test: lint  ## lint and run the tests
 	$(PY) -m pytest -q

@@ -374,11 +374,11 @@ def test_a_small_network_learns_a_gaussian(tmp_path: Path) -> None:
     diffusion = EDM(sigma_min=0.05, sigma_max=20.0)
     batches = make_batches(fields, indices=range(2000), diffusion=diffusion, size=32, dropout=1.0)
     run = make_run(
-        tmp_path, batches, max_steps=300, batch_size=32, warmup=500, ema=1000, cooldown=0.3, log_every=300,
-        validate_every=300, validation_batches=8,
+        tmp_path, batches, max_steps=250, batch_size=32, warmup=500, ema=1000, cooldown=0.3, log_every=250,
+        validate_every=250, validation_batches=8,
     )  # fmt: skip
     torch.manual_seed(0)
-    network = UNet(in_channels=7, periodic=(True, True), channels=[32], blocks=1, attention=[0], embedding=32)
+    network = UNet(in_channels=7, periodic=(True, True), channels=[24], blocks=1, attention=[], embedding=32)
     run.denoiser = Denoiser(network, diffusion, batches.normalizer)
     run.optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     run.validation = replace(batches, indices=range(2000, 3000))
@@ -388,7 +388,7 @@ def test_a_small_network_learns_a_gaussian(tmp_path: Path) -> None:
     s = torch.cat([run.validation(k).t for k in range(8)]).double()[:, None]
     optimum = ((s**2 + 1) * prior.eigenvalues / (prior.eigenvalues + s**2)).mean().item()
     assert before == pytest.approx(1, abs=0.05)
-    assert optimum * 0.95 < after < optimum + 0.35 * (before - optimum)
+    assert optimum * 0.95 < after < optimum + 0.15 * (before - optimum)
 
 
 # Schedules.

@@ -111,12 +111,21 @@ def open_input(path: str, trained: Trained, trust: Sequence[str] = ()) -> Fields
     try:
         return build(node, "dataset", trust=trust)
     except UserError as error:
-        raise UserError(f"input={path}: {str(error).replace('dataset.path=', 'input=')}") from error
+        message = str(error).replace("dataset.path=", "input=")
+        if "dataset." in message:
+            message += " (keys of train.py: a file is read under the names that the training data had)"
+        raise UserError(f"input={path}: {message}") from error
 
 
 def held_out(trained: Trained, split: str, trust: Sequence[str] = ()) -> tuple[Fields, range]:
     """The data that a checkpoint was trained on, and the snapshots of a split that it has not seen."""
-    fields = build(trained.config["dataset"], "dataset", trust=trust)
+    try:
+        fields = build(trained.config["dataset"], "dataset", trust=trust)
+    except UserError as error:
+        raise UserError(
+            f"the data that {trained.path} was trained on: {error} (run it from the folder where it was trained; "
+            "infer.py also takes input=FILE)"
+        ) from error
     return fields, build(trained.config["splits"], "splits", trust=trust).split(fields)[split]
 
 

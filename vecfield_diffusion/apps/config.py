@@ -87,6 +87,7 @@ class Program:
     metric: str = "loss"
 
     def __call__(self) -> NoReturn:
+        sys.stdout.reconfigure(line_buffering=True)  # what a killed run said is in its log
         sys.exit(guarded(self._main))
 
     def config(self, *overrides: str, complete: bool = True) -> dict[str, Any]:

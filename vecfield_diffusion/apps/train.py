@@ -56,7 +56,6 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, float]:
     finally:
         run.logger.close()
     print(f"{folder}: {run.counters.step} steps, {run.counters.minutes:.1f} minutes")
-    print("  ".join(f"{name} {scores[name]:.4g}" for name in scores))
     print(f"next: python infer.py ckpt={folder} mask=block")
     return scores
 
@@ -200,7 +199,11 @@ def scorer(
         observation = cases.observation(denoiser.normalizer, device)
         how = (denoiser, parts["sampler"], Conditional(), NoPhysics(), observation, fields.grid)
         members = sample_ensemble(*how, members=trainer.score_members, seed=seed, numbers=cases.numbers)
-        sample_grid(picture, cases.truth, cases.observed, members, fields.grid, fields.units)
+        try:
+            sample_grid(picture, cases.truth, cases.observed, members, fields.grid, fields.units)
+        except OSError as error:  # a picture is not worth a run
+            picture.unlink(missing_ok=True)
+            print(f"note: {picture} could not be written: {error.strerror}", file=sys.stderr)
         values = scores(members, cases.truth, cases.hidden)
         return {f"val/{name}": values[name] for name in ("crps", "rmse_component", "spread_skill")}
 

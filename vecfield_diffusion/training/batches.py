@@ -82,8 +82,8 @@ class Batches:
         positions = torch.arange(k * self.size, (k + 1) * self.size)
         passes = positions.div(count, rounding_mode="floor")
         orders = {p: torch.randperm(count, generator=self.generator(1, p)) for p in passes.unique().tolist()}
-        places = [orders[p][i] for p, i in zip(passes.tolist(), (positions % count).tolist(), strict=True)]
-        return torch.as_tensor(list(self.indices))[torch.stack(places)]
+        places = zip(passes.tolist(), (positions % count).tolist(), strict=True)
+        return torch.tensor([self.indices[int(orders[p][i])] for p, i in places])
 
     def __call__(self, k: int) -> Batch:
         """Batch k, on the CPU."""

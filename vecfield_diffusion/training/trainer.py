@@ -207,7 +207,11 @@ class Run:
             Stopped: A signal came; the state was saved.
             UserError: The loss is no longer finite; the last good checkpoint is kept.
         """
-        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        for folder in (self.folder / "checkpoints", self.folder / "samples"):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from error
         lines = JSONLines(self.folder / "metrics.jsonl", self.counters.step)
         try:
             with self.signals(), self.prefetched() as batches:
@@ -295,10 +299,11 @@ class Run:
             values = self.validation_loss()
             picture = self.folder / "samples" / f"{self.counters.step:07d}.png"
             if self.score is not None:
-                picture.parent.mkdir(exist_ok=True)
                 values |= self.score(picture)
         self.scores = values
         self.log(lines, values)
+        main = {name: value for name, value in values.items() if not name.startswith("val/loss_")}
+        tqdm.write(f"step {self.counters.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in main.items()))
         if picture.exists():
             self.logger.picture(picture, self.counters.step)
         if values["val/loss"] < self.counters.best:
