@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import subprocess
@@ -350,6 +351,56 @@ def test_a_job_that_was_killed_is_run_again(tmp_path: Path) -> None:
     (tmp_path / "0" / "result.json").write_text("{")
     with pytest.raises(UserError, match="is not the result of a job"):
         sweep.finished(tmp_path / "0", ["a=1"])
+
+
+@pytest.mark.parametrize(
+    ("seed", "call", "status", "first"), [(1, 1, None, ""), (1, 3, "running", ""), (13, 3, "running", "thirteen")]
+)
+def test_a_result_that_cannot_be_written_ends_the_sweep_with_a_message(
+    run: Callable[..., Any],
+    tree: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    call: int,
+    status: str | None,
+    first: str,
+) -> None:
+    """The disk is full when the job starts, ends or has failed; each write syncs twice, the file and its folder."""
+    calls = []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) >= call:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, err = run("-m", f"seed={seed},2")
+    lines = err.strip().split("\n")
+    assert code == 1 and lines[:-1] == ([f"error: {first} is refused"] if first else [])
+    expected = "error: cannot write result.json into outputs/train/run/0: No space left on device. Free some space"
+    assert lines[-1].startswith(expected)
+    folder = tree / "outputs" / "train" / "run"
+    assert not (folder / "1").exists()
+    files = [file for file in (folder / "0").iterdir() if file.is_file() and file.suffix != ".log"]
+    assert [file.name for file in files] == ([] if status is None else ["result.json"])
+    assert (sweep.read(folder / "0") or {}).get("status") == status
+
+
+def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "results.csv").write_text("old")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.save(tmp_path, [])
+    monkeypatch.undo()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write results.csv into .*file: .*same command"):
+        sweep.save(tmp_path / "file", [])
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "results.csv"]
+    assert (tmp_path / "results.csv").read_text() == "old"
 
 
 # As a user's processes.

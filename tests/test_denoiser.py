@@ -29,9 +29,9 @@ class IdealNetwork(torch.nn.Module):
         return (PRIOR.denoise(z, self.diffusion.level(t)) - c_skip * x_t) / c_out
 
 
-def some_observation(n, generator):
+def some_observation(n, generator, land=False):
     valid = torch.ones(6, 8, dtype=torch.bool)
-    valid[0, :3] = False
+    valid[0, :3] = not land
     observed = (torch.rand(n, 1, 6, 8, generator=generator) < 0.3) & valid
     y = torch.randn(n, 2, 6, 8, dtype=torch.float64, generator=generator)
     return Observation(y, observed, torch.full((n, 1, 1, 1), 0.05, dtype=torch.float64), valid.expand(n, 1, 6, 8))
@@ -79,8 +79,22 @@ def test_values_that_were_not_observed_change_nothing():
     torch.testing.assert_close(broken.channels(), given.channels(), rtol=0, atol=0)
 
 
+def test_land_changes_nothing():
+    """Whatever the state holds outside the domain, NaN too, cells inside come out the same, and land as 0."""
+    generator = torch.Generator().manual_seed(0)
+    diffusion = EDM()
+    denoiser = Denoiser(IdealNetwork(diffusion), diffusion, NORMALIZER)
+    given = some_observation(2, generator, land=True)
+    z = torch.randn(2, 2, 6, 8, dtype=torch.float64, generator=generator)
+    s = torch.tensor([0.1, 3.0], dtype=torch.float64)
+    base = denoiser(z, s, given)
+    for value in (torch.nan, 1e3):
+        torch.testing.assert_close(denoiser(torch.where(given.valid, z, value), s, given), base, rtol=0, atol=0)
+    assert base[~given.valid.expand_as(base)].abs().max() == 0
+
+
 def test_what_is_forgotten_is_as_if_never_observed():
-    given = some_observation(2, torch.Generator().manual_seed(0))
+    given = some_observation(2, torch.Generator().manual_seed(0), land=True)
     silent = given.forget(torch.tensor([True, False])).channels()
     nothing = Observation.none(2, given.valid[0, 0], torch.float64).channels()
     torch.testing.assert_close(silent[0], nothing[0])

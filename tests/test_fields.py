@@ -80,7 +80,7 @@ def test_blocks_cover_all_snapshots_once_and_a_survey_stops_when_all_cells_are_s
 
 def test_spacing_from_metres_kilometres_and_degrees() -> None:
     valid = torch.ones(3, 4, dtype=torch.bool)
-    grid = make_grid(valid, Axis("x", np.arange(4) * 2.5, metres=1000.0), Axis("y", 50.0 - 5.0 * np.arange(3)))
+    grid = make_grid(valid, Axis("x", np.arange(4) * 2.5, {"units": "Km"}), Axis("y", 50.0 - 5.0 * np.arange(3)))
     assert grid.dx.tolist() == [2500.0] * 3 and grid.dy.tolist() == [-5.0] * 3
     lat = np.array([60.0, 45.0, 30.0])
     axes = Axis("lon", np.array([350.0, 355.0, 0.0, 5.0]), degrees=True), Axis("lat", lat, degrees=True)

@@ -134,6 +134,25 @@ def test_masks_that_move_make_gaps_and_their_union_is_the_domain(tmp_path: Path,
     np.testing.assert_array_equal(measured, (valid == 1) & observed)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "match"),
+    [
+        ("valid", (7, 5), r"'valid' has shape \(7, 5\). Expected \(5, 7\) or \(12, 5, 7\).*dataset.valid="),
+        ("observed", (11, 5, 7), r"'observed' has shape \(11, 5, 7\). Expected \(12, 5, 7\), as the velocity"),
+        ("observed", (5, 7), r"'observed' has shape \(5, 7\). Expected \(12, 5, 7\), as the velocity"),
+    ],
+)
+def test_a_mask_of_another_shape_is_refused_in_a_native_file_only(
+    tmp_path: Path, name: str, shape: tuple[int, ...], match: str
+) -> None:
+    path = write_plain(tmp_path / "a.h5", velocity=VELOCITY, **{name: np.zeros(shape, dtype=bool)})
+    assert open_hdf5(path).grid.valid.all()
+    with h5py.File(path, "a") as file:
+        file.attrs["format"] = "vecfield"
+    with pytest.raises(UserError, match=match):
+        open_hdf5(path)
+
+
 def test_a_named_mask_of_solids(tmp_path: Path) -> None:
     solid = np.zeros((5, 7), dtype=np.uint8)
     solid[1:3, 2] = 1
@@ -152,6 +171,18 @@ def test_coordinates_by_name_by_default_and_in_degrees(tmp_path: Path) -> None:
     fields = open_hdf5(write_plain(tmp_path / "b.h5", **globe))
     assert fields.x_name == "lon" and fields.y_name == "lat" and fields.grid.boundary_x == "periodic"
     assert (fields.grid.dy < 0).all() and fields.grid.dx[0] < fields.grid.dx[4]
+
+
+@pytest.mark.parametrize("units", ["km", "kilometre", b"kilometers"])
+def test_coordinates_in_kilometres(tmp_path: Path, units: str | bytes) -> None:
+    path = write_plain(tmp_path / "a.h5", velocity=VELOCITY, x=np.arange(7) * 2.5, y=np.arange(5) * -0.5)
+    with h5py.File(path, "a") as file:
+        file["x"].attrs["units"] = units
+        file["y"].attrs["units"] = "m"
+    fields = open_hdf5(path)
+    assert fields.grid.dx.tolist() == [2500.0] * 5 and fields.grid.dy.tolist() == [-0.5] * 5
+    assert fields.x.tolist() == (np.arange(7) * 2.5).tolist()
+    assert open_hdf5(path, dx=3.0).grid.dx.tolist() == [3.0] * 5
 
 
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
@@ -222,12 +253,16 @@ def test_damaged_data_and_a_newer_version_are_reported(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match="is damaged"):
         open_hdf5(str(path))
+    index = Path(write_plain(path, velocity=VELOCITY))
+    index.write_bytes(index.read_bytes().replace(b"TREE", b"BUSH"))
+    with pytest.raises(UserError, match="is damaged"):
+        open_hdf5(str(path), velocity="missing")
     newer = write_plain(tmp_path / "b.h5", velocity=VELOCITY)
     with h5py.File(newer, "a") as file:
         file.attrs.update({"format": "vecfield", "version": 2})
     with pytest.raises(UserError, match="version 2"):
         open_hdf5(newer)
-    with pytest.raises(ValueError, match="preload_gb must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="^preload_gb must be at least 0, got -1"):
         open_hdf5(newer, preload_gb=-1)
 
 

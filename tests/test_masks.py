@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import struct
+import zlib
 from pathlib import Path
 
 import h5py
@@ -227,21 +229,61 @@ def test_mask_files_that_do_not_fit(tmp_path: Path) -> None:
         load_mask(str(tmp_path / "lines.npz"), (6, 7), "lin")
 
 
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_mask_files_that_are_damaged_or_absurd(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).random((40, 50)) < 0.5
+    np.savez(tmp_path / "cut.npz", array)
+    np.savez(tmp_path / "sum.npz", array)
+    np.savez_compressed(tmp_path / "flate.npz", array)
+    np.save(tmp_path / "huge.npy", array)
+    with h5py.File(tmp_path / "group.h5", "w") as file:
+        file["observed"] = array
+    contents = {path.name: bytearray(path.read_bytes()) for path in tmp_path.iterdir()}
+    contents["cut.npz"] = contents["cut.npz"][:500]
+    contents["sum.npz"][1000] ^= 1
+    contents["flate.npz"][60:200] = bytes(140)
+    contents["huge.npy"] = contents["huge.npy"].replace(b"(40, 50)", b"(4, 5 ")
+    contents["group.h5"] = contents["group.h5"].replace(b"TREE", b"BUSH")
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    pixels = chunk(b"IDAT", zlib.compress(bytes(10)))
+    contents["bomb.png"] = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"cannot read the mask '{tmp_path / name}': "):
+            load_mask(str(tmp_path / name), (40, 50))
+
+
+def test_a_mask_file_is_read_once_for_each_shape(tmp_path: Path) -> None:
+    path = tmp_path / "mask.npy"
+    np.save(path, np.eye(5, 8))
+    mask = MaskFile(str(path))
+    first = mask(2, everywhere(5, 8), seeded())
+    path.unlink()
+    first.logical_not_()
+    assert torch.equal(mask(3, everywhere(5, 8), seeded()), torch.eye(5, 8).bool().expand(3, 1, 5, 8))
+    with pytest.raises(UserError, match="no mask file"):
+        mask(1, everywhere(8, 5), seeded())
+
+
 @pytest.mark.parametrize(
     ("build", "match"),
     [
-        (lambda: Pixels(1.5), r"Pixels.fraction must be a number or \[low, high\] within \[0, 1\], got 1.5"),
-        (lambda: Pixels([0.5, 0.1]), "Pixels.fraction"),
-        (lambda: Block([0.1]), "Block.fraction"),
-        (lambda: Block(aspect=0.5), "Block.aspect must be at least 1, got 0.5"),
-        (lambda: Track(legs=0), "Track.legs"),
-        (lambda: Track(turn=-1.0), "Track.turn must be at least 0"),
-        (lambda: Swath(width=0.5), "Swath.width"),
-        (lambda: Swath(slope=[-100, 0]), "Swath.slope"),
-        (lambda: Clouds(size=0.0), r"Clouds.size must be in \(0, 1\]"),
-        (lambda: Border(0), "Border.width"),
-        (lambda: Mixture({"a": Full()}, {"b": 1.0}), "is not among"),
-        (lambda: Mixture({"a": Full()}, {"a": 0.0}), "one of them above 0"),
+        (lambda: Pixels(1.5), r"^fraction must be a number or \[low, high\] within \[0, 1\], got 1.5"),
+        (lambda: Pixels([0.5, 0.1]), "^fraction must"),
+        (lambda: Block([0.1]), "^fraction must"),
+        (lambda: Block(aspect=0.5), "^aspect must be at least 1, got 0.5"),
+        (lambda: Track(legs=0), "^legs must"),
+        (lambda: Track(turn=-1.0), "^turn must be at least 0"),
+        (lambda: Swath(width=0.5), "^width must"),
+        (lambda: Swath(slope=[-100, 0]), "^slope must"),
+        (lambda: Clouds(size=0.0), r"^size must be in \(0, 1\]"),
+        (lambda: Border(0), "^width must"),
+        (lambda: Mixture({"a": Full()}, {"b": 1.0}), "^weights: 'b' is not among a|^masks: 'a' is not among b"),
+        (lambda: Mixture({"a": Full()}, {"a": 0.0}), "^weights must be at least 0, and one of them above 0"),
     ],
 )
 def test_numbers_out_of_range(build: type[Mask], match: str) -> None:

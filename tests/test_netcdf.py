@@ -178,6 +178,11 @@ def test_files_that_are_not_netcdf4(tmp_path: Path) -> None:
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="is truncated"):
         open_netcdf(str(path))
+    header = bytearray(whole)
+    header[header.find(b"OHDR", header.find(b"OHDR") + 4) + 20] ^= 1
+    path.write_bytes(header)
+    with pytest.raises(UserError, match="is damaged: .*Copy or download it again"):
+        open_netcdf(str(path))
     with h5py.File(path, "w") as file:
         file["u"], file["v"] = TRUTH[:, 0], TRUTH[:, 1]
     with pytest.raises(UserError, match="dataset=hdf5 dataset.u=u dataset.v=v"):

@@ -517,7 +517,7 @@ def test_evaluation_with_something_bad(place: Path, run: Call, overrides: str, p
         ("dataset.resolution=7", ("dataset.resolution", "even")),
         ("dataset.solver_resolution=8", ("dataset.solver_resolution", ">= resolution=16")),
         ("splits.train=2", ("train",)),
-        ("splits.guard=40", ("48 snapshots with a guard of 40 leave none",)),
+        ("splits.guard=40", ("48 snapshots with a guard of 40 leave none", "splits.guard=0")),
         ("augment.transforms=[flip]", ("transforms", "flip_x")),
         ("diffusion.sigma_max=0.001", ("sigma_min < sigma_max",)),
         ("model.channels=[]", ("channels",)),
@@ -615,3 +615,10 @@ def test_a_disk_that_fills_leaves_old_files(place: Path, run: Call) -> None:
     options = ("ckpt=outputs/train/run", "name=full", "members=8", "sampler.steps=2")
     is_message(process(place, "infer", *options, preexec_fn=limited(10_000)), "cannot write fields.nc")
     assert [contents(folder) for folder in folders] == before
+
+
+def test_a_disk_that_fills_while_data_are_made(place: Path) -> None:
+    before = contents(place / "outputs" / "data")
+    done = process(place, "train", *TINY, "dataset.seed=1", "name=nodata", preexec_fn=limited(40_000))
+    is_message(done, "cannot write")
+    assert contents(place / "outputs" / "data") == before

@@ -70,7 +70,7 @@ def test_with_shares_of_one_all_but_the_guards_is_used(n: int) -> None:
 
 
 def test_an_empty_block_is_refused() -> None:
-    with pytest.raises(UserError, match="leave none for validation"):
+    with pytest.raises(UserError, match="leave none for validation.*splits.guard=0"):
         TimeBlocks(guard=0).split(build(np.zeros((5, 2, 2, 2))))
     with pytest.raises(UserError, match="guard of 4"):
         TimeBlocks(guard=4).split(build(np.zeros((8, 2, 2, 2))))
@@ -81,10 +81,10 @@ def test_an_empty_block_is_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"train": 1.2}, r"train must be in \[0, 1\], got 1.2"),
-        ({"train": 0.9}, "at most 1"),
-        ({"guard": -1}, "got -1"),
-        ({"guard": "none"}, "'auto' or an integer"),
+        ({"train": 1.2}, r"^train must be in \[0, 1\], got 1.2"),
+        ({"train": 0.9}, "^train must be at most 1 together with validation and test, got"),
+        ({"guard": -1}, "^guard must .* got -1"),
+        ({"guard": "none"}, "^guard must be 'auto' or an integer"),
     ],
 )
 def test_numbers_out_of_range(arguments: dict, match: str) -> None:

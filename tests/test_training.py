@@ -108,6 +108,7 @@ def make_run(folder: Path, batches: Batches | None = None, **changes: object) ->
         identity={
             "config": yaml.safe_dump(CONFIG),
             "grid": grid.state_dict(),
+            "data": {"length": 24, "units": "m s-1", "split": {"test": [20, 24]}},
             "statistics": statistics,
             "mean": batches.normalizer.mean,
         },
@@ -708,7 +709,7 @@ def test_wandb_without_an_account_stays_in_the_run_folder(tmp_path: Path, monkey
     logger.log({"loss": 0.5}, 1)
     logger.picture(picture(tmp_path), 1)
     logger.close()
-    (record,) = (folder / "wandb").glob("offline-run-*-sweep-0/run-sweep-0.wandb")
+    (record,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
     assert record.stat().st_size > 0
     assert not (tmp_path / "wandb").exists()
     with pytest.raises(ValueError, match="mode must be auto, online or offline, got 'sometimes'"):

@@ -72,6 +72,8 @@ class Trained:
     denoiser: Denoiser
     grid: Grid
     statistics: Statistics
+    units: str
+    split: dict[str, range]
     config: dict[str, Any]
     path: Path
     step: int
@@ -92,11 +94,14 @@ def load_trained(ckpt: str, device: torch.device, trust: Sequence[str] = ()) -> 
         diffusion = build(config["diffusion"], "diffusion", trust=trust)
         denoiser = make_denoiser(config, diffusion, normalizer, grid, device, trust=trust)
         denoiser.network.load_state_dict(state["ema"])
-        step = int(state["counters"]["step"])
+        step, units = int(state["counters"]["step"]), str(state["data"]["units"])
+        split = {name: range(*block) for name, block in state["data"]["split"].items()}
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{path}: the network does not fit into the GPU's memory; use device=cpu") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: the checkpoint does not fit this program ({reason})") from error
-    return Trained(denoiser.eval().requires_grad_(False), grid, statistics, config, path, step)
+    return Trained(denoiser.eval().requires_grad_(False), grid, statistics, units, split, config, path, step)
 
 
 def open_input(path: str, trained: Trained, trust: Sequence[str] = ()) -> Fields:
@@ -126,7 +131,19 @@ def held_out(trained: Trained, split: str, trust: Sequence[str] = ()) -> tuple[F
             f"the data that {trained.path} was trained on: {error} (run it from the folder where it was trained; "
             "infer.py also takes input=FILE)"
         ) from error
-    return fields, build(trained.config["splits"], "splits", trust=trust).split(fields)[split]
+    if len(fields) < trained.split[split].stop:
+        raise UserError(
+            f"{fields.source} has {len(fields)} snapshots now, but {trained.path} keeps {trained.split[split].start} "
+            f"to {trained.split[split].stop - 1} for {split}. Restore the file, or train anew"
+        )
+    return fields, trained.split[split]
+
+
+def check_error(sigma_obs: float, trained: Trained) -> None:
+    """Prints a note where observations are worse than any that the network was trained with."""
+    most = trained.config["trainer"]["sigma_obs"] * trained.statistics.std
+    if sigma_obs > most:
+        print(f"note: sigma_obs={sigma_obs:g} is more than the {most:.3g} {trained.units} that training reached")
 
 
 def check_grid(fields: Fields, trained: Trained) -> None:
@@ -141,3 +158,9 @@ def check_grid(fields: Fields, trained: Trained) -> None:
             f"the rows of {fields.source} run the other way than those that {trained.path} was trained on. Turn the "
             f"file around along {fields.y_name}"
         )
+    if fields.units != trained.units:
+        raise UserError(f"{fields.source} is in {fields.units}, but {trained.path} was trained on {trained.units}")
+    for name in ("dx", "dy"):
+        here, there = (getattr(grid, name).abs().median() for grid in (fields.grid, trained.grid))
+        if not 0.95 < here / there < 1.05:
+            print(f"note: {name} is {here:.4g} in {fields.source}, but {there:.4g} in the training data")

@@ -1,9 +1,10 @@
 """Objects from configurations: the one place where the name in a `_target_` becomes a call.
 
 A configuration that the user types may name any class or function that can be imported. One that comes out of a
-checkpoint was typed by somebody else, and a name in it could otherwise run any code: it may name what this package
-defines below the applications, the classes of `torch.nn` and `torch.optim`, and what the modules define that the
-user lists in `trust=[...]`. What is named must be defined there, not merely be in reach from there (`torch.os`).
+checkpoint was typed by somebody else, and a name in it could otherwise run any code: it may name the classes of this
+package that describe data, diffusions and networks, the functions `open_...` that open data, the classes of `torch.nn`
+and `torch.optim`, and what the modules define that the user lists in `trust=[...]`. What is named must be defined
+there, not merely be in reach from there (`torch.os`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from vecfield_diffusion.apps.schema import Checker
 from vecfield_diffusion.errors import UserError
 
 PACKAGE = "vecfield_diffusion"
+ROOMS = tuple(f"{PACKAGE}.{room}" for room in ("data", "diffusion", "models"))
 CLASSES = ("torch.nn", "torch.optim")
 
 
@@ -64,7 +66,7 @@ def _call(target: Callable[..., Any], arguments: dict[str, Any], path: str) -> A
     except (ValueError, TypeError) as error:
         text = str(error)
         name, _, rest = text.partition(" ")
-        name = name.strip("`'\":,")
+        name = name.strip("`'\":,").rpartition(".")[2]
         if name in arguments:
             raise UserError(f"{path}.{name}: {rest}".lstrip(".")) from error
         raise UserError(f"{path}: {text}".removeprefix(": ")) from error
@@ -84,7 +86,7 @@ def resolve(target: str, trusted: bool = False, trust: Sequence[str] = ()) -> Ca
     Args:
         target: the name, such as `vecfield_diffusion.samplers.heun.Heun`.
         trusted: whether any name that can be imported is allowed.
-        trust: modules allowed besides this package, `torch.nn` and `torch.optim`.
+        trust: modules allowed besides the rooms of this package, `torch.nn` and `torch.optim`.
 
     Raises:
         UserError: the name is not allowed, or nothing has it.
@@ -97,13 +99,12 @@ def resolve(target: str, trusted: bool = False, trust: Sequence[str] = ()) -> Ca
         if not callable(found):
             raise UserError("expected a class or a function")
         return found
-    allowed = [PACKAGE, *CLASSES, *trust]
-    if not _within(target, allowed) or (_within(target, [f"{PACKAGE}.apps"]) and not _within(target, trust)):
-        raise _refused(allowed, parts)
-    if any(part.startswith("_") for part in parts):
+    allowed = [*ROOMS, *CLASSES, *trust]
+    if not _within(target, allowed) or any(part.startswith("_") for part in parts):
         raise _refused(allowed, parts)
     found = _import(parts)
-    if not _defined(found, allowed) or (_within(target, CLASSES) and not inspect.isclass(found)):
+    opens = _within(target, ROOMS) and parts[-1].startswith("open_")
+    if not _defined(found, allowed) or not (inspect.isclass(found) or opens or _within(target, trust)):
         raise _refused(allowed, parts)
     return found
 

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -40,6 +40,7 @@ _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, 
 _BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 Job = Callable[[dict[str, Any], Path], Mapping[str, float] | None]
+Result = TypeVar("Result")
 
 
 def option(group: str, name: str) -> dict[str, Any]:
@@ -182,29 +183,25 @@ class Program:
     def _swept(self, run: Callable[[], Mapping[str, float] | None], folder: Path, settings: Any) -> float | None:
         overrides = [str(each) for each in settings.overrides.task]
         title = f"job {settings.job.num} ({' '.join(overrides)})"
-        metrics: Mapping[str, float] | None = None
 
-        def look() -> int:
-            nonlocal metrics
-            metrics = sweep.finished(folder, overrides)
-            return 0
+        def note(status: str, **entries: Any) -> None:
+            _or_exit(lambda: sweep.write(folder, overrides, status, **entries))
 
-        if code := guarded(look):  # another sweep's folder: every other job would meet the same
-            raise SystemExit(code)
+        metrics = _or_exit(lambda: sweep.finished(folder, overrides))
         if metrics is not None:
             print(f"{title}: done already", flush=True)
             return metrics.get(self.metric)
         print(f"\n{title}", flush=True)
-        sweep.write(folder, overrides, "running")
+        note("running")
         try:
             metrics = self._scores(run())
         except Exception as error:  # whatever it was, the other jobs go on, and the table says that this one failed
-            sweep.write(folder, overrides, "failed", error=" ".join(f"{type(error).__name__}: {error}".split()))
             _report(error)
+            note("failed", error=" ".join(f"{type(error).__name__}: {error}".split()))
             if settings.sweeper._target_ != _BASIC:
                 raise  # a sweeper that searches must know
             return None
-        sweep.write(folder, overrides, "done", metrics=metrics)
+        note("done", metrics=metrics)
         return metrics.get(self.metric)
 
     def _scores(self, metrics: Mapping[str, float] | None) -> dict[str, float]:
@@ -221,15 +218,28 @@ def _import(job: str) -> Job:
 
 def _alone(run: Callable[[], Any], folder: Path) -> None:
     """Runs a single job; where it fails with a message, a folder that it left empty goes."""
-
-    def job() -> int:
-        run()
-        return 0
-
-    if code := guarded(job):
+    try:
+        _or_exit(run)
+    except SystemExit:
         with contextlib.suppress(OSError):
             folder.rmdir()
+        raise
+
+
+def _or_exit(run: Callable[[], Result]) -> Result:
+    """What `run` gives. Where it ends with a message, so does the program, past Hydra's traceback.
+
+    In a sweep the other jobs would meet the same: the folder of another sweep, a full disk.
+    """
+    results: list[Result] = []
+
+    def once() -> int:
+        results.append(run())
+        return 0
+
+    if code := guarded(once):
         raise SystemExit(code)
+    return results[0]
 
 
 # The command line.

@@ -36,6 +36,7 @@ main = Program(
     },
     examples={"ckpt": "python infer.py ckpt=outputs/train/run mask=block"},
     files={"mask": "file"},
+    metric="crps",
 )
 
 
@@ -89,11 +90,16 @@ def hide(config: dict[str, Any], trained: Trained, fields: Fields, indices: list
     """The cases to fill. `mask=auto` takes the gaps of `input=` as they are, and hides a block where there is none."""
     from vecfield_diffusion.apps.build import build
     from vecfield_diffusion.apps.config import option
+    from vecfield_diffusion.data.masks import Empty
     from vecfield_diffusion.inference.cases import make_cases
 
     twin = config["input"] is None
     mask = mask or build(option("mask", "block" if twin else "gaps"), "mask", trusted=True)
     cases = make_cases(fields, indices, mask, config["seed"], config["sigma_obs"], add_error=twin, grid=trained.grid)
+    if not isinstance(mask, Empty):
+        for index, snapshot in zip(indices, cases.observed, strict=True):
+            if not snapshot.any():
+                raise UserError(f"snapshot {index} has no observed cell: choose another time=, or draw with mask=none")
     if bool((cases.observed | ~trained.grid.valid).all()):
         raise UserError("nothing to fill: every cell is observed. Hide some with mask=block, or another of conf/mask")
     return cases
@@ -101,27 +107,23 @@ def hide(config: dict[str, Any], trained: Trained, fields: Fields, indices: list
 
 def fill(config: dict[str, Any], trained: Trained, parts: dict[str, Any], cases: Cases) -> torch.Tensor:
     """The ensemble `(M, N, 2, H, W)` in physical units, with a progress bar."""
+    import torch
     from tqdm import tqdm
 
+    from vecfield_diffusion.apps.assemble import check_error
     from vecfield_diffusion.inference.ensemble import sample_ensemble
 
+    check_error(cases.sigma_obs, trained)
     denoiser = trained.denoiser
     observation = cases.observation(denoiser.normalizer, denoiser.normalizer.std.device)
     total = config["members"] * len(observation) * parts["sampler"].evaluations
-    with tqdm(total=total, unit=" evaluations", unit_scale=True, disable=None) as bar:
-        return sample_ensemble(
-            denoiser,
-            parts["sampler"],
-            parts["inpainting"],
-            parts["physics"],
-            observation,
-            trained.grid,
-            members=config["members"],
-            seed=config["seed"],
-            numbers=cases.numbers,
-            batch=config["batch"],
-            progress=bar.update,
-        )
+    how = (denoiser, parts["sampler"], parts["inpainting"], parts["physics"], observation, trained.grid)
+    options = {key: config[key] for key in ("members", "seed", "batch")}
+    try:
+        with tqdm(total=total, unit=" evaluations", unit_scale=True, disable=None) as bar:
+            return sample_ensemble(*how, **options, numbers=cases.numbers, progress=bar.update)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"the GPU's memory is full at batch={config['batch']}: give a smaller one") from error
 
 
 def write(
@@ -136,7 +138,7 @@ def write(
     """Writes the fields, the scores and, last, the picture; prints what they say."""
     import yaml
 
-    from vecfield_diffusion.evaluation.metrics import divergence_rms, scores, table
+    from vecfield_diffusion.evaluation.metrics import table
     from vecfield_diffusion.evaluation.plots import figure_inpainting
     from vecfield_diffusion.inference.ensemble import member_seed
     from vecfield_diffusion.inference.files import write_fields, write_text_atomic
@@ -154,10 +156,7 @@ def write(
         ckpt=str(trained.path),
         attributes={"source": fields.source, **fields.attrs},
     )
-    regions = {"hidden": cases.hidden, "observed": cases.observed}
-    results = {name: scores(members, cases.truth, where) for name, where in regions.items() if where.any()}
-    everywhere = trained.grid.valid.expand_as(cases.observed)
-    results["all"] = {"divergence_rms": divergence_rms(members, trained.grid, everywhere)}
+    results = judge(cases, members, trained)
     write_text_atomic(folder / "metrics.json", json.dumps(without_nan(results), indent=2) + "\n")
     if len(results) > 1:
         print(table([{"cells": name, **values} for name, values in results.items() if name != "all"]))
@@ -175,6 +174,16 @@ def write(
     )
     print(f"{folder}: fields.nc, metrics.json, figure.png")
     return results.get("hidden", {})
+
+
+def judge(cases: Cases, members: torch.Tensor, trained: Trained) -> dict[str, dict[str, float]]:
+    """Scores on hidden and on observed cells, where the truth is known, and the divergence everywhere."""
+    from vecfield_diffusion.evaluation.metrics import divergence_rms, scores
+
+    regions = {"hidden": cases.hidden, "observed": cases.observed}
+    results = {name: scores(members, cases.truth, where) for name, where in regions.items() if where.any()}
+    everywhere = trained.grid.valid.expand_as(cases.observed)
+    return {**results, "all": {"divergence_rms": divergence_rms(members, trained.grid, everywhere)}}
 
 
 def axes(fields: Fields) -> Coordinates:

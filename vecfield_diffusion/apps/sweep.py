@@ -8,13 +8,14 @@ folder already holds its result is not run again, which is how a sweep resumes.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vecfield_diffusion.atomic import replacing
 from vecfield_diffusion.errors import UserError
 
 RESULT = "result.json"
@@ -22,11 +23,13 @@ TABLE = "results.csv"
 
 
 def write(folder: Path, overrides: Sequence[str], status: str, **entries: Any) -> None:
-    """Writes the state of a job: `status` is `running`, `done` (with `metrics`) or `failed` (with `error`)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{RESULT}.partial"
-    partial.write_text(json.dumps({"overrides": list(overrides), "status": status} | entries, indent=1) + "\n")
-    os.replace(partial, folder / RESULT)
+    """Writes the state of a job: `status` is `running`, `done` (with `metrics`) or `failed` (with `error`).
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    state = {"overrides": list(overrides), "status": status} | entries
+    _write_whole(folder / RESULT, json.dumps(state, indent=1) + "\n")
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -82,18 +85,29 @@ def _columns(found: Sequence[Mapping[str, Any]], part: str) -> list[str]:
 
 
 def save(sweep: Path, found: Sequence[Mapping[str, Any]]) -> Path:
-    """Writes the rows as `results.csv`, numbers in full."""
+    """Writes the rows as `results.csv`, numbers in full. Raises UserError."""
     overrides, metrics = _columns(found, "overrides"), _columns(found, "metrics")
-    partial = sweep / f"{TABLE}.partial"
-    with partial.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["job", "status", *overrides, *metrics, "error"])
-        for row in found:
-            chosen = [row["overrides"].get(key, "") for key in overrides]
-            values = [row["metrics"].get(key, "") for key in metrics]
-            writer.writerow([row["job"], row["status"], *chosen, *values, row["error"]])
-    os.replace(partial, sweep / TABLE)
-    return sweep / TABLE
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["job", "status", *overrides, *metrics, "error"])
+    for row in found:
+        chosen = [row["overrides"].get(key, "") for key in overrides]
+        values = [row["metrics"].get(key, "") for key in metrics]
+        writer.writerow([row["job"], row["status"], *chosen, *values, row["error"]])
+    return _write_whole(sweep / TABLE, text.getvalue())
+
+
+def _write_whole(file: Path, text: str) -> Path:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as temporary:
+            temporary.write_bytes(text.encode())
+    except OSError as error:
+        raise UserError(
+            f"cannot write {file.name} into {file.parent}: {error.strerror or error}. Free some space or mend the"
+            " folder; the same command then goes on with the jobs that are not done"
+        ) from error
+    return file
 
 
 def table(found: Sequence[Mapping[str, Any]], metric: str) -> str:

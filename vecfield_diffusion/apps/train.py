@@ -14,6 +14,7 @@ from vecfield_diffusion.errors import UserError
 if TYPE_CHECKING:
     from vecfield_diffusion.data.fields import Fields
     from vecfield_diffusion.diffusion.denoiser import Denoiser
+    from vecfield_diffusion.diffusion.normalizer import Statistics
     from vecfield_diffusion.training.trainer import Run
 
 main = Program(
@@ -41,6 +42,8 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, float]:
         UserError: Anything in the configuration or the data that only the user can mend.
         SystemExit: A signal stopped the run after its state was saved (130 for Ctrl-C, 143 for SIGTERM).
     """
+    import torch
+
     from vecfield_diffusion.training.trainer import Stopped
 
     run = prepare(config, folder)
@@ -49,6 +52,8 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, float]:
     run.logger.open(folder, str(folder).removeprefix("outputs/train/"), config)
     try:
         scores = run.train()
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"the GPU's memory is full ({error}). Raise trainer.accumulate, or lower batch_size") from error
     except Stopped as stop:
         state = f"saved {run.last}" if run.last.exists() else "nothing to save yet"
         print(f"{stop}: {state}; the same command goes on", file=sys.stderr)
@@ -62,37 +67,29 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, float]:
 
 def prepare(config: dict[str, Any], folder: Path) -> Run:
     """Everything that a run needs, built and checked: first what needs no data, so that mistakes show early."""
-    import torch
     import yaml
 
-    from vecfield_diffusion.apps.assemble import check_levels, choose_device, make_denoiser
+    from vecfield_diffusion.apps.assemble import choose_device, make_denoiser
     from vecfield_diffusion.apps.build import build
     from vecfield_diffusion.data.statistics import homogeneous, measure
     from vecfield_diffusion.training.batches import Batches
     from vecfield_diffusion.training.trainer import Run
 
-    if config["seed"] < 0:
-        raise UserError(f"seed must be >= 0, got {config['seed']}")
     check_config(config, folder)
     device = choose_device(config["device"])
-    parts = {key: build(config[key], key, trusted=True) for key in ("trainer", "sampler", "mask", "augment", "logger")}
+    parts = make_parts(config)
     trainer = parts["trainer"]
-    if parts["mask"] is None:
-        raise UserError("mask=auto is for filling a file: train with mask=mixture, or another of conf/mask")
-    check_levels(build(with_levels(config, 80.0)["diffusion"], "diffusion", trusted=True), parts["sampler"])
-    torch.manual_seed(config["seed"])
-
     fields = build(config["dataset"], "dataset", trusted=True)
-    split = build(config["splits"], "splits", trusted=True).split(fields)
+    split = parts["splits"].split(fields)
     print(fields.summary())
     print("snapshots: " + ", ".join(f"{name} {s.start}-{s.stop - 1}" for name, s in split.items()))
     normalizer, statistics = measure(fields, split["train"], config["mean_field"])
+    names = parts["augment"].resolve(fields.grid, mean_is_zero=homogeneous(fields))
     config = with_levels(config, statistics.sigma_max)
-    keep_config(config, folder)
     diffusion = build(config["diffusion"], "diffusion", trusted=True)
     denoiser = make_denoiser(config, copy.deepcopy(diffusion), copy.deepcopy(normalizer), fields.grid, device, True)
-    names = parts["augment"].resolve(fields.grid, mean_is_zero=homogeneous(fields))
-    announce(denoiser, statistics.sigma_max, names)
+    announce(denoiser, statistics, names)
+    keep_config(config, folder)
 
     common = dict(fields=fields, normalizer=normalizer, diffusion=diffusion, mask=parts["mask"], seed=config["seed"])
     common |= dict(size=trainer.batch_size, sigma_obs=trainer.sigma_obs, dropout=trainer.condition_dropout)
@@ -106,12 +103,45 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
         logger=parts["logger"],
         identity={
             "config": yaml.safe_dump(config, sort_keys=False),
+            "data": describe(fields, split),
             "grid": fields.grid.state_dict(),
             "statistics": statistics.state_dict(),
             "mean": normalizer.mean,
         },
         score=scorer(denoiser, fields, split["validation"], parts, config["seed"]) if trainer.score_cases else None,
     )
+
+
+def make_parts(config: dict[str, Any]) -> dict[str, Any]:
+    """What can be built without data; the rest is tried out, so that a number out of range is met before data are made.
+
+    Raises:
+        UserError: A number out of range, or parts that do not go together.
+    """
+    import torch
+
+    from vecfield_diffusion.apps.assemble import check_levels
+    from vecfield_diffusion.apps.build import build
+    from vecfield_diffusion.diffusion.observation import Observation
+
+    if config["seed"] < 0:
+        raise UserError(f"seed must be >= 0, got {config['seed']}")
+    names = ("trainer", "sampler", "mask", "augment", "splits", "logger")
+    parts = {name: build(config[name], name, trusted=True) for name in names}
+    if parts["mask"] is None:
+        raise UserError("mask=auto is for filling a file: train with mask=mixture, or another of conf/mask")
+    check_levels(build(with_levels(config, 80.0)["diffusion"], "diffusion", trusted=True), parts["sampler"])
+    torch.manual_seed(config["seed"])
+    build(config["model"], "model", trusted=True, in_channels=2 + Observation.CHANNELS, periodic=(False, False))
+    build(config["optimizer"], "optimizer", trusted=True, params=[torch.nn.Parameter(torch.zeros(1))])
+    torch.manual_seed(config["seed"])
+    return parts
+
+
+def describe(fields: Fields, split: Mapping[str, range]) -> dict[str, Any]:
+    """What a checkpoint remembers of the data, so that unseen snapshots stay those that training did not see."""
+    blocks = {name: [block.start, block.stop] for name, block in split.items()}
+    return {"length": len(fields), "units": fields.units, "split": blocks}
 
 
 def with_levels(config: dict[str, Any], sigma_max: float) -> dict[str, Any]:
@@ -122,8 +152,12 @@ def with_levels(config: dict[str, Any], sigma_max: float) -> dict[str, Any]:
     return {**config, "diffusion": diffusion}
 
 
-def announce(denoiser: Denoiser, sigma_max: float, augmentation: tuple[str, ...]) -> None:
-    """Prints what is about to be trained, and a warning where the noise is too little for the data."""
+def announce(denoiser: Denoiser, statistics: Statistics, augmentation: tuple[str, ...]) -> None:
+    """Prints what the data are like, what is about to be trained, and where the noise is too little for the data."""
+    print(
+        f"std {statistics.std:.3g}, RMS divergence {statistics.divergence_rms:.2g} and vorticity "
+        f"{statistics.vorticity_rms:.2g} per s, noise asked for {statistics.sigma_max:.3g} std"
+    )
     diffusion, size = denoiser.diffusion, sum(weight.numel() for weight in denoiser.network.parameters())
     precision = "float32" if denoiser.autocast is None else str(denoiser.autocast).removeprefix("torch.")
     print(
@@ -131,10 +165,10 @@ def announce(denoiser: Denoiser, sigma_max: float, augmentation: tuple[str, ...]
         f"{size / 1e6:.2f} M parameters in {precision} on {next(denoiser.parameters()).device.type}; "
         f"augmentation: {', '.join(augmentation) or 'none'}"
     )
-    if diffusion.sigma_max < sigma_max:
+    if diffusion.sigma_max < statistics.sigma_max:
         print(
-            f"note: the data ask for noise up to {sigma_max:.3g}; with {diffusion.sigma_max:.3g} samples without "
-            "observations lose energy at the largest scales"
+            f"note: with noise up to {diffusion.sigma_max:.3g} only, samples without observations lose energy at the "
+            "largest scales"
         )
 
 

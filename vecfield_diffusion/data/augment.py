@@ -67,9 +67,7 @@ class Augmentation:
         for name in [] if isinstance(transforms, str) else transforms:
             if name not in TRANSFORMS:
                 options = ", ".join(("auto", "none", *TRANSFORMS))
-                raise ValueError(
-                    f"Augmentation.transforms must be of {options}, got {name!r}.{nearest(name, TRANSFORMS)}"
-                )
+                raise ValueError(f"transforms must be of {options}, got {name!r}.{nearest(name, TRANSFORMS)}")
         self.transforms = transforms
         self.names: tuple[str, ...] = ()
         self._shape = (1, 1)

@@ -27,6 +27,8 @@ Reader = Callable[[np.ndarray], np.ndarray]
 
 BLOCK_BYTES = 2**25
 UNEVEN = 0.02
+#: The metres of a coordinate's unit; what is not listed counts as metres.
+METRES = dict.fromkeys(("km", "kilometer", "kilometre", "kilometers", "kilometres"), 1000.0)
 
 
 @dataclass(frozen=True)
@@ -176,14 +178,17 @@ class Axis:
         values: `(W,)`, `(H,)` or `(N,)`; None where the file has none.
         attrs: Its attributes.
         degrees: Whether it counts degrees on the globe.
-        metres: The metres of one unit, where it does not.
     """
 
     name: str
     values: np.ndarray | None = None
     attrs: dict[str, Any] = field(default_factory=dict)
     degrees: bool = False
-    metres: float = 1.0
+
+    @property
+    def metres(self) -> float:
+        """The metres of one unit, as the attribute `units` says, where the coordinate does not count degrees."""
+        return METRES.get(str(self.attrs.get("units", "")).strip().lower(), 1.0)
 
     def step(self) -> float | np.ndarray | None:
         """The spacing in the axis's unit: a number where it is even, else that of every cell; None where unknown."""
@@ -235,16 +240,7 @@ def make_grid(
     boundaries = {"boundary_x": boundary_x, "boundary_y": boundary_y}
     boundaries = {name: boundary for name, boundary in boundaries.items() if boundary is not None}
     step_x, step_y = x.step() if dx is None else None, y.step() if dy is None else None
-    if isinstance(step_x, np.ndarray):
-        raise UserError(
-            f"the coordinate {x.name} is not evenly spaced ({step_x.min():g} to {step_x.max():g}). Regrid the file, "
-            "or give one spacing in metres: dataset.dx=..."
-        )
-    if x.degrees != y.degrees and (dx is None or dy is None):
-        raise UserError(
-            f"{x.name} and {y.name} must both be in degrees or both in metres. Name other coordinates, or give the "
-            "spacing in metres: dataset.dx=... dataset.dy=..."
-        )
+    _check_axes(x, y, step_x, spaced=dx is not None and dy is not None)
     if x.degrees and y.degrees:
         lon = torch.tensor(np.unwrap(np.asarray(x.values, dtype=np.float64), period=360.0))
         globe = Grid.from_degrees(lon, torch.tensor(np.asarray(y.values, dtype=np.float64)), valid, **boundaries)
@@ -254,6 +250,19 @@ def make_grid(
         step_x, step_y = _metres(x, step_x), _metres(y, step_y)
     dx, dy = step_x if dx is None else dx, step_y if dy is None else dy
     return Grid(valid=valid, dx=torch.as_tensor(dx), dy=torch.as_tensor(dy), **boundaries)
+
+
+def _check_axes(x: Axis, y: Axis, step_x: float | np.ndarray | None, spaced: bool) -> None:
+    if isinstance(step_x, np.ndarray):
+        raise UserError(
+            f"the coordinate {x.name} is not evenly spaced ({step_x.min():g} to {step_x.max():g}). Regrid the file, "
+            "or give one spacing in metres: dataset.dx=..."
+        )
+    if x.degrees != y.degrees and not spaced:
+        raise UserError(
+            f"{x.name} and {y.name} must both be in degrees or both in metres. Name other coordinates, or give the "
+            "spacing in metres: dataset.dx=... dataset.dy=..."
+        )
 
 
 def _metres(axis: Axis, step: float | np.ndarray | None) -> float | np.ndarray:

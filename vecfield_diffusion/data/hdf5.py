@@ -5,7 +5,7 @@ The native file (`format="vecfield"`, `version=1`):
     /velocity   float32 (N, 2, H, W)    attrs: units
     /valid      bool (H, W) or (N, H, W)        optional: False = land, solid, outside
     /observed   bool (N, H, W)                  optional: gaps of the measurement
-    /time (N), /x (W), /y (H) in metres, or /lon (W), /lat (H) in degrees       optional
+    /time (N), /x (W), /y (H) in metres (or km, as their units say), or /lon (W), /lat (H) in degrees       optional
     attrs: format, version, dx, dy, boundary_x, boundary_y, source, licence
 
 How snapshots are fetched follows from how they lie in the file: all at once into memory below a limit; through a
@@ -15,10 +15,11 @@ after the other. h5py's own fancy indexing of a chunked array is 10 to 30 times 
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ import h5py
 import numpy as np
 from torch import Tensor
 
+from vecfield_diffusion.atomic import replacing
 from vecfield_diffusion.data.fields import Axis, Fields, Found, MemoryReader, Reader, blocks
 from vecfield_diffusion.errors import UserError, nearest
 
@@ -77,6 +79,19 @@ def open_file(path: Path) -> h5py.File:
     except OSError as error:
         state = "truncated" if "truncated" in str(error) else "damaged"
         raise UserError(f"'{path}' is {state}: {error}. Copy or download it again.") from error
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Reports what the libraries raise in the block for damaged contents, some of which they notice late.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError) as error:
+        raise UserError(f"'{path}' is damaged: {error}. Copy or download it again.") from error
 
 
 @dataclass(frozen=True)
@@ -136,10 +151,8 @@ class FileReader:
         Raises:
             UserError: The file cannot be opened, or its data are damaged.
         """
-        try:
+        with reading(self.path):
             return self.layout.assemble(self.arrays(), indices)
-        except OSError as error:
-            raise UserError(f"'{self.path}' is damaged: {error}. Copy or download it again.") from error
 
     def arrays(self) -> dict[str, Any]:
         """The arrays by name, as this process sees them."""
@@ -187,8 +200,8 @@ def open_hdf5(
         v: The array `(N, H, W)` of the component along y (rows).
         valid: A mask `(H, W)` or `(N, H, W)`, 1 = wet. By default the array `valid`, if there is one.
         invalid: A mask of the same shapes, 1 = solid.
-        x: The coordinate of the columns, in metres. By default `x`, or `lon` in degrees, if there is one.
-        y: The coordinate of the rows, in metres. By default `y`, or `lat` in degrees, if there is one.
+        x: The coordinate of the columns, in metres or the units it names. By default `x` or `lon`, if there is one.
+        y: The coordinate of the rows, likewise. By default `y` or `lat`, if there is one.
         time: The time `(N,)`. By default `time`, if there is one.
         dx: The spacing of the columns in metres. By default the attribute, else from the coordinate, else 1.
         dy: The spacing of the rows in metres, likewise.
@@ -201,31 +214,43 @@ def open_hdf5(
         ValueError: A negative `preload_gb`, or a boundary of another name.
     """
     if preload_gb < 0:
-        raise ValueError(f"open_hdf5.preload_gb must be at least 0, got {preload_gb}")
+        raise ValueError(f"preload_gb must be at least 0, got {preload_gb}")
+    spacing = {"dx": dx, "dy": dy, "boundary_x": boundary_x, "boundary_y": boundary_y}
     file_path = check_file(path)
-    with open_file(file_path) as file:
+    with open_file(file_path) as file, reading(path):
         _check_version(file)
         components = _components(file, velocity, u, v)
-        length, shape = _measure(file, components)
-        masks = _masks(file, valid, invalid, (length, *shape))
+        masks = _masks(file, valid, invalid, components)
         layout = Layout(components, tuple((name, wet) for name, wet in masks if file[name].ndim == 3))
-        found = Found(
-            reader=_reader(file_path, file, layout, length, preload_gb),
-            length=length,
-            shape=shape,
-            names=components if len(components) == 2 else (f"{components[0]}[0]", f"{components[0]}[1]"),
-            axes={
-                "x": _axis(file, x, ("x", "lon"), shape[1]),
-                "y": _axis(file, y, ("y", "lat"), shape[0]),
-                "time": _axis(file, time, ("time",), length),
-            },
-            mask=_domain(file, [mask for mask in masks if mask[0] != "observed"]),
-            units=_text(file[components[0]].attrs.get("units", "m s-1")),
-            attrs=origins(file.attrs),
-        )
-        spacing = {"dx": dx, "dy": dy, "boundary_x": boundary_x, "boundary_y": boundary_y}
+        reader = _reader(file_path, file, layout, preload_gb)
+        found = _understand(file, components, masks, reader, {"x": x, "y": y, "time": time})
         spacing = {name: _attribute(file, name) if value is None else value for name, value in spacing.items()}
     return found.to_fields(str(path), **spacing)
+
+
+def _understand(
+    file: h5py.File,
+    components: tuple[str, ...],
+    masks: list[tuple[str, bool]],
+    reader: Reader,
+    coordinates: dict[str, str | None],
+) -> Found:
+    """What the file says of the snapshots that the reader fetches."""
+    length, height, width = _measure(file, components)
+    return Found(
+        reader=reader,
+        length=length,
+        shape=(height, width),
+        names=components if len(components) == 2 else (f"{components[0]}[0]", f"{components[0]}[1]"),
+        axes={
+            "x": _axis(file, coordinates["x"], ("x", "lon"), width),
+            "y": _axis(file, coordinates["y"], ("y", "lat"), height),
+            "time": _axis(file, coordinates["time"], ("time",), length),
+        },
+        mask=_domain(file, [mask for mask in masks if mask[0] != "observed"]),
+        units=_text(file[components[0]].attrs.get("units", "m s-1")),
+        attrs=origins(file.attrs),
+    )
 
 
 def origins(attrs: Mapping[str, Any]) -> dict[str, str]:
@@ -242,9 +267,13 @@ def _attribute(file: h5py.File, name: str) -> float | np.ndarray | str | None:
     return _text(value) if isinstance(value, bytes | str) else value
 
 
+def _is_native(file: h5py.File) -> bool:
+    return _text(file.attrs.get("format", "")) == "vecfield"
+
+
 def _check_version(file: h5py.File) -> None:
-    version = file.attrs.get("version", VERSION) if _text(file.attrs.get("format", "")) == "vecfield" else VERSION
-    if version != VERSION:
+    version = file.attrs.get("version", VERSION)
+    if _is_native(file) and version != VERSION:
         raise UserError(f"{file.filename}: native format version {version}; this program reads version {VERSION}.")
 
 
@@ -295,8 +324,8 @@ def _components(file: h5py.File, velocity: str | None, u: str | None, v: str | N
     return tuple(named.values())
 
 
-def _measure(file: h5py.File, components: tuple[str, ...]) -> tuple[int, tuple[int, int]]:
-    """N and `(H, W)`."""
+def _measure(file: h5py.File, components: tuple[str, ...]) -> tuple[int, int, int]:
+    """`(N, H, W)`."""
     shapes = [file[name].shape for name in components]
     if len(shapes) == 2 and shapes[0] != shapes[1]:
         raise UserError(
@@ -311,25 +340,33 @@ def _measure(file: h5py.File, components: tuple[str, ...]) -> tuple[int, tuple[i
             f"{file.filename}: '{components[0]}' has shape {shape}. Expected {expected} with at least one snapshot "
             "of at least 2 x 2 cells; choose another array or rewrite it in this order."
         )
-    return shape[0], (shape[-2], shape[-1])
+    return shape[0], shape[-2], shape[-1]
 
 
 def _masks(
-    file: h5py.File, valid: str | None, invalid: str | None, shape: tuple[int, int, int]
+    file: h5py.File, valid: str | None, invalid: str | None, components: tuple[str, ...]
 ) -> list[tuple[str, bool]]:
-    """The masks to apply, each with the value of a measured cell."""
-    given = {"valid": valid, "invalid": invalid}
-    for key, smallest in (("valid", shape[1:]), ("observed", shape)):
+    """The masks to apply, each with the value of a measured cell.
+
+    `valid` and `observed` are masks without being named. In a native file they must be; in another one an array of
+    such a name may be anything, and is a mask only if it has the shape of one.
+    """
+    shape = _measure(file, components)
+    shapes = {"valid": (shape[1:], shape), "invalid": (shape[1:], shape), "observed": (shape,)}
+    given = {"valid": valid, "invalid": invalid, "observed": None}
+    for key in ("valid", "observed"):
         item = file.get(key)
-        if given.get(key) is None and isinstance(item, h5py.Dataset) and item.shape in (shape, smallest):
+        fits = isinstance(item, h5py.Dataset) and item.shape in shapes[key]
+        if given[key] is None and item is not None and (fits or _is_native(file)):
             given[key] = key
     masks = [(key, name) for key, name in given.items() if name is not None]
     for key, name in masks:
         found = _array(file, key, name).shape
-        if found not in (shape, shape[1:]):
+        if found not in shapes[key]:
+            remedy = f"dataset.{key}=..." if key != "observed" else "write it anew or take it out of the file."
             raise UserError(
-                f"{file.filename}: the mask '{name}' has shape {found}. Expected {shape[1:]} or {shape}, as the "
-                f"velocity: dataset.{key}=..."
+                f"{file.filename}: the mask '{name}' has shape {found}. Expected {' or '.join(map(str, shapes[key]))}, "
+                f"as the velocity: {remedy}"
             )
     return [(name, key != "invalid") for key, name in masks]
 
@@ -362,14 +399,14 @@ def _axis(file: h5py.File, given: str | None, defaults: tuple[str, ...], size: i
     return Axis(defaults[-1] if degrees else key, file[name][()], attrs, degrees)
 
 
-def _reader(path: Path, file: h5py.File, layout: Layout, length: int, preload_gb: float) -> Reader:
+def _reader(path: Path, file: h5py.File, layout: Layout, preload_gb: float) -> Reader:
     """Memory for what fits below `preload_gb`, else the file."""
     reader = FileReader(path, layout)
     arrays = [file[name] for name in layout.components]
-    shape = (length, 2, *arrays[0].shape[-2:])
+    shape = (len(arrays[0]), 2, *arrays[0].shape[-2:])
     if 4.0 * np.prod(shape) <= preload_gb * 1e9:
         velocity = np.empty(shape, dtype=np.float32)
-        for indices in blocks(length, shape[-2] * shape[-1]):
+        for indices in blocks(len(velocity), shape[-2] * shape[-1]):
             velocity[indices[0] : indices[-1] + 1] = reader(indices)
         return MemoryReader(velocity)
     for array in arrays:
@@ -401,7 +438,7 @@ def write_hdf5(
 ) -> None:
     """Write the native file, whole or not at all.
 
-    The data go to a temporary file in the same folder, which then takes the place of `path`.
+    It is composed in memory, because the HDF5 library does not survive a disk that fills.
 
     Arguments:
         path: The file to write; an older one is replaced.
@@ -422,29 +459,23 @@ def write_hdf5(
         UserError: The folder cannot be written, or the disk is full.
         ValueError: A block or an array of another shape.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    attrs = {"format": "vecfield", "version": VERSION, "dx": dx, "dy": dy, "boundary_x": boundary_x}
-    attrs |= {"boundary_y": boundary_y, "source": source, "licence": licence}
-    extras = {"x": x, "y": y, "time": time, "valid": valid if valid is None else np.asarray(valid).astype(bool)}
+    attrs = {"dx": dx, "dy": dy, "boundary_x": boundary_x, "boundary_y": boundary_y}
+    attrs |= {"format": "vecfield", "version": VERSION, "source": source, "licence": licence}
+    extras = {"x": x, "y": y, "time": time, "valid": valid}
+    target, content = Path(path), io.BytesIO()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary, "w") as file:
+        with h5py.File(content, "w") as file:
             file.attrs.update(attrs)
-            array = _write_velocity(file, [velocity] if hasattr(velocity, "ndim") else velocity)
-            array.attrs["units"] = units
-            _write_extras(file, {name: np.asarray(extra) for name, extra in extras.items() if extra is not None})
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
+            _write_velocity(file, [velocity] if hasattr(velocity, "ndim") else velocity, units)
+            _write_extras(file, extras)
+        with replacing(target) as temporary:
+            temporary.write_bytes(content.getbuffer())
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error}. Choose another folder or free some space.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
-def _write_velocity(file: h5py.File, parts: Iterable[np.ndarray | Tensor]) -> h5py.Dataset:
+def _write_velocity(file: h5py.File, parts: Iterable[np.ndarray | Tensor], units: str) -> None:
     """Append the blocks to `/velocity`, in chunks of up to 8 snapshots and about 64 kB."""
     array = None
     for part in parts:
@@ -459,14 +490,17 @@ def _write_velocity(file: h5py.File, parts: Iterable[np.ndarray | Tensor]) -> h5
         array[len(array) - len(block) :] = block
     if array is None or len(array) == 0:
         raise ValueError("write_hdf5: no snapshot to write")
-    return array
+    array.attrs["units"] = units
 
 
-def _write_extras(file: h5py.File, extras: dict[str, np.ndarray]) -> None:
+def _write_extras(file: h5py.File, extras: dict[str, np.ndarray | Tensor | None]) -> None:
     length, _, height, width = file["velocity"].shape
     shapes = {"x": [(width,)], "y": [(height,)], "time": [(length,)], "valid": [(height, width)]}
     shapes["valid"].append((length, height, width))
     for name, extra in extras.items():
-        if extra.shape not in shapes[name]:
-            raise ValueError(f"write_hdf5: {name} must be of shape {shapes[name][0]}, got {extra.shape}")
-        file.create_dataset(name, data=extra)
+        if extra is None:
+            continue
+        array = np.asarray(extra, dtype=bool if name == "valid" else None)
+        if array.shape not in shapes[name]:
+            raise ValueError(f"write_hdf5: {name} must be of shape {shapes[name][0]}, got {array.shape}")
+        file.create_dataset(name, data=array)

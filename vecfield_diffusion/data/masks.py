@@ -9,6 +9,9 @@ partly on land); where a range `[low, high]` is accepted each sample draws its o
 from __future__ import annotations
 
 import math
+import tokenize
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import h5py
 import numpy as np
 import torch
 import xarray as xr
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from vecfield_diffusion.data.hdf5 import check_file, open_file
@@ -95,7 +98,7 @@ class Pixels(Mask):
     """
 
     def __init__(self, fraction: float | list[float] = 0.1) -> None:
-        self.fraction = _interval("Pixels.fraction", fraction, 0.0, 1.0)
+        self.fraction = _interval("fraction", fraction, 0.0, 1.0)
 
     def draw(self, n: int, valid: Tensor, generator: torch.Generator) -> Tensor:
         """See `Mask.draw`."""
@@ -115,9 +118,9 @@ class Block(Mask):
     """
 
     def __init__(self, fraction: float | list[float] = 0.25, aspect: float = 2.0) -> None:
-        self.fraction = _interval("Block.fraction", fraction, 0.0, 1.0)
+        self.fraction = _interval("fraction", fraction, 0.0, 1.0)
         if not aspect >= 1.0:
-            raise ValueError(f"Block.aspect must be at least 1, got {aspect}")
+            raise ValueError(f"aspect must be at least 1, got {aspect}")
         self.aspect = aspect
 
     def draw(self, n: int, valid: Tensor, generator: torch.Generator) -> Tensor:
@@ -157,10 +160,10 @@ class Track(Mask):
     """
 
     def __init__(self, fraction: float | list[float] = 0.05, legs: int | list[int] = 1, turn: float = 0.15) -> None:
-        self.fraction = _interval("Track.fraction", fraction, 0.0, 1.0)
-        self.legs = _interval("Track.legs", legs, 1, 1000)
+        self.fraction = _interval("fraction", fraction, 0.0, 1.0)
+        self.legs = _interval("legs", legs, 1, 1000)
         if not turn >= 0.0:
-            raise ValueError(f"Track.turn must be at least 0, got {turn}")
+            raise ValueError(f"turn must be at least 0, got {turn}")
         self.turn = turn
 
     def draw(self, n: int, valid: Tensor, generator: torch.Generator) -> Tensor:
@@ -228,9 +231,9 @@ class Swath(Mask):
         count: int | list[int] = 2,
         slope: float | list[float] | tuple[float, float] = (-30.0, 30.0),
     ) -> None:
-        self.width = _interval("Swath.width", width, 1.0, math.inf)
-        self.count = _interval("Swath.count", count, 1, 1000)
-        self.slope = _interval("Swath.slope", slope, -90.0, 90.0)
+        self.width = _interval("width", width, 1.0, math.inf)
+        self.count = _interval("count", count, 1, 1000)
+        self.slope = _interval("slope", slope, -90.0, 90.0)
 
     def draw(self, n: int, valid: Tensor, generator: torch.Generator) -> Tensor:
         """See `Mask.draw`."""
@@ -258,9 +261,9 @@ class Clouds(Mask):
     """
 
     def __init__(self, fraction: float | list[float] | tuple[float, float] = (0.3, 0.7), size: float = 0.4) -> None:
-        self.fraction = _interval("Clouds.fraction", fraction, 0.0, 1.0)
+        self.fraction = _interval("fraction", fraction, 0.0, 1.0)
         if not 0.0 < size <= 1.0:
-            raise ValueError(f"Clouds.size must be in (0, 1], got {size}")
+            raise ValueError(f"size must be in (0, 1], got {size}")
         self.size = size
 
     def draw(self, n: int, valid: Tensor, generator: torch.Generator) -> Tensor:
@@ -289,7 +292,7 @@ class Border(Mask):
     """
 
     def __init__(self, width: int | list[int] = 4) -> None:
-        self.width = _interval("Border.width", width, 1, math.inf)
+        self.width = _interval("width", width, 1, math.inf)
 
     def draw(self, n: int, valid: Tensor, generator: torch.Generator) -> Tensor:
         """See `Mask.draw`.
@@ -345,9 +348,9 @@ class Mixture(Mask):
     def __init__(self, masks: dict[str, Any], weights: dict[str, float]) -> None:
         for name in set(masks) ^ set(weights):
             group, other = ("weights", masks) if name in weights else ("masks", weights)
-            raise ValueError(f"Mixture.{group}: '{name}' is not among {', '.join(other)}.{nearest(name, other)}")
+            raise ValueError(f"{group}: '{name}' is not among {', '.join(other)}.{nearest(name, other)}")
         if not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0:
-            raise ValueError(f"Mixture.weights must be at least 0, and one of them above 0, got {weights}")
+            raise ValueError(f"weights must be at least 0, and one of them above 0, got {weights}")
         self.masks = masks
         self.weights = weights
 
@@ -376,6 +379,7 @@ class MaskFile(Mask):
     def __init__(self, path: str, variable: str | None = None) -> None:
         self.path = path
         self.variable = variable
+        self._masks: dict[tuple[int, ...], Tensor] = {}
 
     def draw(self, n: int, valid: Tensor, generator: torch.Generator) -> Tensor:
         """See `Mask.draw`.
@@ -383,7 +387,10 @@ class MaskFile(Mask):
         Raises:
             UserError: What `load_mask` raises, or a mask that observes no valid cell.
         """
-        mask = load_mask(self.path, tuple(valid.shape), self.variable).to(generator.device)
+        shape = tuple(valid.shape)
+        if shape not in self._masks:
+            self._masks[shape] = load_mask(self.path, shape, self.variable)
+        mask = self._masks[shape].to(generator.device)
         if not (mask & valid).any():
             raise UserError(
                 f"the mask '{self.path}' observes no valid cell. Expected 1 = observed; to generate without any "
@@ -415,7 +422,7 @@ def load_mask(path: str, shape: tuple[int, int], variable: str | None = None) ->
         raise UserError(f"no mask file '{path}'.{nearest(file.name, siblings)} Give an existing one: mask=FILE")
     try:
         arrays = {name: np.squeeze(array) for name, array in reader(file).items()}
-    except (OSError, ValueError, EOFError, UnidentifiedImageError) as error:
+    except UNREADABLE as error:
         raise UserError(f"cannot read the mask '{path}': {error}") from error
     flat = {name: array for name, array in arrays.items() if array.ndim == 2 and array.dtype.kind in "fiub"}
     name = next(iter(flat), None) if variable is None else variable
@@ -462,4 +469,18 @@ def _png(file: Path) -> dict[str, np.ndarray]:
         return {"": np.asarray(picture.convert("L")) > 127}
 
 
+#: What the readers raise for a file that is damaged, of another kind, or too large to be a mask.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    MemoryError,
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 READERS = {".npy": _npy, ".npz": _npz, ".h5": _hdf5, ".hdf5": _hdf5, ".nc": _netcdf, ".png": _png}

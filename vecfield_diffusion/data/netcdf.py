@@ -14,7 +14,6 @@ from its `axis`, its `standard_name` or its own name.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import product
 from typing import Literal
 
@@ -22,7 +21,7 @@ import numpy as np
 import xarray as xr
 
 from vecfield_diffusion.data.fields import Axis, Fields, Found, MemoryReader
-from vecfield_diffusion.data.hdf5 import check_file, open_file, origins
+from vecfield_diffusion.data.hdf5 import check_file, open_file, origins, reading
 from vecfield_diffusion.errors import UserError, nearest
 
 Boundary = Literal["periodic", "wall", "open"]
@@ -99,7 +98,9 @@ def open_netcdf(
         ValueError: A boundary of another name.
     """
     open_file(check_file(path)).close()
-    with xr.open_dataset(path, engine="h5netcdf", decode_times=False, cache=False, phony_dims="access") as dataset:
+    with reading(path):
+        dataset = xr.open_dataset(path, engine="h5netcdf", decode_times=False, cache=False, phony_dims="access")
+    with dataset:
         names = _pair(dataset, u, v, path)
         found = _understand(dataset, names, level, path)
     return found.to_fields(str(path), dx=dx, dy=dy, boundary_x=boundary_x, boundary_y=boundary_y)
@@ -245,10 +246,8 @@ def _values(array: xr.DataArray, roles: dict[str, str], level: int | None, path:
         array = array.isel({roles["level"]: level})
     order = [roles[role] for role in ("time", "y", "x") if role in roles]
     array = array.isel({dim: 0 for dim in array.dims if dim not in order}).transpose(*order)
-    try:
+    with reading(path):
         values = array.values
-    except OSError as error:
-        raise UserError(f"'{path}' is damaged: {error}. Copy or download it again.") from error
     low, high = _valid_range(array)
     values = np.where((values >= low) & (values <= high), values, np.nan).astype(np.float32)
     return values if "time" in roles else values[None]
@@ -279,8 +278,7 @@ def _axis(dataset: xr.Dataset, role: str, dim: str) -> Axis:
     attrs = {key: str(value) for key, value in variable.attrs.items() if key in ("units", "long_name", "standard_name")}
     units = attrs.get("units", "").lower()
     degrees = units.startswith("degree") or (not units and str(name).lower() in ("lon", "lat", "longitude", "latitude"))
-    found = Axis(role, variable.values, attrs, degrees, 1000.0 if units in ("km", "kilometer", "kilometre") else 1.0)
-    return replace(found, name={"x": "lon", "y": "lat"}[role]) if degrees else found
+    return Axis({"x": "lon", "y": "lat"}[role] if degrees else role, variable.values, attrs, degrees)
 
 
 def _time(dataset: xr.Dataset, dim: str | None) -> Axis:

@@ -52,11 +52,11 @@ class TimeBlocks:
         self.fractions = {"train": train, "validation": validation, "test": test}
         for name, fraction in self.fractions.items():
             if not 0.0 <= fraction <= 1.0:
-                raise ValueError(f"TimeBlocks.{name} must be in [0, 1], got {fraction}")
+                raise ValueError(f"{name} must be in [0, 1], got {fraction}")
         if sum(self.fractions.values()) > 1.0 + 1e-9:
-            raise ValueError(f"TimeBlocks: train + validation + test must be at most 1, got {self.fractions}")
+            raise ValueError(f"train must be at most 1 together with validation and test, got {self.fractions}")
         if guard != "auto" and not (isinstance(guard, int) and guard >= 0):
-            raise ValueError(f"TimeBlocks.guard must be 'auto' or an integer of at least 0, got {guard!r}")
+            raise ValueError(f"guard must be 'auto' or an integer of at least 0, got {guard!r}")
         self.guard = guard
 
     def split(self, fields: Fields) -> dict[str, range]:
@@ -78,7 +78,7 @@ class TimeBlocks:
             raise UserError(
                 f"{fields.source}: {len(fields)} snapshots with a guard of {guard} leave none for "
                 f"{' and '.join(empty)} (shares {self.fractions}). Give more snapshots, larger shares, or a smaller "
-                "guard, e.g. split.guard=0."
+                "guard, e.g. splits.guard=0."
             )
         return split
 

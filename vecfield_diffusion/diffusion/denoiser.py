@@ -37,7 +37,11 @@ class Denoiser(nn.Module):
         self.network, self.diffusion, self.normalizer, self.autocast = network, diffusion, normalizer, autocast
 
     def forward(self, z: Tensor, s: Tensor, observation: Observation) -> Tensor:
-        """The posterior mean `(B, 2, H, W)` of fields `z` at noise levels `s` `(B,)`, given the observation."""
+        """The posterior mean `(B, 2, H, W)` of fields `z` at noise levels `s` `(B,)`, given the observation.
+
+        Cells outside the domain are 0 in what the network sees and in what comes out, whatever `z` holds there.
+        """
+        z = torch.where(observation.valid, z, 0.0)
         t = self.diffusion.time(s)
         c_skip, c_out, c_in, c_noise = self.diffusion.preconditioning(t)
         x_t = column(self.diffusion.alpha(t)) * z
@@ -45,7 +49,7 @@ class Denoiser(nn.Module):
         channels = torch.cat([column(c_in) * x_t, observation.channels()], dim=1)
         with torch.autocast(z.device.type, self.autocast, enabled=self.autocast is not None):
             output = self.network(channels.contiguous(memory_format=torch.channels_last), c_noise)
-        return column(c_skip) * x_t + column(c_out) * output.to(z.dtype)
+        return torch.where(observation.valid, column(c_skip) * x_t + column(c_out) * output.to(z.dtype), 0.0)
 
 
 def column(values: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ class EDM(Diffusion):
         sigma_max: The largest noise level. At least ten times the square root of the leading eigenvalue of the data's
             covariance, or samples lose energy at the large scales; the training program puts that in place of `auto`.
         sigma_data: The standard deviation of the normalised data.
-        noise: The law of the training levels: `log_uniform` over the whole range, or `log_normal`.
+        noise: The law of the training levels: `log_uniform` over the range, or `log_normal` cut to it.
         P_mean: Mean of ln sigma where `noise` is `log_normal`.
         P_std: Standard deviation of ln sigma where `noise` is `log_normal`.
         rho: The exponent of the sampling grid.
@@ -142,9 +142,10 @@ class EDM(Diffusion):
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
         if self.noise == "log_uniform":
             return torch.exp(low + u * (high - low))
-        return torch.exp(self.P_mean + self.P_std * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6))).clamp(
-            max=self.sigma_max
-        )
+        # The normal law cut to the range: no level outside it, none heaped up at its ends.
+        ends = (torch.tensor([low, high], dtype=torch.float64) - self.P_mean) / self.P_std
+        first, last = torch.special.ndtr(ends).tolist()
+        return torch.exp(self.P_mean + self.P_std * torch.special.ndtri((first + u * (last - first)).double())).to(u)
 
     def weight(self, t: Tensor) -> Tensor:
         return (t**2 + self.sigma_data**2) / (t * self.sigma_data) ** 2
@@ -196,7 +197,7 @@ class DDPM(Diffusion):
         return (1 + self.level(t) ** 2).rsqrt()
 
     def sample_times(self, n: int, generator: torch.Generator) -> Tensor:
-        return (stratified(n, generator) * self.T).floor()
+        return (stratified(n, generator) * self.T).floor().clamp(max=self.T - 1)
 
     def weight(self, t: Tensor) -> Tensor:
         return self.level(t) ** -2

@@ -6,6 +6,7 @@ normalised units on the grid, so that a network can read it as channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -49,13 +50,17 @@ class Observation:
         """The same, with nothing observed in the samples marked True in `(B,)`."""
         return replace(self, observed=self.observed & ~samples[:, None, None, None])
 
+    def apply(self, function: Callable[[Tensor], Tensor]) -> Observation:
+        """The observation with `function` applied to each of its tensors."""
+        return Observation(*(function(getattr(self, field.name)) for field in fields(self)))
+
     def to(self, device: torch.device | str) -> Observation:
         """The same on `device`."""
-        return Observation(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return self.apply(lambda tensor: tensor.to(device))
 
     def __len__(self) -> int:
         return len(self.y)
 
     def __getitem__(self, index: slice | Tensor) -> Observation:
         """The samples that `index` selects."""
-        return Observation(*(getattr(self, field.name)[index] for field in fields(self)))
+        return self.apply(lambda tensor: tensor[index])

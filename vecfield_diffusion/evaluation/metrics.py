@@ -96,7 +96,8 @@ def _pointwise(x: Tensor, y: Tensor) -> dict[str, Tensor | float]:
         "relative_l2": error.norm() / y.norm(),
         "crps": crps(x, y).mean(),
         "spread": spread,
-        "spread_skill": math.sqrt((m + 1) / m) * spread / rmse,
+        # Members that do not differ, as on cells observed exactly, have no spread to judge.
+        "spread_skill": math.sqrt((m + 1) / m) * spread / rmse if spread > 0 else math.nan,
     }
 
 

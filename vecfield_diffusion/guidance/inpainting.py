@@ -29,9 +29,9 @@ class Conditional:
 class Replacement:
     """The unconditional prior, with the observed cells replaced by the observation at the level of the sample.
 
-    After the step to level r, `z[observed] = y + sqrt(max(r^2 - sigma_y^2, 0)) eps`, so that the known cells carry the
-    noise that the rest carries (Song et al., ICLR 2021, appendix I.2). The hidden cells see the known ones through the
-    denoiser alone and the result is biased: a third of a standard deviation on sparse pixels. Kept for comparison.
+    After the step to a level r >= sigma_y, `z[observed] = y + sqrt(r^2 - sigma_y^2) eps`, so that the known cells carry
+    the noise that the rest carries (Song et al., ICLR 2021, appendix I.2). The hidden cells see the known ones through
+    the denoiser alone and the result is biased: a third of a standard deviation on sparse pixels. For comparison.
     """
 
     def bind(self, denoiser: DenoiserFunction, observation: Observation) -> BoundDenoiser:
@@ -44,6 +44,8 @@ class Replacement:
 
         def replace(z: Tensor, r: float) -> Tensor:
             scale = (r**2 - observation.sigma_y**2).clamp(min=0).sqrt()
-            return torch.where(observation.observed, observation.y + scale * noise(), z)
+            # Below its own error the observation knows less than the sample.
+            known = observation.observed & (observation.sigma_y <= r)
+            return torch.where(known, observation.y + scale * noise(), z)
 
         return replace

@@ -8,21 +8,23 @@ below a threshold of the noise level, the step clipped to the length of `z - D`,
 the Tweedie estimate of Chung et al., ICLR 2023, with the Jacobian s^2 / (sd^2 + s^2) of a white prior in its place;
 used for partial differential equations by Huang et al., DiffusionPDE, NeurIPS 2024). The energy is a sum of squares,
 
-    E = (h / std)^2 (w_div |div u - div_0|^2 + w_curl |curl u - curl_0|^2) / 2,    h^-2 = dx^-2 + dy^-2,
+    E = (w_div |div u - div_0|^2 / |div|^2 + w_curl |curl u - curl_0|^2 / |curl|^2) / (2 std^2),
 
-where h / std makes it independent of grid and units: with central differences a weight of 1 is one full Richardson step
-for the shortest waves, and weights up to 2 are stable.
+where |L|^2, the largest eigenvalue of L^T L on the grid, makes it independent of grid and units: a weight of 1 is one
+full Richardson step for the shortest waves, and weights of up to 2 together are stable.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from vecfield_diffusion.diffusion.denoiser import column
 from vecfield_diffusion.diffusion.normalizer import Normalizer
+from vecfield_diffusion.physics import operators
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.physics.operators import divergence, vorticity
 from vecfield_diffusion.samplers.base import BoundDenoiser
 
 
@@ -45,7 +47,7 @@ class PhysicsGradient:
         below: Guidance acts at noise levels below this one, in standard deviations of the data.
 
     Raises:
-        ValueError: A negative weight, or one above 2, where the step overshoots and grows.
+        ValueError: A negative weight, or more than 2 together, where the step overshoots and grows.
     """
 
     def __init__(
@@ -56,27 +58,35 @@ class PhysicsGradient:
         curl_target: float = 0.0,
         below: float = 10.0,
     ) -> None:
-        for name, value in (("divergence", divergence), ("curl", curl)):
-            if not 0 <= value <= 2:
-                raise ValueError(f"{name} must be in [0, 2] (a larger step overshoots), got {value}")
-        self.divergence, self.curl = divergence, curl
-        self.divergence_target, self.curl_target, self.below = divergence_target, curl_target, below
+        if min(divergence, curl) < 0 or divergence + curl > 2:
+            raise ValueError(
+                "divergence and curl must be >= 0 and at most 2 together (a larger step overshoots), "
+                f"got {divergence} and {curl}"
+            )
+        self.terms = (
+            (divergence, operators.divergence, divergence_target),
+            (curl, operators.vorticity, curl_target),
+        )
+        self.below = below
 
-    def energy(self, velocity: Tensor, std: Tensor, grid: Grid) -> Tensor:
-        """E of every sample `(B,)`, dimensionless, of velocities `(B, 2, H, W)` in physical units."""
-        h = (grid.dx.to(velocity) ** -2 + grid.dy.to(velocity) ** -2).rsqrt()[:, None]
+    def energy(self, velocity: Tensor, std: Tensor, grid: Grid, norms: list[Tensor]) -> Tensor:
+        """E of every sample `(B,)`, dimensionless, of velocities `(B, 2, H, W)` in physical units; see `norms`."""
         total = torch.zeros(len(velocity), dtype=velocity.dtype, device=velocity.device)
-        for weight, operator, target in (
-            (self.divergence, divergence, self.divergence_target),
-            (self.curl, vorticity, self.curl_target),
-        ):
+        for (weight, operator, target), norm in zip(self.terms, norms, strict=True):
             if weight:
-                excess = torch.where(grid.valid, (operator(velocity, grid) - target) * h / std, 0.0)
-                total = total + weight / 2 * excess.square().sum(dim=(1, 2, 3))
+                excess = torch.where(grid.valid, (operator(velocity, grid) - target) / std, 0.0)
+                total = total + weight / 2 / norm * excess.square().sum(dim=(1, 2, 3))
         return total
+
+    def norms(self, grid: Grid, like: Tensor) -> list[Tensor]:
+        """|L|^2 of each operator on the grid, in m^-2; 1 for one without weight."""
+        return [
+            squared_norm(operator, grid, like) if weight else like.new_ones(()) for weight, operator, _ in self.terms
+        ]
 
     def guide(self, denoise: BoundDenoiser, normalizer: Normalizer, grid: Grid) -> BoundDenoiser:
         """The guided denoiser of normalised fields on `grid`."""
+        norms = self.norms(grid, normalizer.std)
 
         def guided(z: Tensor, s: Tensor) -> Tensor:
             x_hat = denoise(z, s)
@@ -84,11 +94,28 @@ class PhysicsGradient:
                 return x_hat
             with torch.enable_grad():
                 x = x_hat.detach().requires_grad_()
-                energy = self.energy(normalizer.denormalize(x), normalizer.std, grid)
+                energy = self.energy(normalizer.denormalize(x), normalizer.std, grid, norms)
                 (gradient,) = torch.autograd.grad(energy.sum(), x)
             step = column(torch.where(s < self.below, s**2 / (1 + s**2), 0.0)) * gradient
             length = step.flatten(1).norm(dim=1).clamp(min=torch.finfo(step.dtype).tiny)
-            limit = (z - x_hat).flatten(1).norm(dim=1)
+            limit = torch.where(grid.valid, z - x_hat, 0.0).flatten(1).norm(dim=1)
             return x_hat - column((limit / length).clamp(max=1)) * step
 
         return guided
+
+
+def squared_norm(operator: Callable[[Tensor, Grid], Tensor], grid: Grid, like: Tensor, iterations: int = 50) -> Tensor:
+    """The largest eigenvalue of L^T L of a linear operator on fields `(1, 2, H, W)`, by power iteration.
+
+    The iteration comes from below, so five percent are added.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 2, *grid.shape, generator=generator, dtype=like.dtype).to(like.device)
+    length = x.norm()
+    for _ in range(iterations):
+        with torch.enable_grad():
+            x = (x / length).requires_grad_()
+            energy = operator(x, grid).square().sum() / 2
+            (x,) = torch.autograd.grad(energy, x)
+        length = x.norm().clamp(min=torch.finfo(x.dtype).tiny)
+    return 1.05 * length

@@ -75,9 +75,10 @@ def make_cases(
         grid: The domain; that of the fields if None.
     """
     grid = fields.grid if grid is None else grid
-    valid = grid.valid
-    truth = fields.read(indices).masked_fill(~valid, torch.nan)
-    observed = torch.cat([mask(1, valid, seeded(seed, int(i), 0)) for i in indices]) & truth[:, :1].isfinite()
+    truth = fields.read(indices).masked_fill(~grid.valid, torch.nan)
+    measured = truth[:, :1].isfinite()
+    drawn = [mask(1, cells[0], seeded(seed, int(i), 0)) for cells, i in zip(measured, indices, strict=True)]
+    observed = torch.cat(drawn) & measured
     error = torch.stack([torch.randn(truth.shape[1:], generator=seeded(seed, int(i), 1)) for i in indices])
     y = torch.where(observed, truth + (sigma_obs if add_error else 0.0) * error, torch.nan)
     return Cases([int(i) for i in indices], truth, observed, y, sigma_obs, grid)

@@ -1,15 +1,12 @@
 """What is written to disk: the filled fields as CF netCDF-4, and small text files, both whole or not at all.
 
-A file appears under its name only when it is complete: it is written under a temporary name in the same folder, flushed
-to the disk and renamed. A full disk or a folder without permission leaves what was there before. netCDF is composed in
-memory first, because the HDF5 library does not survive a disk that fills: it leaves open handles and can end the
-process when it tries to close them.
+A full disk or a folder without permission leaves what was there before. netCDF is composed in memory first, because the
+HDF5 library does not survive a disk that fills: it leaves open handles and can end the process when it tries to close
+them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +15,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from vecfield_diffusion.atomic import replacing
 from vecfield_diffusion.errors import UserError
 
+TITLE = {"Conventions": "CF-1.10", "title": "Velocity fields filled by vecfield_diffusion"}
 Coordinates = Mapping[str, tuple[NDArray | None, Mapping[str, Any]]]
 
 
@@ -70,9 +69,8 @@ def write_fields(
     if truth is not None:
         data = data.assign(_components("{}_truth", truth, valid, dims, units, "known {}"))
     data = data.assign_coords(member=("member", np.arange(len(members)), {"standard_name": "realization"}))
-    data.attrs = {"Conventions": "CF-1.10", "title": "Velocity fields filled by vecfield_diffusion"}
-    data.attrs |= {key: value for key, value in (attributes or {}).items() if value is not None}
-    data.attrs |= {"config": config, "ckpt": ckpt, "seeds": np.asarray(seeds, dtype=np.int64)}
+    origin = {"config": config, "ckpt": ckpt, "seeds": np.asarray(seeds, dtype=np.int64)}
+    data.attrs = TITLE | {key: value for key, value in (attributes or {}).items() if value is not None} | origin
     _write_whole(Path(path), data.to_netcdf(engine="h5netcdf", format="NETCDF4"))
 
 
@@ -144,30 +142,13 @@ def _coordinates(coordinates: Coordinates) -> dict[str, xr.Variable]:
 
 
 def _write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write `content` to a temporary file beside `path`, and rename it when it is safe on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write `content` to `path`, whose folder is made if it is missing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync(path.parent)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         raise UserError(
             f"cannot write {path.name} into {path.parent}: {error.strerror or error}. "
             "Free some space or choose another folder with hydra.run.dir=..."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _sync(folder: Path) -> None:
-    """Make the renaming itself safe on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

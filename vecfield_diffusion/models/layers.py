@@ -80,13 +80,13 @@ class Attention(nn.Module):
     """Self-attention over the cells, added to its input (Vaswani et al., NeurIPS 2017).
 
     Arguments:
-        channels: Channels of input and output, a multiple of `head`.
-        head: Channels of one head.
+        channels: Channels of input and output.
+        head: Channels of one head, where they divide `channels`.
     """
 
     def __init__(self, channels: int, head: int = 32) -> None:
         super().__init__()
-        self.heads = max(1, channels // head)
+        self.heads = math.gcd(channels, max(1, channels // head))
         self.norm = nn.GroupNorm(groups(channels), channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero(nn.Conv2d(channels, channels, 1))

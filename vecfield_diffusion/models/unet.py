@@ -109,7 +109,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         h, w = x.shape[-2:]
         embedding = self.embed(noise)
-        x = self.stem(F.pixel_unshuffle(self.pad(x), self.patch))
+        x, (top, left) = self.pad(x)
+        x = self.stem(F.pixel_unshuffle(x, self.patch))
         skips = []
         for level, blocks in enumerate(self.down):
             x = self.shrink[level - 1](x) if level else x
@@ -121,17 +122,23 @@ class UNet(nn.Module):
             x = torch.cat([x, skips[level]], dim=1)
             for block, attend in self.up[level]:
                 x = attend(block(x, embedding))
-        return F.pixel_shuffle(self.head(x), self.patch)[..., :h, :w]
+        return F.pixel_shuffle(self.head(x), self.patch)[..., top : top + h, left : left + w]
 
-    def pad(self, x: Tensor) -> Tensor:
-        """Pads the ends of both axes to multiples of the stride: wrapped where periodic, else with zeros."""
-        for axis, periodic in zip((-2, -1), self.periodic, strict=True):
-            size, more = x.shape[axis], -x.shape[axis] % self.stride
+    def pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Pads both axes to multiples of the stride, wrapped on both sides where periodic, else with zeros at the end.
+
+        Returns:
+            The field, and where its first row and column have gone.
+        """
+        start = [0, 0]
+        for i, periodic in enumerate(self.periodic):
+            axis, size, more = i - 2, x.shape[i - 2], -x.shape[i - 2] % self.stride
             if more and periodic:
-                x = x.index_select(axis, torch.arange(size + more, device=x.device) % size)
+                start[i] = more // 2
+                x = x.index_select(axis, (torch.arange(size + more, device=x.device) - start[i]) % size)
             elif more:
                 x = F.pad(x, (0, 0, 0, more) if axis == -2 else (0, more))
-        return x
+        return x, (start[0], start[1])
 
 
 def check_sizes(channels: list[int], blocks: int, attention: list[int], patch: int, dropout: float) -> None:

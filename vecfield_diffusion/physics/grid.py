@@ -80,10 +80,12 @@ class Grid:
         Spacing is R cos(lat) dlon along x and R dlat along y, with the sign of the row order.
         """
         lon, lat = lon.double(), lat.double()
-        step = ((lon[-1] - lon[0]) / (len(lon) - 1)).item()
-        closed = abs(abs(step) * len(lon) - 360.0) < 0.5 * abs(step)
+        step = (lon[-1] - lon[0]) / (len(lon) - 1)
+        closed = bool((step.abs() * len(lon) - 360.0).abs() < 0.5 * step.abs())
         boundaries.setdefault("boundary_x", "periodic" if closed else "open")
         radians = torch.deg2rad(lat)
-        dx = EARTH_RADIUS * torch.cos(radians) * torch.deg2rad(torch.tensor(step, dtype=torch.float64))
+        # A row at a pole is a point: it is given the width of the circle a quarter of a row away.
+        narrowest = torch.sin(torch.gradient(radians)[0].abs() / 4)
+        dx = EARTH_RADIUS * torch.maximum(torch.cos(radians), narrowest) * torch.deg2rad(step)
         dy = EARTH_RADIUS * torch.gradient(radians)[0]
         return cls(valid=valid, dx=dx, dy=dy, **boundaries)

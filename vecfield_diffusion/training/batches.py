@@ -30,13 +30,15 @@ class Batch:
     noise: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """The same on `device`."""
-        if device.type == "cpu":
+        """The same on `device`; from pinned memory, so that the copy waits for nothing."""
+        if device.type != "cuda":
             return self
-        x0, measured, t, noise = (
-            value.pin_memory().to(device, non_blocking=True) for value in (self.x0, self.measured, self.t, self.noise)
-        )
-        return Batch(x0, measured, self.observation.to(device), t, noise)
+
+        def move(value: Tensor) -> Tensor:
+            return value.contiguous().pin_memory().to(device, non_blocking=True)
+
+        x0, measured, t, noise = (move(value) for value in (self.x0, self.measured, self.t, self.noise))
+        return Batch(x0, measured, self.observation.apply(move), t, noise)
 
     def __getitem__(self, index: slice) -> Batch:
         """The samples that `index` selects."""
@@ -93,11 +95,11 @@ class Batches:
             velocity = self.augmentation.apply(velocity, self.augmentation.draw(self.size, generator))
         measured = velocity[:, :1].isfinite()
         x0 = torch.where(measured, self.normalizer.normalize(velocity), 0.0)
-        valid = self.fields.grid.valid
-        observed = self.mask(self.size, valid, generator) & measured
+        observed = self.mask(self.size, self.fields.grid.valid, generator) & measured
         sigma_y = self.sigma_obs * torch.rand(self.size, 1, 1, 1, generator=generator)
         y = x0 + sigma_y * torch.randn(x0.shape, generator=generator)
-        told = Observation(y, observed, sigma_y, valid.expand(self.size, 1, -1, -1))
+        # A cell that was not measured has no noisy value either: to the network it lies outside the domain.
+        told = Observation(y, observed, sigma_y, measured)
         silent = torch.rand(self.size, generator=generator) < self.dropout
         t = self.diffusion.sample_times(self.size, generator)
         return Batch(x0, measured, told.forget(silent), t, torch.randn(x0.shape, generator=generator))

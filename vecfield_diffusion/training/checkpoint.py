@@ -6,7 +6,6 @@ grid of the data, the optimizer and the counters: all that inference and resumin
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from vecfield_diffusion.atomic import replacing
 from vecfield_diffusion.errors import UserError
 
 FORMAT = "vecfield-checkpoint"
@@ -23,24 +23,17 @@ UNREADABLE = (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes `state` to a temporary file beside `path`, then puts it in its place.
+    """Writes `state` to `path`, whole or not at all.
 
     Raises:
         UserError: The folder cannot be written or the disk is full; an older checkpoint is left as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        # A file of our own, for torch leaves one that it opened itself open when the disk is full.
+        with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save({"format": FORMAT, "version": VERSION, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
     except (OSError, RuntimeError) as error:
         # torch's zip writer reports a full disk as a RuntimeError.
-        temporary.unlink(missing_ok=True)
         raise UserError(
             f"{path}: the checkpoint could not be written ({error}); an older one is as it was. "
             "Make room or choose another folder with hydra.run.dir=..."

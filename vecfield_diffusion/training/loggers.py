@@ -5,8 +5,11 @@ JSON lines are always written: they need nothing and survive a kill. A further l
 
 from __future__ import annotations
 
+import hashlib
 import json
+import netrc
 import os
+import platform
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,11 +63,10 @@ class WandbLogger:
             import wandb
         except ImportError as error:
             raise UserError("logger=wandb needs the package wandb: pip install wandb") from error
-        key = os.environ.get("WANDB_API_KEY") or Path("~/.netrc").expanduser().exists()
-        mode = ("online" if key else "offline") if self.mode == "auto" else self.mode
-        options = dict(
-            project=self.project, name=name, id=name.replace("/", "-"), resume="allow", dir=str(folder), config=config
-        )
+        mode = ("online" if has_account() else "offline") if self.mode == "auto" else self.mode
+        # The same folder on the same machine is the same run.
+        identity = hashlib.sha256(f"{platform.node()}:{folder.absolute()}".encode()).hexdigest()[:16]
+        options = dict(project=self.project, name=name, id=identity, resume="allow", dir=str(folder), config=config)
         # Online without a network hangs for over a minute unless told otherwise.
         settings = wandb.Settings(init_timeout=15, silent=True)
         try:
@@ -85,6 +87,16 @@ class WandbLogger:
     def close(self) -> None:
         """Ends the run, so that the next job of a sweep starts its own."""
         self.run.finish()
+
+
+def has_account() -> bool:
+    """Whether a key for wandb is at hand, in the environment or in ~/.netrc."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 class TensorBoardLogger:

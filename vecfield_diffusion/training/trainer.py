@@ -2,7 +2,7 @@
 
 Time is counted in steps and samples. Everything random in step k follows from the seed and k, so the state of a run is
 its weights, their average, the optimizer and the counters: run the same command again and it goes on, bit for bit on a
-CPU, as if it had never stopped.
+CPU, as if it had never stopped. Only `max_minutes` together with `cooldown` ties the learning rate to the clock.
 """
 
 from __future__ import annotations
@@ -187,6 +187,11 @@ class Run:
         if not self.last.exists():
             return False
         state = load_checkpoint(self.last)
+        if state.get("data") != self.identity.get("data"):
+            raise UserError(
+                f"{self.last}: the data have changed since this run began: {state.get('data')} then, "
+                f"{self.identity['data']} now. Choose another name=... for a new run"
+            )
         try:
             self.denoiser.network.load_state_dict(state["network"])
             self.ema.load_state_dict(state["ema"])
@@ -322,12 +327,13 @@ class Run:
             levels.append(self.denoiser.diffusion.level(batch.t))
         loss, level = torch.cat(losses).cpu(), torch.cat(levels).cpu()
         diffusion = self.denoiser.diffusion
-        edges = torch.logspace(*torch.tensor([diffusion.sigma_min, diffusion.sigma_max]).log10().tolist(), bins + 1)
+        ends = math.log10(diffusion.sigma_min), math.log10(diffusion.sigma_max)
+        edges = torch.logspace(*ends, bins + 1, dtype=torch.float64)
+        places = torch.bucketize(level.double(), edges[1:-1])
         values = {"val/loss": loss.mean().item()}
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
-            inside = (level >= low) & (level < high)
-            if inside.any():
-                values[f"val/loss_s{low:.2g}_{high:.2g}"] = loss[inside].mean().item()
+        for place in places.unique().tolist():
+            low, high = edges[place], edges[place + 1]
+            values[f"val/loss_s{low:.2g}_{high:.2g}"] = loss[places == place].mean().item()
         return values
 
     def log(self, lines: JSONLines, values: dict[str, float]) -> None:

@@ -1,0 +1,44 @@
+"""Files that are written whole or not at all.
+
+A file appears under its name only when it is complete: it is written under a temporary name in the same folder, flushed
+to the disk and renamed. A full disk, a folder without permission or Ctrl-C leave what was there before, and nothing
+else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives the block a temporary path to write, and puts that file in the place of `path` when the block has ended.
+
+    Arguments:
+        path: The file to write, in a folder that exists; an older one is replaced.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        # The renaming itself is safe only when the folder is.
+        _sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file or a folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
