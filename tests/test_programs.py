@@ -170,7 +170,7 @@ def test_evaluation_scores_beside_the_baselines(place: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     with (place / "outputs" / "evaluate" / "scores" / "scores.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    methods = {"diffusion", "climatology", "linear", "biharmonic", "optimal interpolation"}
+    methods = {"diffusion", "climatology", "nearest", "linear", "biharmonic", "optimal interpolation"}
     assert {(row["mask"], row["method"]) for row in rows} == {(a, b) for a in ("pixels", "block") for b in methods}
     assert all(float(row["rmse_component"]) > 0 for row in rows)
     reference = [row for row in rows if row["method"] == "optimal interpolation"]

@@ -58,11 +58,11 @@ class PhysicsGradient:
         curl_target: float = 0.0,
         below: float = 10.0,
     ) -> None:
-        if min(divergence, curl) < 0 or divergence + curl > 2:
-            raise ValueError(
-                "divergence and curl must be >= 0 and at most 2 together (a larger step overshoots), "
-                f"got {divergence} and {curl}"
-            )
+        for name, value in (("divergence", divergence), ("curl", curl)):
+            if not 0 <= value <= 2:
+                raise ValueError(f"{name} must be in [0, 2], a larger step overshoots, got {value}")
+        if divergence + curl > 2:
+            raise ValueError(f"curl must be at most 2 together with divergence={divergence}, got {curl}")
         self.terms = (
             (divergence, operators.divergence, divergence_target),
             (curl, operators.vorticity, curl_target),

@@ -29,7 +29,6 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         UserError: The folder cannot be written or the disk is full; an older checkpoint is left as it was.
     """
     try:
-        # A file of our own, for torch leaves one that it opened itself open when the disk is full.
         with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save({"format": FORMAT, "version": VERSION, **state}, file)
     except (OSError, RuntimeError) as error:

@@ -13,6 +13,7 @@ import platform
 from pathlib import Path
 from typing import Any, Protocol
 
+from vecfield_diffusion.atomic import replacing
 from vecfield_diffusion.errors import UserError
 
 
@@ -148,9 +149,8 @@ class JSONLines:
                     continue  # the last line of a run that was killed while writing
                 if record["step"] <= step:
                     kept.append(line + "\n")
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text("".join(kept))
         self.file = path.open("a", buffering=1)
 
     def log(self, values: dict[str, float], step: int) -> None:

@@ -1,0 +1,81 @@
+"""What is refused before a network meets data that it was not trained for."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from vecfield_diffusion.apps import assemble
+from vecfield_diffusion.apps.train import describe
+from vecfield_diffusion.data.fields import Fields, MemoryReader
+from vecfield_diffusion.diffusion.formulations import DDPM
+from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.samplers.deterministic import Euler
+
+
+def fields(shape=(4, 6), units="m s-1", dx=1000.0, dy=1000.0, length=10):
+    grid = Grid(torch.ones(shape, dtype=torch.bool), dx=dx, dy=dy)
+    reader = MemoryReader(np.zeros((length, 2, *shape), dtype=np.float32))
+    return Fields(reader, length, grid, np.arange(shape[1]), np.arange(shape[0]), "my.nc", ("u", "v"), units=units)
+
+
+TRAINED = SimpleNamespace(
+    grid=fields().grid,
+    units="m s-1",
+    path="run/best.pt",
+    split={"test": range(7, 10)},
+    config={"dataset": {"_target_": "vecfield_diffusion.data.hdf5.open_hdf5"}, "trainer": {"sigma_obs": 0.1}},
+    statistics=SimpleNamespace(std=0.5),
+)
+
+
+@pytest.mark.parametrize(
+    ("other", "match"),
+    [
+        (fields(shape=(6, 4)), "fields of 6x4 cells, but run/best.pt was trained on 4x6"),
+        (fields(units="cm s-1"), "is in cm s-1, but run/best.pt was trained on m s-1"),
+        (fields(dy=-1000.0), "run the other way"),
+    ],
+)
+def test_data_of_another_kind_are_refused(other, match):
+    with pytest.raises(UserError, match=match):
+        assemble.check_grid(other, TRAINED)
+
+
+def test_another_spacing_is_noted(capsys):
+    assemble.check_grid(fields(dx=1020.0), TRAINED)
+    assert capsys.readouterr().out == ""
+    assemble.check_grid(fields(dx=2000.0), TRAINED)
+    assert "note: dx is 2000 in my.nc, but 1000 in the training data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("length", [10, 12])
+def test_unseen_snapshots_are_those_that_training_kept_aside(monkeypatch, length):
+    """Of a file that has grown since, too."""
+    monkeypatch.setattr(assemble, "build", lambda *args, **options: fields(length=length))
+    assert assemble.held_out(TRAINED, "test")[1] == range(7, 10)
+
+
+def test_a_file_that_has_lost_them_is_refused(monkeypatch):
+    monkeypatch.setattr(assemble, "build", lambda *args, **options: fields(length=9))
+    with pytest.raises(UserError, match="has 9 snapshots now, but run/best.pt keeps 7 to 9 for test"):
+        assemble.held_out(TRAINED, "test")
+
+
+def test_what_a_run_remembers_of_its_data():
+    split = {"train": range(0, 6), "test": range(7, 10)}
+    assert describe(fields(), split) == {"length": 10, "units": "m s-1", "split": {"train": [0, 6], "test": [7, 10]}}
+
+
+def test_worse_observations_than_training_saw_are_noted(capsys):
+    assemble.check_error(0.05, TRAINED)
+    assert capsys.readouterr().out == ""
+    assemble.check_error(0.2, TRAINED)
+    assert "sigma_obs=0.2 is more than the 0.05 m s-1 that training reached" in capsys.readouterr().out
+
+
+def test_more_levels_than_a_chain_has_are_refused():
+    with pytest.raises(UserError, match="sampler.steps must be <= T=8"):
+        assemble.check_levels(DDPM(T=8), Euler(9))
