@@ -136,3 +136,10 @@ def test_table() -> None:
     rows = [{"method": "linear", "rmse": 0.123456, "cases": 50}, {"method": "oi", "rmse": math.nan}]
     assert table(rows) == ("method    rmse  cases\n------  ------  -----\nlinear  0.1235     50\noi           -      -")
     assert table(rows, ["rmse"]).splitlines()[2] == "0.1235"
+
+
+def test_members_that_do_not_differ_have_no_spread_to_judge() -> None:
+    truth = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(0))
+    values = scores(truth.expand(8, -1, -1, -1, -1) + 1e-9, truth, torch.ones(3, 1, 4, 5, dtype=torch.bool))
+    assert values["spread"] == 0 and values["rmse_component"] < 1e-6
+    assert all(math.isnan(values[name]) for name in ("spread_skill", "coverage_50", "coverage_90"))

@@ -48,7 +48,8 @@ def scores(members: Tensor, truth: Tensor, where: Tensor, grid: Grid | None = No
 
     Arguments:
         members: The ensemble in physical units, `(M, N, 2, H, W)`; M = 1 serves for a deterministic method, whose
-            CRPS is its mean absolute error and whose spread, spread-skill and coverage are NaN.
+            CRPS is its mean absolute error and whose spread, spread-skill and coverage are NaN. Members that do not
+            differ, as on cells observed exactly, have no spread-skill and coverage either.
         truth: The fields `(N, 2, H, W)`, NaN where unknown; such cells are left out.
         where: The region, boolean `(N, 1, H, W)`.
         grid: If given, `divergence_rms` of the members in s^-1 is added (per unit of length of the grid).
@@ -66,7 +67,8 @@ def scores(members: Tensor, truth: Tensor, where: Tensor, grid: Grid | None = No
     if y.numel() == 0:
         return dict.fromkeys(names, math.nan)
     result = _pointwise(x, y)
-    result |= {f"coverage_{level}": coverage(x, y, level / 100) for level in (50, 90)}
+    spreads = result["spread"] > 0
+    result |= {f"coverage_{level}": coverage(x, y, level / 100) if spreads else math.nan for level in (50, 90)}
     if grid is not None:
         result["divergence_rms"] = divergence_rms(members, grid, where)
     return {name: float(result[name]) for name in names}
@@ -96,7 +98,6 @@ def _pointwise(x: Tensor, y: Tensor) -> dict[str, Tensor | float]:
         "relative_l2": error.norm() / y.norm(),
         "crps": crps(x, y).mean(),
         "spread": spread,
-        # Members that do not differ, as on cells observed exactly, have no spread to judge.
         "spread_skill": math.sqrt((m + 1) / m) * spread / rmse if spread > 0 else math.nan,
     }
 

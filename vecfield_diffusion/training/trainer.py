@@ -139,7 +139,7 @@ class Run:
         folder: The run folder.
         logger: A further logger.
         identity: What every checkpoint holds beside the state of training: configuration, grid, statistics.
-        score: `(denoiser, picture path) -> scores` of a small ensemble; None skips it.
+        score: `(picture path) -> scores` of a small ensemble, which it also draws; None skips it.
     """
 
     trainer: Trainer
