@@ -22,6 +22,7 @@ from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
+from vecfield_diffusion.atomic import replacing
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.operators import vorticity
 
@@ -132,7 +133,12 @@ def figure_inpainting(
     if len(members) > 1:
         _draw_spread(figure, axes[-1], bars[1], members, look, units)
     figure.suptitle(title, fontsize=12)
-    FigureCanvasAgg(figure).print_png(str(path))
+    _save(figure, Path(path))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))
 
 
 def _panels(
@@ -181,7 +187,7 @@ def sample_grid(
             axis.set(xticks=[], yticks=[])
             axis.set_title(name if row == 0 else "", fontsize=9)
     _bar(figure, figure.add_subplot(cells[-1, 1:3]), look.norm, look.colours, look.label(units))
-    FigureCanvasAgg(figure).print_png(str(path))
+    _save(figure, Path(path))
 
 
 def _look(known: Floats, grid: Grid, colour: Colour, coordinates: Coordinates | None, arrows: int) -> _Look:
