@@ -44,7 +44,7 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, float]:
     """
     import torch
 
-    from vecfield_diffusion.training.trainer import Stopped
+    from vecfield_diffusion.training.trainer import Stopped, headline
 
     run = prepare(config, folder)
     if run.resume():
@@ -62,7 +62,7 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, float]:
         run.logger.close()
     print(f"{folder}: {run.counters.step} steps, {run.counters.minutes:.1f} minutes")
     print(f"next: python infer.py ckpt={folder} mask=block")
-    return scores
+    return headline(scores)
 
 
 def prepare(config: dict[str, Any], folder: Path) -> Run:

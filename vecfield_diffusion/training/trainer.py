@@ -307,8 +307,8 @@ class Run:
                 values |= self.score(picture)
         self.scores = values
         self.log(lines, values)
-        main = {name: value for name, value in values.items() if not name.startswith("val/loss_")}
-        tqdm.write(f"step {self.counters.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in main.items()))
+        said = ", ".join(f"{name} {value:.4g}" for name, value in headline(values).items())
+        tqdm.write(f"step {self.counters.step}: {said}")
         if picture.exists():
             self.logger.picture(picture, self.counters.step)
         if values["val/loss"] < self.counters.best:
@@ -390,6 +390,11 @@ class Run:
                     yield batch.to(self.device)
 
             yield stream()
+
+
+def headline(scores: dict[str, float]) -> dict[str, float]:
+    """The scores that one compares runs by: all but the losses of single bins of noise, which differ between runs."""
+    return {name: value for name, value in scores.items() if not name.startswith("val/loss_")}
 
 
 def network_precision(precision: str, device: torch.device) -> torch.dtype | None:
