@@ -239,3 +239,14 @@ def test_what_the_network_is_told_is_normalised_and_has_no_nan() -> None:
     torch.testing.assert_close(given.y[known] * STD + MEAN, cases.truth[known])
     assert (given.y[~known] == 0).all() and (given.sigma_y == 0).all()
     assert torch.equal(given.valid, LAND.expand(2, 1, -1, -1)) and torch.equal(given.observed, cases.observed)
+
+
+def test_a_snapshot_that_measured_nothing_is_a_case_without_observations() -> None:
+    """As the storm set has one; the cases beside it are what they are alone."""
+    source = fields()
+    source.reader.array[2] = np.nan
+    cases = make_cases(source, [1, 2, 3], Pixels(0.3), seed=5)
+    assert not cases.observed[1].any() and not cases.hidden[1].any()
+    for place, index in ((0, 1), (2, 3)):
+        alone = make_cases(source, [index], Pixels(0.3), seed=5)
+        assert alone.observed.any() and torch.equal(cases.observed[place], alone.observed[0])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vecfield_diffusion.apps.config import Program, option
-from vecfield_diffusion.apps.infer import check_ranges, fill
+from vecfield_diffusion.apps.infer import SAMPLING, check_ranges, fill
 from vecfield_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,18 +23,7 @@ if TYPE_CHECKING:
 main = Program(
     "evaluate",
     "vecfield_diffusion.apps.evaluate:evaluate",
-    keys={
-        "ckpt": "str",
-        "name": "str",
-        "masks": "list[str]",
-        "cases": "int",
-        "members": "int",
-        "seed": "int",
-        "batch": "int",
-        "sigma_obs": "float",
-        "device": "Literal['auto', 'cpu', 'cuda']",
-        "trust": "list[str]",
-    },
+    keys={**SAMPLING, "masks": "list[str]", "cases": "int"},
     examples={"ckpt": "python evaluate.py ckpt=outputs/train/run 'masks=[track,block,pixels]'"},
     lists={"masks": "mask"},
     metric="crps",
@@ -65,8 +54,11 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     fields, offered = held_out(trained, "test", config["trust"])
     check_grid(fields, trained)
     count = min(config["cases"], len(offered))
-    indices = [offered[i * len(offered) // count] for i in range(count)]
-    print(f"{trained.path}: step {trained.step}; {count} unseen snapshots of {fields.source}")
+    spaced = [offered[i * len(offered) // count] for i in range(count)]
+    indices = [i for i in spaced if fields.read([i]).isfinite().any()]
+    if not indices:
+        raise UserError(f"{fields.source}: none of the snapshots that training kept aside measures anything")
+    print(f"{trained.path}: step {trained.step}; {len(indices)} unseen snapshots of {fields.source}")
     baselines = fit_baselines(trained, fields)
     rows: list[dict[str, Any]] = []
     for name, mask in masks.items():
@@ -78,7 +70,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
         rows += [{**row, "rmse / OI": row["rmse_component"] / reference} for row in found]
         write_text_atomic(folder / "scores.csv", as_csv(rows))
     print(table(rows, COLUMNS))
-    print(f"{folder / 'scores.csv'}: hidden cells, {count} cases of {config['members']} members, {fields.units}")
+    print(f"{folder / 'scores.csv'}: hidden cells, {len(indices)} cases of {config['members']} members, {fields.units}")
     scores = {f"{row['mask']}/crps": row["crps"] for row in rows if row["method"] == "diffusion"}
     return {"crps": sum(scores.values()) / len(scores), **scores}
 

@@ -18,21 +18,26 @@ if TYPE_CHECKING:
     from vecfield_diffusion.evaluation.plots import Coordinates
     from vecfield_diffusion.inference.cases import Cases
 
+#: The keys of every program that samples.
+SAMPLING = {
+    "ckpt": "str",
+    "name": "str",
+    "members": "int",
+    "seed": "int",
+    "batch": "int",
+    "sigma_obs": "float",
+    "device": "Literal['auto', 'cpu', 'cuda']",
+    "trust": "list[str]",
+}
+
 main = Program(
     "infer",
     "vecfield_diffusion.apps.infer:infer",
     keys={
-        "ckpt": "str",
-        "name": "str",
+        **SAMPLING,
         "input": "str | None",
         "time": "int | list[int]",
-        "members": "int",
-        "seed": "int",
-        "batch": "int",
-        "sigma_obs": "float",
         "colour": "Literal['speed', 'vorticity']",
-        "device": "Literal['auto', 'cpu', 'cuda']",
-        "trust": "list[str]",
     },
     examples={"ckpt": "python infer.py ckpt=outputs/train/run mask=block"},
     files={"mask": "file"},

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.training.batches import MaskFunction
+from vecfield_diffusion.training.batches import MaskFunction, seeded
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,6 @@ class Cases:
         return self.truth[:, :1].isfinite() & ~self.observed
 
 
-def seeded(seed: int, *numbers: int) -> torch.Generator:
-    """A generator for this seed and purpose."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)[0]))
-
-
 def make_cases(
     fields: Fields,
     indices: Sequence[int],
@@ -77,8 +71,10 @@ def make_cases(
     grid = fields.grid if grid is None else grid
     truth = fields.read(indices).masked_fill(~grid.valid, torch.nan)
     measured = truth[:, :1].isfinite()
-    drawn = [mask(1, cells[0], seeded(seed, int(i), 0)) for cells, i in zip(measured, indices, strict=True)]
-    observed = torch.cat(drawn) & measured
+    observed = torch.zeros_like(measured)
+    for cells, seen, i in zip(measured, observed, indices, strict=True):
+        if cells.any():  # a snapshot that measured nothing has nothing to observe
+            seen |= mask(1, cells[0], seeded(seed, int(i), 0))[0] & cells
     error = torch.stack([torch.randn(truth.shape[1:], generator=seeded(seed, int(i), 1)) for i in indices])
     y = torch.where(observed, truth + (sigma_obs if add_error else 0.0) * error, torch.nan)
     return Cases([int(i) for i in indices], truth, observed, y, sigma_obs, grid)

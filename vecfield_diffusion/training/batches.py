@@ -75,8 +75,7 @@ class Batches:
 
     def generator(self, stream: int, k: int) -> torch.Generator:
         """The random numbers of batch k (stream 0) or of the order of pass k (stream 1)."""
-        state = np.random.SeedSequence([self.seed, stream, k]).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(state))
+        return seeded(self.seed, stream, k)
 
     def chosen(self, k: int) -> Tensor:
         """The snapshots of batch k, `(size,)`."""
@@ -103,3 +102,8 @@ class Batches:
         silent = torch.rand(self.size, generator=generator) < self.dropout
         t = self.diffusion.sample_times(self.size, generator)
         return Batch(x0, measured, told.forget(silent), t, torch.randn(x0.shape, generator=generator))
+
+
+def seeded(seed: int, *numbers: int) -> torch.Generator:
+    """A generator of its own for a seed and the numbers of what it is for, well mixed."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)[0]))
