@@ -32,8 +32,11 @@ class EMA:
         keep = 0.5 ** (batch / half_life) if half_life > 0 else 0.0
         averages, values = [], []
         for name, value in network.state_dict().items():
-            averages.append(self.weights[name])
-            values.append(value.detach())
+            if value.is_floating_point():
+                averages.append(self.weights[name])
+                values.append(value.detach())
+            else:  # a counter has no average
+                self.weights[name].copy_(value)
         torch._foreach_lerp_(averages, values, 1 - keep)
 
     def state_dict(self) -> dict[str, Tensor]:
