@@ -1,27 +1,65 @@
 """The loop that every sampler shares.
 
 A sampler walks the levels `s_0 > s_1 > ... > s_n = 0` of a formulation down; a subclass writes a step from `s` to `r`.
-The state is `z = x0 + s eps`, and the denoiser gives `D(z, s) = E[x0 | z]`. Noise is passed in as a function, so that
-whoever calls owns the randomness. After each step an optional hook may change the state: `hook(z, r) -> z`.
+The state is `z = x0 + s eps`, it starts from `z = start + s_0 eps`, and the denoiser gives `D(z, s) = E[x0 | z]`. Noise
+is passed in as a function, so that whoever calls owns the randomness. After each step an optional hook may change the
+state: `hook(z, r) -> z`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-#: `z (B, 2, H, W), s (B,) -> x_hat`: a denoiser whose observation is already bound.
+#: `z (B, 2, H, W), s (B,) -> x_hat`: a denoiser whose observation is already bound. One that has learned the variance
+#: of an ancestral step also has a method `moments(z, s) -> (x_hat, fraction)`, see `LevelDenoiser.moments`.
 BoundDenoiser = Callable[[Tensor, Tensor], Tensor]
-#: `z, s -> x_hat` at one level, as a step calls it.
-LevelDenoiser = Callable[[Tensor, float], Tensor]
 #: `() -> (B, 2, H, W)` unit normal noise.
 NoiseFunction = Callable[[], Tensor]
 #: `(z, r) -> z` after a step to level r.
 Hook = Callable[[Tensor, float], Tensor]
+#: Told the number of evaluations after each call of the denoiser.
+Progress = Callable[[int], None]
+#: How the levels between the largest and the smallest are laid, see `Diffusion.levels`.
+GridName = Literal["native", "karras", "log_snr", "uniform_t"]
+
+
+def silent(evaluations: int) -> None:
+    """The progress function of who does not want to be told."""
+
+
+class LevelDenoiser:
+    """A denoiser as a step calls it, at one level for the whole batch. Each call is reported to `progress`."""
+
+    def __init__(self, denoiser: BoundDenoiser, progress: Progress = silent) -> None:
+        self.denoiser, self.progress = denoiser, progress
+
+    def __call__(self, z: Tensor, s: float) -> Tensor:
+        """The posterior mean `(B, 2, H, W)` at level `s`."""
+        x_hat = self.denoiser(z, z.new_full((len(z),), s))
+        self.progress(1)
+        return x_hat
+
+    def moments(self, z: Tensor, s: float) -> tuple[Tensor, Tensor]:
+        """The posterior mean and the fraction in [0, 1], `(B, 2, H, W)` both, of a denoiser with a learned variance.
+
+        The fraction interpolates the logarithm of the variance of an ancestral step between its two closed forms
+        (Nichol & Dhariwal, ICML 2021, equation 15).
+
+        Raises:
+            ValueError: A denoiser without a method `moments`.
+        """
+        moments = getattr(self.denoiser, "moments", None)
+        if moments is None:
+            raise ValueError(f"denoiser must have a learned variance (a method `moments`), got {self.denoiser!r}")
+        x_hat, fraction = moments(z, z.new_full((len(z),), s))
+        self.progress(1)
+        return x_hat, fraction
 
 
 class Sampler(ABC):
@@ -29,20 +67,28 @@ class Sampler(ABC):
 
     Arguments:
         steps: The number of steps, at least 1.
+        grid: How the levels of the steps are laid: `native` is the formulation's own grid.
+
+    Attributes:
+        needs_variance: Whether the denoiser must have learned the variance of a step.
 
     Raises:
-        ValueError: Fewer than one step.
+        ValueError: Fewer than one step, or a grid of another name.
     """
 
-    def __init__(self, steps: int = 32) -> None:
+    needs_variance: bool = False
+
+    def __init__(self, steps: int = 32, grid: GridName = "native") -> None:
         if steps < 1:
             raise ValueError(f"steps must be >= 1, got {steps}")
-        self.steps = steps
+        if grid not in get_args(GridName):
+            raise ValueError(f"grid must be one of {', '.join(get_args(GridName))}, got {grid}")
+        self.steps, self.grid = steps, grid
 
     @property
     @abstractmethod
-    def evaluations(self) -> int:
-        """How often a whole run calls the denoiser."""
+    def evaluations(self) -> int | None:
+        """How often a whole run calls the denoiser; None where that is decided on the way."""
 
     @abstractmethod
     def step(
@@ -56,23 +102,45 @@ class Sampler(ABC):
         levels: Tensor,
         noise: NoiseFunction,
         hook: Hook | None = None,
-        progress: Callable[[int], None] = lambda evaluations: None,
-    ) -> Tensor:
-        """Samples `(B, 2, H, W)` from the levels `(steps + 1,)`, which fall to 0.
+        progress: Progress = silent,
+        start: Tensor | None = None,
+        return_trajectory: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Samples `(B, 2, H, W)`, with `return_trajectory` also the states `(steps + 1, B, 2, H, W)` at the levels.
 
-        `progress` is told the number of evaluations after each call of the denoiser.
+        Arguments:
+            denoiser: E[x0 | z], the observation already bound.
+            levels: `(steps + 1,)`, falling, as a rule to 0.
+            noise: Unit normal noise, drawn anew at each call.
+            hook: May change the state after each step.
+            progress: Told of each evaluation of the denoiser.
+            start: `(B, 2, H, W)`, the mean of the first state; 0 if None.
+            return_trajectory: Whether to return the states, too: the first is the noise, the last the samples.
+
+        Raises:
+            ValueError: Levels of another number than the steps ask for, or that do not fall.
         """
-        z = levels[0].item() * noise()
-
-        def denoise(z: Tensor, s: float) -> Tensor:
-            x_hat = denoiser(z, torch.full((len(z),), s, dtype=z.dtype, device=z.device))
-            progress(1)
-            return x_hat
-
-        memory: dict[str, Any] = {}
-        ladder = levels.tolist()
-        for s, r in zip(ladder[:-1], ladder[1:], strict=True):
+        ladder = self.ladder(levels)
+        z = first_state(ladder[0], noise, start)
+        denoise, memory, states = LevelDenoiser(denoiser, progress), {}, [z]
+        for s, r in pairwise(ladder):
             z = self.step(denoise, z, s, r, noise, memory)
             if hook is not None:
                 z = hook(z, r)
-        return z
+            if return_trajectory:
+                states.append(z)
+        return (z, torch.stack(states)) if return_trajectory else z
+
+    def ladder(self, levels: Tensor) -> list[float]:
+        """The levels as numbers, read once so that no step waits for the device."""
+        ladder = levels.tolist()
+        if len(ladder) != self.steps + 1:
+            raise ValueError(f"levels must be steps + 1 = {self.steps + 1} in number, got {len(ladder)}")
+        if ladder[-1] < 0 or any(s <= r for s, r in pairwise(ladder)):
+            raise ValueError(f"levels must fall and be >= 0, got {ladder}")
+        return ladder
+
+
+def first_state(s: float, noise: NoiseFunction, start: Tensor | None) -> Tensor:
+    """`start + s eps`, the state that a run begins with."""
+    return s * noise() if start is None else torch.add(start, noise(), alpha=s)

@@ -1,13 +1,21 @@
-"""Samplers of the probability-flow ODE `dz/ds = (z - D(z, s)) / s`."""
+"""Samplers of the probability-flow ODE `dz/ds = (z - D(z, s)) / s`.
+
+The slope at `(z, s)` points away from D, so that an Euler step to `r` is an interpolation between D and z:
+
+    z + (r - s)(z - D) / s = D + (r / s)(z - D) = lerp(D, z, r / s).
+
+Every step below is a few of these, each one pass over the field.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from vecfield_diffusion.samplers.base import LevelDenoiser, NoiseFunction, Sampler
+from vecfield_diffusion.samplers.base import GridName, LevelDenoiser, NoiseFunction, Sampler
 
 
 class Euler(Sampler):
@@ -20,8 +28,7 @@ class Euler(Sampler):
     def step(
         self, denoise: LevelDenoiser, z: Tensor, s: float, r: float, noise: NoiseFunction, memory: dict[str, Any]
     ) -> Tensor:
-        x_hat = denoise(z, s)
-        return x_hat + (r / s) * (z - x_hat)
+        return torch.lerp(denoise(z, s), z, r / s)
 
 
 class Heun(Sampler):
@@ -32,28 +39,33 @@ class Heun(Sampler):
         d     = (z - D(z, q)) / q,    z' = z + (r - q) d
         d'    = (z' - D(z', r)) / r,    z_r = z + (r - q)(d + d') / 2        (the last step, r = 0, stays with z')
 
+    which is the mean of z and of two Euler steps: `z_r = (z + z' + (r - q) d') / 2`.
+
     Arguments:
         steps: The number of steps n; a run costs 2 n - 1 evaluations.
+        grid: How the levels of the steps are laid: `native` is the formulation's own grid.
         S_churn: The noise added back, over the whole run; 0 is the deterministic method.
         S_min: No noise below this level.
         S_max: No noise above this level.
         S_noise: The scale of the noise; above 1 it widens the spread, so 1 where calibration matters.
 
     Raises:
-        ValueError: A churn that is negative.
+        ValueError: A churn or a scale that is negative.
     """
 
     def __init__(
         self,
         steps: int = 18,
+        grid: GridName = "native",
         S_churn: float = 0.0,
         S_min: float = 0.0,
         S_max: float = math.inf,
         S_noise: float = 1.0,
     ) -> None:
-        super().__init__(steps)
-        if S_churn < 0 or S_noise < 0:
-            raise ValueError(f"S_churn and S_noise must be >= 0, got {S_churn} and {S_noise}")
+        super().__init__(steps, grid)
+        for name, value in (("S_churn", S_churn), ("S_noise", S_noise)):
+            if value < 0:
+                raise ValueError(f"{name} must be >= 0, got {value}")
         self.S_churn, self.S_min, self.S_max, self.S_noise = S_churn, S_min, S_max, S_noise
 
     @property
@@ -66,12 +78,31 @@ class Heun(Sampler):
         gamma = min(self.S_churn / self.steps, math.sqrt(2) - 1) if self.S_min <= s <= self.S_max else 0.0
         q = s * (1 + gamma)
         if gamma > 0:
-            z = z + self.S_noise * math.sqrt(q**2 - s**2) * noise()
-        d = (z - denoise(z, q)) / q
-        euler = z + (r - q) * d
+            z = torch.add(z, noise(), alpha=self.S_noise * math.sqrt(q**2 - s**2))
+        euler = torch.lerp(denoise(z, q), z, r / q)
         if r == 0:
             return euler
-        return z + (r - q) * (d + (euler - denoise(euler, r)) / r) / 2
+        return torch.lerp(euler, denoise(euler, r), (q - r) / r).lerp_(z, 0.5)
+
+
+class Midpoint(Sampler):
+    """Second order, the slope taken half way (Karras et al., NeurIPS 2022, algorithm 3 with alpha = 1 / 2).
+
+        m = (s + r) / 2,    z_m = D(z, s) + (m / s)(z - D(z, s)),    z_r = z + (r - s)(z_m - D(z_m, m)) / m
+
+    The last step, r = 0, is no exception. A run costs two evaluations a step.
+    """
+
+    @property
+    def evaluations(self) -> int:
+        return 2 * self.steps
+
+    def step(
+        self, denoise: LevelDenoiser, z: Tensor, s: float, r: float, noise: NoiseFunction, memory: dict[str, Any]
+    ) -> Tensor:
+        m = (s + r) / 2
+        middle = torch.lerp(denoise(z, s), z, m / s)
+        return torch.add(z, middle - denoise(middle, m), alpha=(r - s) / m)
 
 
 class DPMpp2M(Sampler):
@@ -95,7 +126,6 @@ class DPMpp2M(Sampler):
             return x_hat
         h, estimate = math.log(s / r), x_hat
         if memory:
-            k = memory["h"] / h
-            estimate = (1 + 1 / (2 * k)) * x_hat - 1 / (2 * k) * memory["x_hat"]
+            estimate = torch.lerp(x_hat, memory["x_hat"], -h / (2 * memory["h"]))
         memory.update(h=h, x_hat=x_hat)
-        return (r / s) * z + (1 - r / s) * estimate
+        return torch.lerp(estimate, z, r / s)
