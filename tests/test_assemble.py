@@ -78,4 +78,4 @@ def test_worse_observations_than_training_saw_are_noted(capsys):
 
 def test_more_levels_than_a_chain_has_are_refused():
     with pytest.raises(UserError, match="sampler.steps must be <= T=8"):
-        assemble.check_levels(DDPM(T=8), Euler(9))
+        assemble.check_combination(DDPM(T=8), Euler(9))

@@ -1,32 +1,18 @@
 """Denoiser, observation, normalizer, loss: what goes into the network and what comes out."""
 
+import math
+
 import pytest
 import torch
-from oracle import GaussianPrior
+from ideal import FORMULATIONS, NORMALIZER, PRIOR, IdealNetwork
 
+from vecfield_diffusion.diffusion.base import HEADS
 from vecfield_diffusion.diffusion.denoiser import Denoiser
-from vecfield_diffusion.diffusion.formulations import DDPM, EDM
+from vecfield_diffusion.diffusion.formulations import EDM, IDDPM, Interpolant
 from vecfield_diffusion.diffusion.losses import denoising_loss
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
-
-PRIOR = GaussianPrior()
-NORMALIZER = Normalizer(torch.zeros(2, 1, 1), 1.0)
-
-
-class IdealNetwork(torch.nn.Module):
-    """The network whose preconditioned output is the exact denoiser of the prior, for any formulation."""
-
-    def __init__(self, diffusion):
-        super().__init__()
-        self.diffusion = diffusion
-
-    def forward(self, channels, c_noise):
-        t = c_noise if isinstance(self.diffusion, DDPM) else (4 * c_noise).exp()
-        c_skip, c_out, c_in, _ = (c.view(-1, 1, 1, 1) for c in self.diffusion.preconditioning(t))
-        x_t = channels[:, :2] / c_in
-        z = x_t / self.diffusion.alpha(t).view(-1, 1, 1, 1)
-        return (PRIOR.denoise(z, self.diffusion.level(t)) - c_skip * x_t) / c_out
+from vecfield_diffusion.physics.grid import Grid
 
 
 def some_observation(n, generator, land=False):
@@ -37,11 +23,13 @@ def some_observation(n, generator, land=False):
     return Observation(y, observed, torch.full((n, 1, 1, 1), 0.05, dtype=torch.float64), valid.expand(n, 1, 6, 8))
 
 
-@pytest.mark.parametrize("diffusion", [EDM(sigma_max=200.0), DDPM()])
-def test_every_formulation_gives_the_same_posterior_mean(diffusion):
+@pytest.mark.parametrize("prediction", HEADS)
+@pytest.mark.parametrize("name", FORMULATIONS)
+def test_every_formulation_gives_the_same_posterior_mean(name, prediction):
+    diffusion = FORMULATIONS[name](prediction=prediction)
     generator = torch.Generator().manual_seed(0)
     denoiser = Denoiser(IdealNetwork(diffusion), diffusion, NORMALIZER)
-    s = torch.tensor([0.02, 0.5, 3.0, 150.0], dtype=torch.float64)
+    s = torch.tensor([0.02, 0.5, 3.0, 0.99 * diffusion.sigma_max], dtype=torch.float64)
     z = torch.randn(4, 2, 6, 8, dtype=torch.float64, generator=generator) * (1 + s).view(-1, 1, 1, 1)
     got = denoiser(z, s, some_observation(4, generator))
     torch.testing.assert_close(got, PRIOR.denoise(z, s), rtol=1e-8, atol=1e-8)
@@ -117,6 +105,83 @@ def test_loss_is_the_weighted_mean_over_measured_cells():
         cells = measured[i].expand(2, 6, 8)
         expected = (s**2 + 1) / s**2 * (x_hat - clean)[i][cells].square().mean()
         assert got[i].item() == pytest.approx(expected.item(), rel=1e-8)
+
+
+def test_training_adds_the_variational_bound_of_a_learned_variance():
+    """KL of two normals written out, through the published posterior: its mean and the two variances."""
+    generator = torch.Generator().manual_seed(0)
+    diffusion = IDDPM(learned_variance=True, vlb_weight=0.01)
+    x0, noise = (torch.randn(2, 2, 6, 8, dtype=torch.float64, generator=generator) for _ in range(2))
+    raw = torch.randn(2, 4, 6, 8, dtype=torch.float64, generator=generator)
+    network = torch.nn.Identity()
+    network.forward = lambda channels, c_noise: raw
+    denoiser = Denoiser(network, diffusion, NORMALIZER)
+    measured = torch.rand(2, 1, 6, 8, generator=generator) < 0.7
+    t = diffusion.rising[[3, 600]]
+    r = diffusion.rising[[2, 599]]
+    given = (x0, measured, some_observation(2, generator), t, noise)
+    extra = denoising_loss(denoiser, *given, training=True) - denoising_loss(denoiser, *given)
+    for i in range(2):
+        s2, r2, cells = t[i] ** 2, r[i] ** 2, measured[i].expand(2, 6, 8)
+        z = x0[i] + t[i] * noise[i]
+        x_hat = z - t[i] * raw[i, :2]
+        q = torch.distributions.Normal(x0[i] + r2 / s2 * (z - x0[i]), (r2 * (1 - r2 / s2)).sqrt())
+        v = torch.sigmoid(raw[i, 2:])
+        large = (1 + r2) * (s2 - r2) / (1 + s2)
+        variance = large**v * (r2 * (1 - r2 / s2)) ** (1 - v)
+        p = torch.distributions.Normal(x_hat + r2 / s2 * (z - x_hat), variance.sqrt())
+        expected = 0.01 * 1000 * torch.distributions.kl_divergence(q, p)[cells].mean()
+        assert extra[i].item() == pytest.approx(expected.item(), rel=1e-8)
+
+
+def test_the_mean_does_not_learn_from_the_variational_bound():
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randn(2, 4, 6, 8, dtype=torch.float64, generator=generator, requires_grad=True)
+    gradients = []
+    for weight in (0.0, 10.0):
+        network = torch.nn.Identity()
+        network.forward = lambda channels, c_noise: raw
+        diffusion = IDDPM(learned_variance=True, vlb_weight=weight)
+        x0 = torch.zeros(2, 2, 6, 8, dtype=torch.float64)
+        given = (x0, x0[:, :1] == 0, some_observation(2, generator), diffusion.rising[[3, 600]], x0 + 1)
+        loss = denoising_loss(Denoiser(network, diffusion, NORMALIZER), *given, training=True).sum()
+        gradients.append(torch.autograd.grad(loss, raw)[0])
+    torch.testing.assert_close(gradients[1][:, :2], gradients[0][:, :2], rtol=0, atol=0)
+    assert gradients[0][:, 2:].abs().max() == 0 and gradients[1][:, 2:].abs().min() > 0
+
+
+def test_learned_uncertainty_is_least_at_the_logarithm_of_the_loss():
+    """loss / e^u + u at u(s) = 0 is the loss; its gradient in u is 1 - loss, and vanishes at u = ln loss."""
+    generator = torch.Generator().manual_seed(0)
+    diffusion = EDM(uncertainty=True).double()
+    denoiser = Denoiser(IdealNetwork(EDM()), diffusion, NORMALIZER)
+    x0, noise = (torch.randn(2, 2, 6, 8, dtype=torch.float64, generator=generator) for _ in range(2))
+    given = (x0, x0[:, :1] < 1e9, some_observation(2, generator), torch.tensor([0.3, 2.0]).double(), noise)
+    plain = denoising_loss(denoiser, *given)
+    torch.testing.assert_close(denoising_loss(denoiser, *given, training=True), plain)
+    bias = diffusion.uncertainty.out.bias
+    for u in (0.0, plain[0].log().item()):
+        bias.data.fill_(u)
+        loss = denoising_loss(denoiser, *given, training=True)[0]
+        assert loss.item() == pytest.approx(plain[0].item() / math.exp(u) + u)
+        (gradient,) = torch.autograd.grad(loss, bias)
+        assert gradient.item() == pytest.approx(1 - plain[0].item() / math.exp(u), abs=1e-9)
+
+
+def test_the_network_is_told_the_guess_and_it_is_forgotten_with_the_rest():
+    """The interpolant: harmonic between the observed cells, beside the other channels; 0 where nothing is observed."""
+    interpolant, grid = Interpolant(), Grid(torch.ones(6, 8, dtype=torch.bool), 1.0, 1.0, "periodic", "open")
+    y = torch.arange(6.0, dtype=torch.float64).view(1, 1, 6, 1).expand(2, 2, 6, 8).contiguous()
+    observed = torch.zeros(2, 1, 6, 8, dtype=torch.bool)
+    observed[:, :, [0, 5]] = True
+    valid = torch.ones_like(observed)
+    given = Observation(y.where(observed, torch.nan), observed, torch.zeros(2, 1, 1, 1).double(), valid)
+    told = interpolant.prepare(given, grid)
+    torch.testing.assert_close(told.guess, y, rtol=1e-5, atol=1e-5)  # a straight line is harmonic
+    torch.testing.assert_close(told.channels()[:, 5:], told.guess)
+    silent = told.forget(torch.tensor([True, False]))
+    assert silent.guess[0].abs().max() == 0 and (silent.guess[1] == told.guess[1]).all()
+    assert len(told[:1].guess) == 1 and EDM().prepare(given, grid) is given
 
 
 def test_loss_of_a_snapshot_without_measurements_is_zero():

@@ -21,81 +21,23 @@ import pytest
 import torch
 import xarray as xr
 import yaml
+from programs import FEW, ROOT, SMALL, TINY, Call, is_message, process
 
-from vecfield_diffusion.apps import evaluate, infer, train
-from vecfield_diffusion.apps.config import guarded
 from vecfield_diffusion.data.hdf5 import write_hdf5
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.operators import divergence
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 
-ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
 PINBALL = DATA / "pinball_wake_dns" / "pinball_wake_re130.h5"
 AGULHAS = DATA / "globcurrent_agulhas" / "globcurrent_agulhas_2002.nc"
 NETCDF3 = DATA / "globcurrent_agulhas" / "original_sample"
-FLOWS = ["resolution=16", "solver_resolution=32", "snapshots=48", "viscosity=1e-6", "order=2", "duration=5"]
-TINY = ["debug=fast", *(f"dataset.{each}" for each in FLOWS)]
-SMALL = ["model.channels=[8,8]", "model.embedding=16", "trainer.score_cases=0"]
-FEW = ["members=2", "sampler.steps=2"]
-PROGRAMS = {"train": (train.main, train.train), "infer": (infer.main, infer.infer)}
-PROGRAMS |= {"evaluate": (evaluate.main, evaluate.evaluate)}
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-def process(folder: Path, program: str, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    """A program in a process of its own, in `folder`."""
-    command = [sys.executable, str(ROOT / f"{program}.py"), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, **options
-    )  # fmt: skip
-
-
-def is_message(done: subprocess.CompletedProcess[str] | tuple[int, str, str], *parts: str) -> None:
-    """Fails unless a program ended with 1 and one line that holds `parts`."""
-    code, err = (done.returncode, done.stderr) if isinstance(done, subprocess.CompletedProcess) else done[::2]
-    assert code == 1, err
-    assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err, err
-    assert all(part in err for part in parts), (err, parts)
 
 
 def contents(folder: Path) -> dict[str, str]:
     """Every file below `folder` with the hash of its bytes."""
     files = (each for each in folder.rglob("*") if each.is_file())
     return {str(each.relative_to(folder)): hashlib.sha256(each.read_bytes()).hexdigest() for each in files}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which `python train.py name=run` was typed once."""
-    folder = tmp_path_factory.mktemp("place")
-    done = process(folder, "train", *TINY, "name=run")
-    assert done.returncode == 0, done.stderr
-    assert "outputs/train/run: 10 steps" in done.stdout
-    assert "next: python infer.py ckpt=outputs/train/run mask=block" in done.stdout
-    return folder
-
-
-@pytest.fixture
-def run(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """A program in this process and in that folder: exit code, standard output, standard error."""
-    monkeypatch.chdir(place)
-
-    def call(program: str, *overrides: str) -> tuple[int, str, str]:
-        main, job = PROGRAMS[program]
-
-        def work() -> int:
-            config = main.config(*overrides)
-            job(config, Path("outputs") / program / config["name"])
-            return 0
-
-        capsys.readouterr()
-        code = guarded(work)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def filled(place: Path, run: Call, name: str, *overrides: str) -> xr.Dataset:
@@ -519,7 +461,7 @@ def test_evaluation_with_something_bad(place: Path, run: Call, overrides: str, p
         ("splits.train=2", ("train",)),
         ("splits.guard=40", ("48 snapshots with a guard of 40 leave none", "splits.guard=0")),
         ("augment.transforms=[flip]", ("transforms", "flip_x")),
-        ("diffusion.sigma_max=0.001", ("sigma_min < sigma_max",)),
+        ("diffusion.sigma_max=0.001", ("diffusion.sigma_min", "below sigma_max=0.001")),
         ("model.channels=[]", ("channels",)),
         ("optimizer.lr=-1", ("optimizer", "learning rate")),
     ],

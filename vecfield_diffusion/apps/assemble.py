@@ -14,12 +14,15 @@ from vecfield_diffusion.apps.build import build
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.hdf5 import open_hdf5
 from vecfield_diffusion.data.netcdf import open_netcdf
+from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.denoiser import Denoiser
-from vecfield_diffusion.diffusion.formulations import Diffusion
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.guidance.inpainting import Conditional, Replacement
+from vecfield_diffusion.guidance.physics import NoPhysics
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.samplers.adaptive import Adaptive
 from vecfield_diffusion.samplers.base import Sampler
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint
 from vecfield_diffusion.training.trainer import network_precision
@@ -44,25 +47,40 @@ def make_denoiser(
     trust: Sequence[str] = (),
 ) -> Denoiser:
     """The denoiser of a training configuration, with fresh weights."""
-    network = build(
-        config["model"],
-        "model",
-        trusted=trusted,
-        trust=trust,
-        in_channels=2 + Observation.CHANNELS,
-        periodic=grid.periodic,
-    )
+    shape = network_channels(diffusion) | {"periodic": grid.periodic}
+    network = build(config["model"], "model", trusted=trusted, trust=trust, **shape)
     dtype = network_precision(config["trainer"]["precision"], device)
     denoiser = Denoiser(network, diffusion, normalizer, autocast=dtype)
     return denoiser.to(device=device, memory_format=torch.channels_last)
 
 
-def check_levels(diffusion: Diffusion, sampler: Sampler) -> None:
-    """Raises UserError where a sampler asks for more levels than a formulation has."""
+def network_channels(diffusion: Diffusion) -> dict[str, int]:
+    """The channels that a network has for a formulation: the field, the observation, the guess; mean and variance."""
+    channels = {"in_channels": 2 + Observation.CHANNELS + (2 if diffusion.coupled else 0)}
+    return channels | {"out_channels": 4} if diffusion.learned_variance else channels
+
+
+def check_combination(diffusion: Diffusion, sampler: Sampler, inpainting: Any = None, physics: Any = None) -> None:
+    """Raises UserError where a sampler cannot go with a formulation, or a way to condition with a sampler."""
     try:
-        diffusion.levels(sampler.steps)
+        diffusion.levels(sampler.steps, sampler.grid)
     except ValueError as error:
-        raise UserError(f"sampler.{error}") from error
+        raise UserError(f"sampler.{error}. With sampler.grid=karras any number goes") from error
+    if sampler.needs_variance:
+        if not diffusion.learned_variance:
+            raise UserError(
+                "sampler.variance=learned needs a network that was trained with diffusion=iddpm "
+                f"diffusion.learned_variance=true; {type(diffusion).__name__} knows small and large"
+            )
+        if not (inpainting is None or isinstance(inpainting, Conditional)):
+            raise UserError("sampler.variance=learned goes with inpainting=conditional alone")
+        if not (physics is None or isinstance(physics, NoPhysics)):
+            raise UserError("sampler.variance=learned goes with physics=none alone: guidance changes the variance")
+    if isinstance(sampler, Adaptive) and isinstance(inpainting, Replacement):
+        raise UserError(
+            "sampler=adaptive has no levels that all members share, which inpainting=replacement needs. Use another "
+            "sampler, or inpainting=conditional"
+        )
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ NUGGET = 0.01
 
 def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     """Scores on hidden cells for every mask and method; prints a table and writes `scores.csv`."""
-    from vecfield_diffusion.apps.assemble import check_grid, check_levels, choose_device, held_out, load_trained
+    from vecfield_diffusion.apps.assemble import check_combination, check_grid, choose_device, held_out, load_trained
     from vecfield_diffusion.apps.build import build
     from vecfield_diffusion.evaluation.metrics import table
     from vecfield_diffusion.inference.cases import make_cases
@@ -50,7 +50,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     if not masks or None in masks.values():
         raise UserError(f"masks={list(masks)}: name options of conf/mask that hide something, such as masks=[block]")
     trained = load_trained(config["ckpt"], device, config["trust"])
-    check_levels(trained.denoiser.diffusion, parts["sampler"])
+    check_combination(trained.denoiser.diffusion, parts["sampler"], parts["inpainting"], parts["physics"])
     fields, offered = held_out(trained, "test", config["trust"])
     check_grid(fields, trained)
     count = min(config["cases"], len(offered))

@@ -38,6 +38,7 @@ main = Program(
         "input": "str | None",
         "time": "int | list[int]",
         "colour": "Literal['speed', 'vorticity']",
+        "likelihood": "Literal['none', 'hutchinson', 'exact']",
     },
     examples={"ckpt": "python infer.py ckpt=outputs/train/run mask=block"},
     files={"mask": "file"},
@@ -51,19 +52,21 @@ def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
     Raises:
         UserError: A checkpoint, file or option that does not fit.
     """
-    from vecfield_diffusion.apps.assemble import check_levels, choose_device, load_trained
+    from vecfield_diffusion.apps.assemble import check_combination, choose_device, load_trained
     from vecfield_diffusion.apps.build import build
 
     check_ranges(config)
     device = choose_device(config["device"])
     parts = {key: build(config[key], key, trusted=True) for key in ("mask", "sampler", "inpainting", "physics")}
+    check_likelihood(config, parts)
     trained = load_trained(config["ckpt"], device, config["trust"])
-    check_levels(trained.denoiser.diffusion, parts["sampler"])
+    check_combination(trained.denoiser.diffusion, parts["sampler"], parts["inpainting"], parts["physics"])
     print(f"{trained.path}: step {trained.step}, {type(trained.denoiser.diffusion).__name__}")
     fields, indices = chosen_snapshots(config, trained)
     cases = hide(config, trained, fields, indices, parts["mask"])
     members = fill(config, trained, parts, cases)
-    return write(config, folder, trained, fields, indices, cases, members)
+    nats = None if config["likelihood"] == "none" else likelihood(config, trained, parts, cases)
+    return write(config, folder, trained, fields, indices, cases, members, nats)
 
 
 def check_ranges(config: dict[str, Any]) -> None:
@@ -71,6 +74,25 @@ def check_ranges(config: dict[str, Any]) -> None:
     for key, least in (("members", 1), ("batch", 1), ("cases", 1), ("seed", 0), ("sigma_obs", 0.0)):
         if key in config and config[key] < least:
             raise UserError(f"{key} must be >= {least}, got {config[key]}")
+
+
+def check_likelihood(config: dict[str, Any], parts: dict[str, Any]) -> None:
+    """Raises UserError where a density is asked for that there is not."""
+    from vecfield_diffusion.data.masks import Empty
+    from vecfield_diffusion.guidance.inpainting import Conditional
+    from vecfield_diffusion.guidance.physics import NoPhysics
+
+    if config["likelihood"] == "none":
+        return
+    if not (isinstance(parts["inpainting"], Conditional) and isinstance(parts["physics"], NoPhysics)):
+        raise UserError("likelihood is that of the network: it goes with inpainting=conditional physics=none alone")
+    if config["sigma_obs"] == 0 and not isinstance(parts["mask"], Empty):
+        raise UserError(
+            "likelihood: cells observed without error have no density. Add sigma_obs=... (the error of the "
+            "observations), or mask=none for the likelihood under the prior"
+        )
+    if parts["sampler"].steps < 2:
+        raise UserError(f"likelihood needs sampler.steps >= 2, got {parts['sampler'].steps}")
 
 
 def chosen_snapshots(config: dict[str, Any], trained: Trained) -> tuple[Fields, list[int]]:
@@ -121,7 +143,8 @@ def fill(config: dict[str, Any], trained: Trained, parts: dict[str, Any], cases:
     check_error(cases.sigma_obs, trained)
     denoiser = trained.denoiser
     observation = cases.observation(denoiser.normalizer, denoiser.normalizer.std.device)
-    total = config["members"] * len(observation) * parts["sampler"].evaluations
+    evaluations = parts["sampler"].evaluations
+    total = None if evaluations is None else config["members"] * len(observation) * evaluations
     how = (denoiser, parts["sampler"], parts["inpainting"], parts["physics"], observation, trained.grid)
     options = {key: config[key] for key in ("members", "seed", "batch")}
     try:
@@ -129,6 +152,20 @@ def fill(config: dict[str, Any], trained: Trained, parts: dict[str, Any], cases:
             return sample_ensemble(*how, **options, numbers=cases.numbers, progress=bar.update)
     except torch.OutOfMemoryError as error:
         raise UserError(f"the GPU's memory is full at batch={config['batch']}: give a smaller one") from error
+
+
+def likelihood(config: dict[str, Any], trained: Trained, parts: dict[str, Any], cases: Cases) -> torch.Tensor:
+    """The log-likelihood `(N,)` of the true fields in nats per value, with a progress bar."""
+    from tqdm import tqdm
+
+    from vecfield_diffusion.inference.likelihood import nats_per_value
+
+    denoiser, sampler = trained.denoiser, parts["sampler"]
+    observation = cases.observation(denoiser.normalizer, denoiser.normalizer.std.device)
+    levels = denoiser.diffusion.levels(sampler.steps, sampler.grid)
+    how = (denoiser, cases.truth, observation, trained.grid, levels, config["likelihood"], config["seed"])
+    with tqdm(total=len(observation) * (2 * sampler.steps - 1), unit=" evaluations", disable=None) as bar:
+        return nats_per_value(*how, cases.numbers, config["batch"], bar.update)
 
 
 def write(
@@ -139,6 +176,7 @@ def write(
     indices: list[int],
     cases: Cases,
     members: torch.Tensor,
+    nats: torch.Tensor | None = None,
 ) -> dict[str, float]:
     """Writes the fields, the scores and, last, the picture; prints what they say."""
     import yaml
@@ -162,6 +200,9 @@ def write(
         attributes={"source": fields.source, **fields.attrs},
     )
     results = judge(cases, members, trained)
+    if nats is not None:
+        results["all"]["log_likelihood"] = nats.mean().item()
+        print(f"log-likelihood: {nats.mean():.4f} nats per value in standard deviations of the data")
     write_text_atomic(folder / "metrics.json", json.dumps(without_nan(results), indent=2) + "\n")
     if len(results) > 1:
         print(table([{"cells": name, **values} for name, values in results.items() if name != "all"]))

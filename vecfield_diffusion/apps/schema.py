@@ -5,8 +5,9 @@ finds the source of the target, reads the parameters and their annotations from 
 leaf against them. Nothing is imported, so that a misspelt key is answered before torch is loaded.
 
 The grammar of the annotations: `int`, `float`, `bool`, `str`, `None`, unions, `Literal`, `list`, `tuple`,
-`Sequence`, `dict`, `Any`, and names that the module of the target gives to one of these. An annotation outside the
-grammar (a class, say) accepts any value. Targets outside this package and torch are left to be bound when built.
+`Sequence`, `dict`, `Any`, and names that the module of the target gives to one of these or imports. An annotation
+outside the grammar (a class, say) accepts any value. Targets outside this package and torch are left to be bound when
+built.
 """
 
 from __future__ import annotations
@@ -253,6 +254,10 @@ def kind(annotation: ast.expr | None, module: Module | None = None) -> Kind:
             return _SCALARS[name]
         case ast.Name(id=name) if module is not None and name in module.aliases:
             return kind(module.aliases[name], module)
+        case ast.Name(id=name) if module is not None and name in module.imports:
+            owner, _, last = module.imports[name].rpartition(".")
+            home = _module(owner)
+            return kind(home.aliases[last], home) if home is not None and last in home.aliases else ANYTHING
     return ANYTHING
 
 

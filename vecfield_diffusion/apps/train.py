@@ -96,7 +96,7 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
     return Run(
         trainer=trainer,
         denoiser=denoiser,
-        optimizer=build(config["optimizer"], "optimizer", trusted=True, params=denoiser.network.parameters()),
+        optimizer=build(config["optimizer"], "optimizer", trusted=True, params=denoiser.parameters()),
         batches=Batches(indices=split["train"], augmentation=parts["augment"], **common),
         validation=Batches(indices=split["validation"], augmentation=None, **common),
         folder=folder,
@@ -120,9 +120,8 @@ def make_parts(config: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
-    from vecfield_diffusion.apps.assemble import check_levels
+    from vecfield_diffusion.apps.assemble import check_combination, network_channels
     from vecfield_diffusion.apps.build import build
-    from vecfield_diffusion.diffusion.observation import Observation
 
     if config["seed"] < 0:
         raise UserError(f"seed must be >= 0, got {config['seed']}")
@@ -130,9 +129,10 @@ def make_parts(config: dict[str, Any]) -> dict[str, Any]:
     parts = {name: build(config[name], name, trusted=True) for name in names}
     if parts["mask"] is None:
         raise UserError("mask=auto is for filling a file: train with mask=mixture, or another of conf/mask")
-    check_levels(build(with_levels(config, 80.0)["diffusion"], "diffusion", trusted=True), parts["sampler"])
+    diffusion = build(with_levels(config, 80.0)["diffusion"], "diffusion", trusted=True)
+    check_combination(diffusion, parts["sampler"])
     torch.manual_seed(config["seed"])
-    build(config["model"], "model", trusted=True, in_channels=2 + Observation.CHANNELS, periodic=(False, False))
+    build(config["model"], "model", trusted=True, periodic=(False, False), **network_channels(diffusion))
     build(config["optimizer"], "optimizer", trusted=True, params=[torch.nn.Parameter(torch.zeros(1))])
     torch.manual_seed(config["seed"])
     return parts

@@ -5,6 +5,8 @@ For a time t drawn by the formulation, `x_t = alpha x0 + sigma eps`, and
     loss = weight(t) mean_measured (D(x_t / alpha, s, y) - x0)^2,
 
 the mean taken over the cells where the truth is known and both components (Karras et al., NeurIPS 2022, equation 2).
+Training adds what a formulation learns beside the mean: the variational bound of a learned reverse variance, and the
+uncertainty of the levels.
 """
 
 from __future__ import annotations
@@ -12,12 +14,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vecfield_diffusion.diffusion.base import reverse_variances
 from vecfield_diffusion.diffusion.denoiser import Denoiser, column
 from vecfield_diffusion.diffusion.observation import Observation
 
 
 def denoising_loss(
-    denoiser: Denoiser, x0: Tensor, measured: Tensor, observation: Observation, t: Tensor, noise: Tensor
+    denoiser: Denoiser,
+    x0: Tensor,
+    measured: Tensor,
+    observation: Observation,
+    t: Tensor,
+    noise: Tensor,
+    training: bool = False,
 ) -> Tensor:
     """The loss of every sample, `(B,)`.
 
@@ -27,10 +36,45 @@ def denoising_loss(
         observation: What the network is told.
         t: Times of the formulation, `(B,)`.
         noise: Unit normal noise, `(B, 2, H, W)`.
+        training: Whether to add what is learned beside the mean.
     """
+    diffusion = denoiser.diffusion
     x0 = torch.where(measured, x0, 0.0)
-    s = denoiser.diffusion.level(t)
-    x_hat = denoiser(x0 + column(s) * noise, s, observation)
-    error = torch.where(measured, x_hat - x0, 0.0).square().sum(dim=(1, 2, 3))
-    count = 2 * measured.sum(dim=(1, 2, 3)).clamp(min=1)
-    return denoiser.diffusion.weight(t) * error / count
+    level = diffusion.level(t)
+    s = level.to(x0.dtype)
+    z = x0 + column(s) * noise
+    x_hat, fraction = denoiser.moments(z, s, observation)
+    loss = diffusion.weight(t).to(x0.dtype) * mean_measured((x_hat - x0).square(), measured)
+    if training and fraction is not None:
+        bound = variational_bound(x0, x_hat.detach(), fraction, s, diffusion.below(level).to(x0.dtype))
+        # One of the M terms of the chain stands for all.
+        loss = loss + diffusion.vlb_weight * diffusion.M * mean_measured(bound, measured)
+    if training and diffusion.uncertainty is not None:
+        u = diffusion.uncertainty(diffusion.inputs(t)[1].to(x0.dtype))
+        loss = loss / u.exp() + u
+    return loss
+
+
+def mean_measured(values: Tensor, measured: Tensor) -> Tensor:
+    """The mean of `(B, 2, H, W)` over the measured cells `(B, 1, H, W)` and both components, `(B,)`; 0 without any."""
+    total = torch.where(measured, values, 0.0).sum(dim=(1, 2, 3))
+    return total / (2 * measured.sum(dim=(1, 2, 3)).clamp(min=1))
+
+
+def variational_bound(x0: Tensor, x_hat: Tensor, fraction: Tensor, s: Tensor, r: Tensor) -> Tensor:
+    """KL(q(z_r | z_s, x0) || p(z_r | z_s)) of every value in nats, `(B, 2, H, W)`.
+
+    Both are normal, with the means `x + (r / s)^2 (z - x)` of x0 and of x_hat and the variances `small` and
+    `large^v small^(1 - v)` (Nichol & Dhariwal, ICML 2021, equations 7 to 15).
+
+    Arguments:
+        x0: The clean fields.
+        x_hat: The estimate of them.
+        fraction: v.
+        s: The levels, `(B,)`.
+        r: The next lower levels, `(B,)`, above 0.
+    """
+    small, large = (column(variance) for variance in reverse_variances(s, r))
+    log_ratio = fraction * (large / small).log()  # of the variance of p to that of q
+    difference = (1 - column(r / s) ** 2) * (x0 - x_hat)
+    return (log_ratio + (1 + difference**2 / small) * torch.exp(-log_ratio) - 1) / 2

@@ -22,14 +22,16 @@ class Observation:
         observed: The cells that were measured, boolean `(B, 1, H, W)`.
         sigma_y: The standard deviation of the measurement error, normalised, `(B, 1, 1, 1)` or `(B, 1, H, W)`.
         valid: The cells of the domain, boolean `(B, 1, H, W)`.
+        guess: A first guess of the field, normalised, `(B, 2, H, W)`, for formulations that are coupled to one.
     """
 
     y: Tensor
     observed: Tensor
     sigma_y: Tensor
     valid: Tensor
+    guess: Tensor | None = None
 
-    #: The number of channels that `channels` makes.
+    #: The number of channels that `channels` makes without a guess.
     CHANNELS = 5
 
     @classmethod
@@ -40,19 +42,26 @@ class Observation:
         return cls(zero.expand(n, 2, *valid.shape[-2:]), torch.zeros_like(valid), zero, valid)
 
     def channels(self) -> Tensor:
-        """`(B, 5, H, W)`: the values (0 where not observed), observed, valid, the error where observed."""
+        """`(B, 5, H, W)`: the values (0 where not observed), observed, valid, the error where observed.
+
+        `(B, 7, H, W)` with a guess, which comes last.
+        """
         # Select, never multiply: 0 * NaN is NaN.
         y = torch.where(self.observed, self.y, 0.0)
         error = torch.where(self.observed, self.sigma_y, 0.0)
-        return torch.cat([y, self.observed.to(y.dtype), self.valid.to(y.dtype), error], dim=1)
+        told = [y, self.observed.to(y.dtype), self.valid.to(y.dtype), error]
+        return torch.cat(told if self.guess is None else [*told, self.guess], dim=1)
 
     def forget(self, samples: Tensor) -> Observation:
         """The same, with nothing observed in the samples marked True in `(B,)`."""
-        return replace(self, observed=self.observed & ~samples[:, None, None, None])
+        samples = samples[:, None, None, None]
+        guess = None if self.guess is None else torch.where(samples, 0.0, self.guess)
+        return replace(self, observed=self.observed & ~samples, guess=guess)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Observation:
         """The observation with `function` applied to each of its tensors."""
-        return Observation(*(function(getattr(self, field.name)) for field in fields(self)))
+        values = (getattr(self, field.name) for field in fields(self))
+        return Observation(*(None if value is None else function(value) for value in values))
 
     def to(self, device: torch.device | str) -> Observation:
         """The same on `device`."""

@@ -6,6 +6,8 @@ method changes the state between steps, a hook.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -14,12 +16,27 @@ from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.samplers.base import BoundDenoiser, Hook, NoiseFunction
 
 
+@dataclass(frozen=True)
+class Bound:
+    """A denoiser that is told an observation."""
+
+    denoiser: DenoiserFunction
+    observation: Observation
+
+    def __call__(self, z: Tensor, s: Tensor) -> Tensor:
+        return self.denoiser(z, s, self.observation)
+
+    def moments(self, z: Tensor, s: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The estimate and the fraction of the variance; see `Denoiser.moments`."""
+        return self.denoiser.moments(z, s, self.observation)
+
+
 class Conditional:
     """The network is told the observation: it was trained to give E[x0 | z, y]. No approximation but the training."""
 
     def bind(self, denoiser: DenoiserFunction, observation: Observation) -> BoundDenoiser:
         """The denoiser with the observation as its condition."""
-        return lambda z, s: denoiser(z, s, observation)
+        return Bound(denoiser, observation)
 
     def hook(self, observation: Observation, noise: NoiseFunction) -> Hook | None:
         """None: the state is left alone."""
@@ -37,7 +54,7 @@ class Replacement:
     def bind(self, denoiser: DenoiserFunction, observation: Observation) -> BoundDenoiser:
         """The denoiser of the prior: it is told of no observation."""
         nothing = observation.forget(torch.ones(len(observation), dtype=torch.bool, device=observation.y.device))
-        return lambda z, s: denoiser(z, s, nothing)
+        return Bound(denoiser, nothing)
 
     def hook(self, observation: Observation, noise: NoiseFunction) -> Hook:
         """The replacement after each step."""

@@ -82,7 +82,8 @@ def sample_ensemble(
         batch: Fields computed at once.
         progress: Told of each evaluation how many fields it worked on.
     """
-    levels = denoiser.diffusion.levels(sampler.steps)
+    diffusion = denoiser.diffusion
+    levels, observation = diffusion.levels(sampler.steps, sampler.grid), diffusion.prepare(observation, grid)
     numbers = range(len(observation)) if numbers is None else numbers
     grid = grid.to(observation.y.device)
     pairs = list(product(range(members), range(len(observation))))
@@ -92,7 +93,8 @@ def sample_ensemble(
         given = observation[torch.tensor([case for _, case in chunk], device=observation.y.device)]
         noise = member_noise([member_seed(seed, numbers[case], m) for m, case in chunk], given.y.shape[1:], given.y)
         guided = physics.guide(inpainting.bind(denoiser, given), denoiser.normalizer, grid)
-        x = sampler.sample(guided, levels, noise, inpainting.hook(given, noise), partial(report, progress, len(chunk)))
+        hook, told = inpainting.hook(given, noise), partial(report, progress, len(chunk))
+        x = sampler.sample(guided, levels, noise, hook, told, start=given.guess)
         x = torch.where(given.observed & (given.sigma_y == 0), given.y, x)
         out.append(torch.where(given.valid, denoiser.normalizer.denormalize(x), torch.nan).cpu())
     return torch.cat(out).unflatten(0, (members, len(observation)))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vecfield_diffusion.data.augment import Augmentation
 from vecfield_diffusion.data.fields import Fields
-from vecfield_diffusion.diffusion.formulations import Diffusion
+from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 
@@ -53,7 +53,7 @@ class Batches:
         fields: The data.
         indices: The snapshots to draw from.
         normalizer: Physical to normalised units.
-        diffusion: Draws the training times.
+        diffusion: Draws the training times and completes the observation.
         mask: Draws what is observed.
         augmentation: Transforms the fields; None leaves them as they are.
         size: Samples in a batch.
@@ -98,7 +98,7 @@ class Batches:
         sigma_y = self.sigma_obs * torch.rand(self.size, 1, 1, 1, generator=generator)
         y = x0 + sigma_y * torch.randn(x0.shape, generator=generator)
         # A cell that was not measured has no noisy value either: to the network it lies outside the domain.
-        told = Observation(y, observed, sigma_y, measured)
+        told = self.diffusion.prepare(Observation(y, observed, sigma_y, measured), self.fields.grid)
         silent = torch.rand(self.size, generator=generator) < self.dropout
         t = self.diffusion.sample_times(self.size, generator)
         return Batch(x0, measured, told.forget(silent), t, torch.randn(x0.shape, generator=generator))

@@ -133,7 +133,7 @@ class Run:
     Arguments:
         trainer: How to train.
         denoiser: What to train, on its device.
-        optimizer: Of the network's parameters.
+        optimizer: Of the denoiser's parameters.
         batches: The training batches.
         validation: The validation batches.
         folder: The run folder.
@@ -170,6 +170,7 @@ class Run:
         """Writes a checkpoint."""
         state = {
             "network": self.denoiser.network.state_dict(),
+            "diffusion": self.denoiser.diffusion.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "counters": vars(self.counters),
@@ -194,6 +195,7 @@ class Run:
             )
         try:
             self.denoiser.network.load_state_dict(state["network"])
+            self.denoiser.diffusion.load_state_dict(state["diffusion"])
             self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.counters = Counters(**state["counters"])
@@ -274,11 +276,11 @@ class Run:
         size = trainer.batch_size // trainer.accumulate
         for first in range(0, trainer.batch_size, size):
             part = batch[first : first + size]
-            loss = denoising_loss(self.denoiser, part.x0, part.measured, part.observation, part.t, part.noise)
-            loss = loss.mean() / trainer.accumulate
+            given = (part.x0, part.measured, part.observation, part.t, part.noise)
+            loss = denoising_loss(self.denoiser, *given, training=True).mean() / trainer.accumulate
             loss.backward()
             total += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.denoiser.network.parameters(), trainer.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), trainer.grad_clip)
         self.optimizer.step()
         counters.step += 1
         counters.samples += trainer.batch_size

@@ -1,0 +1,41 @@
+"""A trained run to work on, and a way to call the programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from programs import PROGRAMS, TINY, Call, process
+
+from vecfield_diffusion.apps.config import guarded
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `python train.py name=run` was typed once."""
+    folder = tmp_path_factory.mktemp("place")
+    done = process(folder, "train", *TINY, "name=run")
+    assert done.returncode == 0, done.stderr
+    assert "outputs/train/run: 10 steps" in done.stdout
+    assert "next: python infer.py ckpt=outputs/train/run mask=block" in done.stdout
+    return folder
+
+
+@pytest.fixture
+def run(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """A program in this process and in that folder: exit code, standard output, standard error."""
+    monkeypatch.chdir(place)
+
+    def call(program: str, *overrides: str) -> tuple[int, str, str]:
+        main, job = PROGRAMS[program]
+
+        def work() -> int:
+            config = main.config(*overrides)
+            job(config, Path("outputs") / program / config["name"])
+            return 0
+
+        capsys.readouterr()
+        code = guarded(work)
+        return code, *capsys.readouterr()
+
+    return call

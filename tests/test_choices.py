@@ -1,0 +1,198 @@
+"""Formulations, predictions, samplers and grids from the command line; what does not go together says so early."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import yaml
+from programs import FEW, SMALL, TINY, Call, is_message
+
+from vecfield_diffusion.apps import train
+from vecfield_diffusion.apps.config import CONF
+from vecfield_diffusion.apps.train import make_parts
+from vecfield_diffusion.diffusion.base import HEADS, GridName
+from vecfield_diffusion.training.checkpoint import load_checkpoint
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+#: A formulation, how it is sampled, and with which prediction: every one of each at least once.
+CHOICES = [
+    ("ddpm", "ddim sampler.eta=0.5", "noise"),
+    ("ddpm diffusion.schedule=cosine", "ddpm sampler.variance=large", "velocity"),
+    ("ddpm diffusion.inputs=unit", "dpmpp_2m", "edm"),
+    ("iddpm", "predictor_corrector", "sample"),
+    ("iddpm diffusion.learned_variance=true", "ddpm sampler.variance=learned", "noise"),
+    ("vp", "euler_maruyama", "score"),
+    ("ve", "heun_sde", "edm"),
+    ("edm", "edm_stochastic", "edm"),
+    ("custom", "dpmpp_2m sampler.grid=karras", "score"),
+    ("edm diffusion.uncertainty=true diffusion.noise=log_normal", "langevin", "noise"),
+    ("flow", "euler", "velocity"),
+    ("flow diffusion.times=logit_normal", "midpoint", "sample"),
+    ("ou", "adaptive", "velocity"),
+    ("interpolant", "heun", "velocity"),
+    ("interpolant", "adaptive sampler.rtol=1e-2", "edm"),
+]
+
+
+def test_every_choice_is_made_once() -> None:
+    assert {each[0].split()[0] for each in CHOICES} == set(options("diffusion"))
+    assert {each[1].split()[0] for each in CHOICES} == set(options("sampler"))
+    assert {each[2] for each in CHOICES} == set(HEADS)
+
+
+@pytest.mark.parametrize(("diffusion", "sampler", "prediction"), CHOICES, ids=[each[0] for each in CHOICES])
+def test_a_formulation_trains_and_samples(
+    place: Path,
+    run: Call,
+    diffusion: str,
+    sampler: str,
+    prediction: str,
+) -> None:
+    name = "-".join([*diffusion.split(), prediction]).replace("=", "_").replace(".", "_")
+    chosen = [f"diffusion={diffusion}".split(" "), [f"diffusion.prediction={prediction}", f"name={name}"]]
+    few = ["trainer.max_steps=4", "trainer.validate_every=4"]
+    code, out, err = run("train", *TINY, *SMALL, *chosen[0], *chosen[1], *few)
+    assert (code, err) == (0, ""), err
+    size = [] if sampler.startswith("adaptive") else ["sampler.steps=3"]
+    more = [f"ckpt=outputs/train/{name}", f"name={name}", "members=2", f"sampler={sampler}".split(" "), size]
+    flat = [part for each in more for part in ([each] if isinstance(each, str) else each)]
+    code, out, err = run("infer", *flat)
+    assert (code, err) == (0, ""), err
+    with xr.open_dataset(place / "outputs" / "infer" / name / "fields.nc") as data:
+        assert np.isfinite(data["u"].values).all()
+        seen = data["observed"].values == 1
+        known = data["u_truth"].values[seen]
+        np.testing.assert_allclose(data["u"].values[:, seen], np.broadcast_to(known, (2, len(known))), rtol=1e-5)
+
+
+@pytest.mark.parametrize("grid", GridName.__args__)
+@pytest.mark.parametrize("sampler", options("sampler"))
+def test_one_checkpoint_with_every_sampler_and_grid(
+    place: Path,
+    run: Call,
+    sampler: str,
+    grid: str,
+) -> None:
+    size = [] if sampler == "adaptive" else ["sampler.steps=3", f"sampler.grid={grid}"]
+    code, _, err = run("infer", "ckpt=outputs/train/run", f"name={sampler}", f"sampler={sampler}", "members=2", *size)
+    assert (code, err) == (0, ""), err
+
+
+def test_what_a_formulation_learns_beside_the_mean_is_trained_and_kept(place: Path, run: Call) -> None:
+    for name, extra in (
+        ("part", "trainer.max_steps=2"),
+        ("part", "trainer.max_steps=4"),
+        ("whole", "trainer.max_steps=4"),
+    ):
+        given = ["diffusion.uncertainty=true", f"name={name}", extra, "trainer.warmup=0", "trainer.log_every=1"]
+        code, _, err = run("train", *TINY, *SMALL, *given)
+        assert code == 0, err
+    weights = {}
+    for name in ("part", "whole"):
+        state = load_checkpoint(place / "outputs" / "train" / name / "checkpoints" / "last.pt")
+        weights[name] = state["diffusion"]["uncertainty.out.bias"].item()
+    assert weights["whole"] != 0 and weights["part"] == weights["whole"]
+
+
+MINE = """
+import torch
+from vecfield_diffusion.diffusion.base import Diffusion
+
+class Trigonometric(Diffusion):
+    def alpha(self, t):
+        return torch.cos(torch.pi / 2 * t)
+
+    def sigma(self, t):
+        return torch.sin(torch.pi / 2 * t)
+
+class Plain(Diffusion):
+    def preconditioning(self, t):
+        return 1 / (1 + t), t.log(), t / (1 + t), 1 / (1 + t)
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "keys"),
+    [
+        ("Trigonometric", ["t_min=0.001", "t_max=0.99", "prediction=velocity"]),
+        ("Plain", ["t_min=0.01", "t_max=100.0"]),
+    ],
+)
+def test_a_path_and_a_preconditioner_of_a_users_own(
+    place: Path, run: Call, monkeypatch: pytest.MonkeyPatch, target: str, keys: list[str]
+) -> None:
+    (place / "own_path.py").write_text(MINE)
+    monkeypatch.syspath_prepend(place)
+    own = ["diffusion=custom", f"diffusion._target_=own_path.{target}", *(f"diffusion.{key}" for key in keys)]
+    code, _, err = run("train", *TINY, *SMALL, *own, f"name={target}")
+    assert (code, err) == (0, "")
+    given = [f"ckpt=outputs/train/{target}", f"name={target}", *FEW]
+    is_message(run("infer", *given), "own_path", "trust=[own_path]")
+    assert run("infer", *given, "trust=[own_path]")[::2] == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ("sampler=ddpm sampler.variance=learned", ("diffusion.learned_variance=true", "EDM")),
+        ("sampler=ddpm sampler.variance=learned physics=divergence", ("variance=learned",)),
+        ("sampler=adaptive inpainting=replacement", ("sampler=adaptive", "inpainting=replacement")),
+        ("sampler.grid=kaRras", ("sampler.grid", "karras")),
+        ("sampler=ddim sampler.eta=2", ("sampler.eta", "[0, 1]")),
+        ("likelihood=exact", ("sigma_obs", "mask=none")),
+        ("likelihood=exact mask=none physics=divergence", ("physics=none",)),
+        ("likelihood=exact mask=none sampler.steps=1", ("sampler.steps >= 2",)),
+    ],
+)
+def test_what_does_not_go_together_is_said_before_data_are_read(
+    place: Path,
+    run: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: str,
+    parts: tuple[str, ...],
+) -> None:
+    def unread(*args: object) -> None:
+        raise RuntimeError("data were read")
+
+    monkeypatch.setattr("vecfield_diffusion.apps.assemble.held_out", unread)
+    is_message(run("infer", "ckpt=outputs/train/run", "name=odd", *overrides.split(" ")), *parts)
+
+
+def test_more_steps_than_the_chain_has_are_refused_before_data_are_made(place: Path, run: Call) -> None:
+    given = [*TINY, "diffusion=ddpm", "diffusion.T=8", "sampler.steps=9", "name=odd"]
+    is_message(run("train", *given), "sampler.steps must be <= T=8", "sampler.grid=karras")
+    learned = ["sampler=ddpm", "sampler.variance=learned", "name=odd"]
+    is_message(run("train", *TINY, *learned), "diffusion.learned_variance=true")
+
+
+def test_likelihood_from_the_command_line(place: Path, run: Call) -> None:
+    given = ["ckpt=outputs/train/run", "members=2", "sampler.steps=4", "mask=none", "likelihood=exact", "time=[0,1]"]
+    values = []
+    for batch in (1, 2):
+        code, out, err = run("infer", *given, f"batch={batch}", f"name=likelihood{batch}")
+        assert (code, err) == (0, "")
+        assert "nats per value" in out
+        path = place / "outputs" / "infer" / f"likelihood{batch}" / "metrics.json"
+        values.append(yaml.safe_load(path.read_text())["all"]["log_likelihood"])
+    assert values[0] == pytest.approx(values[1], rel=1e-4) and -20 < values[0] < 20
+
+
+@pytest.mark.parametrize("name", [each for each in options("experiment") if each[-4:].isdigit() or "_20" in each])
+def test_recipes_of_the_literature_fit_together(name: str) -> None:
+    config = train.main.config(f"experiment={name}")
+    parts = make_parts(config)
+    assert config["name"] == name
+    # The half-life of the average is that of its decay at the batch size of the paper.
+    decays = {"ddpm_2020": 0.9999, "iddpm_2021": 0.9999, "vp_2021": 0.9999, "ve_2021": 0.999}
+    if name in decays:
+        half = parts["trainer"].batch_size * np.log(0.5) / np.log(decays[name])
+        assert parts["trainer"].ema == pytest.approx(half, rel=1e-3)
+    evaluations = {"edm_2022": 35, "edm_2022_stochastic": 511, "ve_2021": 1999, "ddpm_2020": 1000, "iddpm_2021": 250}
+    assert parts["sampler"].evaluations == (evaluations | {"vp_2021": 1000}).get(name)

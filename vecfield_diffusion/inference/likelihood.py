@@ -1,0 +1,66 @@
+"""The likelihood of whole fields under a trained denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vecfield_diffusion.diffusion.denoiser import Denoiser
+from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.guidance.inpainting import Bound
+from vecfield_diffusion.inference.ensemble import member_noise, member_seed, report
+from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.samplers.likelihood import log_likelihood
+
+
+@torch.no_grad()
+def nats_per_value(
+    denoiser: Denoiser,
+    truth: Tensor,
+    observation: Observation,
+    grid: Grid,
+    levels: Tensor,
+    mode: Literal["hutchinson", "exact"],
+    seed: int,
+    numbers: Sequence[int],
+    batch: int = 64,
+    progress: Callable[[int], None] = lambda fields: None,
+) -> Tensor:
+    """ln p(truth | observation) over the number of values that are known, `(N,)`.
+
+    The density is that of velocities in standard deviations of the data, blurred by the smallest noise level; in
+    physical units it is ln(std) less. Cells that are not known are outside the domain, as in training. The network
+    computes in float32: the trace of its Jacobian is a small difference of large numbers.
+
+    Arguments:
+        truth: Fields `(N, 2, H, W)` in physical units, NaN where unknown.
+        observation: What they are conditioned on, normalised, on the device of the denoiser.
+        grid: The grid of the fields.
+        levels: See `log_likelihood`.
+        mode: `exact`, one vector-Jacobian product a value and level, or `hutchinson`, one random one a level.
+        seed: Of the probes of `hutchinson`.
+        numbers: The number of each case, which its probes are made of.
+        batch: Fields computed at once.
+        progress: Told of each evaluation how many fields it worked on.
+    """
+    exact = Denoiser(denoiser.network, denoiser.diffusion, denoiser.normalizer).eval()
+    truth = truth.to(observation.y.device)
+    known = truth[:, :1].isfinite() & observation.valid
+    observation = denoiser.diffusion.prepare(
+        replace(observation, valid=known, observed=observation.observed & known), grid
+    )
+    x0 = torch.where(known, denoiser.normalizer.normalize(truth), 0.0)
+    out = []
+    for first in range(0, len(truth), batch):
+        part = slice(first, first + batch)
+        given, told = observation[part], partial(report, progress, len(x0[part]))
+        noise = member_noise([member_seed(seed, number, 0) for number in numbers[part]], given.y.shape[1:], given.y)
+        bound = Bound(exact, given)
+        nats = log_likelihood(bound, x0[part], levels, mode, noise, 1, given.valid, told, given.guess)
+        out.append((nats / (2 * given.valid.flatten(1).sum(1))).cpu())
+    return torch.cat(out)
