@@ -4,11 +4,11 @@ The denoiser returns a tensor made beforehand, and so does `torch.randn`, for al
 
     (time of a run - time of its calls of the denoiser alone) / calls.
 
-Other libraries (the `bench` extra) run in the same process, in turns, so that a noisy machine slows all; the median over
-the rounds counts, and that of the ratio to ours in the same round. What is prepared once for many runs (levels,
-`set_timesteps`) is not timed. Two more columns, counted and not timed: the memory made per evaluation, in units of the
-state, and how often per evaluation the value of a tensor is read, which on a GPU waits for the device if the tensor is
-there.
+Other libraries (the `bench` extra) run in the same process, in turns, so that a noisy machine slows all: the median
+over the rounds counts, and that of the ratio to ours in the same round. What may be prepared for many runs (levels,
+`set_timesteps`) is not timed. Two more columns are counted in a run of their own: the memory made per evaluation, in
+units of the state, and how often per evaluation Python reads the value of a tensor, which waits for the device that the
+tensor is on.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, pairwise
-from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -49,8 +48,6 @@ STEPS = 64
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 #: The operators that hand the value of a tensor, or a shape that depends on it, to Python.
 READS = ("_local_scalar_dense", "nonzero", "equal")
-
-Run = Callable[[], object]
 
 
 class StandIn:
@@ -86,12 +83,13 @@ class StandIn:
 
 @dataclass(frozen=True)
 class Entry:
-    """One row: `ready` prepares a run, `denoise` is the call of the denoiser that the run contains."""
+    """One row: `run` is timed, less its calls of `denoise`; `prepare`, before each run, is not."""
 
     method: str
     name: str
-    ready: Callable[[], Run]
-    denoise: Callable[[Tensor, Tensor], object] = field(repr=False)
+    run: Callable[[], object]
+    denoise: Callable[[Tensor, Tensor], object]
+    prepare: Callable[[], object] = lambda: None
 
 
 class Counter(TorchDispatchMode):
@@ -127,7 +125,7 @@ def one_pass(stand_in: StandIn) -> Iterator[Entry]:
         for _ in range(STEPS):
             torch.lerp(stand_in(stand_in.x_hat, stand_in.x_hat), stand_in.draw(), 0.5)
 
-    yield Entry("one pass", "torch.lerp", lambda: run, stand_in)
+    yield Entry("one pass", "torch.lerp", run, stand_in)
 
 
 def ours(stand_in: StandIn) -> Iterator[Entry]:
@@ -151,7 +149,7 @@ def ours(stand_in: StandIn) -> Iterator[Entry]:
     path = EDM(sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX)
     for method, sampler in samplers.items():
         run = partial(sampler.sample, stand_in, path.levels(sampler.steps), stand_in.draw)
-        yield Entry(method, "ours", lambda run=run: run, stand_in)
+        yield Entry(method, "ours", run, stand_in)
 
 
 def edm_loops(stand_in: StandIn) -> Iterator[Entry]:
@@ -167,7 +165,7 @@ def edm_loops(stand_in: StandIn) -> Iterator[Entry]:
     ):
         for dtype in (torch.float32, torch.float64):
             run = partial(edm_loop, stand_in, levels, dtype, **options)
-            yield Entry(method, f"EDM-style loop, {str(dtype).removeprefix('torch.')}", lambda run=run: run, stand_in)
+            yield Entry(method, f"EDM-style loop, {str(dtype).removeprefix('torch.')}", run, stand_in)
 
 
 def edm_loop(
@@ -198,11 +196,12 @@ def edm_loop(
     return z
 
 
-def diffusers_loops(diffusers: ModuleType, stand_in: StandIn) -> Iterator[Entry]:
+def diffusers_loops(stand_in: StandIn) -> Iterator[Entry]:
     """The schedulers of diffusers, in the loop of its documentation, without clipping.
 
     They are told that the network predicts x0 where they can be, which saves them the conversion.
     """
+    diffusers = importlib.import_module("diffusers")
     x0, edm = {"prediction_type": "sample"}, {"sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX}
     unclipped = {**x0, "clip_sample": False}
     for method, name, options, arguments in (
@@ -215,53 +214,46 @@ def diffusers_loops(diffusers: ModuleType, stand_in: StandIn) -> Iterator[Entry]
         ("dpmpp_2m", "EDMDPMSolverMultistepScheduler", edm, {}),
         ("ddim eta=1", "DDIMScheduler", unclipped, {"eta": 1.0}),
         ("ddpm", "DDPMScheduler", unclipped, {}),
-        ("predictor_corrector", "ScoreSdeVeScheduler", {"sigma_max": SIGMA_MAX}, {}),
     ):
         scheduler = getattr(diffusers, name)(**options)
-        loop = score_loop if name == "ScoreSdeVeScheduler" else scheduler_loop
-        yield Entry(method, f"diffusers {name}", partial(loop, scheduler, stand_in, arguments), stand_in)
-
-
-def scheduler_loop(scheduler: Any, denoise: StandIn, arguments: dict[str, Any]) -> Run:
-    """Scale the input, call the model, step."""
-    scheduler.set_timesteps(STEPS)
-
-    def run() -> Tensor:
-        z = denoise.draw() * scheduler.init_noise_sigma
-        for t in scheduler.timesteps:
-            output = denoise(scheduler.scale_model_input(z, t), t)
-            z = scheduler.step(output, t, z, **arguments).prev_sample
-        return z
-
-    return run
-
-
-def score_loop(scheduler: Any, denoise: StandIn, arguments: dict[str, Any]) -> Run:
-    """Correct, then predict, each with a score of its own."""
+        run = partial(scheduler_loop, scheduler, stand_in, **arguments)
+        yield Entry(method, f"diffusers {name}", run, stand_in, partial(scheduler.set_timesteps, STEPS))
+    scheduler = diffusers.ScoreSdeVeScheduler(sigma_max=SIGMA_MAX)
     scheduler.set_timesteps(STEPS)
     scheduler.set_sigmas(STEPS)
-
-    def run() -> Tensor:
-        z = denoise.draw() * scheduler.init_noise_sigma
-        for i, t in enumerate(scheduler.timesteps):
-            sigma = scheduler.sigmas[i] * torch.ones(len(z))
-            z = scheduler.step_correct(denoise(z, sigma), z, **arguments).prev_sample
-            z = scheduler.step_pred(denoise(z, sigma), t, z, **arguments).prev_sample
-        return z
-
-    return run
+    yield Entry(
+        "predictor_corrector", "diffusers ScoreSdeVeScheduler", partial(score_loop, scheduler, stand_in), stand_in
+    )
 
 
-def azula_samplers(azula: ModuleType, stand_in: StandIn) -> Iterator[Entry]:
+def scheduler_loop(scheduler: Any, denoise: StandIn, **arguments: Any) -> Tensor:
+    """Scale the input, call the model, step."""
+    z = denoise.draw() * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        output = denoise(scheduler.scale_model_input(z, t), t)
+        z = scheduler.step(output, t, z, **arguments).prev_sample
+    return z
+
+
+def score_loop(scheduler: Any, denoise: StandIn) -> Tensor:
+    """Correct, then predict, each with a score of its own."""
+    z = denoise.draw() * scheduler.init_noise_sigma
+    for i, t in enumerate(scheduler.timesteps):
+        sigma = scheduler.sigmas[i] * torch.ones(len(z))
+        z = scheduler.step_correct(denoise(z, sigma), z).prev_sample
+        z = scheduler.step_pred(denoise(z, sigma), t, z).prev_sample
+    return z
+
+
+def azula_samplers(stand_in: StandIn) -> Iterator[Entry]:
     """The samplers of azula on its variance-exploding path."""
-    dirac = importlib.import_module("azula.denoise").DiracPosterior
-    samplers = importlib.import_module("azula.sample")
+    samplers, noise, denoise = (importlib.import_module(f"azula.{name}") for name in ("sample", "noise", "denoise"))
 
     class Posterior(nn.Module):
-        schedule = importlib.import_module("azula.noise").VESchedule(SIGMA_MIN, SIGMA_MAX)
+        schedule = noise.VESchedule(SIGMA_MIN, SIGMA_MAX)
 
         def forward(self, z: Tensor, t: Tensor) -> Any:
-            return dirac(stand_in(z, t))
+            return denoise.DiracPosterior(stand_in(z, t))
 
     posterior = Posterior()
     for method, name, options in (
@@ -275,20 +267,22 @@ def azula_samplers(azula: ModuleType, stand_in: StandIn) -> Iterator[Entry]:
         ("predictor_corrector", "PCSampler", {}),
     ):
         sampler = getattr(samplers, name)(posterior, steps=STEPS, silent=True, **options)
-        run = partial(lambda sampler: sampler(stand_in.draw() * SIGMA_MAX), sampler)
-        yield Entry(method, f"azula {name}", lambda run=run: run, posterior)
+        yield Entry(method, f"azula {name}", partial(azula_run, sampler, stand_in), posterior)
+
+
+def azula_run(sampler: Any, stand_in: StandIn) -> Tensor:
+    """A run from its first state."""
+    return sampler(stand_in.draw() * SIGMA_MAX)
 
 
 def entries(stand_in: StandIn) -> list[Entry]:
     """All rows, ours first within a method; a library that is not installed is named and left out."""
     rows = [*one_pass(stand_in), *ours(stand_in), *edm_loops(stand_in)]
-    for library, build in (("diffusers", diffusers_loops), ("azula", azula_samplers)):
+    for build in (diffusers_loops, azula_samplers):
         try:
-            module = importlib.import_module(library)
-        except ImportError:
-            print(f"{library} is not installed (pip install -e '.[bench]'): left out")
-        else:
-            rows += build(module, stand_in)
+            rows += build(stand_in)
+        except ImportError as error:
+            print(f"left out, see the `bench` extra: {error}")
     order = list(dict.fromkeys(row.method for row in rows))
     return sorted(rows, key=lambda row: order.index(row.method))
 
@@ -302,9 +296,10 @@ def seconds(call: Callable[[], object]) -> float:
 
 def count(entry: Entry, stand_in: StandIn) -> tuple[int, float, float]:
     """Calls of a run, and per call the memory made in units of the state and the values read."""
-    run, stand_in.calls = entry.ready(), 0
+    stand_in.calls = 0
+    entry.prepare()
     with Counter() as counter:
-        run()
+        entry.run()
     return stand_in.calls, counter.bytes / stand_in.x_hat.nbytes / stand_in.calls, counter.reads / stand_in.calls
 
 
@@ -315,7 +310,8 @@ def overhead(entry: Entry, stand_in: StandIn, calls: int) -> float:
         for _ in range(calls):
             entry.denoise(stand_in.x_hat, stand_in.x_hat)
 
-    return (seconds(entry.ready()) - seconds(bare)) / calls * 1e6
+    entry.prepare()
+    return (seconds(entry.run) - seconds(bare)) / calls * 1e6
 
 
 @torch.no_grad()

@@ -179,14 +179,18 @@ def test_it_gives_up_with_advice():
         Adaptive(max_evaluations=50).sample(lambda z, s: z * torch.nan, LEVELS, field)
 
 
-def test_a_step_that_is_not_finite_is_tried_again_shorter():
-    eps, calls = field(), []
+def test_a_step_that_is_not_finite_is_tried_again_a_fifth_as_long():
+    eps, log_s = field(1), []
 
     def denoiser(z, s):
-        calls.append(s.min().item())
-        return PRIOR.denoise(z, s) * (math.nan if len(calls) in (13, 14) else 1.0)
+        log_s.append(s.log().item())
+        return PRIOR.denoise(z, s) * (math.nan if len(log_s) == 13 else 1.0)
 
     x = Adaptive(1e-5, 1e-5).sample(denoiser, LEVELS, lambda: eps)
+    # Calls 11 to 13 are of one step, from `start` over h; call 14 is the first of the next, half way along it.
+    h = 4 * (log_s[10] - log_s[11])
+    start = log_s[10] + h / 2
+    assert log_s[13] == pytest.approx(start - h / 10)
     assert (x - exact(eps)).abs().max() < 5e-4
 
 

@@ -73,21 +73,34 @@ def test_library_example_runs(run_folder, monkeypatch):
     torch.testing.assert_close(scope["mean"][observed], y[observed], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["Trigonometric", "Affine"])
+def test_own_formulations_train_from_the_command_line(run_folder, tmp_path, monkeypatch, name):
+    (code,) = [block for language, block in BLOCKS if language == "python" and "class Ralston" in block]
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    own = ["diffusion=custom", f"diffusion._target_=mine.{name}", "diffusion.t_max=0.99"]
+    small = ["resolution=16", "snapshots=60", "solver_resolution=32", "viscosity=1e-6", "order=2", "duration=5"]
+    overrides = [f"dataset.{key}" for key in (*small, f"folder={run_folder.parent}")]
+    config = train.main.config("debug=fast", "trainer.score_cases=0", "trainer.max_steps=2", *overrides, *own)
+    assert math.isfinite(train.train(config, tmp_path / "run")["val/loss"])
+
+
 def test_own_sampler_runs_from_the_command_line(run_folder, tmp_path, monkeypatch):
     """The example of the README, named by `_target_`; it converges on dz/ds = (z - D) / s."""
-    (code,) = [block for language, block in BLOCKS if language == "python" and "class Midpoint" in block]
+    (code,) = [block for language, block in BLOCKS if language == "python" and "class Ralston" in block]
     (tmp_path / "mine.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    chosen = ["sampler=euler", "sampler._target_=mine.Midpoint", "sampler.steps=4", "members=2"]
+    chosen = ["sampler=euler", "sampler._target_=mine.Ralston", "sampler.steps=4", "members=2"]
     config = infer.main.config(f"ckpt={run_folder}", "mask=block", *chosen)
     infer.infer(config, tmp_path / "filled")
     assert {"fields.nc", "figure.png", "metrics.json"} <= set(os.listdir(tmp_path / "filled"))
-    midpoint = sys.modules["mine"].Midpoint
+    ralston = sys.modules["mine"].Ralston
     errors = []
     for steps in (32, 64):
         levels = torch.linspace(2, 0.5, steps + 1, dtype=torch.float64)
         z = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
-        x = midpoint(steps).sample(lambda z, s: z / (1 + s.view(-1, 1, 1, 1) ** 2), levels, lambda z=z: z)
+        x = ralston(steps).sample(lambda z, s: z / (1 + s.view(-1, 1, 1, 1) ** 2), levels, lambda z=z: z)
         errors.append(abs(x.item() - (1.25 / 5) ** 0.5))
     assert math.log2(errors[0] / errors[1]) > 1.8  # three on a Gaussian prior, two in general

@@ -114,12 +114,12 @@ def tracer(mode: str, inside: Tensor, noise: NoiseFunction | None, probes: int) 
 
 
 def exact_trace(x_hat: Tensor, z: Tensor, inside: Tensor) -> Tensor:
-    """The sum `(B,)` of the diagonal of the Jacobian over the values `inside`, a few rows at a time."""
+    """The sum `(B,)` of the diagonal of a Jacobian whose rows are 0 but `inside`, a few rows at a time."""
     total = torch.zeros(len(z), dtype=torch.float64, device=z.device)
     # A value outside the domain of every sample has no row to compute.
     for chunk in inside.any(0).flatten().nonzero()[:, 0].split(CHUNK):
         basis = torch.zeros(len(chunk), z[0].numel(), dtype=z.dtype, device=z.device).scatter_(1, chunk[:, None], 1.0)
-        units = torch.where(inside, basis.view(-1, 1, *z.shape[1:]), 0.0)
+        units = basis.view(-1, 1, *z.shape[1:]).expand(-1, *z.shape)
         total += rows(x_hat, z, units).mul_(units).flatten(2).double().sum((0, 2))
     return total
 
