@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_a_formulation_trains_and_samples(
         np.testing.assert_allclose(data["u"].values[:, seen], np.broadcast_to(known, (2, len(known))), rtol=1e-5)
 
 
-@pytest.mark.parametrize("grid", GridName.__args__)
+@pytest.mark.parametrize("grid", get_args(GridName))
 @pytest.mark.parametrize("sampler", options("sampler"))
 def test_one_checkpoint_with_every_sampler_and_grid(
     place: Path,

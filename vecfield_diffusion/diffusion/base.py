@@ -32,7 +32,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 Prediction = Literal["noise", "sample", "velocity", "score", "edm"]
 GridName = Literal["native", "karras", "log_snr", "uniform_t"]
+#: A number, or one for each sample.
+Level = TypeVar("Level", float, Tensor)
 
 
 class Diffusion(nn.Module):
@@ -248,7 +250,7 @@ def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
         return torch.autograd.grad(value.sum(), t)[0] if value.requires_grad else torch.zeros_like(t)
 
 
-def reverse_variances(s: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+def reverse_variances(s: Level, r: Level) -> tuple[Level, Level]:
     """`(small, large)`: the variance of z at level `r` given z at level `s > r`, for two extremes of the data.
 
     Small, `r^2 (1 - r^2 / s^2)`, is that of a known x0; large, `(1 + r^2)(s^2 - r^2) / (1 + s^2)`, that of data of unit

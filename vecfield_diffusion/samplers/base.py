@@ -11,10 +11,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
+
+from vecfield_diffusion.diffusion.base import GridName
 
 #: `z (B, 2, H, W), s (B,) -> x_hat`: a denoiser whose observation is already bound. One that has learned the variance
 #: of an ancestral step also has a method `moments(z, s) -> (x_hat, fraction)`, see `LevelDenoiser.moments`.
@@ -25,8 +27,6 @@ NoiseFunction = Callable[[], Tensor]
 Hook = Callable[[Tensor, float], Tensor]
 #: Told the number of evaluations after each call of the denoiser.
 Progress = Callable[[int], None]
-#: How the levels between the largest and the smallest are laid, see `Diffusion.levels`.
-GridName = Literal["native", "karras", "log_snr", "uniform_t"]
 
 
 def silent(evaluations: int) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.samplers.base import GridName, LevelDenoiser, NoiseFunction, Sampler
+from vecfield_diffusion.diffusion.base import GridName
+from vecfield_diffusion.samplers.base import LevelDenoiser, NoiseFunction, Sampler
 
 
 class Euler(Sampler):

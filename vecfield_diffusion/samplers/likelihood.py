@@ -23,9 +23,6 @@ from torch import Tensor
 
 from vecfield_diffusion.samplers.base import BoundDenoiser, LevelDenoiser, NoiseFunction, Progress, silent
 
-#: How many rows of a Jacobian are computed at once.
-CHUNK = 64
-
 #: `x_hat, z -> (B,)`, the trace of the Jacobian of x_hat by z.
 Trace = Callable[[Tensor, Tensor], Tensor]
 
@@ -109,22 +106,22 @@ def tracer(mode: str, inside: Tensor, noise: NoiseFunction | None, probes: int) 
     if noise is None:
         raise ValueError("noise must be given for mode hutchinson, got None")
     drawn = [noise() for _ in range(probes)]
-    signs = torch.stack([torch.where(inside, torch.where(eps < 0, -1.0, 1.0).to(eps), 0.0) for eps in drawn])
-    return lambda x_hat, z: rows(x_hat, z, signs).mul_(signs).flatten(2).double().sum(2).mean(0)
+    signs = [torch.where(inside, torch.where(eps < 0, -1.0, 1.0).to(eps), 0.0) for eps in drawn]
+    return lambda x_hat, z: sum(quadratic(x_hat, z, each) for each in signs) / probes
 
 
 def exact_trace(x_hat: Tensor, z: Tensor, inside: Tensor) -> Tensor:
-    """The sum `(B,)` of the diagonal of a Jacobian whose rows are 0 but `inside`, a few rows at a time."""
+    """The sum `(B,)` of the diagonal of a Jacobian whose rows are 0 but `inside`."""
     total = torch.zeros(len(z), dtype=torch.float64, device=z.device)
     # A value outside the domain of every sample has no row to compute.
-    for chunk in inside.any(0).flatten().nonzero()[:, 0].split(CHUNK):
-        basis = torch.zeros(len(chunk), z[0].numel(), dtype=z.dtype, device=z.device).scatter_(1, chunk[:, None], 1.0)
-        units = basis.view(-1, 1, *z.shape[1:]).expand(-1, *z.shape)
-        total += rows(x_hat, z, units).mul_(units).flatten(2).double().sum((0, 2))
+    for place in inside.any(0).flatten().nonzero()[:, 0].tolist():
+        unit = torch.zeros_like(z)
+        unit.flatten(1)[:, place] = 1
+        total += quadratic(x_hat, z, unit)
     return total
 
 
-def rows(x_hat: Tensor, z: Tensor, vectors: Tensor) -> Tensor:
-    """`v^T J` for each of the vectors `(K, B, 2, H, W)`."""
-    # One by one: not every network can be differentiated under vmap.
-    return torch.stack([torch.autograd.grad(x_hat, z, vector, retain_graph=True)[0] for vector in vectors])
+def quadratic(x_hat: Tensor, z: Tensor, vector: Tensor) -> Tensor:
+    """`v^T J v` of every sample `(B,)`, in float64; one vector at a time: not every network is ready for vmap."""
+    (row,) = torch.autograd.grad(x_hat, z, vector, retain_graph=True)
+    return (row * vector).flatten(1).double().sum(1)

@@ -19,7 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.samplers.base import GridName, LevelDenoiser, NoiseFunction, Sampler
+from vecfield_diffusion.diffusion.base import GridName, reverse_variances
+from vecfield_diffusion.samplers.base import LevelDenoiser, NoiseFunction, Sampler
 
 
 def langevin(denoise: LevelDenoiser, z: Tensor, s: float, share: float, noise: NoiseFunction) -> Tensor:
@@ -104,8 +105,7 @@ class Ancestral(Sampler):
     ) -> Tensor:
         if r == 0:
             return denoise(z, s)
-        small = r**2 * (1 - (r / s) ** 2)
-        large = (1 + r**2) * (s**2 - r**2) / (1 + s**2)
+        small, large = reverse_variances(s, r)
         if self.variance != "learned":
             scale = math.sqrt(small if self.variance == "small" else large)
             return torch.lerp(denoise(z, s), z, (r / s) ** 2).add_(noise(), alpha=scale)
