@@ -51,7 +51,7 @@ READS = ("_local_scalar_dense", "nonzero", "equal")
 
 
 class StandIn:
-    """A denoiser, and a source of noise, that costs nothing: it returns what it was given. Calls are counted."""
+    """A denoiser, and a source of noise, that costs nothing: the same tensor every time. Calls are counted."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -208,7 +208,7 @@ def diffusers_loops(stand_in: StandIn) -> Iterator[Entry]:
         ("euler", "EulerDiscreteScheduler", x0, {}),
         ("euler", "EDMEulerScheduler", edm, {"pred_original_sample": stand_in.x_hat}),
         ("ddim", "DDIMScheduler", unclipped, {}),
-        ("heun", "HeunDiscreteScheduler", {}, {}),
+        ("heun", "HeunDiscreteScheduler", x0, {}),
         ("midpoint", "KDPM2DiscreteScheduler", {}, {}),
         ("dpmpp_2m", "DPMSolverMultistepScheduler", x0, {}),
         ("dpmpp_2m", "EDMDPMSolverMultistepScheduler", edm, {}),

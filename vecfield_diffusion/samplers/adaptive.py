@@ -100,15 +100,18 @@ class Adaptive(Sampler):
         progress: Progress = silent,
         start: Tensor | None = None,
         return_trajectory: bool = False,
+        repeats: int = 1,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """As `Sampler.sample`, from levels `(s_max, s_min, 0)`; the states are those at these levels.
 
         Raises:
-            ValueError: A hook, which would need one level for the whole batch, or levels of another number.
+            ValueError: A hook or repeats, which would need one level for the whole batch, or levels of another number.
             UserError: More than `max_evaluations`.
         """
         if hook is not None:
             raise ValueError("hook must be None for the adaptive sampler: the samples of a batch differ in their level")
+        if repeats != 1:
+            raise ValueError(f"repeats must be 1 for the adaptive sampler, got {repeats}")
         top, bottom, _ = self.ladder(levels)
         first = first_state(top, noise, start)
         span = torch.tensor([top, bottom], dtype=torch.float64, device=first.device).log()
@@ -136,8 +139,8 @@ class Adaptive(Sampler):
     def norm(self, error: Tensor, z: Tensor, new: Tensor) -> Tensor:
         """The root mean square `(B,)` of the errors over what is tolerated, in float64."""
         scale = torch.maximum(z.abs(), new.abs()).mul_(self.rtol).add_(self.atol)
-        size = torch.linalg.vector_norm((error / scale).flatten(1), dim=1, dtype=torch.float64)
-        return size / math.sqrt(z[0].numel())
+        size = torch.linalg.vector_norm(error.div_(scale).flatten(1), dim=1)
+        return size.double() / math.sqrt(z[0].numel())
 
 
 def bogacki_shampine(

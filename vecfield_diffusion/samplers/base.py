@@ -8,6 +8,7 @@ state: `hook(z, r) -> z`.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
@@ -105,6 +106,7 @@ class Sampler(ABC):
         progress: Progress = silent,
         start: Tensor | None = None,
         return_trajectory: bool = False,
+        repeats: int = 1,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Samples `(B, 2, H, W)`, with `return_trajectory` also the states `(steps + 1, B, 2, H, W)` at the levels.
 
@@ -116,6 +118,7 @@ class Sampler(ABC):
             progress: Told of each evaluation of the denoiser.
             start: `(B, 2, H, W)`, the mean of the first state; 0 if None.
             return_trajectory: Whether to return the states, too: the first is the noise, the last the samples.
+            repeats: How often each step but the last is taken; fresh noise takes the state back up in between.
 
         Raises:
             ValueError: Levels of another number than the steps ask for, or that do not fall.
@@ -124,9 +127,13 @@ class Sampler(ABC):
         z = first_state(ladder[0], noise, start)
         denoise, memory, states = LevelDenoiser(denoiser, progress), {}, [z]
         for s, r in pairwise(ladder):
-            z = self.step(denoise, z, s, r, noise, memory)
-            if hook is not None:
-                z = hook(z, r)
+            for left in reversed(range(repeats if r > 0 else 1)):
+                z = self.step(denoise, z, s, r, noise, memory)
+                if hook is not None:
+                    z = hook(z, r)
+                if left:
+                    z = torch.add(z, noise(), alpha=math.sqrt(s**2 - r**2))
+                    memory.clear()
             if return_trajectory:
                 states.append(z)
         return (z, torch.stack(states)) if return_trajectory else z

@@ -102,8 +102,9 @@ class Midpoint(Sampler):
         self, denoise: LevelDenoiser, z: Tensor, s: float, r: float, noise: NoiseFunction, memory: dict[str, Any]
     ) -> Tensor:
         m = (s + r) / 2
+        share = (r - s) / m
         middle = torch.lerp(denoise(z, s), z, m / s)
-        return torch.add(z, middle - denoise(middle, m), alpha=(r - s) / m)
+        return torch.sub(z, denoise(middle, m), alpha=share).add_(middle, alpha=share)
 
 
 class DPMpp2M(Sampler):
@@ -125,8 +126,10 @@ class DPMpp2M(Sampler):
         x_hat = denoise(z, s)
         if r == 0:
             return x_hat
-        h, estimate = math.log(s / r), x_hat
+        h = math.log(s / r)
         if memory:
-            estimate = torch.lerp(x_hat, memory["x_hat"], -h / (2 * memory["h"]))
+            new = torch.lerp(x_hat, memory["x_hat"], -h / (2 * memory["h"])).lerp_(z, r / s)
+        else:
+            new = torch.lerp(x_hat, z, r / s)
         memory.update(h=h, x_hat=x_hat)
-        return torch.lerp(estimate, z, r / s)
+        return new

@@ -110,7 +110,7 @@ class Ancestral(Sampler):
             scale = math.sqrt(small if self.variance == "small" else large)
             return torch.lerp(denoise(z, s), z, (r / s) ** 2).add_(noise(), alpha=scale)
         x_hat, fraction = denoise.moments(z, s)
-        scale = (fraction * (math.log(large / small) / 2)).exp_()
+        scale = (fraction * (math.log2(large / small) / 2)).exp2_()
         return torch.lerp(x_hat, z, (r / s) ** 2).addcmul_(scale, noise(), value=math.sqrt(small))
 
 
