@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.guidance.linear import operator_rows, stack
+from vecfield_diffusion.physics import operators
 from vecfield_diffusion.samplers.base import BoundDenoiser, Sampler
 
 
@@ -116,3 +118,13 @@ def gaussian_law(
     x = sampler.sample(denoiser, levels, noise).flatten(1)
     maps = x[:-1] - x[-1]
     return x[-1], maps.T @ maps
+
+
+def physics_rows(grid, normalizer, divergence, curl=None, divergence_target=0.0, curl_target=0.0):
+    """Divergence and curl of the physical field as rows, each where it has a tolerance."""
+    asked = (
+        (operators.divergence, divergence_target, divergence),
+        (operators.vorticity, curl_target, curl),
+    )
+    rows = [operator_rows(*each, grid, normalizer) for each in asked if each[2] is not None]
+    return stack(rows)

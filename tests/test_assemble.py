@@ -7,10 +7,14 @@ import pytest
 import torch
 
 from vecfield_diffusion.apps import assemble
+from vecfield_diffusion.apps.posterior import Posterior
 from vecfield_diffusion.apps.train import describe
 from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.diffusion.formulations import DDPM
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.guidance.cfg import NoGuidance
+from vecfield_diffusion.guidance.inpainting import Conditional
+from vecfield_diffusion.guidance.physics import NoPhysics
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.samplers.deterministic import Euler
 
@@ -78,4 +82,4 @@ def test_worse_observations_than_training_saw_are_noted(capsys):
 
 def test_more_levels_than_a_chain_has_are_refused():
     with pytest.raises(UserError, match="sampler.steps must be <= T=8"):
-        assemble.check_combination(DDPM(T=8), Euler(9))
+        assemble.check_combination(DDPM(T=8), Posterior(Euler(9), Conditional(), NoPhysics(), NoGuidance()))

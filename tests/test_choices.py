@@ -144,12 +144,12 @@ def test_a_path_and_a_preconditioner_of_a_users_own(
     [
         ("sampler=ddpm sampler.variance=learned", ("diffusion.learned_variance=true", "EDM")),
         ("sampler=ddpm sampler.variance=learned physics=divergence", ("variance=learned",)),
-        ("sampler=adaptive inpainting=replacement", ("sampler=adaptive", "inpainting=replacement")),
+        ("sampler=adaptive inpainting=repaint", ("sampler=adaptive", "inpainting=repaint")),
         ("sampler.grid=kaRras", ("sampler.grid", "karras")),
         ("sampler=ddim sampler.eta=2", ("sampler.eta", "[0, 1]")),
         ("likelihood=exact", ("sigma_obs", "mask=none")),
         ("likelihood=exact mask=none physics=divergence", ("physics=none",)),
-        ("likelihood=exact mask=none sampler.steps=1", ("sampler.steps >= 2",)),
+        ("likelihood=exact mask=none likelihood_steps=1", ("likelihood_steps must be >= 2",)),
     ],
 )
 def test_what_does_not_go_together_is_said_before_data_are_read(
@@ -173,27 +173,56 @@ def test_more_steps_than_the_chain_has_are_refused_before_data_are_made(place: P
     is_message(run("train", *TINY, *learned), "diffusion.learned_variance=true")
 
 
+@pytest.mark.parametrize("keys", [[], ["t_min=0", "t_max=0.9"], ["t_max=1.0"]])
+def test_a_path_without_levels_is_refused_before_data_are_made(
+    place: Path, run: Call, monkeypatch: pytest.MonkeyPatch, keys: list[str]
+) -> None:
+    (place / "own_path.py").write_text(MINE)
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.setattr("vecfield_diffusion.data.turbulence.open_turbulence", None)
+    own = ["diffusion=custom", "diffusion._target_=own_path.Trigonometric", *(f"diffusion.{key}" for key in keys)]
+    is_message(run("train", *TINY, *own, "name=odd"), "diffusion.t_min and diffusion.t_max")
+
+
 def test_likelihood_from_the_command_line(place: Path, run: Call) -> None:
-    given = ["ckpt=outputs/train/run", "members=2", "sampler.steps=4", "mask=none", "likelihood=exact", "time=[0,1]"]
+    given = ["ckpt=outputs/train/run", *FEW, "mask=none", "likelihood=hutchinson", "likelihood_steps=6", "time=[0,1]"]
     values = []
     for batch in (1, 2):
         code, out, err = run("infer", *given, f"batch={batch}", f"name=likelihood{batch}")
         assert (code, err) == (0, "")
         assert "nats per value" in out
         path = place / "outputs" / "infer" / f"likelihood{batch}" / "metrics.json"
-        values.append(yaml.safe_load(path.read_text())["all"]["log_likelihood"])
-    assert values[0] == pytest.approx(values[1], rel=1e-4) and -20 < values[0] < 20
+        found = yaml.safe_load(path.read_text())
+        values.append(list(found["log_likelihood"].values()))
+        assert found["all"]["log_likelihood"] == pytest.approx(sum(values[-1]) / 2)
+    assert values[0] == pytest.approx(values[1], rel=1e-4) and values[0][0] != values[0][1]
 
 
-@pytest.mark.parametrize("name", [each for each in options("experiment") if each[-4:].isdigit() or "_20" in each])
-def test_recipes_of_the_literature_fit_together(name: str) -> None:
+#: Learning rate, batch, warm-up in steps, steps, dropout, half-life of the average in samples, evaluations.
+RECIPES = {
+    "ddpm_2020": (2e-4, 128, 5000, 800_000, 0.1, 128 * np.log(0.5) / np.log(0.9999), 1000),
+    "iddpm_2021": (1e-4, 128, 0, 500_000, 0.3, 128 * np.log(0.5) / np.log(0.9999), 250),
+    "vp_2021": (2e-4, 128, 5000, 1_300_000, 0.1, 128 * np.log(0.5) / np.log(0.9999), 1000),
+    "ve_2021": (2e-4, 128, 5000, 1_300_000, 0.1, 128 * np.log(0.5) / np.log(0.999), 1999),
+    "edm_2022": (1e-3, 512, 10e6 / 512, 200e6 / 512, 0.13, 0.5e6, 35),
+    "edm_2022_stochastic": (1e-4, 4096, 10e6 / 4096, 2500e6 / 4096, 0.1, 50e6, 511),
+    "flow_matching_2023": (5e-4, 256, 45_000, 391_000, 0.0, 50_000, None),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_of_the_literature_have_the_published_numbers(name: str) -> None:
     config = train.main.config(f"experiment={name}")
     parts = make_parts(config)
-    assert config["name"] == name
-    # The half-life of the average is that of its decay at the batch size of the paper.
-    decays = {"ddpm_2020": 0.9999, "iddpm_2021": 0.9999, "vp_2021": 0.9999, "ve_2021": 0.999}
-    if name in decays:
-        half = parts["trainer"].batch_size * np.log(0.5) / np.log(decays[name])
-        assert parts["trainer"].ema == pytest.approx(half, rel=1e-3)
-    evaluations = {"edm_2022": 35, "edm_2022_stochastic": 511, "ve_2021": 1999, "ddpm_2020": 1000, "iddpm_2021": 250}
-    assert parts["sampler"].evaluations == (evaluations | {"vp_2021": 1000}).get(name)
+    trainer, optimizer = parts["trainer"], config["optimizer"]
+    lr, batch, warmup, steps, dropout, half_life, evaluations = RECIPES[name]
+    assert (optimizer["lr"], optimizer["weight_decay"], trainer.batch_size) == (lr, 0.0, batch)
+    assert (config["model"]["dropout"], config["name"]) == (dropout, name)
+    assert trainer.warmup / batch == pytest.approx(warmup, rel=1e-3)
+    assert trainer.max_steps == pytest.approx(steps, rel=1e-3)
+    assert trainer.ema == pytest.approx(half_life, rel=1e-3)
+    assert parts["sampler"].evaluations == evaluations
+
+
+def test_every_recipe_of_the_literature_is_in_the_table() -> None:
+    assert set(RECIPES) == {each for each in options("experiment") if "_20" in each}

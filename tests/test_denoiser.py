@@ -7,12 +7,13 @@ import torch
 from ideal import FORMULATIONS, NORMALIZER, PRIOR, IdealNetwork
 
 from vecfield_diffusion.diffusion.base import HEADS
-from vecfield_diffusion.diffusion.denoiser import Denoiser
-from vecfield_diffusion.diffusion.formulations import EDM, IDDPM, Interpolant
+from vecfield_diffusion.diffusion.denoiser import Denoiser, column
+from vecfield_diffusion.diffusion.formulations import DDPM, EDM, IDDPM, OU, VE, VP, Interpolant
 from vecfield_diffusion.diffusion.losses import denoising_loss
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.physics.harmonic import harmonic_fill
 
 
 def some_observation(n, generator, land=False):
@@ -33,6 +34,63 @@ def test_every_formulation_gives_the_same_posterior_mean(name, prediction):
     z = torch.randn(4, 2, 6, 8, dtype=torch.float64, generator=generator) * (1 + s).view(-1, 1, 1, 1)
     got = denoiser(z, s, some_observation(4, generator))
     torch.testing.assert_close(got, PRIOR.denoise(z, s), rtol=1e-8, atol=1e-8)
+
+
+#: From c_noise as published back to the level.
+LABELS = {
+    "vp": (VP, lambda diffusion, c: diffusion.level(c / 999)),
+    "ou": (OU, lambda diffusion, c: diffusion.level(c / 999)),
+    "ddpm": (DDPM, lambda diffusion, c: diffusion.level(c)),
+    "ve": (VE, lambda diffusion, c: 2 * c.exp()),
+}
+
+
+@pytest.mark.parametrize("prediction", HEADS)
+@pytest.mark.parametrize("name", LABELS)
+def test_published_inputs_reach_the_network_as_published(name, prediction):
+    """A network that learns the level from the published label, and the state from the published c_in = 1."""
+    make, level = LABELS[name]
+    diffusion = make(prediction=prediction)
+
+    class Network(torch.nn.Module):
+        def forward(self, channels, c_noise):
+            s = level(diffusion, c_noise)
+            alpha = {"ve": torch.ones_like(s)}.get(name, (1 + s**2).rsqrt()).view(-1, 1, 1, 1)
+            x0 = PRIOR.denoise(channels[:, :2] / alpha, s)
+            eps = (channels[:, :2] - alpha * x0) / (alpha * s.view(-1, 1, 1, 1))
+            if name == "ve":
+                v = eps
+                edm = (x0 - channels[:, :2] / (1 + column(s) ** 2)) / (column(s) * (1 + column(s) ** 2).rsqrt())
+            else:
+                v = edm = alpha * eps - alpha * column(s) * x0
+                edm = -edm
+            return {"noise": eps, "score": -eps, "sample": x0, "velocity": v, "edm": edm}[prediction]
+
+    generator = torch.Generator().manual_seed(0)
+    s = torch.tensor([0.03, 0.5, 3.0, 0.9 * diffusion.sigma_max], dtype=torch.float64)
+    z = torch.randn(4, 2, 6, 8, dtype=torch.float64, generator=generator) * (1 + s).view(-1, 1, 1, 1)
+    got = Denoiser(Network(), diffusion, NORMALIZER)(z, s, some_observation(4, generator))
+    torch.testing.assert_close(got, PRIOR.denoise(z, s), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+def test_single_precision_loses_nothing_at_the_ends_of_the_path(name):
+    """The coefficients are those of float64, where 1 - t is a small difference."""
+    diffusion = FORMULATIONS[name](prediction="velocity")
+    network = torch.nn.Identity()
+    network.forward = lambda channels, c_noise: channels[:, :2]
+    generator = torch.Generator().manual_seed(0)
+    s = torch.tensor([1.01 * diffusion.sigma_min, 0.97 * diffusion.sigma_max], dtype=torch.float32).double()
+    z = torch.randn(2, 2, 6, 8, dtype=torch.float64, generator=generator) * (1 + s).view(-1, 1, 1, 1)
+    denoiser, given = Denoiser(network, diffusion, NORMALIZER), some_observation(2, generator)
+    exact, single = denoiser(z, s, given), denoiser(z.float(), s.float(), given.apply(as_single))
+    assert single.dtype == torch.float32
+    # D is the small difference of two terms of the size of z.
+    assert ((single - exact).abs().amax(dim=(1, 2, 3)) < 2e-6 * z.abs().amax(dim=(1, 2, 3))).all()
+
+
+def as_single(tensor):
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def test_noise_scales_the_state_and_not_the_observation():
@@ -159,6 +217,11 @@ def test_learned_uncertainty_is_least_at_the_logarithm_of_the_loss():
     given = (x0, x0[:, :1] < 1e9, some_observation(2, generator), torch.tensor([0.3, 2.0]).double(), noise)
     plain = denoising_loss(denoiser, *given)
     torch.testing.assert_close(denoising_loss(denoiser, *given, training=True), plain)
+    torch.nn.init.normal_(diffusion.uncertainty.out.weight, generator=generator)
+    u = diffusion.uncertainty(torch.tensor([0.3, 2.0]).double().log() / 4)
+    torch.testing.assert_close(denoising_loss(denoiser, *given, training=True), plain / u.exp() + u)
+    assert (u[0] - u[1]).abs() > 1e-3
+    torch.nn.init.zeros_(diffusion.uncertainty.out.weight)
     bias = diffusion.uncertainty.out.bias
     for u in (0.0, plain[0].log().item()):
         bias.data.fill_(u)
@@ -182,6 +245,16 @@ def test_the_network_is_told_the_guess_and_it_is_forgotten_with_the_rest():
     silent = told.forget(torch.tensor([True, False]))
     assert silent.guess[0].abs().max() == 0 and (silent.guess[1] == told.guess[1]).all()
     assert len(told[:1].guess) == 1 and EDM().prepare(given, grid) is given
+
+
+def test_the_guess_knows_spacing_and_boundaries():
+    """Against the fill itself, where rows are far apart and one axis is periodic."""
+    generator = torch.Generator().manual_seed(4)
+    given = some_observation(3, generator, land=True)
+    for axes in (("periodic", "open"), ("open", "periodic")):
+        grid = Grid(given.valid[0, 0], 1.0, torch.linspace(2, 4, 6), *axes)
+        expected = harmonic_fill(given.y, given.observed, given.valid, grid.periodic, dx=grid.dx, dy=grid.dy)
+        torch.testing.assert_close(Interpolant().prepare(given, grid).guess, expected, rtol=0, atol=0)
 
 
 def test_loss_of_a_snapshot_without_measurements_is_zero():

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.data.masks import Empty, Full, Pixels
 from vecfield_diffusion.diffusion.denoiser import Denoiser
-from vecfield_diffusion.diffusion.formulations import DDPM, EDM
+from vecfield_diffusion.diffusion.formulations import DDPM, EDM, Interpolant
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.evaluation.metrics import divergence_rms
-from vecfield_diffusion.guidance.inpainting import Conditional, Replacement
-from vecfield_diffusion.guidance.physics import NoPhysics, PhysicsGradient
+from vecfield_diffusion.guidance.inpainting import Conditional, RePaint
+from vecfield_diffusion.guidance.physics import NoPhysics, Physics
 from vecfield_diffusion.inference.cases import Cases, make_cases
 from vecfield_diffusion.inference.ensemble import member_noise, member_seed, sample_ensemble
 from vecfield_diffusion.models.unet import UNet
@@ -69,7 +69,22 @@ def sample(cases: Cases, sampler: Sampler | None = None, **changes: object) -> T
 # Ensembles.
 
 
-@pytest.mark.parametrize("inpainting", [Conditional(), Replacement()], ids=["conditional", "replacement"])
+def test_the_interpolant_starts_from_noise_around_its_guess() -> None:
+    class Start(Euler):
+        def step(self, denoise, z, s, r, noise, memory):
+            return z if r > 0 else (z + 0 * denoise(z, s))
+
+    cases = make_cases(fields(), [0, 2], Pixels(0.3), seed=1)
+    interpolant = Interpolant(sigma_min=1e-7, sigma_max=1e-6)
+    network = denoiser(diffusion=interpolant)
+    observation = cases.observation(network.normalizer, torch.device("cpu"))
+    guess = network.normalizer.denormalize(interpolant.prepare(observation, cases.grid).guess)
+    out = sample(cases, Start(2), network=network, members=1)[0]
+    hidden = cases.hidden.expand_as(out)
+    torch.testing.assert_close(out[hidden], guess[hidden], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("inpainting", [Conditional(), RePaint(1)], ids=["conditional", "replacement"])
 def test_fields_do_not_depend_on_the_batch(inpainting: object) -> None:
     cases = make_cases(fields(), [0, 2], Pixels(0.3), seed=1)
     whole = sample(cases, inpainting=inpainting)
@@ -119,7 +134,7 @@ def test_no_numbers_mean_0_1_2() -> None:
 @pytest.mark.parametrize("sampler", [Euler(4), Heun(4), DPMpp2M(4)], ids=["euler", "heun", "dpmpp_2m"])
 def test_exact_observations_are_kept_and_land_is_nan(sampler: Sampler, diffusion: nn.Module) -> None:
     cases = make_cases(fields(), [0, 1], Pixels(0.4), seed=1)
-    for inpainting in (Conditional(), Replacement()):
+    for inpainting in (Conditional(), RePaint(1)):
         members = sample(cases, sampler, network=denoiser(diffusion=diffusion), inpainting=inpainting)
         expected = cases.truth.expand_as(members)
         observed = cases.observed.expand_as(members)
@@ -161,9 +176,9 @@ def test_physics_works_on_physical_units_and_by_sample() -> None:
     """Guidance lowers the divergence, of each sample by itself, though the toy pulls every cell its own way."""
     cases = make_cases(fields(), [0, 2], Empty(), seed=1)
     where = LAND.expand(2, 1, -1, -1)
-    plain, guided = (sample(cases, Heun(18), physics=physics) for physics in (NoPhysics(), PhysicsGradient(1.0)))
+    plain, guided = (sample(cases, Heun(18), physics=physics) for physics in (NoPhysics(), Physics("gradient", 1.0)))
     assert divergence_rms(guided, cases.grid, where) < divergence_rms(plain, cases.grid, where)
-    ones = sample(cases, Heun(18), physics=PhysicsGradient(1.0), batch=1)
+    ones = sample(cases, Heun(18), physics=Physics("gradient", 1.0), batch=1)
     torch.testing.assert_close(guided, ones, equal_nan=True, rtol=1e-5, atol=1e-6)
 
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from ideal import FORMULATIONS, Trigonometric
 
+from vecfield_diffusion.apps.build import build
+from vecfield_diffusion.apps.config import option
 from vecfield_diffusion.diffusion.base import HEADS, Diffusion, karras, reverse_variances, stratified
 from vecfield_diffusion.diffusion.formulations import DDPM, EDM, IDDPM, OU, VE, VP, Flow, Interpolant
 
@@ -252,6 +254,8 @@ def test_grids_by_hand():
     torch.testing.assert_close(EDM().levels(3), torch.tensor([80.0, middle, 0.002, 0.0]).double())
     geometric = torch.tensor([80.0, 0.4, 0.002, 0.0], dtype=torch.float64)
     torch.testing.assert_close(Flow().levels(3, "log_snr"), geometric)
+    torch.testing.assert_close(OU().levels(3), geometric)
+    torch.testing.assert_close(Interpolant().levels(3), geometric)
     flow = Flow()
     t = torch.linspace(80 / 81, 0.002 / 1.002, 9, dtype=torch.float64)
     for grid in ("native", "uniform_t"):
@@ -283,6 +287,43 @@ def test_training_times_follow_their_law():
         assert ends[0] <= t.min() and t.max() <= ends[1]
         assert t.mean().item() == pytest.approx(sum(ends) / 2, abs=1e-4)
         assert t.var().item() == pytest.approx((ends[1] - ends[0]) ** 2 / 12, rel=1e-3)
+
+
+def cut(mean, std, low, high):
+    """Mean and standard deviation of a normal law cut to [low, high]."""
+    normal = torch.distributions.Normal(0.0, 1.0)
+    a, b = (torch.tensor((end - mean) / std) for end in (low, high))
+    mass = normal.cdf(b) - normal.cdf(a)
+    first = (normal.log_prob(a).exp() - normal.log_prob(b).exp()) / mass
+    second = (a * normal.log_prob(a).exp() - b * normal.log_prob(b).exp()) / mass
+    return (mean + std * first).item(), (std * (1 + second - first**2).sqrt()).item()
+
+
+def test_laws_are_cut_to_the_range_of_the_levels():
+    generator = torch.Generator().manual_seed(0)
+    ends = math.log(0.5), math.log(4.0)
+    edm = EDM(sigma_min=0.5, sigma_max=4.0, noise="log_normal", P_mean=0.2, P_std=1.5)
+    flow = Flow(sigma_min=0.5, sigma_max=4.0, times="logit_normal", logit_mean=0.2, logit_std=1.5)
+    for diffusion in (edm, flow):
+        log_s = diffusion.level(diffusion.sample_times(100_000, generator)).log()
+        assert ends[0] - 1e-9 <= log_s.min() and log_s.max() <= ends[1] + 1e-9
+        assert (log_s.mean().item(), log_s.std().item()) == pytest.approx(cut(0.2, 1.5, *ends), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+def test_the_default_sampler_keeps_the_energy(name):
+    """DPM-Solver++(2M) as it is shipped, per eigenvalue of a field whose noise range is that of the formulation."""
+    diffusion = FORMULATIONS[name]()
+    sampler = build(option("sampler", "dpmpp_2m"), "sampler", trusted=True)
+    eigenvalues = torch.logspace(-4, 2, 40, dtype=torch.float64) * min(diffusion.sigma_max / 10, 5) ** 2 / 100
+    field = eigenvalues.view(1, 1, 1, -1)
+    x = sampler.sample(
+        lambda z, s: z * field / (field + s[0] ** 2),
+        diffusion.levels(sampler.steps, sampler.grid),
+        lambda: torch.ones_like(field),
+    )
+    kept = x.square().sum() / eigenvalues.sum()
+    assert 0.98 <= kept <= 1.03
 
 
 def test_stratified_has_one_number_in_each_part():
@@ -349,6 +390,9 @@ def test_reverse_variances_are_those_of_gaussian_data():
         (lambda: VP(beta_d=0.0), "beta_d must be > 0"),
         (lambda: Flow(logit_std=0.0), "logit_std must be > 0"),
         (lambda: Interpolant(gamma=0.0), "gamma must be > 0"),
+        (lambda: EDM(noise="log_normal", P_mean=50.0), "P_mean must lie near the range"),
+        (lambda: Flow(times="logit_normal", logit_mean=-60.0), "logit_mean must lie near the range"),
+        (lambda: EDM().levels(4, "Karras"), "grid must be one of"),
         (lambda: Trigonometric(t_min=0.5, t_max=0.1), "t_min must be below t_max"),
         (lambda: Trigonometric(t_max=1.5).time(torch.ones(1)), "rise with t"),
     ],

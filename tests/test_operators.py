@@ -1,4 +1,4 @@
-"""Divergence and vorticity against analytic fields, discrete identities, adjoints and symmetries."""
+"""The derivatives of a grid against analytic fields, discrete identities, adjoints and symmetries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.physics.grid import EARTH_RADIUS, Grid
-from vecfield_diffusion.physics.operators import divergence, vorticity
+from vecfield_diffusion.physics.operators import divergence, gradient, laplacian, rotated_gradient, vorticity
 
 H, W = 24, 40
 
@@ -199,3 +199,117 @@ def test_float32_agrees_with_float64(operator: object) -> None:
     found = operator(noise().float(), grid)
     assert found.dtype == torch.float32 and found.shape == (3, 1, H, W)
     torch.testing.assert_close(found.double(), operator(noise(), grid), rtol=0, atol=1e-5)
+
+
+def earth(refine: int = 1, valid: Tensor | None = None, descending: bool = False) -> tuple[Grid, Tensor, Tensor]:
+    """A piece of the sphere from 60 S to 60 N, with longitude and latitude in radians."""
+    height, width = 24 * refine, 40 * refine
+    lon = (torch.arange(width) + 0.5).double() * 80 / width
+    lat = (torch.arange(height) + 0.5).double() * 120 / height - 60
+    lat = lat.flip(0) if descending else lat
+    grid = Grid.from_degrees(lon, lat, full(height, width) if valid is None else valid)
+    return grid, torch.deg2rad(lon)[None, :], torch.deg2rad(lat)[:, None]
+
+
+def interior(field: Tensor, refine: int) -> Tensor:
+    return field[..., 3 * refine : -3 * refine, 3 * refine : -3 * refine]
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_second_order_convergence_on_the_sphere(descending: bool) -> None:
+    """u = cos(lat) sin(2 lon), v = cos(lat)^2 sin(lon); p = sin(lat) + cos(lat)^2 cos(2 lon), eigenvalues -2 and -6."""
+
+    def errors(refine: int) -> Tensor:
+        grid, lon, lat = earth(refine, descending=descending)
+        c, s = lat.cos(), lat.sin()
+        velocity = field(c * (2 * lon).sin(), c**2 * lon.sin(), grid)
+        div = 2 * (2 * lon).cos() - 3 * c * s * lon.sin()
+        p = (s + c**2 * (2 * lon).cos())[None, None]
+        slope = field(-2 * c * (2 * lon).sin(), c - 2 * c * s * (2 * lon).cos(), grid)
+        curved = (-2 * s - 6 * c**2 * (2 * lon).cos())[None, None]
+        turned = torch.cat((-slope[:, 1:], slope[:, :1]), dim=1)
+        pairs = (
+            (divergence(velocity, grid) * EARTH_RADIUS, div),
+            (gradient(p, grid) * EARTH_RADIUS, slope),
+            (laplacian(p, grid) * EARTH_RADIUS**2, curved),
+            (rotated_gradient(p, grid) * EARTH_RADIUS, turned),
+        )
+        return torch.stack([interior(found - exact, refine).abs().max() for found, exact in pairs])
+
+    coarse, fine = errors(2), errors(4)
+    order = torch.log2(coarse / fine)
+    assert (order > 1.85).all() and (order < 2.15).all()
+    assert (fine < 0.02).all()
+
+
+def test_potentials_of_a_plane() -> None:
+    """On p = x^2 - x y + 3 y^2 central differences are exact away from the edges; swapped axes or signs are not."""
+    grid = Grid(full(), dx=2.0, dy=0.5)
+    x, y = centres(grid)
+    p = (x**2 - x * y + 3 * y**2)[None, None]
+    slope = field(2 * x - y, 6 * y - x, grid)
+    torch.testing.assert_close(interior(gradient(p, grid), 1), interior(slope, 1))
+    turned = torch.cat((-slope[:, 1:], slope[:, :1]), dim=1)
+    torch.testing.assert_close(rotated_gradient(p, grid), turned)  # its one-sided edges are exact too
+    torch.testing.assert_close(interior(laplacian(p, grid), 2), torch.full((1, 1, H - 12, W - 12), 8.0).double())
+
+
+def spread_grids() -> list[Grid]:
+    """Every pair of boundaries, with and without land, on a plane with uneven rows and on the sphere."""
+    names = ("periodic", "wall", "open")
+    pairs = [{"boundary_x": x, "boundary_y": y} for x in names for y in names]
+    dx = torch.linspace(1, 2, H)
+    lon, lat = torch.linspace(10, 30, W), torch.linspace(60, 20, H)
+    plane = [Grid(valid, dx, 0.5, **pair) for pair in pairs for valid in (full(), island_grid().valid)]
+    return [*plane, *(Grid.from_degrees(lon, lat, island_grid().valid, **pair) for pair in pairs)]
+
+
+@pytest.mark.parametrize("grid", spread_grids())
+def test_gradient_is_minus_the_adjoint_of_divergence(grid: Grid) -> None:
+    area = (grid.dx * grid.dy).abs()[:, None]
+    velocity, p, q = noise(), noise()[:, :1], noise()[:, 1:]
+    terms = area * p * divergence(velocity, grid)
+    other = area * velocity * gradient(p, grid)
+    assert abs(terms.sum() + other.sum()) < 1e-13 * terms.abs().sum()
+    symmetric = (area * (q * laplacian(p, grid) - p * laplacian(q, grid))).sum()
+    energy = (area * p * laplacian(p, grid)).sum()
+    assert abs(symmetric) < 1e-12 * abs(energy)
+    torch.testing.assert_close(energy, -(area * gradient(p, grid).square()).sum())
+
+
+def test_gradient_of_a_constant_vanishes_in_closed_basins() -> None:
+    constant = torch.ones(1, 1, H, W).double()
+    for boundary in ("periodic", "wall"):
+        grid = island_grid(dx=torch.linspace(1, 2, H), boundary_x=boundary, boundary_y="wall")
+        assert gradient(constant, grid).abs().max() < 1e-15
+    assert gradient(constant, replace(grid, boundary_y="open")).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("grid", spread_grids())
+def test_field_of_a_stream_function_has_no_divergence_away_from_coasts(grid: Grid) -> None:
+    psi = noise()[:, :1]
+    velocity = rotated_gradient(psi, grid)
+    clear = torch.ones_like(grid.valid)
+    if not grid.valid.all():
+        land = (~grid.valid)[None, None].double()
+        clear = torch.nn.functional.max_pool2d(land, 3, stride=1, padding=1)[0, 0] == 0
+        clear[[0, 1, 2, -3, -2, -1]] = clear[:, [0, 1, 2, -3, -2, -1]] = False
+    size = divergence(velocity.abs(), grid).abs().max()
+    assert clear.sum() > 100
+    assert divergence(velocity, grid)[..., clear].abs().max() < 1e-13 * size
+
+
+@pytest.mark.parametrize("operator", [gradient, laplacian, rotated_gradient])
+def test_potentials_on_land_never_matter(operator: object) -> None:
+    grid = island_grid(dx=2.0, dy=0.5, boundary_x="periodic", boundary_y="open")
+    clean = noise()[:, :1].clone().requires_grad_()
+    dirty = torch.where(grid.valid, clean.detach(), math.nan).requires_grad_()
+    expected, found = operator(clean, grid), operator(dirty, grid)
+    assert torch.equal(expected, found)
+    assert (found[..., ~grid.valid] == 0).all()
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    assert torch.equal(clean.grad, dirty.grad)
+    narrow = operator(dirty.detach().float(), grid)
+    assert narrow.dtype == torch.float32
+    torch.testing.assert_close(narrow.double(), expected.detach(), rtol=0, atol=2e-5)

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from vecfield_diffusion.apps.build import build
+from vecfield_diffusion.apps.posterior import Posterior
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.hdf5 import open_hdf5
 from vecfield_diffusion.data.netcdf import open_netcdf
@@ -19,11 +20,11 @@ from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.guidance.inpainting import Conditional, Replacement
-from vecfield_diffusion.guidance.physics import NoPhysics
+from vecfield_diffusion.guidance.cfg import NoGuidance
+from vecfield_diffusion.guidance.inpainting import Conditional
+from vecfield_diffusion.guidance.physics import Physics
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.samplers.adaptive import Adaptive
-from vecfield_diffusion.samplers.base import Sampler
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint
 from vecfield_diffusion.training.trainer import network_precision
 
@@ -60,26 +61,48 @@ def network_channels(diffusion: Diffusion) -> dict[str, int]:
     return channels | {"out_channels": 4} if diffusion.learned_variance else channels
 
 
-def check_combination(diffusion: Diffusion, sampler: Sampler, inpainting: Any = None, physics: Any = None) -> None:
-    """Raises UserError where a sampler cannot go with a formulation, or a way to condition with a sampler."""
+def check_path(diffusion: Diffusion) -> None:
+    """Raises UserError where a path has no levels, or none that numbers can hold."""
+    try:
+        low, high = diffusion.sigma_min, diffusion.sigma_max
+        if not 0 < low < high < 1e6:
+            raise ValueError(
+                f"the levels sigma / alpha must rise from above 0 to below 1e6, got {low:.3g} to {high:.3g}"
+            )
+        diffusion.time(torch.tensor([low, high], dtype=torch.float64))
+    except ValueError as error:
+        raise UserError(f"diffusion: {error}. Set diffusion.t_min and diffusion.t_max inside the path") from error
+
+
+def check_combination(diffusion: Diffusion, parts: Posterior) -> None:
+    """Raises UserError where a sampler cannot go with a formulation, or with the way to condition."""
+    sampler, inpainting = parts.sampler, parts.inpainting
+    check_path(diffusion)
     try:
         diffusion.levels(sampler.steps, sampler.grid)
     except ValueError as error:
-        raise UserError(f"sampler.{error}. With sampler.grid=karras any number goes") from error
+        raise UserError(f"sampler.{error}. Give fewer sampler.steps, or sampler.grid=karras, where any go") from error
     if sampler.needs_variance:
         if not diffusion.learned_variance:
             raise UserError(
                 "sampler.variance=learned needs a network that was trained with diffusion=iddpm "
                 f"diffusion.learned_variance=true; {type(diffusion).__name__} knows small and large"
             )
-        if not (inpainting is None or isinstance(inpainting, Conditional)):
-            raise UserError("sampler.variance=learned goes with inpainting=conditional alone")
-        if not (physics is None or isinstance(physics, NoPhysics)):
-            raise UserError("sampler.variance=learned goes with physics=none alone: guidance changes the variance")
-    if isinstance(sampler, Adaptive) and isinstance(inpainting, Replacement):
+        plain = isinstance(parts.guidance, NoGuidance) and not isinstance(parts.physics, Physics)
+        if not (plain and isinstance(inpainting, Conditional)):
+            raise UserError(
+                "sampler.variance=learned goes with inpainting=conditional, physics=none and guidance=none alone: the "
+                "others change the variance"
+            )
+    if isinstance(sampler, Adaptive) and inpainting is not None and inpainting.changes_state:
         raise UserError(
-            "sampler=adaptive has no levels that all members share, which inpainting=replacement needs. Use another "
-            "sampler, or inpainting=conditional"
+            "sampler=adaptive has no levels that all members share, which "
+            f"inpainting={type(inpainting).__name__.lower()} needs. Use another sampler, or inpainting=conditional"
+        )
+    if parts.sensor is not None and not (inpainting is None or inpainting.takes_rows):
+        raise UserError(
+            f"sensor={type(parts.sensor).__name__.lower()} needs inpainting=mmps or pigdm: the network was trained on "
+            "velocities of single cells"
         )
 
 
@@ -112,6 +135,7 @@ def load_trained(ckpt: str, device: torch.device, trust: Sequence[str] = ()) -> 
         diffusion = build(config["diffusion"], "diffusion", trust=trust)
         denoiser = make_denoiser(config, diffusion, normalizer, grid, device, trust=trust)
         denoiser.network.load_state_dict(state["ema"])
+        diffusion.load_state_dict(state.get("diffusion", {}))
         step, units = int(state["counters"]["step"]), str(state["data"]["units"])
         split = {name: range(*block) for name, block in state["data"]["split"].items()}
     except torch.OutOfMemoryError as error:

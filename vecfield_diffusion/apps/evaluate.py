@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vecfield_diffusion.apps.config import Program, option
-from vecfield_diffusion.apps.infer import SAMPLING, check_ranges, fill
+from vecfield_diffusion.apps.infer import SAMPLING, check_ranges, fill, place
 from vecfield_diffusion.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
     from vecfield_diffusion.apps.assemble import Trained
+    from vecfield_diffusion.apps.posterior import Posterior
     from vecfield_diffusion.data.fields import Fields
     from vecfield_diffusion.inference.cases import Cases
 
@@ -37,22 +38,23 @@ NUGGET = 0.01
 
 def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     """Scores on hidden cells for every mask and method; prints a table and writes `scores.csv`."""
-    from vecfield_diffusion.apps.assemble import check_combination, check_grid, choose_device, held_out, load_trained
+    from vecfield_diffusion.apps.assemble import check_grid, choose_device, held_out, load_trained
     from vecfield_diffusion.apps.build import build
+    from vecfield_diffusion.apps.posterior import build_posterior, settle
     from vecfield_diffusion.evaluation.metrics import table
     from vecfield_diffusion.inference.cases import make_cases
     from vecfield_diffusion.inference.files import write_text_atomic
 
     check_ranges(config)
     device = choose_device(config["device"])
-    parts = {key: build(config[key], key, trusted=True) for key in ("sampler", "inpainting", "physics")}
     masks = {name: build(option("mask", name), "mask", trusted=True) for name in config["masks"]}
     if not masks or None in masks.values():
         raise UserError(f"masks={list(masks)}: name options of conf/mask that hide something, such as masks=[block]")
     trained = load_trained(config["ckpt"], device, config["trust"])
-    check_combination(trained.denoiser.diffusion, parts["sampler"], parts["inpainting"], parts["physics"])
+    parts = build_posterior(config, trained, device)
     fields, offered = held_out(trained, "test", config["trust"])
     check_grid(fields, trained)
+    place(parts.sensor, fields)
     count = min(config["cases"], len(offered))
     spaced = [offered[i * len(offered) // count] for i in range(count)]
     indices = [i for i in spaced if fields.read([i]).isfinite().any()]
@@ -62,10 +64,12 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     baselines = fit_baselines(trained, fields)
     rows: list[dict[str, Any]] = []
     for name, mask in masks.items():
-        cases = make_cases(fields, indices, mask, config["seed"], config["sigma_obs"], add_error=True)
+        how = (mask, config["seed"], config["sigma_obs"])
+        cases = make_cases(fields, indices, *how, add_error=True, sensor=parts.sensor)
         if not cases.hidden.any():
             raise UserError(f"masks={list(masks)}: {name} hides no cell, so that there is nothing to score")
-        found = [{"mask": name, **row} for row in scored(config, trained, parts, cases, baselines)]
+        settled = settle(parts, trained, cases.observed)
+        found = [{"mask": name, **row} for row in scored(config, trained, settled, cases, baselines)]
         reference = next(row["rmse_component"] for row in found if row["method"] == "optimal interpolation")
         rows += [{**row, "rmse / OI": row["rmse_component"] / reference} for row in found]
         write_text_atomic(folder / "scores.csv", as_csv(rows))
@@ -92,7 +96,7 @@ def fit_baselines(trained: Trained, fields: Fields) -> dict[str, Any]:
 
 
 def scored(
-    config: dict[str, Any], trained: Trained, parts: dict[str, Any], cases: Cases, baselines: dict[str, Any]
+    config: dict[str, Any], trained: Trained, parts: Posterior, cases: Cases, baselines: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """One row for the ensemble and one for each baseline."""
     from vecfield_diffusion.evaluation.metrics import scores

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from vecfield_diffusion.apps.assemble import Trained
+    from vecfield_diffusion.apps.posterior import Posterior
     from vecfield_diffusion.data.fields import Fields
     from vecfield_diffusion.evaluation.plots import Coordinates
     from vecfield_diffusion.inference.cases import Cases
@@ -39,6 +40,7 @@ main = Program(
         "time": "int | list[int]",
         "colour": "Literal['speed', 'vorticity']",
         "likelihood": "Literal['none', 'hutchinson', 'exact']",
+        "likelihood_steps": "int",
     },
     examples={"ckpt": "python infer.py ckpt=outputs/train/run mask=block"},
     files={"mask": "file"},
@@ -52,20 +54,23 @@ def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
     Raises:
         UserError: A checkpoint, file or option that does not fit.
     """
-    from vecfield_diffusion.apps.assemble import check_combination, choose_device, load_trained
+    from vecfield_diffusion.apps.assemble import choose_device, load_trained
     from vecfield_diffusion.apps.build import build
+    from vecfield_diffusion.apps.posterior import build_posterior, settle
 
     check_ranges(config)
     device = choose_device(config["device"])
-    parts = {key: build(config[key], key, trusted=True) for key in ("mask", "sampler", "inpainting", "physics")}
-    check_likelihood(config, parts)
+    mask = build(config["mask"], "mask", trusted=True)
     trained = load_trained(config["ckpt"], device, config["trust"])
-    check_combination(trained.denoiser.diffusion, parts["sampler"], parts["inpainting"], parts["physics"])
+    parts = build_posterior(config, trained, device)
+    check_likelihood(config, parts, mask)
     print(f"{trained.path}: step {trained.step}, {type(trained.denoiser.diffusion).__name__}")
     fields, indices = chosen_snapshots(config, trained)
-    cases = hide(config, trained, fields, indices, parts["mask"])
+    place(parts.sensor, fields)
+    cases = hide(config, trained, fields, indices, mask, parts.sensor)
+    parts = settle(parts, trained, cases.observed)
     members = fill(config, trained, parts, cases)
-    nats = None if config["likelihood"] == "none" else likelihood(config, trained, parts, cases)
+    nats = None if config["likelihood"] == "none" else likelihood(config, trained, cases)
     return write(config, folder, trained, fields, indices, cases, members, nats)
 
 
@@ -76,23 +81,27 @@ def check_ranges(config: dict[str, Any]) -> None:
             raise UserError(f"{key} must be >= {least}, got {config[key]}")
 
 
-def check_likelihood(config: dict[str, Any], parts: dict[str, Any]) -> None:
+def check_likelihood(config: dict[str, Any], parts: Posterior, mask: Any) -> None:
     """Raises UserError where a density is asked for that there is not."""
     from vecfield_diffusion.data.masks import Empty
+    from vecfield_diffusion.guidance.cfg import NoGuidance
     from vecfield_diffusion.guidance.inpainting import Conditional
-    from vecfield_diffusion.guidance.physics import NoPhysics
+    from vecfield_diffusion.guidance.physics import Physics
 
     if config["likelihood"] == "none":
         return
-    if not (isinstance(parts["inpainting"], Conditional) and isinstance(parts["physics"], NoPhysics)):
-        raise UserError("likelihood is that of the network: it goes with inpainting=conditional physics=none alone")
-    if config["sigma_obs"] == 0 and not isinstance(parts["mask"], Empty):
+    plain = isinstance(parts.guidance, NoGuidance) and not isinstance(parts.physics, Physics) and parts.sensor is None
+    if not (plain and isinstance(parts.inpainting, Conditional | None)):
+        raise UserError(
+            "likelihood is that of the network: it goes with inpainting=conditional physics=none guidance=none alone"
+        )
+    if config["sigma_obs"] == 0 and not isinstance(mask, Empty):
         raise UserError(
             "likelihood: cells observed without error have no density. Add sigma_obs=... (the error of the "
             "observations), or mask=none for the likelihood under the prior"
         )
-    if parts["sampler"].steps < 2:
-        raise UserError(f"likelihood needs sampler.steps >= 2, got {parts['sampler'].steps}")
+    if config["likelihood_steps"] < 2:
+        raise UserError(f"likelihood_steps must be >= 2, got {config['likelihood_steps']}")
 
 
 def chosen_snapshots(config: dict[str, Any], trained: Trained) -> tuple[Fields, list[int]]:
@@ -113,7 +122,16 @@ def chosen_snapshots(config: dict[str, Any], trained: Trained) -> tuple[Fields, 
     return fields, [offered[index] for index in wanted]
 
 
-def hide(config: dict[str, Any], trained: Trained, fields: Fields, indices: list[int], mask: Any) -> Cases:
+def place(sensor: Any, fields: Fields) -> None:
+    """Tells an instrument where the cells are."""
+    import torch
+
+    if sensor is not None:
+        x, y = (torch.from_numpy(each).double() for each in (fields.x, fields.y))
+        sensor.place(x, y, fields.x_name == "lon")
+
+
+def hide(config: dict[str, Any], trained: Trained, fields: Fields, indices: list[int], mask: Any, sensor: Any) -> Cases:
     """The cases to fill. `mask=auto` takes the gaps of `input=` as they are, and hides a block where there is none."""
     from vecfield_diffusion.apps.build import build
     from vecfield_diffusion.apps.config import option
@@ -122,7 +140,8 @@ def hide(config: dict[str, Any], trained: Trained, fields: Fields, indices: list
 
     twin = config["input"] is None
     mask = mask or build(option("mask", "block" if twin else "gaps"), "mask", trusted=True)
-    cases = make_cases(fields, indices, mask, config["seed"], config["sigma_obs"], add_error=twin, grid=trained.grid)
+    how = (mask, config["seed"], config["sigma_obs"])
+    cases = make_cases(fields, indices, *how, add_error=twin, grid=trained.grid, sensor=sensor)
     if not isinstance(mask, Empty):
         for index, snapshot in zip(indices, cases.observed, strict=True):
             if not snapshot.any():
@@ -132,7 +151,7 @@ def hide(config: dict[str, Any], trained: Trained, fields: Fields, indices: list
     return cases
 
 
-def fill(config: dict[str, Any], trained: Trained, parts: dict[str, Any], cases: Cases) -> torch.Tensor:
+def fill(config: dict[str, Any], trained: Trained, parts: Posterior, cases: Cases) -> torch.Tensor:
     """The ensemble `(M, N, 2, H, W)` in physical units, with a progress bar."""
     import torch
     from tqdm import tqdm
@@ -143,10 +162,10 @@ def fill(config: dict[str, Any], trained: Trained, parts: dict[str, Any], cases:
     check_error(cases.sigma_obs, trained)
     denoiser = trained.denoiser
     observation = cases.observation(denoiser.normalizer, denoiser.normalizer.std.device)
-    evaluations = parts["sampler"].evaluations
-    total = None if evaluations is None else config["members"] * len(observation) * evaluations
-    how = (denoiser, parts["sampler"], parts["inpainting"], parts["physics"], observation, trained.grid)
+    total = None if parts.evaluations is None else config["members"] * len(observation) * parts.evaluations
+    how = (denoiser, parts.sampler, parts.inpainting, parts.physics, observation, trained.grid)
     options = {key: config[key] for key in ("members", "seed", "batch")}
+    options |= {"guidance": parts.guidance, "sensor": parts.sensor}
     try:
         with tqdm(total=total, unit=" evaluations", unit_scale=True, disable=None) as bar:
             return sample_ensemble(*how, **options, numbers=cases.numbers, progress=bar.update)
@@ -154,17 +173,19 @@ def fill(config: dict[str, Any], trained: Trained, parts: dict[str, Any], cases:
         raise UserError(f"the GPU's memory is full at batch={config['batch']}: give a smaller one") from error
 
 
-def likelihood(config: dict[str, Any], trained: Trained, parts: dict[str, Any], cases: Cases) -> torch.Tensor:
+def likelihood(config: dict[str, Any], trained: Trained, cases: Cases) -> torch.Tensor:
     """The log-likelihood `(N,)` of the true fields in nats per value, with a progress bar."""
     from tqdm import tqdm
 
     from vecfield_diffusion.inference.likelihood import nats_per_value
 
-    denoiser, sampler = trained.denoiser, parts["sampler"]
+    if not cases.hidden.any():
+        raise UserError("likelihood is that of values which were not observed, and there are none: add mask=none")
+    denoiser, steps = trained.denoiser, config["likelihood_steps"]
     observation = cases.observation(denoiser.normalizer, denoiser.normalizer.std.device)
-    levels = denoiser.diffusion.levels(sampler.steps, sampler.grid)
+    levels = denoiser.diffusion.levels(steps, "log_snr")
     how = (denoiser, cases.truth, observation, trained.grid, levels, config["likelihood"], config["seed"])
-    with tqdm(total=len(observation) * (2 * sampler.steps - 1), unit=" evaluations", disable=None) as bar:
+    with tqdm(total=len(observation) * (2 * steps - 1), unit=" evaluations", disable=None) as bar:
         return nats_per_value(*how, cases.numbers, config["batch"], bar.update)
 
 
@@ -202,10 +223,15 @@ def write(
     results = judge(cases, members, trained)
     if nats is not None:
         results["all"]["log_likelihood"] = nats.mean().item()
-        print(f"log-likelihood: {nats.mean():.4f} nats per value in standard deviations of the data")
+        results["log_likelihood"] = {str(index): value for index, value in zip(indices, nats.tolist(), strict=True)}
+        print(
+            f"log-likelihood: {nats.mean():.4f} nats per value, in standard deviations of the data blurred by "
+            f"{trained.denoiser.diffusion.sigma_min:.3g}"
+        )
     write_text_atomic(folder / "metrics.json", json.dumps(without_nan(results), indent=2) + "\n")
-    if len(results) > 1:
-        print(table([{"cells": name, **values} for name, values in results.items() if name != "all"]))
+    regions = [{"cells": name, **results[name]} for name in ("hidden", "observed") if name in results]
+    if regions:
+        print(table(regions))
     print(f"divergence of the members: {results['all']['divergence_rms']:.3g} per s (RMS)")
     figure_inpainting(
         folder / "figure.png",

@@ -122,6 +122,10 @@ def make_parts(config: dict[str, Any]) -> dict[str, Any]:
 
     from vecfield_diffusion.apps.assemble import check_combination, network_channels
     from vecfield_diffusion.apps.build import build
+    from vecfield_diffusion.apps.posterior import Posterior
+    from vecfield_diffusion.guidance.cfg import NoGuidance
+    from vecfield_diffusion.guidance.inpainting import Conditional
+    from vecfield_diffusion.guidance.physics import NoPhysics
 
     if config["seed"] < 0:
         raise UserError(f"seed must be >= 0, got {config['seed']}")
@@ -130,7 +134,7 @@ def make_parts(config: dict[str, Any]) -> dict[str, Any]:
     if parts["mask"] is None:
         raise UserError("mask=auto is for filling a file: train with mask=mixture, or another of conf/mask")
     diffusion = build(with_levels(config, 80.0)["diffusion"], "diffusion", trusted=True)
-    check_combination(diffusion, parts["sampler"])
+    check_combination(diffusion, Posterior(parts["sampler"], Conditional(), NoPhysics(), NoGuidance()))
     torch.manual_seed(config["seed"])
     build(config["model"], "model", trusted=True, periodic=(False, False), **network_channels(diffusion))
     build(config["optimizer"], "optimizer", trusted=True, params=[torch.nn.Parameter(torch.zeros(1))])
@@ -165,7 +169,7 @@ def announce(denoiser: Denoiser, statistics: Statistics, augmentation: tuple[str
         f"{size / 1e6:.2f} M parameters in {precision} on {next(denoiser.parameters()).device.type}; "
         f"augmentation: {', '.join(augmentation) or 'none'}"
     )
-    if diffusion.sigma_max < statistics.sigma_max:
+    if diffusion.sigma_max < 0.999 * statistics.sigma_max:
         print(
             f"note: with noise up to {diffusion.sigma_max:.3g} only, samples without observations lose energy at the "
             "largest scales"
@@ -196,7 +200,7 @@ def check_config(config: dict[str, Any], folder: Path) -> bool:
     if not path.exists() or not any((folder / "checkpoints").glob("*.pt")):
         return False
     before, now = leaves(yaml.safe_load(path.read_text())), leaves(yaml.safe_load(yaml.safe_dump(config)))
-    for key in sorted(before.keys() | now.keys()):
+    for key in sorted(before):  # a key that there was not then had the value that is now its default
         free = any(key == each or key.startswith(f"{each}.") for each in FREE)
         if not free and before.get(key) != now.get(key) and (key, now.get(key)) != ("diffusion.sigma_max", "auto"):
             raise UserError(

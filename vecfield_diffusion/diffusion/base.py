@@ -32,7 +32,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class Diffusion(nn.Module):
     """One formulation. `t` is its own time, a float tensor of any shape; `s` is the noise level.
 
     A path of your own is a subclass with `alpha` and `sigma`, a preconditioner of your own one with `preconditioning`;
-    all else follows from them. The level must rise with t.
+    all else follows from them. The level must rise with t; alpha and sigma may not have parameters to be trained.
 
     Arguments:
         t_min: The time of the lowest noise level that the network is trained on.
@@ -87,6 +87,7 @@ class Diffusion(nn.Module):
         self.t_min, self.t_max, self.prediction, self.sigma_data = t_min, t_max, prediction, sigma_data
         #: u(c_noise), the logarithm of the loss that is to be expected at a level; see `EDM`.
         self.uncertainty: nn.Module | None = None
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     # The path.
 
@@ -112,7 +113,7 @@ class Diffusion(nn.Module):
         Here by a table of ln s and secant steps. The table goes on beyond the range as far as the path does, since some
         steps of a sampler look there; a level beyond the table has the time of its end.
         """
-        nodes, logs = (values.to(s.device) for values in self._table)
+        nodes, logs = self._table(s.device)
         log_s = s.double().log().clamp(logs[0], logs[-1])
         low = (torch.searchsorted(logs, log_s.contiguous(), right=True) - 1).clamp(0, len(nodes) - 2)
         start, end = nodes[low], nodes[low + 1]
@@ -122,12 +123,17 @@ class Diffusion(nn.Module):
             t = (t + slope * (log_s - self.level(t).log())).clamp(start, end)
         return t.to(s.dtype)
 
-    @cached_property
-    def _table(self) -> tuple[Tensor, Tensor]:
-        """Times, and ln s at them: 4096 intervals over the range, and more on both sides."""
-        inside = torch.linspace(self.t_min, self.t_max, 4097, dtype=torch.float64)
-        above = self.t_max + (self.t_max - self.t_min) * torch.linspace(0, 0.5, 2049, dtype=torch.float64)[1:]
-        below = self.t_min * torch.logspace(-3, 0, 257, dtype=torch.float64)[:-1] if self.t_min > 0 else inside[:0]
+    def _table(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Times, and ln s at them: 4096 intervals over the range, and more on both sides; made once on a device."""
+        if device not in self._tables:
+            self._tables[device] = self._tabulate(device)
+        return self._tables[device]
+
+    def _tabulate(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        where = {"dtype": torch.float64, "device": device}
+        inside = torch.linspace(self.t_min, self.t_max, 4097, **where)
+        above = self.t_max + (self.t_max - self.t_min) * torch.linspace(0, 0.5, 2049, **where)[1:]
+        below = self.t_min * torch.logspace(-3, 0, 257, **where)[:-1] if self.t_min > 0 else inside[:0]
         nodes = torch.cat([below, inside, above])
         logs = self.level(nodes).log()
         faults = (~(logs[:-1].isfinite() & logs[1:].isfinite() & (logs.diff() > 0))).nonzero()[:, 0]
@@ -185,13 +191,14 @@ class Diffusion(nn.Module):
                 `uniform_t` the time of the formulation.
 
         Raises:
-            ValueError: More steps than the formulation has levels.
+            ValueError: More steps than the formulation has levels, or a grid of another name.
         """
+        if grid not in get_args(GridName):
+            raise ValueError(f"grid must be one of {', '.join(get_args(GridName))}, got {grid}")
         if grid == "karras":
             return karras(self.sigma_min, self.sigma_max, steps, self.rho)
         if grid == "log_snr":
-            ends = math.log(self.sigma_max), math.log(self.sigma_min)
-            return to_zero(torch.linspace(*ends, steps, dtype=torch.float64).exp())
+            return geometric(self.sigma_min, self.sigma_max, steps)
         return self.native(steps) if grid == "native" else self.uniform(steps)
 
     def native(self, steps: int) -> Tensor:
@@ -272,6 +279,11 @@ def stratified(n: int, generator: torch.Generator) -> Tensor:
 def to_zero(levels: Tensor) -> Tensor:
     """The levels, and 0."""
     return torch.cat([levels, levels.new_zeros(1)])
+
+
+def geometric(sigma_min: float, sigma_max: float, steps: int) -> Tensor:
+    """`(steps + 1,)` levels evenly spaced in ln s, and 0."""
+    return to_zero(torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64).exp())
 
 
 def karras(sigma_min: float, sigma_max: float, steps: int, rho: float = 7.0) -> Tensor:

@@ -37,6 +37,10 @@ class Denoiser(nn.Module):
         super().__init__()
         self.network, self.diffusion, self.normalizer, self.autocast = network, diffusion, normalizer, autocast
 
+    def in_float32(self) -> Denoiser:
+        """The same denoiser without autocast, for derivatives: they are small differences of large numbers."""
+        return Denoiser(self.network, self.diffusion, self.normalizer).train(self.training)
+
     def forward(self, z: Tensor, s: Tensor, observation: Observation) -> Tensor:
         """The posterior mean `(B, 2, H, W)` of fields `z` at noise levels `s` `(B,)`, given the observation.
 

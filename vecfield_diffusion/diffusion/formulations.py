@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vecfield_diffusion.diffusion.base import Diffusion, Prediction, karras, stratified, to_zero
+from vecfield_diffusion.diffusion.base import Diffusion, Prediction, geometric, karras, stratified, to_zero
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.models.layers import FourierEmbedding
 from vecfield_diffusion.physics.grid import Grid
@@ -72,6 +72,8 @@ class EDM(Diffusion):
             if value <= 0:
                 raise ValueError(f"{name} must be > 0, got {value}")
         self.noise, self.P_mean, self.P_std, self.rho = noise, P_mean, P_std, rho
+        if noise == "log_normal":
+            self.sample_times(1, torch.Generator())
         if uncertainty:
             self.uncertainty = LogLoss()
 
@@ -83,7 +85,7 @@ class EDM(Diffusion):
         low, high = math.log(self.t_min), math.log(self.t_max)
         if self.noise == "log_uniform":
             return torch.exp(low + u * (high - low))
-        return torch.exp(cut_normal(u, self.P_mean, self.P_std, low, high))
+        return torch.exp(cut_normal(u, "P_mean", self.P_mean, self.P_std, low, high))
 
     def native(self, steps: int) -> Tensor:
         return karras(self.sigma_min, self.sigma_max, steps, self.rho)
@@ -250,6 +252,9 @@ class OU(VariancePreserving):
         low, high = levels_in_order(sigma_min, sigma_max)
         super().__init__(low / math.hypot(1, low), high / math.hypot(1, high), prediction, sigma_data)
         self.M, self.published = M, inputs == "published"
+
+    def native(self, steps: int) -> Tensor:
+        return geometric(self.sigma_min, self.sigma_max, steps)  # even steps in t leave out what lies above s = 4
 
     def level(self, t: Tensor) -> Tensor:
         return t / ((1 - t) * (1 + t)).sqrt()
@@ -454,6 +459,7 @@ class Flow(Diffusion):
             raise ValueError(f"logit_std must be > 0, got {logit_std}")
         super().__init__(low / (1 + low), high / (1 + high), prediction, sigma_data)
         self.times, self.logit_mean, self.logit_std = times, logit_mean, logit_std
+        self.sample_times(1, torch.Generator())
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t
@@ -468,7 +474,7 @@ class Flow(Diffusion):
         if self.times == "uniform":
             return super().sample_times(n, generator)
         ends = (math.log(t / (1 - t)) for t in (self.t_min, self.t_max))
-        return torch.sigmoid(cut_normal(stratified(n, generator), self.logit_mean, self.logit_std, *ends))
+        return torch.sigmoid(cut_normal(stratified(n, generator), "logit_mean", self.logit_mean, self.logit_std, *ends))
 
 
 class Interpolant(Diffusion):
@@ -525,6 +531,9 @@ class Interpolant(Diffusion):
         # Times 2 sqrt(t (1 - t)), which is finite at both ends.
         return -2 * (t * (1 - t)).sqrt(), self.gamma * (1 - 2 * t)
 
+    def native(self, steps: int) -> Tensor:
+        return geometric(self.sigma_min, self.sigma_max, steps)  # even steps in t leave out what lies below s = 0.2
+
     def prepare(self, observation: Observation, grid: Grid) -> Observation:
         seen = observation.observed, observation.valid
         return replace(observation, guess=harmonic_fill(observation.y, *seen, grid.periodic, grid.dx, grid.dy))
@@ -539,8 +548,14 @@ def levels_in_order(sigma_min: float, sigma_max: SigmaMax) -> tuple[float, float
     return sigma_min, sigma_max
 
 
-def cut_normal(u: Tensor, mean: float, std: float, low: float, high: float) -> Tensor:
-    """Numbers of the normal law cut to [low, high], none heaped up at its ends, from `u` uniform in [0, 1)."""
+def cut_normal(u: Tensor, name: str, mean: float, std: float, low: float, high: float) -> Tensor:
+    """Numbers of the normal law cut to [low, high], none heaped up at its ends, from `u` uniform in [0, 1).
+
+    Raises:
+        ValueError: Next to nothing of the law lies in the range; `name` is what the mean is called.
+    """
     ends = (torch.tensor([low, high], dtype=torch.float64) - mean) / std
     first, last = torch.special.ndtr(ends).tolist()
+    if last - first < 1e-6:
+        raise ValueError(f"{name} must lie near the range of the levels, {low:.3g} to {high:.3g}, got {mean}")
     return mean + std * torch.special.ndtri((first + u * (last - first)).double())

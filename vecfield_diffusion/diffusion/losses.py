@@ -46,7 +46,7 @@ def denoising_loss(
     x_hat, fraction = denoiser.moments(z, s, observation)
     loss = diffusion.weight(t).to(x0.dtype) * mean_measured((x_hat - x0).square(), measured)
     if training and fraction is not None:
-        bound = variational_bound(x0, x_hat.detach(), fraction, s, diffusion.below(level).to(x0.dtype))
+        bound = variational_bound(x0, x_hat.detach(), fraction, level, diffusion.below(level))
         # One of the M terms of the chain stands for all.
         loss = loss + diffusion.vlb_weight * diffusion.M * mean_measured(bound, measured)
     if training and diffusion.uncertainty is not None:
@@ -71,10 +71,11 @@ def variational_bound(x0: Tensor, x_hat: Tensor, fraction: Tensor, s: Tensor, r:
         x0: The clean fields.
         x_hat: The estimate of them.
         fraction: v.
-        s: The levels, `(B,)`.
-        r: The next lower levels, `(B,)`, above 0.
+        s: The levels, `(B,)` in float64.
+        r: The next lower levels, `(B,)` in float64, above 0.
     """
-    small, large = (column(variance) for variance in reverse_variances(s, r))
-    log_ratio = fraction * (large / small).log()  # of the variance of p to that of q
-    difference = (1 - column(r / s) ** 2) * (x0 - x_hat)
-    return (log_ratio + (1 + difference**2 / small) * torch.exp(-log_ratio) - 1) / 2
+    small, large = reverse_variances(s, r)
+    # Neighbouring levels are nearly the same: their differences are taken before the precision is given up.
+    span, share = (column(each.to(x0.dtype)) for each in ((large / small).log(), (1 - (r / s) ** 2) / small.sqrt()))
+    log_ratio = fraction * span  # of the variance of p to that of q
+    return (log_ratio + (1 + (share * (x0 - x_hat)) ** 2) * torch.exp(-log_ratio) - 1) / 2

@@ -63,6 +63,15 @@ class Observation:
         values = (getattr(self, field.name) for field in fields(self))
         return Observation(*(None if value is None else function(value) for value in values))
 
+    def nothing(self) -> Observation:
+        """The same with nothing observed in any sample: what the unconditional prior is told."""
+        return self.forget(torch.ones(len(self), dtype=torch.bool, device=self.valid.device))
+
+    def concatenate(self, other: Observation) -> Observation:
+        """The samples of both, one after the other; tensors of the same shapes but for the batch."""
+        pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+        return Observation(*(None if first is None else torch.cat([first, second]) for first, second in pairs))
+
     def to(self, device: torch.device | str) -> Observation:
         """The same on `device`."""
         return self.apply(lambda tensor: tensor.to(device))

@@ -6,7 +6,10 @@ method changes the state between steps, a hook.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +17,9 @@ from torch import Tensor
 from vecfield_diffusion.diffusion.denoiser import DenoiserFunction
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.samplers.base import BoundDenoiser, Hook, NoiseFunction
+
+if TYPE_CHECKING:
+    from vecfield_diffusion.guidance.linear import LinearObservation
 
 
 @dataclass(frozen=True)
@@ -31,32 +37,85 @@ class Bound:
         return self.denoiser.moments(z, s, self.observation)
 
 
-class Conditional:
-    """The network is told the observation: it was trained to give E[x0 | z, y]. No approximation but the training."""
+class Inpainting(ABC):
+    """A way to make samples agree with an observation.
 
-    def bind(self, denoiser: DenoiserFunction, observation: Observation) -> BoundDenoiser:
-        """The denoiser with the observation as its condition."""
-        return Bound(denoiser, observation)
+    Attributes:
+        repeats: How often each step of the sampler is taken; see `Sampler.sample`.
+        changes_state: Whether it has a hook, which needs one level for the whole batch.
+        takes_rows: Whether it takes linear observations, such as those of a sensor.
+        weighs_rows: Whether it gives each row the weight of its error, so that rows of physics may stand beside.
+        differentiates: Whether it differentiates the denoiser, which then computes in float32.
+    """
 
-    def hook(self, observation: Observation, noise: NoiseFunction) -> Hook | None:
-        """None: the state is left alone."""
+    repeats: int = 1
+    changes_state: bool = False
+    takes_rows: bool = False
+    weighs_rows: bool = False
+    differentiates: bool = False
+
+    @abstractmethod
+    def bind(
+        self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
+    ) -> BoundDenoiser:
+        """A denoiser of `(z, s)` given the observation and further linear observations."""
+
+    def hook(
+        self, observation: Observation, noise: NoiseFunction, bound: BoundDenoiser | None = None, steps: int = 1
+    ) -> Hook | None:
+        """What is done to the state after each step; None leaves it alone.
+
+        Arguments:
+            observation: What `bind` was given.
+            noise: Unit normal noise.
+            bound: What `bind` gave.
+            steps: The number of steps of the sampler.
+        """
         return None
 
 
-class Replacement:
+class Conditional(Inpainting):
+    """The network is told the observation: it was trained to give E[x0 | z, y]. No approximation but the training."""
+
+    def bind(
+        self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
+    ) -> BoundDenoiser:
+        """The denoiser with the observation as its condition."""
+        return Bound(denoiser, observation)
+
+
+class RePaint(Inpainting):
     """The unconditional prior, with the observed cells replaced by the observation at the level of the sample.
 
     After the step to a level r >= sigma_y, `z[observed] = y + sqrt(r^2 - sigma_y^2) eps`, so that the known cells carry
     the noise that the rest carries (Song et al., ICLR 2021, appendix I.2). The hidden cells see the known ones through
-    the denoiser alone and the result is biased: a third of a standard deviation on sparse pixels. For comparison.
+    the denoiser alone, and taken once the result is biased: a third of a standard deviation on sparse pixels. RePaint
+    goes back up by fresh noise and takes each step `resamples` times (Lugmayr et al., CVPR 2022, algorithm 1), which
+    tends to the posterior as they grow, with stochastic samplers such as `ddpm`.
+
+    Arguments:
+        resamples: How often each step is taken; 1 is the plain replacement.
+
+    Raises:
+        ValueError: Fewer than one.
     """
 
-    def bind(self, denoiser: DenoiserFunction, observation: Observation) -> BoundDenoiser:
-        """The denoiser of the prior: it is told of no observation."""
-        nothing = observation.forget(torch.ones(len(observation), dtype=torch.bool, device=observation.y.device))
-        return Bound(denoiser, nothing)
+    changes_state = True
 
-    def hook(self, observation: Observation, noise: NoiseFunction) -> Hook:
+    def __init__(self, resamples: int = 10) -> None:
+        if resamples < 1:
+            raise ValueError(f"resamples must be >= 1, got {resamples}")
+        self.repeats = resamples
+
+    def bind(
+        self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
+    ) -> BoundDenoiser:
+        """The denoiser of the prior: it is told of no observation."""
+        return Bound(denoiser, observation.nothing())
+
+    def hook(
+        self, observation: Observation, noise: NoiseFunction, bound: BoundDenoiser | None = None, steps: int = 1
+    ) -> Hook:
         """The replacement after each step."""
 
         def replace(z: Tensor, r: float) -> Tensor:

@@ -1,91 +1,200 @@
-"""Guidance by physics: a gradient step on the estimate of the clean field.
+"""What is known of the flow beside the observations: divergence, curl, conserved totals, walls.
 
-With `D` the denoiser and `E` an energy of the field in physical units, the guided denoiser is
+Each term is a linear map L of the velocity in physical units, a target and a tolerance tau. They act in one of three
+ways.
 
-    D <- D - w s^2 / (sd^2 + s^2) grad E(D),
+**rows** (with `inpainting=mmps` and `pigdm`): further observations, `target = L u + tau eps`. The posterior with them
+is exact in the limit, whatever is observed beside.
 
-below a threshold of the noise level, the step clipped to the length of `z - D`, each sample by itself (the gradient on
-the Tweedie estimate of Chung et al., ICLR 2023, with the Jacobian s^2 / (sd^2 + s^2) of a white prior in its place;
-used for partial differential equations by Huang et al., DiffusionPDE, NeurIPS 2024). The energy is a sum of squares,
+**gradient** (with any other): a step on the estimate of the clean field,
 
-    E = (w_div |div u - div_0|^2 / |div|^2 + w_curl |curl u - curl_0|^2 / |curl|^2) / (2 std^2),
+    D <- D - w s^2 / (sd^2 + s^2) grad E(D),    E = sum w_L |L u - target|^2 / |L|^2 / (2 std^2),
 
-where |L|^2, the largest eigenvalue of L^T L on the grid, makes it independent of grid and units: a weight of 1 is one
-full Richardson step for the shortest waves, and weights of up to 2 together are stable.
+below a threshold of the noise level, clipped to the length of `z - D`, each sample by itself (the gradient on the
+Tweedie estimate of Chung et al., ICLR 2023, with the Jacobian s^2 / (sd^2 + s^2) of a white prior in its place; for
+partial differential equations Huang et al., DiffusionPDE, NeurIPS 2024). |L|^2, the largest eigenvalue of L^T L on the
+grid, makes the energy independent of grid and units: a weight of 1 is one full Richardson step for the shortest waves,
+and weights of up to 2 together are stable.
+
+**hard**: the finished field is moved to the nearest one without divergence, the observed cells held. Real flows seen at
+a finite resolution are not free of divergence: this is for those that are by construction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vecfield_diffusion.diffusion.denoiser import column
-from vecfield_diffusion.diffusion.normalizer import Normalizer
+from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
+from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.guidance.linear import LinearObservation, Operator, operator_rows
 from vecfield_diffusion.physics import operators
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.physics.projection import project
 from vecfield_diffusion.samplers.base import BoundDenoiser
 
 
+@dataclass(frozen=True)
+class Term:
+    """One thing that is known.
+
+    Arguments:
+        name: What messages call it.
+        weight: Of its energy; 0 leaves it out.
+        operator: L.
+        target: What `L u` should be.
+        tau: How far it may be off, in the units of the target.
+    """
+
+    name: str
+    weight: float
+    operator: Operator
+    target: float | tuple[float, float]
+    tau: float | Literal["auto"]
+
+    def aim(self, like: Tensor) -> Tensor:
+        """The target as a tensor that broadcasts against `L u`."""
+        return torch.as_tensor(self.target, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+
+
 class NoPhysics:
-    """No guidance."""
+    """Nothing but the observations."""
+
+    def rows(self, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
+        """No further observations."""
+        return ()
 
     def guide(self, denoise: BoundDenoiser, normalizer: Normalizer, grid: Grid) -> BoundDenoiser:
         """The denoiser itself."""
         return denoise
 
+    def finish(self, x: Tensor, observation: Observation, normalizer: Normalizer, grid: Grid) -> Tensor:
+        """The field itself."""
+        return x
 
-class PhysicsGradient:
-    """Pulls divergence and curl towards prescribed values.
+
+class Physics(NoPhysics):
+    """Terms and the way in which they act; see the module.
 
     Arguments:
-        divergence: The weight of the divergence.
+        mode: `rows`, `gradient` or `hard`; `auto` is rows where the inpainting takes them, else gradient.
+        divergence: The weight of the divergence; it is a term in every mode where it is not 0.
         curl: The weight of the vertical component of the curl.
+        no_flow: The weight of the velocity through walls and coasts, of the cells beside them.
         divergence_target: The prescribed divergence in s^-1.
         curl_target: The prescribed curl in s^-1. The target 0 is for flows without rotation: it damps eddies.
-        below: Guidance acts at noise levels below this one, in standard deviations of the data.
+        momentum: The prescribed mean velocity `[u, v]` in the units of the data; null leaves it free.
+        kinetic_energy: The prescribed mean of `|u|^2 / 2`, in the units of the data squared, in gradient mode; null
+            leaves it free.
+        tau: How far the divergence may be off as a row, in s^-1; `auto` is the RMS divergence of the training data.
+        curl_tau: Likewise of the curl; `auto` is a tenth of the RMS vorticity of the training data.
+        velocity_tau: Likewise of momentum and flow through walls, in the units of the data.
+        below: The gradient acts at noise levels below this one, in standard deviations of the data.
 
     Raises:
-        ValueError: A negative weight, or more than 2 together, where the step overshoots and grows.
+        ValueError: A negative weight or more than 2 together, where the step overshoots and grows; tolerances that are
+            not positive; a mode that a term does not go with.
     """
 
     def __init__(
         self,
+        mode: Literal["auto", "rows", "gradient", "hard"] = "auto",
         divergence: float = 1.0,
         curl: float = 0.0,
+        no_flow: float = 0.0,
         divergence_target: float = 0.0,
         curl_target: float = 0.0,
+        momentum: tuple[float, float] | None = None,
+        kinetic_energy: float | None = None,
+        tau: float | Literal["auto"] = "auto",
+        curl_tau: float | Literal["auto"] = "auto",
+        velocity_tau: float = 0.01,
         below: float = 10.0,
     ) -> None:
-        for name, value in (("divergence", divergence), ("curl", curl)):
+        weights = {"divergence": divergence, "curl": curl, "no_flow": no_flow}
+        for name, value in weights.items():
             if not 0 <= value <= 2:
                 raise ValueError(f"{name} must be in [0, 2], a larger step overshoots, got {value}")
-        if divergence + curl > 2:
-            raise ValueError(f"curl must be at most 2 together with divergence={divergence}, got {curl}")
-        self.terms = (
-            (divergence, operators.divergence, divergence_target),
-            (curl, operators.vorticity, curl_target),
-        )
-        self.below = below
+        if sum(weights.values()) > 2:
+            raise ValueError(
+                f"curl and no_flow must be at most 2 together with divergence={divergence}, got {curl + no_flow}"
+            )
+        for name, value in (("tau", tau), ("curl_tau", curl_tau), ("velocity_tau", velocity_tau)):
+            if value != "auto" and value <= 0:
+                raise ValueError(f"{name} must be > 0, got {value}")
+        if kinetic_energy is not None and kinetic_energy <= 0:
+            raise ValueError(f"kinetic_energy must be > 0 or null, got {kinetic_energy}")
+        if kinetic_energy is not None and mode in ("rows", "hard"):
+            raise ValueError(f"kinetic_energy is not linear: it goes with mode=gradient, not {mode}")
+        if mode == "hard" and (curl or no_flow or momentum is not None or divergence_target):
+            raise ValueError("mode=hard takes the divergence to zero, and nothing else")
+        self.mode, self.kinetic_energy, self.below = mode, kinetic_energy, below
+        terms = [
+            Term("divergence", divergence, operators.divergence, divergence_target, tau),
+            Term("curl", curl, operators.vorticity, curl_target, curl_tau),
+            Term("no_flow", no_flow, through_walls, 0.0, velocity_tau),
+        ]
+        if momentum is not None:
+            terms.append(Term("momentum", 1.0, mean_velocity, tuple(momentum), velocity_tau))
+        self.terms = [term for term in terms if term.weight]
+
+    def resolve(self, weighs_rows: bool, statistics: Statistics) -> Physics:
+        """The same with `auto` replaced by what the inpainting takes and the training data say.
+
+        Raises:
+            ValueError: Rows for an inpainting that takes none.
+        """
+        if self.mode == "rows" and not weighs_rows:
+            raise ValueError("mode=rows needs inpainting=mmps or pigdm: another has no place for them")
+        found = {"divergence": statistics.divergence_rms, "curl": 0.1 * statistics.vorticity_rms}
+        known = copy.copy(self)
+        if self.mode == "auto":
+            known.mode = "rows" if weighs_rows and self.kinetic_energy is None else "gradient"
+        known.terms = [
+            Term(term.name, term.weight, term.operator, term.target, max(found[term.name], 1e-12))
+            if term.tau == "auto"
+            else term
+            for term in self.terms
+        ]
+        return known
+
+    def rows(self, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
+        """The terms as linear observations of normalised fields, over tau: their error is 1."""
+        if self.mode != "rows":
+            return ()
+        like = normalizer.std
+        return [operator_rows(term.operator, term.aim(like), term.tau, grid, normalizer) for term in self.terms]
 
     def energy(self, velocity: Tensor, std: Tensor, grid: Grid, norms: list[Tensor]) -> Tensor:
         """E of every sample `(B,)`, dimensionless, of velocities `(B, 2, H, W)` in physical units; see `norms`."""
         total = torch.zeros(len(velocity), dtype=velocity.dtype, device=velocity.device)
-        for (weight, operator, target), norm in zip(self.terms, norms, strict=True):
-            if weight:
-                excess = torch.where(grid.valid, (operator(velocity, grid) - target) / std, 0.0)
-                total = total + weight / 2 / norm * excess.square().sum(dim=(1, 2, 3))
+        for term, norm in zip(self.terms, norms, strict=True):
+            values = term.operator(velocity, grid)
+            excess = (values - term.aim(values)) / std
+            if values.shape[-2:] == grid.shape:
+                excess = torch.where(grid.valid, excess, 0.0)
+            total = total + term.weight / 2 / norm * excess.square().sum(dim=(1, 2, 3))
+        if self.kinetic_energy is not None:
+            cells = grid.valid.sum()
+            mean = torch.where(grid.valid, velocity, 0.0).square().sum(dim=(1, 2, 3)) / (2 * cells)
+            # |grad|^2 = 2 K / cells where the mean is K.
+            total = total + (mean - self.kinetic_energy) ** 2 * cells / (4 * self.kinetic_energy * std**2)
         return total
 
     def norms(self, grid: Grid, like: Tensor) -> list[Tensor]:
-        """|L|^2 of each operator on the grid, in m^-2; 1 for one without weight."""
-        return [
-            squared_norm(operator, grid, like) if weight else like.new_ones(()) for weight, operator, _ in self.terms
-        ]
+        """|L|^2 of each term on the grid."""
+        return [squared_norm(term.operator, grid, like) for term in self.terms]
 
     def guide(self, denoise: BoundDenoiser, normalizer: Normalizer, grid: Grid) -> BoundDenoiser:
-        """The guided denoiser of normalised fields on `grid`."""
+        """The guided denoiser of normalised fields on `grid`, in gradient mode."""
+        if self.mode not in ("gradient", "auto"):
+            return denoise
         norms = self.norms(grid, normalizer.std)
 
         def guided(z: Tensor, s: Tensor) -> Tensor:
@@ -103,8 +212,33 @@ class PhysicsGradient:
 
         return guided
 
+    def finish(self, x: Tensor, observation: Observation, normalizer: Normalizer, grid: Grid) -> Tensor:
+        """The nearest field without divergence that keeps the observed cells, in hard mode."""
+        if self.mode != "hard":
+            return x
+        return normalizer.normalize(project(normalizer.denormalize(x), grid, observation.observed))
 
-def squared_norm(operator: Callable[[Tensor, Grid], Tensor], grid: Grid, like: Tensor, iterations: int = 50) -> Tensor:
+
+def mean_velocity(velocity: Tensor, grid: Grid) -> Tensor:
+    """The mean of `(B, 2, H, W)` over the valid cells, `(B, 2, 1, 1)`."""
+    return torch.where(grid.valid, velocity, 0.0).sum(dim=(2, 3), keepdim=True) / grid.valid.sum()
+
+
+def through_walls(velocity: Tensor, grid: Grid) -> Tensor:
+    """The velocity across walls and coasts of the cells beside them, `(B, 2, H, W)`, 0 in all others."""
+    beside = torch.stack([_beside(grid.valid, grid.boundary_x), _beside(grid.valid.mT, grid.boundary_y).mT])
+    return torch.where(beside, velocity, 0.0)
+
+
+def _beside(valid: Tensor, boundary: str) -> Tensor:
+    """Valid cells with land or a wall on one side along the last axis, `(H, W)`."""
+    before, after = valid.roll(1, -1), valid.roll(-1, -1)
+    if boundary != "periodic":
+        before[:, 0] = after[:, -1] = boundary == "open"
+    return valid & ~(before & after)
+
+
+def squared_norm(operator: Operator, grid: Grid, like: Tensor, iterations: int = 50) -> Tensor:
     """The largest eigenvalue of L^T L of a linear operator on fields `(1, 2, H, W)`, by power iteration.
 
     The iteration comes from below, so five percent are added.

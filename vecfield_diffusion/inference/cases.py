@@ -11,6 +11,7 @@ from torch import Tensor
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.guidance.sensors import Sensor
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.training.batches import MaskFunction, seeded
 
@@ -56,6 +57,7 @@ def make_cases(
     sigma_obs: float = 0.0,
     add_error: bool = False,
     grid: Grid | None = None,
+    sensor: Sensor | None = None,
 ) -> Cases:
     """Hides what `mask` does not observe of the snapshots `indices`; a case depends on the seed and its snapshot alone.
 
@@ -67,6 +69,7 @@ def make_cases(
         sigma_obs: The error of the observations in physical units.
         add_error: Whether the observations are to be given this error; those of an instrument have it already.
         grid: The domain; that of the fields if None.
+        sensor: The instrument, where the truth is to be seen through one.
     """
     grid = fields.grid if grid is None else grid
     truth = fields.read(indices).masked_fill(~grid.valid, torch.nan)
@@ -76,5 +79,7 @@ def make_cases(
         if cells.any():  # a snapshot that measured nothing has nothing to observe
             seen |= mask(1, cells[0], seeded(seed, int(i), 0))[0] & cells
     error = torch.stack([torch.randn(truth.shape[1:], generator=seeded(seed, int(i), 1)) for i in indices])
-    y = torch.where(observed, truth + (sigma_obs if add_error else 0.0) * error, torch.nan)
+    seen = truth if sensor is None or not add_error else sensor.measure(truth, grid)
+    observed &= seen[:, :1].isfinite()
+    y = torch.where(observed, seen + (sigma_obs if add_error else 0.0) * error, torch.nan)
     return Cases([int(i) for i in indices], truth, observed, y, sigma_obs, grid)

@@ -9,30 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.diffusion.denoiser import Denoiser, DenoiserFunction
+from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.guidance.cfg import Guidance, NoGuidance
+from vecfield_diffusion.guidance.inpainting import Inpainting
+from vecfield_diffusion.guidance.physics import NoPhysics
+from vecfield_diffusion.guidance.sensors import Sensor
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.samplers.base import BoundDenoiser, Hook, NoiseFunction, Sampler
-
-
-class Inpainting(Protocol):
-    """See `vecfield_diffusion.guidance.inpainting`."""
-
-    def bind(self, denoiser: DenoiserFunction, observation: Observation) -> BoundDenoiser: ...
-
-    def hook(self, observation: Observation, noise: NoiseFunction) -> Hook | None: ...
-
-
-class Physics(Protocol):
-    """See `vecfield_diffusion.guidance.physics`."""
-
-    def guide(self, denoise: BoundDenoiser, normalizer: torch.nn.Module, grid: Grid) -> BoundDenoiser: ...
+from vecfield_diffusion.samplers.base import NoiseFunction, Sampler
 
 
 def member_seed(seed: int, case: int, member: int) -> int:
@@ -60,7 +49,7 @@ def sample_ensemble(
     denoiser: Denoiser,
     sampler: Sampler,
     inpainting: Inpainting,
-    physics: Physics,
+    physics: NoPhysics,
     observation: Observation,
     grid: Grid,
     members: int,
@@ -68,6 +57,8 @@ def sample_ensemble(
     numbers: Sequence[int] | None = None,
     batch: int = 64,
     progress: Callable[[int], None] = lambda fields: None,
+    guidance: Guidance | None = None,
+    sensor: Sensor | None = None,
 ) -> Tensor:
     """Members `(members, N, 2, H, W)` in physical units for N observations; outside the domain they are NaN.
 
@@ -81,20 +72,30 @@ def sample_ensemble(
         numbers: The number of each case, which its seeds are made of; 0 to N - 1 if None.
         batch: Fields computed at once.
         progress: Told of each evaluation how many fields it worked on.
+        guidance: Of the denoiser itself; none if None.
+        sensor: What the observed values are to the method, where they are not velocities of single cells.
     """
     diffusion = denoiser.diffusion
     levels, observation = diffusion.levels(sampler.steps, sampler.grid), diffusion.prepare(observation, grid)
     numbers = range(len(observation)) if numbers is None else numbers
     grid = grid.to(observation.y.device)
+    source = (guidance or NoGuidance()).wrap(denoiser.in_float32() if inpainting.differentiates else denoiser)
     pairs = list(product(range(members), range(len(observation))))
     out = []
     for first in range(0, len(pairs), batch):
         chunk = pairs[first : first + batch]
         given = observation[torch.tensor([case for _, case in chunk], device=observation.y.device)]
         noise = member_noise([member_seed(seed, numbers[case], m) for m, case in chunk], given.y.shape[1:], given.y)
-        guided = physics.guide(inpainting.bind(denoiser, given), denoiser.normalizer, grid)
-        hook, told = inpainting.hook(given, noise), partial(report, progress, len(chunk))
-        x = sampler.sample(guided, levels, noise, hook, told, start=given.guess)
+        rows = list(physics.rows(denoiser.normalizer, grid))
+        if sensor is not None:
+            rows, given = [*sensor.rows(given, denoiser.normalizer, grid), *rows], given.nothing()
+        bound = inpainting.bind(source, given, rows)
+        hook, told = inpainting.hook(given, noise, bound, sampler.steps), partial(report, progress, len(chunk))
+        guided = physics.guide(bound, denoiser.normalizer, grid)
+        # Below the error of the observation nothing holds the known cells: repeated steps would forget them.
+        repeats = {"repeats": inpainting.repeats, "repeat_above": given.sigma_y.max().item()}
+        x = sampler.sample(guided, levels, noise, hook, told, start=given.guess, **repeats)
+        x = physics.finish(x, given, denoiser.normalizer, grid)
         x = torch.where(given.observed & (given.sigma_y == 0), given.y, x)
         out.append(torch.where(given.valid, denoiser.normalizer.denormalize(x), torch.nan).cpu())
     return torch.cat(out).unflatten(0, (members, len(observation)))

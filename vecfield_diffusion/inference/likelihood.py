@@ -48,7 +48,7 @@ def nats_per_value(
         batch: Fields computed at once.
         progress: Told of each evaluation how many fields it worked on.
     """
-    exact = Denoiser(denoiser.network, denoiser.diffusion, denoiser.normalizer).eval()
+    exact = denoiser.in_float32()
     truth = truth.to(observation.y.device)
     known = truth[:, :1].isfinite() & observation.valid
     observation = denoiser.diffusion.prepare(

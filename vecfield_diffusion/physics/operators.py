@@ -1,6 +1,7 @@
-"""Divergence and vorticity of a field on its grid, in s^-1 for velocities in m s-1.
+"""Derivatives on a grid: divergence, vorticity, gradient, Laplacian and the field of a stream function.
 
-Both are balances over the faces of a cell (Gauss and Stokes), with cell sides dx_j and dy_j of row j,
+Divergence and vorticity, in s^-1 for velocities in m s-1, are balances over the faces of a cell (Gauss and Stokes),
+with cell sides dx_j and dy_j of row j,
 
     div  = [(u_e - u_w) dy_j + (v dx)_n - (v dx)_s] / (dx_j dy_j)
     curl = [(v_e - v_w) dy_j - (u dx)_n + (u dx)_s] / (dx_j dy_j)
@@ -18,17 +19,32 @@ Faces with a valid cell on one side only are
 Extrapolated is (4 f0 - 3 f1 + f2) / 2 from the valid cells next to the face, which makes the difference over the cell
 the one-sided second-order one, (-3 f0 + 4 f1 - f2) / 2; with two valid cells (3 f0 - f1) / 2, with one f0.
 
+The gradient is minus the adjoint of the divergence in the inner products weighted by the areas a_j = |dx_j dy_j|,
+
+    sum a p div u = -sum a u . grad p,      grad p = -(F_x^T p / dx_j, F_y^T p / dy_j),
+
+with F_x and F_y the differences of face values, as in div u = F_x u / dx_j + F_y (v dx) / (dx_j dy_j); the Laplacian is
+div grad. In the interior that gradient is the central difference of p; in a cell at a coast or wall it is half the
+difference from its neighbour away from it, so that the gradient of a constant vanishes in a closed basin. At an `open`
+edge the adjoint is no derivative: what flows out there is free, which asks for p = 0 outside instead.
+
+The field of a stream function psi is (-F_y psi / dy_j, F_x psi / dx_j) with the same F: psi = 0 on walls and coasts.
+F_x acts within rows and F_y within columns, so that they commute on a grid without land, and the divergence vanishes to
+rounding with all boundaries and any spacing of the rows. Land makes rows differ from each other: the divergence then
+vanishes in cells with no land in the 3x3 cells around them (and no edge that is open), in others only if psi does.
+
 Values in invalid cells are replaced before any arithmetic, so that a NaN there reaches neither results nor gradients.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vecfield_diffusion.physics.grid import Grid
 
-_REACH = 3  # cells on either side of a face that its value may use
+REACH = 3  # cells on either side of a face that its value may use
 
 
 def divergence(velocity: Tensor, grid: Grid) -> Tensor:
@@ -45,6 +61,27 @@ def vorticity(velocity: Tensor, grid: Grid) -> Tensor:
     east = _difference(v, grid.valid, grid.boundary_x, sealed=False)
     north = _difference((u * dx).mT, grid.valid.mT, grid.boundary_y, sealed=False).mT
     return _inside((east * dy - north) / (dx * dy), grid)
+
+
+def gradient(potential: Tensor, grid: Grid) -> Tensor:
+    """Minus the adjoint of `divergence` on `potential` `(B, 1, H, W)`, as `(B, 2, H, W)`; 0 in invalid cells."""
+    p = _inside(potential, grid)
+    along_x = _adjoint_difference(p, grid.valid, grid.boundary_x)
+    along_y = _adjoint_difference(p.mT, grid.valid.mT, grid.boundary_y).mT
+    return _inside(torch.cat((along_x / grid.dx[:, None].to(p), along_y / grid.dy[:, None].to(p)), dim=1), grid)
+
+
+def laplacian(potential: Tensor, grid: Grid) -> Tensor:
+    """`divergence(gradient(potential))` of `(B, 1, H, W)`: self-adjoint by area and never positive."""
+    return divergence(gradient(potential, grid), grid)
+
+
+def rotated_gradient(stream: Tensor, grid: Grid) -> Tensor:
+    """The velocity (-dpsi/dy, dpsi/dx) of a stream function `(B, 1, H, W)`, as `(B, 2, H, W)`; 0 in invalid cells."""
+    psi = _inside(stream, grid)
+    along_x = _difference(psi, grid.valid, grid.boundary_x, sealed=True)
+    along_y = _difference(psi.mT, grid.valid.mT, grid.boundary_y, sealed=True).mT
+    return _inside(torch.cat((-along_y / grid.dy[:, None].to(psi), along_x / grid.dx[:, None].to(psi)), dim=1), grid)
 
 
 def _clean(velocity: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -67,26 +104,40 @@ def _difference(field: Tensor, valid: Tensor, boundary: str, sealed: bool) -> Te
         sealed: Whether nothing passes land and walls; otherwise every one-sided face is extrapolated.
     """
     faces = valid.shape[-1] + 1
-    weights = _face_weights(valid, boundary, sealed).to(field)
+    weights = face_weights(valid, boundary, sealed).to(field)
     cells = _ghosts(field, boundary)
-    face = sum(weights[k] * cells[..., k : k + faces] for k in range(2 * _REACH))
+    face = sum(weights[k] * cells[..., k : k + faces] for k in range(2 * REACH))
     return face.diff(dim=-1)
+
+
+def _adjoint_difference(field: Tensor, valid: Tensor, boundary: str) -> Tensor:
+    """Minus the transpose of the sealed `_difference`: every jump over a face goes to the cells of its value."""
+    weights = face_weights(valid, boundary, sealed=True).to(field)
+    jumps = F.pad(field, (1, 1)).diff(dim=-1)
+    last = 2 * REACH - 1
+    cells = sum(F.pad(weights[k] * jumps, (k, last - k)) for k in range(last + 1))
+    inner = cells[..., REACH:-REACH]
+    if boundary == "periodic":
+        rest = (*inner.shape[:-1], inner.shape[-1] - REACH)
+        empty = inner.new_zeros(rest)
+        inner = inner + torch.cat((cells[..., -REACH:], empty), -1) + torch.cat((empty, cells[..., :REACH]), -1)
+    return inner
 
 
 def _ghosts(cells: Tensor, boundary: str) -> Tensor:
     """`cells` with ghost cells on both ends of the last axis: wrapped if periodic, else 0 (False)."""
-    near, far = cells[..., :_REACH], cells[..., -_REACH:]
+    near, far = cells[..., :REACH], cells[..., -REACH:]
     if boundary == "periodic":
         return torch.cat((far, cells, near), dim=-1)
-    empty = cells.new_zeros((*cells.shape[:-1], _REACH))
+    empty = cells.new_zeros((*cells.shape[:-1], REACH))
     return torch.cat((empty, cells, empty), dim=-1)
 
 
-def _face_weights(valid: Tensor, boundary: str, sealed: bool) -> Tensor:
+def face_weights(valid: Tensor, boundary: str, sealed: bool) -> Tensor:
     """What each face takes from the three cells before it and the three after it, `(6, H, W + 1)`."""
     faces = valid.shape[-1] + 1
     cells = _ghosts(valid, boundary)
-    ok = torch.stack([cells[..., k : k + faces] for k in range(2 * _REACH)])
+    ok = torch.stack([cells[..., k : k + faces] for k in range(2 * REACH)])
     both = ok[2] & ok[3]
     passes = torch.full_like(both, not sealed)
     if boundary == "open":

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vecfield_diffusion.diffusion.denoiser import column
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.samplers.base import (
     BoundDenoiser,
@@ -101,6 +102,7 @@ class Adaptive(Sampler):
         start: Tensor | None = None,
         return_trajectory: bool = False,
         repeats: int = 1,
+        repeat_above: float = 0.0,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """As `Sampler.sample`, from levels `(s_max, s_min, 0)`; the states are those at these levels.
 
@@ -154,8 +156,3 @@ def bogacki_shampine(
     k4 = slope(new, target)
     error = (-5 * h / 72 * k1).addcmul_(h / 12, k2).addcmul_(h / 9, k3).addcmul_(-h / 8, k4)
     return new, k4, error
-
-
-def column(values: Tensor) -> Tensor:
-    """`(B,)` to `(B, 1, 1, 1)`."""
-    return values[:, None, None, None]

@@ -59,6 +59,8 @@ class LevelDenoiser:
         if moments is None:
             raise ValueError(f"denoiser must have a learned variance (a method `moments`), got {self.denoiser!r}")
         x_hat, fraction = moments(z, z.new_full((len(z),), s))
+        if fraction is None:
+            raise ValueError("denoiser must have learned the variance, its formulation has not")
         self.progress(1)
         return x_hat, fraction
 
@@ -107,6 +109,7 @@ class Sampler(ABC):
         start: Tensor | None = None,
         return_trajectory: bool = False,
         repeats: int = 1,
+        repeat_above: float = 0.0,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Samples `(B, 2, H, W)`, with `return_trajectory` also the states `(steps + 1, B, 2, H, W)` at the levels.
 
@@ -118,7 +121,8 @@ class Sampler(ABC):
             progress: Told of each evaluation of the denoiser.
             start: `(B, 2, H, W)`, the mean of the first state; 0 if None.
             return_trajectory: Whether to return the states, too: the first is the noise, the last the samples.
-            repeats: How often each step but the last is taken; fresh noise takes the state back up in between.
+            repeats: How often each step is taken; fresh noise takes the state back up in between.
+            repeat_above: Steps to this level and below are taken once.
 
         Raises:
             ValueError: Levels of another number than the steps ask for, or that do not fall.
@@ -127,7 +131,7 @@ class Sampler(ABC):
         z = first_state(ladder[0], noise, start)
         denoise, memory, states = LevelDenoiser(denoiser, progress), {}, [z]
         for s, r in pairwise(ladder):
-            for left in reversed(range(repeats if r > 0 else 1)):
+            for left in reversed(range(repeats if r > repeat_above else 1)):
                 z = self.step(denoise, z, s, r, noise, memory)
                 if hook is not None:
                     z = hook(z, r)

@@ -195,7 +195,7 @@ class Run:
             )
         try:
             self.denoiser.network.load_state_dict(state["network"])
-            self.denoiser.diffusion.load_state_dict(state["diffusion"])
+            self.denoiser.diffusion.load_state_dict(state.get("diffusion", {}))
             self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.counters = Counters(**state["counters"])

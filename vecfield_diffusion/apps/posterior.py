@@ -1,0 +1,146 @@
+"""How the ensemble of a command is made: the sampler, the observations, the physics and the guidance, settled together.
+
+First each part is built and checked against the others, before data are read; then, with the cases at hand, what was
+left to `auto` is chosen.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from vecfield_diffusion.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from vecfield_diffusion.apps.assemble import Trained
+    from vecfield_diffusion.guidance.cfg import Guidance
+    from vecfield_diffusion.guidance.inpainting import Inpainting
+    from vecfield_diffusion.guidance.physics import NoPhysics
+    from vecfield_diffusion.guidance.sensors import Sensor
+    from vecfield_diffusion.samplers.base import Sampler
+
+#: Masks of training that those of a command are compared with.
+DRAWS = 256
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """All that `sample_ensemble` is told beside the data; `inpainting` is None where it is left to `auto`."""
+
+    sampler: Sampler
+    inpainting: Inpainting | None
+    physics: NoPhysics
+    guidance: Guidance
+    sensor: Sensor | None = None
+
+    @property
+    def evaluations(self) -> int | None:
+        """Evaluations of the denoiser for each field; None where they are decided on the way."""
+        sampler, repeats = self.sampler, 1 if self.inpainting is None else self.inpainting.repeats
+        if sampler.evaluations is None or repeats == 1:
+            return sampler.evaluations
+        last = copy.copy(sampler)  # the last step is taken once
+        last.steps = 1
+        return repeats * (sampler.evaluations - last.evaluations) + last.evaluations
+
+
+def build_posterior(config: dict[str, Any], trained: Trained, device: torch.device) -> Posterior:
+    """The parts that a configuration names, checked against each other and the checkpoint.
+
+    Raises:
+        UserError: Parts that do not go together.
+    """
+    from vecfield_diffusion.apps.assemble import check_combination, load_trained
+    from vecfield_diffusion.apps.build import build
+    from vecfield_diffusion.guidance.cfg import AutoGuidance
+
+    names = ("sampler", "inpainting", "physics", "guidance", "sensor")
+    parts = Posterior(**{name: build(config[name], name, trusted=True) for name in names})
+    check_combination(trained.denoiser.diffusion, parts)
+    if isinstance(parts.guidance, AutoGuidance):
+        weak = load_trained(parts.guidance.ckpt, device, config["trust"])
+        if weak.grid.shape != trained.grid.shape or weak.units != trained.units:
+            raise UserError(f"guidance.ckpt={parts.guidance.ckpt}: it was trained on another grid or in other units")
+        parts.guidance.weak = weak.denoiser
+    return parts
+
+
+def settle(parts: Posterior, trained: Trained, observed: Tensor) -> Posterior:
+    """The same with nothing left open, for the cells `(N, 1, H, W)` that are observed; says what was chosen and why."""
+    from vecfield_diffusion.apps.build import build
+    from vecfield_diffusion.apps.config import option
+    from vecfield_diffusion.guidance.physics import Physics
+
+    if parts.inpainting is None:
+        name, reason = choose(parts, trained, observed)
+        print(f"inpainting={name}: {reason}")
+        parts = replace(parts, inpainting=build(option("inpainting", name), "inpainting", trusted=True))
+    if isinstance(parts.physics, Physics):
+        try:
+            physics = parts.physics.resolve(parts.inpainting.weighs_rows, trained.statistics)
+        except ValueError as error:
+            raise UserError(f"physics.{error}") from error
+        said = ", ".join(f"{term.name} (tau {term.tau:.3g})" for term in physics.terms)
+        print(f"physics.mode={physics.mode}: {said}")
+        parts = replace(parts, physics=physics)
+    return parts
+
+
+def choose(parts: Posterior, trained: Trained, observed: Tensor) -> tuple[str, str]:
+    """`conditional` or `mmps`, and the reason."""
+    from vecfield_diffusion.guidance.physics import Physics
+
+    if parts.sensor is not None:
+        return "mmps", f"the network was not trained on what sensor={type(parts.sensor).__name__.lower()} measures"
+    if isinstance(parts.physics, Physics) and parts.physics.mode == "rows":
+        return "mmps", "physics as observations needs it"
+    if not observed.any():
+        return "conditional", "nothing is observed"
+    if trained.config["trainer"]["condition_dropout"] == 0:
+        return "conditional", "the network was trained without condition dropout and is no prior"
+    unlike = unfamiliar(trained, observed)
+    if unlike:
+        return "mmps", f"{unlike} of {len(observed)} masks are unlike those that the network was trained on"
+    return "conditional", "the masks resemble those that the network was trained on"
+
+
+def unfamiliar(trained: Trained, observed: Tensor) -> int:
+    """How many of the masks `(N, 1, H, W)` are farther from those of training than these are from each other.
+
+    A mask is compared by the logarithms of its observed share and of the mean and largest distances of hidden cells
+    from the observed ones; far is beyond the 99th percentile of the nearest-neighbour distance among training masks.
+    """
+    import torch
+
+    from vecfield_diffusion.apps.build import build
+
+    mask = build(trained.config["mask"], "mask", trusted=True)
+    generator = torch.Generator().manual_seed(0)
+    drawn = features(mask(DRAWS, trained.grid.valid.cpu(), generator), trained.grid.valid)
+    asked = features(observed, trained.grid.valid)
+    scale = drawn.std(dim=0).clamp(min=1e-3)
+    among = torch.cdist(drawn / scale, drawn / scale).fill_diagonal_(torch.inf).min(dim=1).values
+    far = torch.cdist(asked / scale, drawn / scale).min(dim=1).values > among.quantile(0.99)
+    return int(far.sum())
+
+
+def features(observed: Tensor, valid: Tensor) -> Tensor:
+    """`(N, 3)`: see `unfamiliar`; of masks without an observed cell, far from all others."""
+    import numpy as np
+    import torch
+    from scipy.ndimage import distance_transform_edt
+
+    valid = valid.cpu().numpy()
+    rows = []
+    for seen in observed[:, 0].cpu().numpy():
+        if not seen.any():
+            rows.append([-20.0, 10.0, 10.0])
+            continue
+        distance = distance_transform_edt(~seen)[valid]
+        share = seen.sum() / valid.sum()
+        rows.append([np.log(share), np.log1p(distance.mean()), np.log1p(distance.max())])
+    return torch.tensor(rows, dtype=torch.float64)

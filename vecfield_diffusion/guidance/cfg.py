@@ -1,0 +1,152 @@
+"""Guidance of the denoiser itself: towards the condition, away from a weaker network, down an energy.
+
+    classifier-free    D <- D_0 + w (D - D_0)        D_0 the same network told nothing
+    autoguidance       D <- D_weak + w (D - D_weak)  D_weak another checkpoint, smaller or less trained
+    energy             D <- D - w s^2 grad_z E(D)    E = -ln p of what is wanted, up to a constant
+
+(Ho & Salimans, 2022, arXiv 2207.12598, whose w is 1 less; Karras et al., NeurIPS 2024, arXiv 2406.02507; Dhariwal &
+Nichol, NeurIPS 2021, on the Tweedie estimate.) In the first two w = 1 is the conditional model and w = 0 the other one.
+Only w = 1 samples the posterior: on exact Gaussian models w = 1.5 moves the mean by an eighth of a standard deviation.
+
+Each takes a denoiser of `(z, s, observation)` and is one: observations and physics are built upon it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vecfield_diffusion.diffusion.denoiser import Denoiser, DenoiserFunction, column
+from vecfield_diffusion.diffusion.normalizer import Normalizer
+from vecfield_diffusion.diffusion.observation import Observation
+
+
+def positive(scale: float) -> float:
+    """The scale. Raises ValueError for a negative one."""
+    if scale < 0:
+        raise ValueError(f"scale must be >= 0 (1: the conditional model; below 0 it is pushed away from), got {scale}")
+    return scale
+
+
+class Guidance(ABC):
+    """What makes another denoiser of one."""
+
+    @abstractmethod
+    def wrap(self, denoiser: Denoiser) -> DenoiserFunction:
+        """The guided denoiser."""
+
+
+class NoGuidance(Guidance):
+    """No guidance."""
+
+    def wrap(self, denoiser: Denoiser) -> DenoiserFunction:
+        """The denoiser itself."""
+        return denoiser
+
+
+class ClassifierFree(Guidance):
+    """Stresses the condition: w = 1 is the conditional model, w = 0 the unconditional one.
+
+    Arguments:
+        scale: w.
+
+    Raises:
+        ValueError: A negative scale.
+    """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = positive(scale)
+
+    def wrap(self, denoiser: Denoiser) -> DenoiserFunction:
+        """The guided denoiser; both estimates come from one call with twice the batch."""
+        if self.scale == 1:
+            return denoiser
+
+        def guided(z: Tensor, s: Tensor, observation: Observation) -> Tensor:
+            if self.scale == 0 or not observation.observed.any():
+                return denoiser(z, s, observation.nothing())
+            both = observation.concatenate(observation.nothing())
+            told, untold = denoiser(torch.cat([z, z]), torch.cat([s, s]), both).chunk(2)
+            return torch.lerp(untold, told, self.scale)
+
+        return guided
+
+
+class AutoGuidance(Guidance):
+    """Away from the mistakes that a weaker network makes more of: w = 1 is the network, w = 0 the weaker one.
+
+    Arguments:
+        ckpt: The run folder or checkpoint of the weaker network.
+        scale: w.
+
+    Raises:
+        ValueError: A negative scale.
+    """
+
+    def __init__(self, ckpt: str, scale: float = 1.5) -> None:
+        self.ckpt, self.scale = ckpt, positive(scale)
+        #: The weaker denoiser, put here by whoever can load it.
+        self.weak: Denoiser | None = None
+
+    def wrap(self, denoiser: Denoiser) -> DenoiserFunction:
+        """The guided denoiser. Raises ValueError where the weaker network has not been loaded."""
+        if self.weak is None:
+            raise ValueError("ckpt of the weaker network must be loaded before sampling")
+        weak = translated(self.weak, denoiser.normalizer)
+        return lambda z, s, observation: torch.lerp(weak(z, s, observation), denoiser(z, s, observation), self.scale)
+
+
+class Energy(Guidance):
+    """Down the gradient of an energy of the clean field, through the network: -ln p of what is wanted, say.
+
+    Arguments:
+        energy: `velocity (B, 2, H, W) in physical units -> (B,)`, differentiable; cells outside the domain are 0.
+        scale: w; 1 where the energy is a negative log-likelihood.
+        below: The energy acts at noise levels below this one, in standard deviations of the data.
+
+    Raises:
+        ValueError: A negative scale, or an energy that cannot be called.
+    """
+
+    def __init__(self, energy: Callable[[Tensor], Tensor], scale: float = 1.0, below: float = 10.0) -> None:
+        if not callable(energy):
+            raise ValueError(f"energy must be a function of velocities, got {energy!r}")
+        self.energy, self.scale, self.below = energy, positive(scale), below
+
+    def wrap(self, denoiser: Denoiser) -> DenoiserFunction:
+        """The guided denoiser."""
+
+        def guided(z: Tensor, s: Tensor, observation: Observation) -> Tensor:
+            if not (s < self.below).any():
+                return denoiser(z, s, observation)
+            with torch.enable_grad():
+                z = z.detach().requires_grad_()
+                x_hat = denoiser(z, s, observation)
+                velocity = torch.where(observation.valid, denoiser.normalizer.denormalize(x_hat), 0.0)
+                (gradient,) = torch.autograd.grad(self.energy(velocity).sum(), z)
+            step = column(torch.where(s < self.below, self.scale * s**2, 0.0)) * gradient
+            return torch.where(observation.valid, x_hat.detach() - step, 0.0)
+
+        return guided
+
+
+def translated(weak: Denoiser, normalizer: Normalizer) -> DenoiserFunction:
+    """A denoiser of fields in the units of another normalizer."""
+    ratio = normalizer.std / weak.normalizer.std
+    shift = (normalizer.mean - weak.normalizer.mean) / weak.normalizer.std
+
+    def denoise(z: Tensor, s: Tensor, observation: Observation) -> Tensor:
+        here = replace(
+            observation,
+            y=observation.y * ratio + shift,
+            sigma_y=observation.sigma_y * ratio,
+            guess=None if observation.guess is None else observation.guess * ratio + shift,
+        )
+        x_hat = weak(z * ratio + shift, s * ratio, here)
+        return torch.where(observation.valid, (x_hat - shift) / ratio, 0.0)
+
+    return denoise

@@ -1,0 +1,337 @@
+"""Poisson equations of a grid: inverses of A A^T, for the divergence A = L and for A = R^T, R psi the field of psi.
+
+Fields are packed into flat vectors of the valid cells, each value times the root of the area of its cell. Then the
+energy of the grid, sum a (u^2 + v^2), is a plain sum of squares, adjoints are transposes, and land is not there at all.
+
+Every value on a face is the mean of its two cells, so that L L^T joins each cell to the next but one: four interleaved
+sheets, the parities of row and column, that meet only at coasts and walls, where a cell is joined to its neighbour.
+
+Without land, L L^T = A_x / dx_j^2 + A_y, and multiplied by dx_j from both sides it is a sum of one matrix of x and one
+of y: it is inverted directly in the product of their eigenvectors (Lynch, Rice and Thomas 1964, Numer. Math. 6, 185).
+The eigenvectors are Fourier modes on a periodic axis, cosines between walls (sines for R^T), each by a fast transform
+where the spacing is uniform; otherwise they are computed once, and the transform is a product with a matrix.
+
+With land, conjugate gradients are preconditioned by a cycle of multigrid, see `multigrid`.
+
+Equations with a null space (a constant in each closed basin, alternating signs on even periodic axes) are solved in the
+sense of the pseudo-inverse, with nothing of it in source and solution.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.physics.multigrid import Matrix, Multigrid, connected, coordinates, peak
+from vecfield_diffusion.physics.operators import REACH, face_weights
+
+Map = Callable[[Tensor], Tensor]
+
+_TOLERANCE = 1e-12  # of a residual, relative to the first one
+_ROUNDING = 1e-14  # of a residual, relative to the size of the terms that it is the sum of
+_ITERATIONS = 1000  # of conjugate gradients with multigrid, which take 30 to 150
+_NULL = 1e-12  # relative size of an eigenvalue that stands for zero
+
+
+class Equations:
+    """The operators of a grid as matrices on flat fields, with their inverses.
+
+    Arguments:
+        grid: The grid.
+        device: Where the fields are.
+
+    Attributes:
+        divergence: L, from velocities `(2n, B)` to scalars `(n, B)` of the n valid cells.
+        stream: R, from stream functions `(n, B)` to velocities.
+    """
+
+    def __init__(self, grid: Grid, device: torch.device) -> None:
+        self.grid, self.device = grid.to("cpu"), device
+        self.valid = grid.valid.to(device)
+        self._cells = self.grid.valid.flatten().nonzero()[:, 0]
+        self._root = _areas(self.grid).sqrt()[self._cells]
+        self._scale = self._root.to(device)[:, None]
+        self._coo = _divergence(self.grid), _stream(self.grid)
+        self.divergence, self.stream = (Matrix.of(coo.to(device)) for coo in self._coo)
+
+    def pack(self, fields: Tensor) -> Tensor:
+        """Fields `(B, C, H, W)` as `(C n, B)` in float64; what invalid cells hold has no effect."""
+        inside = fields[..., self.valid].double() * self._scale[:, 0]
+        return inside.flatten(1).T
+
+    def unpack(self, flat: Tensor, channels: int) -> Tensor:
+        """Fields `(B, channels, H, W)`, 0 in invalid cells; the inverse of `pack`."""
+        inside = flat.T.reshape(flat.shape[1], channels, len(self._scale)) / self._scale[:, 0]
+        fields = inside.new_zeros(flat.shape[1], channels, *self.valid.shape)
+        return fields.masked_scatter(self.valid, inside)
+
+    @cached_property
+    def poisson(self) -> Inverse:
+        """(L L^T)^+."""
+        return self._inverse(self.divergence, self._coo[0], transposed=False)
+
+    @cached_property
+    def vorticity(self) -> Inverse:
+        """(R^T R)^+."""
+        return self._inverse(self.stream.T, self._coo[1].t(), transposed=True)
+
+    def _inverse(self, factor: Matrix, coo: Tensor, transposed: bool) -> Inverse:
+        matrix = torch.sparse.mm(coo, coo.t()).coalesce()
+        null = _NullSpace(matrix, self._cells, self.grid.shape[1], self._root, self.device)
+        if bool(self.grid.valid.all()):
+            return Inverse(factor, _Separable(self.grid, transposed, self.device), null, direct=True)
+        cells = torch.stack((self._cells // self.grid.shape[1], self._cells % self.grid.shape[1]))
+        return Inverse(factor, Multigrid(matrix, self._root, cells, self.device), null, direct=False)
+
+
+@lru_cache(maxsize=4)
+def equations(grid: Grid, device: torch.device) -> Equations:
+    """The equations of a grid, kept for the grids used last."""
+    return Equations(grid, device)
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """b -> (A A^T)^+ b.
+
+    Arguments:
+        factor: A.
+        approximate: An approximation of the inverse, symmetric and definite; the inverse itself if `direct`.
+        null: Removes the null space.
+        direct: Whether there is nothing to iterate.
+    """
+
+    factor: Matrix
+    approximate: Map
+    null: Map
+    direct: bool
+
+    def __call__(self, b: Tensor, size: Tensor | None = None) -> Tensor:
+        """The solution for `b` `(n, B)`, whose terms had the norm `size` `(B,)`; by default that of `b`."""
+        b = self.null(b)
+        if self.direct:
+            return self.null(self.approximate(b))
+        return self.null(conjugate_gradients(lambda p: self.factor @ (self.factor.T @ p), self.approximate, b, size))
+
+
+def conjugate_gradients(
+    matrix: Map, precondition: Map, b: Tensor, size: Tensor | None = None, limit: int = _ITERATIONS
+) -> Tensor:
+    """The solution of a symmetric consistent system for the columns of `b` `(n, B)`, each at its own pace.
+
+    A column is finished at a residual of 1e-12 of its norm plus 1e-14 of `size`, what rounding errors are relative to.
+
+    Warns:
+        RuntimeWarning: A column had not converged after `limit` iterations.
+    """
+    first = b.norm(dim=0)
+    goal = _TOLERANCE * first + _ROUNDING * (first if size is None else size)
+    x, r = torch.zeros_like(b), b
+    z = precondition(r)
+    p, rz = z, (r * z).sum(0)
+    for _ in range(limit):
+        going = r.norm(dim=0) > goal
+        if not going.any():
+            return x
+        q = matrix(p)
+        # A finished column takes steps of length zero.
+        step = _ratio(rz, (p * q).sum(0), going)
+        x, r = x + step * p, r - step * q
+        z = precondition(r)
+        rz, previous = (r * z).sum(0), rz
+        p = z + _ratio(rz, previous, going) * p
+    worst = float((r.norm(dim=0) / first)[going].max())
+    warnings.warn(f"no solution within {limit} iterations, residual {worst:.1e}", RuntimeWarning, stacklevel=2)
+    return x
+
+
+def least_squares(matrix: Map, transpose: Map, b: Tensor, limit: int) -> Tensor:
+    """A^+ b for the columns of `b`: of the x with the least |A x - b|, the shortest.
+
+    Conjugate gradients on A^T A x = A^T b from zero (Hestenes and Stiefel 1952), which stay in the range of A^T; until
+    |A^T (b - A x)| is 1e-12 of its first value, or `limit` iterations have passed.
+    """
+    r, s = b, transpose(b)
+    x, p, ss = torch.zeros_like(s), s, s.square().sum(0)
+    goal = _TOLERANCE**2 * ss
+    for _ in range(limit):
+        going = ss > goal
+        if not going.any():
+            break
+        q = matrix(p)
+        step = _ratio(ss, q.square().sum(0), going)
+        x, r = x + step * p, r - step * q
+        s = transpose(r)
+        ss, previous = s.square().sum(0), ss
+        p = s + _ratio(ss, previous, going) * p
+    return x
+
+
+def _ratio(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
+    good = where & (b > 0)
+    return torch.where(good, a / torch.where(good, b, 1.0), 0.0)
+
+
+def _areas(grid: Grid) -> Tensor:
+    """|dx_j dy_j| of every cell, flat."""
+    return (grid.dx * grid.dy).abs().repeat_interleave(grid.shape[1])
+
+
+def _differences(grid: Grid, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The sealed differences of face values along an array axis: row cells, column cells, values."""
+    valid, boundary = (grid.valid, grid.boundary_x) if axis else (grid.valid.T, grid.boundary_y)
+    weights = face_weights(valid, boundary, sealed=True).double()
+    length, strides = valid.shape[1], (grid.shape[1], 1) if axis else (1, grid.shape[1])
+    k, line, face = weights.nonzero(as_tuple=True)
+    cell = (face + k - REACH) % length  # past the ends only where the axis is periodic
+    value = weights[k, line, face]
+    far, near = face > 0, face < length  # the face is the far one of the cell before it
+    row = torch.cat(((line * strides[0] + (face - 1) * strides[1])[far], (line * strides[0] + face * strides[1])[near]))
+    column = line * strides[0] + cell * strides[1]
+    return row, torch.cat((column[far], column[near])), torch.cat((value[far], -value[near]))
+
+
+def _assembled(grid: Grid, row: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The coordinate matrix on valid cells, of entries numbered by all cells (`shape` blocks of them)."""
+    valid = grid.valid.flatten()
+    count = int(valid.sum())
+    number = valid.cumsum(0) - 1
+    number = torch.cat((number, number + count))
+    keep = valid.repeat(2)[row] & valid.repeat(2)[column]
+    return coordinates(number[row[keep]], number[column[keep]], value[keep], (shape[0] * count, shape[1] * count))
+
+
+def _divergence(grid: Grid) -> Tensor:
+    """L: F_x / dx_j and F_y dx / (dx_j dy_j), between packed fields."""
+    width, (i, j, x), (k, m, y) = grid.shape[1], _differences(grid, 1), _differences(grid, 0)
+    dx, dy, root = grid.dx.repeat_interleave(width), grid.dy.repeat_interleave(width), _areas(grid).sqrt()
+    values = torch.cat((x / dx[i], y * dx[m] / (dx[k] * dy[k]) * root[k] / root[m]))
+    return _assembled(grid, torch.cat((i, k)), torch.cat((j, m + len(dx))), values, (1, 2))
+
+
+def _stream(grid: Grid) -> Tensor:
+    """R: -F_y / dy_j and F_x / dx_j, between packed fields."""
+    width, (i, j, x), (k, m, y) = grid.shape[1], _differences(grid, 1), _differences(grid, 0)
+    dx, dy, root = grid.dx.repeat_interleave(width), grid.dy.repeat_interleave(width), _areas(grid).sqrt()
+    values = torch.cat((-y / dy[k] * root[k] / root[m], x / dx[i]))
+    return _assembled(grid, torch.cat((k, i + len(dx))), torch.cat((m, j)), values, (2, 1))
+
+
+class _NullSpace:
+    """Removes what a matrix takes to zero: in a connected part, the constant or the constant with alternating signs."""
+
+    def __init__(self, matrix: Tensor, cells: Tensor, width: int, root: Tensor, device: torch.device) -> None:
+        self.part = connected(*matrix.indices(), len(cells)).to(device)
+        sign = 1.0 - 2.0 * ((cells // width + cells % width) % 2)
+        vectors = torch.stack((root, sign * root), 1)
+        image = self._sums(torch.sparse.mm(matrix, vectors).square(), self.part.cpu())
+        length = self._sums(vectors.square(), self.part.cpu())
+        null = image <= (_NULL * peak(matrix.values())) ** 2 * length
+        null[:, 1] &= ~null[:, 0]
+        vectors = torch.where(null, length, torch.inf).rsqrt()[self.part.cpu()] * vectors
+        self.vector = vectors.sum(1, keepdim=True).to(device)
+
+    @staticmethod
+    def _sums(values: Tensor, part: Tensor) -> Tensor:
+        return torch.zeros_like(values).index_add_(0, part, values)
+
+    def __call__(self, b: Tensor) -> Tensor:
+        return b - self.vector * self._sums(self.vector * b, self.part)[self.part]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """The eigenvectors of M M^T on an axis, as a transform of the last dimension."""
+
+    forward: Map
+    backward: Map
+    eigenvalues: Tensor
+
+
+class _Separable:
+    """The inverse on a grid without land, in the product of the eigenvectors of its axes.
+
+    Arguments:
+        grid: The grid, all valid.
+        transposed: Whether the equations are those of R^T in place of L.
+        device: Where the fields are.
+    """
+
+    def __init__(self, grid: Grid, transposed: bool, device: torch.device) -> None:
+        self.shape = grid.shape
+        self.dx = grid.dx[:, None].to(device)
+        ratio = (grid.dx / grid.dy)[:, None]
+        root = (grid.dx * grid.dy).abs().sqrt()[:, None]
+        f_x, f_y = (_dense(grid, axis) for axis in (1, 0))
+        # The part along y, times dx_j, on packed fields: F_y dx / (dx_j dy_j) of L, the transpose of F_y / dy_j of R.
+        if transposed:
+            f_x, m_y = f_x.T, (f_y * (root / grid.dy[:, None]) / root.T * grid.dx).T
+        else:
+            m_y = f_y * root / grid.dy[:, None] * (grid.dx / root[:, 0])
+        uniform = bool((ratio == ratio[0]).all() and (grid.dx == grid.dx[0]).all())
+        self.x = _axis(f_x, grid.boundary_x, 1.0, transposed, device)
+        self.y = _axis(m_y, grid.boundary_y if uniform else "open", float(ratio[0]) ** 2, transposed, device)
+        total = self.y.eigenvalues[:, None] + self.x.eigenvalues
+        self.inverse = torch.where(total > _NULL * total.max(), 1 / total, 0.0)
+
+    def __call__(self, b: Tensor) -> Tensor:
+        fields = self.dx * b.T.unflatten(1, self.shape)
+        modes = self.y.forward(self.x.forward(fields).mT).mT * self.inverse
+        return (self.dx * self.x.backward(self.y.backward(modes.mT).mT)).flatten(1).T
+
+
+def _dense(grid: Grid, axis: int) -> Tensor:
+    """F along an axis of a grid without land, `(length, length)`."""
+    line = Grid(grid.valid[:1] if axis else grid.valid[:, :1], 1.0, 1.0, grid.boundary_x, grid.boundary_y)
+    row, column, value = _differences(line, axis)
+    return torch.zeros(grid.shape[axis], grid.shape[axis]).double().index_put_((row, column), value, accumulate=True)
+
+
+def _axis(matrix: Tensor, boundary: str, scale: float, transposed: bool, device: torch.device) -> _Axis:
+    """The axis of M M^T: fast transforms for the named boundaries, the eigenvectors of `matrix` for `open`."""
+    count = len(matrix)
+    if boundary == "periodic":
+        # Real and imaginary parts of every mode have its eigenvalue; the parts that are always zero do no harm.
+        angles = torch.arange(count // 2 + 1, dtype=torch.float64) * (2 * math.pi / count)
+        waves = angles.sin().square().repeat_interleave(2)
+        return _Axis(
+            lambda x: torch.view_as_real(torch.fft.rfft(x)).flatten(-2),
+            lambda x: torch.fft.irfft(torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()), n=count),
+            (scale * waves).to(device),
+        )
+    if boundary == "wall":
+        waves = (torch.arange(count, dtype=torch.float64) * (math.pi / count)).sin().square()
+        # sin(pi (N - m)(n + 1/2) / N) = (-1)^n cos(pi m (n + 1/2) / N), with the eigenvalue of m.
+        signs = 1.0 - 2.0 * (torch.arange(count, device=device) % 2) if transposed else torch.ones((), device=device)
+        return _Axis(lambda x: dct(signs * x), lambda x: signs * inverse_dct(x), (scale * waves).to(device))
+    values, vectors = (part.to(device) for part in torch.linalg.eigh(matrix @ matrix.T))
+    return _Axis(lambda x: x @ vectors, lambda x: x @ vectors.T, values)
+
+
+def dct(x: Tensor) -> Tensor:
+    """sum_n x_n cos(pi k (n + 1/2) / N) over the last axis, by one Fourier transform of length N (Makhoul 1980)."""
+    count = x.shape[-1]
+    shuffled = torch.cat((x[..., ::2], x[..., 1::2].flip(-1)), dim=-1)
+    return (torch.fft.fft(shuffled) * _turns(count, -1, x)).real
+
+
+def inverse_dct(modes: Tensor) -> Tensor:
+    """The inverse of `dct`."""
+    count = modes.shape[-1]
+    mirrored = torch.cat((torch.zeros_like(modes[..., :1]), modes[..., 1:].flip(-1)), dim=-1)
+    shuffled = torch.fft.ifft(torch.complex(modes, -mirrored) * _turns(count, 1, modes)).real
+    x = torch.empty_like(modes)
+    x[..., ::2], x[..., 1::2] = shuffled[..., : (count + 1) // 2], shuffled[..., (count + 1) // 2 :].flip(-1)
+    return x
+
+
+def _turns(count: int, sign: int, like: Tensor) -> Tensor:
+    angles = torch.arange(count, device=like.device).to(like) * (sign * math.pi / (2 * count))
+    return torch.polar(torch.ones_like(angles), angles)

@@ -1,0 +1,172 @@
+"""Projections of a velocity on its grid: without divergence, with observed cells held, and the Helmholtz parts.
+
+All distances are those of the energy of the grid, |u|^2 = sum a (u^2 + v^2) with the cell areas a, in which `gradient`
+is minus the adjoint L* of the divergence L and R is `rotated_gradient`:
+
+    leray       P u = u - L* (L L*)^+ L u                      the nearest field with L u = 0
+    project     u - L_f^+ L u                                  L_f is L on the cells that are free to change
+    helmholtz   u = P u - h  +  h  +  u - P u                  h = u - B^+ B u,  B = (L, R*)
+
+`leray` is divergence-free by the very stencil of `operators.divergence`, with any boundaries, spacing and land. Of the
+Helmholtz parts, the divergent one is a gradient; the harmonic one has neither divergence nor curl (R*): means, flows
+along channels and around islands, and at coasts what no stream function that vanishes there can hold; the rotational
+part is the rest, and all three are orthogonal. Without land, the rotational part is R psi.
+
+Everything is computed in float64 and returned in the dtype given. Each map is linear; its derivative is its adjoint,
+which is another such solve, so that memory does not grow with the iterations. Land changes nothing and comes out 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.physics.multigrid import peak
+from vecfield_diffusion.physics.poisson import Equations, Map, conjugate_gradients, equations, least_squares
+
+# Iterations with held cells, per cell of the sides of the grid. Half of the cells at random take most, about 15.
+_HELD_ITERATIONS = 30
+
+
+def leray(velocity: Tensor, grid: Grid) -> Tensor:
+    """The nearest field without divergence to `velocity` `(B, 2, H, W)`; 0 in invalid cells."""
+    eqs = equations(grid, velocity.device)
+    return _apply(velocity, eqs, lambda u: _leray(u, eqs), lambda u: _leray(u, eqs))
+
+
+def project(velocity: Tensor, grid: Grid, held: Tensor | None = None) -> Tensor:
+    """The nearest field with the least divergence that leaves the held cells as they are.
+
+    Where the held cells leave a divergence that no change of the others can remove, its sum of squares (by area) is the
+    least possible. With cells held there is no bound on the condition of the equations: they are solved to a residual
+    of 1e-12 or for 30 (H + W) iterations, after which the held cells are still exact.
+
+    Arguments:
+        velocity: The fields `(B, 2, H, W)`.
+        grid: Their grid.
+        held: The cells to keep, boolean `(B, 1, H, W)` or `(1, 1, H, W)`; None holds no cell: `leray`.
+
+    Raises:
+        ValueError: `held` is not boolean, or its shape does not fit.
+    """
+    if held is None:
+        return leray(velocity, grid)
+    shape = (len(velocity), 1, *grid.shape)
+    if held.dtype != torch.bool or held.shape not in (shape, (1, *shape[1:])):
+        raise ValueError(f"held must be boolean {shape}, got {held.dtype} {tuple(held.shape)}")
+    eqs = equations(grid, velocity.device)
+    div, limit = eqs.divergence, _HELD_ITERATIONS * sum(grid.shape)
+    free = (~held.expand(shape)[..., eqs.valid]).flatten(1).T.double().repeat(2, 1)
+
+    def onto(d: Tensor) -> Tensor:
+        return div @ (free * d)
+
+    def back(p: Tensor) -> Tensor:
+        return free * (div.T @ p)
+
+    projected = _apply(
+        velocity,
+        eqs,
+        lambda u: u - least_squares(onto, back, div @ u, limit),
+        lambda g: g - div.T @ least_squares(back, onto, g, limit),
+    )
+    return torch.where(held & grid.valid.to(held.device), velocity, projected)
+
+
+def helmholtz(velocity: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """The rotational, the divergent and the harmonic part of `velocity` `(B, 2, H, W)`; their sum is the field."""
+    eqs = equations(grid, velocity.device)
+    solenoidal = leray(velocity, grid)
+    harmonic = _apply(velocity, eqs, lambda u: _harmonic(u, eqs), lambda u: _harmonic(u, eqs))
+    inside = torch.where(grid.valid.to(velocity.device), velocity, 0.0)
+    return solenoidal - harmonic, inside - solenoidal, harmonic
+
+
+def stream_function(velocity: Tensor, grid: Grid) -> Tensor:
+    """psi `(B, 1, H, W)` whose `rotated_gradient` is nearest to `velocity`, in m2 s-1; zero at walls and coasts."""
+    eqs = equations(grid, velocity.device)
+    rotation, solve = eqs.stream, eqs.vorticity
+    return _apply(
+        velocity,
+        eqs,
+        lambda u: solve(rotation.T @ u, _size(rotation.T.rows, u)),
+        lambda g: rotation @ solve(g),
+        channels=1,
+    )
+
+
+def velocity_potential(velocity: Tensor, grid: Grid) -> Tensor:
+    """phi `(B, 1, H, W)` whose `gradient` is the divergent part of `velocity`, in m2 s-1; mean 0 in closed basins."""
+    eqs = equations(grid, velocity.device)
+    div, solve = eqs.divergence, eqs.poisson
+    return _apply(
+        velocity,
+        eqs,
+        lambda u: -solve(div @ u, _size(div.rows, u)),
+        lambda g: -(div.T @ solve(g)),
+        channels=1,
+    )
+
+
+def solve_poisson(source: Tensor, grid: Grid) -> Tensor:
+    """phi `(B, 1, H, W)` with `laplacian(phi, grid) == source`.
+
+    A direct solve by Fourier, cosine or computed eigenvectors of each axis where there is no land, else conjugate
+    gradients with multigrid.
+
+    Arguments:
+        source: `(B, 1, H, W)`, the divergence of some field of the grid; of another one, what a closed basin gains (its
+            mean) is left out first.
+        grid: The grid.
+    """
+    eqs = equations(grid, source.device)
+    return _apply(source, eqs, lambda d: -eqs.poisson(d), lambda d: -eqs.poisson(d), channels=1)
+
+
+def _leray(u: Tensor, eqs: Equations) -> Tensor:
+    div = eqs.divergence
+    return u - div.T @ eqs.poisson(div @ u, _size(div.rows, u))
+
+
+def _harmonic(u: Tensor, eqs: Equations) -> Tensor:
+    """u - B^T (B B^T)^+ B u with B = (L, R^T), which is block diagonal without land."""
+    div, curl = eqs.divergence, eqs.stream.T
+    n = div.rows.shape[0]
+
+    def stacked(w: Tensor) -> Tensor:
+        return torch.cat((div @ w, curl @ w))
+
+    def adjoint(p: Tensor) -> Tensor:
+        return div.T @ p[:n] + curl.T @ p[n:]
+
+    def precondition(r: Tensor) -> Tensor:
+        return torch.cat((eqs.poisson.approximate(r[:n]), eqs.vorticity.approximate(r[n:])))
+
+    return u - adjoint(conjugate_gradients(lambda p: stacked(adjoint(p)), precondition, stacked(u), _size(div.rows, u)))
+
+
+def _size(matrix: Tensor, u: Tensor) -> Tensor:
+    """The size of the terms that A u is the sum of, `(B,)`: what rounding errors are relative to."""
+    return peak(matrix.values()) * u.norm(dim=0)
+
+
+class _Linear(torch.autograd.Function):
+    """A linear map of flat fields whose derivative is its adjoint, to any order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, forward: Map, adjoint: Map) -> Tensor:
+        ctx.maps = forward, adjoint
+        return forward(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        forward, adjoint = ctx.maps
+        return _Linear.apply(gradient, adjoint, forward), None, None
+
+
+def _apply(fields: Tensor, eqs: Equations, forward: Map, adjoint: Map, channels: int = 2) -> Tensor:
+    """A map of flat fields on fields `(B, C, H, W)`, to fields of the given channels."""
+    return eqs.unpack(_Linear.apply(eqs.pack(fields), forward, adjoint), channels).to(fields.dtype)
