@@ -167,7 +167,7 @@ def test_what_does_not_go_together_is_said_before_data_are_read(
 
 
 def test_more_steps_than_the_chain_has_are_refused_before_data_are_made(place: Path, run: Call) -> None:
-    given = [*TINY, "diffusion=ddpm", "diffusion.T=8", "sampler.steps=9", "name=odd"]
+    given = [*TINY, "diffusion=ddpm", "diffusion.T=8", "sampler.steps=9", "sampler.grid=native", "name=odd"]
     is_message(run("train", *given), "sampler.steps must be <= T=8", "sampler.grid=karras")
     learned = ["sampler=ddpm", "sampler.variance=learned", "name=odd"]
     is_message(run("train", *TINY, *learned), "diffusion.learned_variance=true")
@@ -182,6 +182,62 @@ def test_a_path_without_levels_is_refused_before_data_are_made(
     monkeypatch.setattr("vecfield_diffusion.data.turbulence.open_turbulence", None)
     own = ["diffusion=custom", "diffusion._target_=own_path.Trigonometric", *(f"diffusion.{key}" for key in keys)]
     is_message(run("train", *TINY, *own, "name=odd"), "diffusion.t_min and diffusion.t_max")
+
+
+INPAINTING = [
+    ("inpainting=mmps mask=pixels", "mmps", "sampler.steps=3"),
+    ("inpainting=pigdm mask=track", "pigdm", "sampler.steps=3"),
+    ("inpainting=dps sampler=euler", "dps", "sampler.steps=5"),
+    ("inpainting=repaint inpainting.resamples=2 sampler=ddpm", "repaint", "sampler.steps=3"),
+    ("inpainting=replacement", "replacement", "sampler.steps=3"),
+    ("inpainting=mmps physics=divergence", "physics.mode=rows: divergence", "sampler.steps=3"),
+    ("inpainting=pigdm physics=divergence_curl", "physics.mode=rows: divergence", "sampler.steps=3"),
+    ("physics=custom physics.mode=rows physics.momentum=[0,0]", "inpainting=mmps: physics", "sampler.steps=3"),
+    ("physics=custom physics.kinetic_energy=0.1 physics.no_flow=0.5", "physics.mode=gradient", "sampler.steps=3"),
+    ("physics=divergence physics.mode=hard", "physics.mode=hard", "sampler.steps=3"),
+    ("sensor=component sensor.component=v", "inpainting=mmps: the network was not", "sampler.steps=3"),
+    ("sensor=radial sensor.sites=[[0,0],[5e4,0]] inpainting=pigdm", "", "sampler.steps=3"),
+    ("sensor=footprint mask=pixels", "inpainting=mmps", "sampler.steps=3"),
+    ("guidance=cfg guidance.scale=2", "inpainting=conditional", "sampler.steps=3"),
+    ("guidance=auto guidance.ckpt=outputs/train/run", "inpainting=conditional", "sampler.steps=3"),
+    ("guidance=cfg inpainting=mmps physics=divergence", "physics.mode=rows", "sampler.steps=3"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "said", "steps"), INPAINTING, ids=[each[0] for each in INPAINTING])
+def test_ways_to_condition_from_the_command_line(place: Path, run: Call, overrides: str, said: str, steps: str) -> None:
+    given = ["ckpt=outputs/train/run", "members=2", steps, "sigma_obs=0.02", "name=ways", *overrides.split(" ")]
+    code, out, err = run("infer", *given)
+    assert (code, err) == (0, ""), err
+    assert said in out or "inpainting=" + said in overrides
+    with xr.open_dataset(place / "outputs" / "infer" / "ways" / "fields.nc") as data:
+        assert np.isfinite(data["u"].values).all()
+
+
+def test_evaluation_says_what_it_chose(place: Path, run: Call) -> None:
+    code, out, err = run("evaluate", "ckpt=outputs/train/run", "cases=2", *FEW, "masks=[block]", "sensor=component")
+    assert (code, err) == (0, ""), err
+    assert "inpainting=mmps: the network was not trained on what sensor=component measures" in out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ("physics=divergence physics.mode=rows inpainting=conditional", ("mode=rows needs inpainting=mmps",)),
+        ("physics=divergence physics.mode=rows inpainting=dps", ("mode=rows needs inpainting=mmps",)),
+        ("sensor=component inpainting=conditional", ("sensor=component needs inpainting=mmps",)),
+        ("sensor=radial sensor.sites=[[1]]", ("sensor.sites", "[x, y]")),
+        ("sensor=footprint sensor.size=2", ("sensor.size", "must be odd")),
+        ("guidance=cfg guidance.scale=-1", ("guidance.scale", "must be >= 0")),
+        ("guidance=auto guidance.ckpt=nowhere", ("nowhere", "no checkpoint there")),
+        ("physics=custom physics.mode=hard physics.curl=0.1", ("mode=hard takes the divergence to zero",)),
+        ("physics=custom physics.mode=rows physics.kinetic_energy=1", ("kinetic_energy", "mode=gradient")),
+        ("inpainting=repaint inpainting.resamples=0", ("inpainting.resamples", "must be >= 1")),
+    ],
+)
+def test_ways_to_condition_that_make_no_sense(place: Path, run: Call, overrides: str, parts: tuple[str, ...]) -> None:
+    given = ["ckpt=outputs/train/run", "name=odd", *FEW, "sigma_obs=0.02"]
+    is_message(run("infer", *given, *overrides.split(" ")), *parts)
 
 
 def test_likelihood_from_the_command_line(place: Path, run: Call) -> None:

@@ -89,7 +89,7 @@ def check_combination(diffusion: Diffusion, parts: Posterior) -> None:
                 f"diffusion.learned_variance=true; {type(diffusion).__name__} knows small and large"
             )
         plain = isinstance(parts.guidance, NoGuidance) and not isinstance(parts.physics, Physics)
-        if not (plain and isinstance(inpainting, Conditional)):
+        if not (plain and isinstance(inpainting, Conditional | None)):
             raise UserError(
                 "sampler.variance=learned goes with inpainting=conditional, physics=none and guidance=none alone: the "
                 "others change the variance"

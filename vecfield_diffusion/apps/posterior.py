@@ -98,6 +98,8 @@ def choose(parts: Posterior, trained: Trained, observed: Tensor) -> tuple[str, s
         return "mmps", f"the network was not trained on what sensor={type(parts.sensor).__name__.lower()} measures"
     if isinstance(parts.physics, Physics) and parts.physics.mode == "rows":
         return "mmps", "physics as observations needs it"
+    if parts.sampler.needs_variance:
+        return "conditional", "sampler.variance=learned needs it"
     if not observed.any():
         return "conditional", "nothing is observed"
     if trained.config["trainer"]["condition_dropout"] == 0:

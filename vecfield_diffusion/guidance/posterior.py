@@ -134,7 +134,7 @@ class Solver:
         return [each.p for each in known]
 
     def advance(self, p: Tensor, before: Sequence[Direction] = ()) -> Direction:
-        """Goes to the minimum along `p`, in samples that are under way; `p` is conjugate to the directions before it."""
+        """Goes to the minimum along `p`, conjugate to the directions before it, in samples that are under way."""
         pulled = self.tangent.pull(p)
         image = p + self.tangent.forward(pulled)
         curvature = dot(p, image)
