@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -100,6 +101,17 @@ def test_what_a_formulation_learns_beside_the_mean_is_trained_and_kept(place: Pa
         state = load_checkpoint(place / "outputs" / "train" / name / "checkpoints" / "last.pt")
         weights[name] = state["diffusion"]["uncertainty.out.bias"].item()
     assert weights["whole"] != 0 and weights["part"] == weights["whole"]
+
+
+def test_physics_joins_the_loss(place: Path, run: Call) -> None:
+    losses = []
+    for weight in (0.0, 2.0):
+        given = [f"name=physics{weight}", "physics=divergence", f"physics.divergence={weight}", "trainer.max_steps=2"]
+        code, _, err = run("train", *TINY, *SMALL, *given, "trainer.log_every=1")
+        assert code == 0, err
+        lines = (place / "outputs" / "train" / f"physics{weight}" / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines if '"loss"' in line][0])
+    assert losses[1] > losses[0] + 1e-4
 
 
 MINE = """

@@ -201,6 +201,18 @@ def test_land_changes_nothing():
     torch.testing.assert_close(base[wet], moved[wet], rtol=0, atol=0)
 
 
+def test_the_term_of_training_is_the_energy_of_the_estimate():
+    """By hand, for the divergence alone; and its gradient reaches the estimate."""
+    x_hat, grid, s = field(2).requires_grad_(), domain(), torch.tensor([0.5, 3.0], dtype=torch.float64)
+    physics = Physics("gradient", divergence=0.8)
+    got = physics.penalty(normalizer(), grid)(x_hat, s)
+    div = divergence(normalizer().denormalize(x_hat), grid)[:, 0][:, grid.valid] / normalizer().std
+    expected = 0.4 * div.square().sum(dim=1) / physics.norms(grid, x_hat)[0] / (2 * grid.valid.sum()) / (1 + s**2)
+    torch.testing.assert_close(got, expected)
+    assert torch.autograd.grad(got.sum(), x_hat)[0].abs().max() > 0
+    assert NoPhysics().penalty(normalizer(), grid) is None
+
+
 def test_no_physics_is_the_denoiser_itself():
     assert NoPhysics().guide(told, normalizer(), domain()) is told
 

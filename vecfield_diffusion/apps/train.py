@@ -108,6 +108,7 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
             "statistics": statistics.state_dict(),
             "mean": normalizer.mean,
         },
+        penalty=parts["physics"].penalty(denoiser.normalizer, fields.grid.to(device)),
         score=scorer(denoiser, fields, split["validation"], parts, config["seed"]) if trainer.score_cases else None,
     )
 
@@ -129,7 +130,7 @@ def make_parts(config: dict[str, Any]) -> dict[str, Any]:
 
     if config["seed"] < 0:
         raise UserError(f"seed must be >= 0, got {config['seed']}")
-    names = ("trainer", "sampler", "mask", "augment", "splits", "logger")
+    names = ("trainer", "sampler", "mask", "augment", "splits", "logger", "physics")
     parts = {name: build(config[name], name, trusted=True) for name in names}
     if parts["mask"] is None:
         raise UserError("mask=auto is for filling a file: train with mask=mixture, or another of conf/mask")

@@ -11,12 +11,17 @@ uncertainty of the levels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from vecfield_diffusion.diffusion.base import reverse_variances
 from vecfield_diffusion.diffusion.denoiser import Denoiser, column
 from vecfield_diffusion.diffusion.observation import Observation
+
+#: `x_hat (B, 2, H, W), s (B,) -> (B,)`, such as the energy of what physics knows.
+Penalty = Callable[[Tensor, Tensor], Tensor]
 
 
 def denoising_loss(
@@ -27,6 +32,7 @@ def denoising_loss(
     t: Tensor,
     noise: Tensor,
     training: bool = False,
+    penalty: Penalty | None = None,
 ) -> Tensor:
     """The loss of every sample, `(B,)`.
 
@@ -37,6 +43,7 @@ def denoising_loss(
         t: Times of the formulation, `(B,)`.
         noise: Unit normal noise, `(B, 2, H, W)`.
         training: Whether to add what is learned beside the mean.
+        penalty: What is added for the estimate of the clean fields.
     """
     diffusion = denoiser.diffusion
     x0 = torch.where(measured, x0, 0.0)
@@ -49,6 +56,8 @@ def denoising_loss(
         bound = variational_bound(x0, x_hat.detach(), fraction, level, diffusion.below(level))
         # One of the M terms of the chain stands for all.
         loss = loss + diffusion.vlb_weight * diffusion.M * mean_measured(bound, measured)
+    if penalty is not None:
+        loss = loss + penalty(x_hat, s)
     if training and diffusion.uncertainty is not None:
         u = diffusion.uncertainty(diffusion.inputs(t)[1].to(x0.dtype))
         loss = loss / u.exp() + u

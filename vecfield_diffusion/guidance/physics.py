@@ -18,6 +18,8 @@ and weights of up to 2 together are stable.
 
 **hard**: the finished field is moved to the nearest one without divergence, the observed cells held. Real flows seen at
 a finite resolution are not free of divergence: this is for those that are by construction.
+
+In training (`train.py physics=divergence`) E of the estimate, over `1 + s^2`, joins the loss.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.diffusion.denoiser import column
+from vecfield_diffusion.diffusion.losses import Penalty
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.guidance.linear import LinearObservation, Operator, operator_rows
@@ -73,6 +76,10 @@ class NoPhysics:
     def guide(self, denoise: BoundDenoiser, normalizer: Normalizer, grid: Grid) -> BoundDenoiser:
         """The denoiser itself."""
         return denoise
+
+    def penalty(self, normalizer: Normalizer, grid: Grid) -> Penalty | None:
+        """Nothing is added to the training loss."""
+        return None
 
     def finish(self, x: Tensor, observation: Observation, normalizer: Normalizer, grid: Grid) -> Tensor:
         """The field itself."""
@@ -211,6 +218,15 @@ class Physics(NoPhysics):
             return x_hat - column((limit / length).clamp(max=1)) * step
 
         return guided
+
+    def penalty(self, normalizer: Normalizer, grid: Grid) -> Penalty:
+        """E of the estimate for each of its values, over `1 + s^2`: what is known of the flow as a term of training."""
+        norms, values = self.norms(grid, normalizer.std), 2 * grid.valid.sum()
+
+        def energy(x_hat: Tensor, s: Tensor) -> Tensor:
+            return self.energy(normalizer.denormalize(x_hat), normalizer.std, grid, norms) / values / (1 + s**2)
+
+        return energy
 
     def finish(self, x: Tensor, observation: Observation, normalizer: Normalizer, grid: Grid) -> Tensor:
         """The nearest field without divergence that keeps the observed cells, in hard mode."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vecfield_diffusion.diffusion.denoiser import Denoiser
-from vecfield_diffusion.diffusion.losses import denoising_loss
+from vecfield_diffusion.diffusion.losses import Penalty, denoising_loss
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.training.batches import Batch, Batches
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
@@ -140,6 +140,7 @@ class Run:
         logger: A further logger.
         identity: What every checkpoint holds beside the state of training: configuration, grid, statistics.
         score: `(picture path) -> scores` of a small ensemble, which it also draws; None skips it.
+        penalty: What is added to the loss for the estimate, on the device of the denoiser.
     """
 
     trainer: Trainer
@@ -151,6 +152,7 @@ class Run:
     logger: Logger
     identity: dict[str, Any]
     score: Callable[[Path], dict[str, float]] | None = None
+    penalty: Penalty | None = None
     counters: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
@@ -277,7 +279,8 @@ class Run:
         for first in range(0, trainer.batch_size, size):
             part = batch[first : first + size]
             given = (part.x0, part.measured, part.observation, part.t, part.noise)
-            loss = denoising_loss(self.denoiser, *given, training=True).mean() / trainer.accumulate
+            loss = denoising_loss(self.denoiser, *given, training=True, penalty=self.penalty).mean()
+            loss = loss / trainer.accumulate
             loss.backward()
             total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), trainer.grad_clip)
