@@ -168,9 +168,16 @@ def fill(config: dict[str, Any], trained: Trained, parts: Posterior, cases: Case
     options |= {"guidance": parts.guidance, "sensor": parts.sensor}
     try:
         with tqdm(total=total, unit=" evaluations", unit_scale=True, disable=None) as bar:
-            return sample_ensemble(*how, **options, numbers=cases.numbers, progress=bar.update)
+            members = sample_ensemble(*how, **options, numbers=cases.numbers, progress=bar.update)
     except torch.OutOfMemoryError as error:
         raise UserError(f"the GPU's memory is full at batch={config['batch']}: give a smaller one") from error
+    solves, guard = (getattr(parts.inpainting, name, 0) for name in ("solves", "guard"))
+    if guard:
+        print(
+            f"mmps: in {guard / solves:.0%} of the systems the Jacobian of the network was no covariance (not symmetric, "
+            "or not positive); GMRES solved them in place of conjugate gradients"
+        )
+    return members
 
 
 def likelihood(config: dict[str, Any], trained: Trained, cases: Cases) -> torch.Tensor:
