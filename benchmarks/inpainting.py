@@ -29,12 +29,12 @@ MASKS = {
 }
 METHODS = {
     "conditional": ["inpainting=conditional"],
-    "conditional, physics gradient": ["inpainting=conditional", "physics=divergence"],
-    "conditional, physics hard": ["inpainting=conditional", "physics=divergence", "physics.mode=hard"],
-    "conditional, cfg 1.5": ["inpainting=conditional", "guidance=cfg"],
+    "conditional + gradient": ["inpainting=conditional", "physics=divergence"],
+    "conditional + hard": ["inpainting=conditional", "physics=divergence", "physics.mode=hard"],
+    "conditional + cfg 1.5": ["inpainting=conditional", "guidance=cfg"],
     "mmps": ["inpainting=mmps"],
     "mmps k=1": ["inpainting=mmps", "inpainting.k_max=1"],
-    "mmps, physics rows": ["inpainting=mmps", "physics=divergence"],
+    "mmps + rows": ["inpainting=mmps", "physics=divergence"],
     "pigdm": ["inpainting=pigdm"],
     "dps 100": ["inpainting=dps", "sampler=euler", "sampler.steps=100"],
     "repaint 32x10": ["inpainting=repaint", "sampler=ddpm", "sampler.steps=32", "sampler.grid=log_snr"],

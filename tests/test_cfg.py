@@ -19,8 +19,11 @@ class Told(torch.nn.Module):
 
     def __init__(self, factor=1.0, mean=0.0, std=1.0):
         super().__init__()
-        self.factor, self.calls = factor, []
+        self.factor, self.calls, self.autocast = factor, [], None
         self.normalizer = Normalizer(torch.full((2, 1, 1), mean), std).double()
+
+    def in_float32(self):
+        return self
 
     def forward(self, z, s, observation):
         self.calls.append(len(z))
@@ -139,6 +142,20 @@ def test_an_energy_that_is_weak_moves_samples_to_its_posterior():
     zero = torch.zeros(1, 2, 4, 6, dtype=torch.float64)
     x = DPMpp2M(64).sample(lambda z, s: guided(z, s, given), EDM(sigma_max=200.0).levels(64), lambda: zero)
     assert (x.flatten() - mean).norm() / mean.norm() < 0.1
+
+
+def test_an_energy_can_be_differentiated_again():
+    """As mmps does: the derivative of the guided estimate, by central differences."""
+    z, s, given = example(1)
+    denoiser = Denoiser(Ideal(), EDM(), Normalizer(torch.zeros(2, 1, 1), 1.0).double())
+    guided = Energy(Gaussian(torch.tensor([0, 7]), torch.tensor([1.0, -1.0]).double(), 0.7)).wrap(denoiser)
+    direction = torch.randn(z.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(z.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    z = z.requires_grad_()
+    (gradient,) = torch.autograd.grad((guided(z, s, given) * weights).sum(), z)
+    with torch.no_grad():
+        slope = (guided(z + 1e-5 * direction, s, given) - guided(z - 1e-5 * direction, s, given)) / 2e-5
+    assert (gradient * direction).sum().item() == pytest.approx((slope * weights).sum().item(), rel=1e-6)
 
 
 def test_an_energy_acts_below_its_threshold_alone():

@@ -211,8 +211,7 @@ INPAINTING = [
     ("sensor=radial sensor.sites=[[0,0],[5e4,0]] inpainting=pigdm", "", "sampler.steps=3"),
     ("sensor=footprint mask=pixels", "inpainting=mmps", "sampler.steps=3"),
     ("guidance=cfg guidance.scale=2", "inpainting=conditional", "sampler.steps=3"),
-    ("guidance=auto guidance.ckpt=outputs/train/run", "inpainting=conditional", "sampler.steps=3"),
-    ("guidance=cfg inpainting=mmps physics=divergence", "physics.mode=rows", "sampler.steps=3"),
+    ("guidance=autoguidance guidance.ckpt=outputs/train/run", "inpainting=conditional", "sampler.steps=3"),
 ]
 
 
@@ -227,9 +226,9 @@ def test_ways_to_condition_from_the_command_line(place: Path, run: Call, overrid
 
 
 def test_evaluation_says_what_it_chose(place: Path, run: Call) -> None:
-    code, out, err = run("evaluate", "ckpt=outputs/train/run", "cases=2", *FEW, "masks=[block]", "sensor=component")
+    code, out, err = run("evaluate", "ckpt=outputs/train/run", "cases=2", *FEW, "masks=[block]", "sigma_obs=5")
     assert (code, err) == (0, ""), err
-    assert "inpainting=mmps: the network was not trained on what sensor=component measures" in out
+    assert "inpainting=mmps: sigma_obs=5 is beyond the errors that the network was trained with" in out
 
 
 @pytest.mark.parametrize(
@@ -239,9 +238,14 @@ def test_evaluation_says_what_it_chose(place: Path, run: Call) -> None:
         ("physics=divergence physics.mode=rows inpainting=dps", ("mode=rows needs inpainting=mmps",)),
         ("sensor=component inpainting=conditional", ("sensor=component needs inpainting=mmps",)),
         ("sensor=radial sensor.sites=[[1]]", ("sensor.sites", "[x, y]")),
+        ("guidance=cfg inpainting=mmps", ("guidance=cfg", "inpainting=conditional")),
+        ("guidance=cfg sensor=component", ("guidance=cfg", "sensor=none")),
+        ("sensor=component physics=divergence physics.mode=hard", ("mode=hard", "physics.mode=rows")),
+        ("sensor=footprint sensor.size=33", ("sensor.size", "periodic")),
+        ("physics=custom physics.momentum=[0,0] physics.curl=0.5", ("momentum", "at most 1")),
         ("sensor=footprint sensor.size=2", ("sensor.size", "must be odd")),
         ("guidance=cfg guidance.scale=-1", ("guidance.scale", "must be >= 0")),
-        ("guidance=auto guidance.ckpt=nowhere", ("nowhere", "no checkpoint there")),
+        ("guidance=autoguidance guidance.ckpt=nowhere", ("nowhere", "no checkpoint there")),
         ("physics=custom physics.mode=hard physics.curl=0.1", ("mode=hard takes the divergence to zero",)),
         ("physics=custom physics.mode=rows physics.kinetic_energy=1", ("kinetic_energy", "mode=gradient")),
         ("inpainting=repaint inpainting.resamples=0", ("inpainting.resamples", "must be >= 1")),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,8 @@ from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.evaluation.metrics import divergence_rms
 from vecfield_diffusion.guidance.inpainting import Conditional, RePaint
 from vecfield_diffusion.guidance.physics import NoPhysics, Physics
+from vecfield_diffusion.guidance.posterior import MMPS
+from vecfield_diffusion.guidance.sensors import Component
 from vecfield_diffusion.inference.cases import Cases, make_cases
 from vecfield_diffusion.inference.ensemble import member_noise, member_seed, sample_ensemble
 from vecfield_diffusion.models.unet import UNet
@@ -67,6 +71,29 @@ def sample(cases: Cases, sampler: Sampler | None = None, **changes: object) -> T
 
 
 # Ensembles.
+
+
+def test_hard_physics_leaves_no_divergence_and_the_observed_values() -> None:
+    """With exact observations, too: they are put in first and held."""
+    cases = make_cases(fields(valid=torch.ones_like(LAND)), [0], Pixels(0.1), seed=1)
+    out = sample(cases, Euler(3), physics=Physics("hard"), members=2)
+    plain = sample(cases, Euler(3), members=2)
+    everywhere = torch.ones(1, 1, HEIGHT, WIDTH, dtype=torch.bool)
+    assert divergence_rms(out, cases.grid, everywhere) < 1e-4 * divergence_rms(plain, cases.grid, everywhere)
+    seen = cases.observed.expand(1, 2, HEIGHT, WIDTH)
+    torch.testing.assert_close(out[0][seen], cases.truth[seen], rtol=1e-5, atol=1e-5)
+
+
+def test_a_sensor_tells_its_component_and_nothing_else() -> None:
+    """The v that was not measured, NaN or not, changes nothing; the u that was does."""
+    cases = make_cases(fields(valid=torch.ones_like(LAND)), [0], Pixels(0.3), seed=1, sigma_obs=0.01)
+    how = {"inpainting": MMPS(k_max=3), "sensor": Component("u"), "members": 1}
+    base = sample(cases, Euler(3), **how)
+    for component, changes in ((1, False), (0, True)):
+        y = cases.y.clone()
+        y[:, component] += 0.5
+        out = sample(replace(cases, y=y), Euler(3), **how)
+        assert bool((out - base).abs().max() > 1e-3) is changes
 
 
 def test_the_interpolant_starts_from_noise_around_its_guess() -> None:

@@ -20,7 +20,7 @@ from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.guidance.cfg import NoGuidance
+from vecfield_diffusion.guidance.cfg import ClassifierFree, NoGuidance
 from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.guidance.physics import Physics
 from vecfield_diffusion.physics.grid import Grid
@@ -89,6 +89,7 @@ def check_combination(diffusion: Diffusion, parts: Posterior) -> None:
                 f"diffusion.learned_variance=true; {type(diffusion).__name__} knows small and large"
             )
         plain = isinstance(parts.guidance, NoGuidance) and not isinstance(parts.physics, Physics)
+        plain = plain and parts.sensor is None
         if not (plain and isinstance(inpainting, Conditional | None)):
             raise UserError(
                 "sampler.variance=learned goes with inpainting=conditional, physics=none and guidance=none alone: the "
@@ -99,6 +100,15 @@ def check_combination(diffusion: Diffusion, parts: Posterior) -> None:
             "sampler=adaptive has no levels that all members share, which "
             f"inpainting={type(inpainting).__name__.lower()} needs. Use another sampler, or inpainting=conditional"
         )
+    if isinstance(parts.guidance, ClassifierFree) and (
+        parts.sensor is not None or not isinstance(inpainting, Conditional | None)
+    ):
+        raise UserError(
+            "guidance=cfg stresses the condition that the network is told: it goes with inpainting=conditional and "
+            "sensor=none alone"
+        )
+    if parts.sensor is not None and isinstance(parts.physics, Physics) and parts.physics.mode == "hard":
+        raise UserError("physics.mode=hard holds observed cells, which a sensor does not give: use physics.mode=rows")
     if parts.sensor is not None and not (inpainting is None or inpainting.takes_rows):
         raise UserError(
             f"sensor={type(parts.sensor).__name__.lower()} needs inpainting=mmps or pigdm: the network was trained on "

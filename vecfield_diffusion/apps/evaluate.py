@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vecfield_diffusion.apps.config import Program, option
-from vecfield_diffusion.apps.infer import SAMPLING, check_ranges, fill, place
+from vecfield_diffusion.apps.infer import SAMPLING, check_ranges, fill
 from vecfield_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +54,6 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     parts = build_posterior(config, trained, device)
     fields, offered = held_out(trained, "test", config["trust"])
     check_grid(fields, trained)
-    place(parts.sensor, fields)
     count = min(config["cases"], len(offered))
     spaced = [offered[i * len(offered) // count] for i in range(count)]
     indices = [i for i in spaced if fields.read([i]).isfinite().any()]
@@ -65,10 +64,10 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     rows: list[dict[str, Any]] = []
     for name, mask in masks.items():
         how = (mask, config["seed"], config["sigma_obs"])
-        cases = make_cases(fields, indices, *how, add_error=True, sensor=parts.sensor)
+        cases = make_cases(fields, indices, *how, add_error=True)
         if not cases.hidden.any():
             raise UserError(f"masks={list(masks)}: {name} hides no cell, so that there is nothing to score")
-        settled = settle(parts, trained, cases.observed)
+        settled = settle(parts, trained, cases.observed, config["sigma_obs"])
         found = [{"mask": name, **row} for row in scored(config, trained, settled, cases, baselines)]
         reference = next(row["rmse_component"] for row in found if row["method"] == "optimal interpolation")
         rows += [{**row, "rmse / OI": row["rmse_component"] / reference} for row in found]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,7 @@ def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
     from vecfield_diffusion.apps.assemble import choose_device, load_trained
     from vecfield_diffusion.apps.build import build
     from vecfield_diffusion.apps.posterior import build_posterior, settle
+    from vecfield_diffusion.guidance.inpainting import Conditional
 
     check_ranges(config)
     device = choose_device(config["device"])
@@ -68,7 +70,9 @@ def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
     fields, indices = chosen_snapshots(config, trained)
     place(parts.sensor, fields)
     cases = hide(config, trained, fields, indices, mask, parts.sensor)
-    parts = settle(parts, trained, cases.observed)
+    if config["likelihood"] != "none":
+        parts = replace(parts, inpainting=Conditional())
+    parts = settle(parts, trained, cases.observed, config["sigma_obs"])
     members = fill(config, trained, parts, cases)
     nats = None if config["likelihood"] == "none" else likelihood(config, trained, cases)
     return write(config, folder, trained, fields, indices, cases, members, nats)
@@ -126,9 +130,14 @@ def place(sensor: Any, fields: Fields) -> None:
     """Tells an instrument where the cells are."""
     import torch
 
-    if sensor is not None:
-        x, y = (torch.from_numpy(each).double() for each in (fields.x, fields.y))
-        sensor.place(x, y, fields.x_name == "lon")
+    if sensor is None:
+        return
+    x, y = (torch.tensor(each.astype(float)) for each in (fields.x, fields.y))
+    sensor.place(x, y, fields.x_name == "lon")
+    try:
+        sensor.measure(torch.zeros(1, 2, *fields.shape), fields.grid)
+    except ValueError as error:
+        raise UserError(f"sensor.{error}") from error
 
 
 def hide(config: dict[str, Any], trained: Trained, fields: Fields, indices: list[int], mask: Any, sensor: Any) -> Cases:
@@ -174,7 +183,7 @@ def fill(config: dict[str, Any], trained: Trained, parts: Posterior, cases: Case
     solves, guard = (getattr(parts.inpainting, name, 0) for name in ("solves", "guard"))
     if guard:
         print(
-            f"mmps: in {guard / solves:.0%} of the systems the Jacobian of the network was no covariance (not symmetric, "
+            f"mmps: in {guard / solves:.0%} of the systems the network's Jacobian was no covariance (not symmetric, "
             "or not positive); GMRES solved them in place of conjugate gradients"
         )
     return members

@@ -59,24 +59,29 @@ def build_posterior(config: dict[str, Any], trained: Trained, device: torch.devi
     from vecfield_diffusion.guidance.cfg import AutoGuidance
 
     names = ("sampler", "inpainting", "physics", "guidance", "sensor")
-    parts = Posterior(**{name: build(config[name], name, trusted=True) for name in names})
+    parts = Posterior(**{name: build(config.get(name), name, trusted=True) for name in names})
     check_combination(trained.denoiser.diffusion, parts)
     if isinstance(parts.guidance, AutoGuidance):
         weak = load_trained(parts.guidance.ckpt, device, config["trust"])
-        if weak.grid.shape != trained.grid.shape or weak.units != trained.units:
+        alike = weak.units == trained.units and weak.grid.shape == trained.grid.shape
+        if not (alike and bool((weak.grid.valid == trained.grid.valid).all())):
             raise UserError(f"guidance.ckpt={parts.guidance.ckpt}: it was trained on another grid or in other units")
+        if weak.denoiser.diffusion.coupled != trained.denoiser.diffusion.coupled:
+            raise UserError(f"guidance.ckpt={parts.guidance.ckpt}: one of both networks is an interpolant, one is not")
         parts.guidance.weak = weak.denoiser
     return parts
 
 
-def settle(parts: Posterior, trained: Trained, observed: Tensor) -> Posterior:
+def settle(parts: Posterior, trained: Trained, observed: Tensor, sigma_obs: float = 0.0) -> Posterior:
     """The same with nothing left open, for the cells `(N, 1, H, W)` that are observed; says what was chosen and why."""
     from vecfield_diffusion.apps.build import build
     from vecfield_diffusion.apps.config import option
     from vecfield_diffusion.guidance.physics import Physics
+    from vecfield_diffusion.guidance.posterior import DPS
+    from vecfield_diffusion.samplers.stochastic import DDIM, Ancestral
 
     if parts.inpainting is None:
-        name, reason = choose(parts, trained, observed)
+        name, reason = choose(parts, trained, observed, sigma_obs)
         print(f"inpainting={name}: {reason}")
         parts = replace(parts, inpainting=build(option("inpainting", name), "inpainting", trusted=True))
     if isinstance(parts.physics, Physics):
@@ -87,13 +92,23 @@ def settle(parts: Posterior, trained: Trained, observed: Tensor) -> Posterior:
         said = ", ".join(f"{term.name} (tau {term.tau:.3g})" for term in physics.terms)
         print(f"physics.mode={physics.mode}: {said}")
         parts = replace(parts, physics=physics)
+    stepwise = isinstance(parts.inpainting, DPS) and parts.sampler.steps < 50
+    if stepwise:
+        print("note: dps takes long strides in few steps; give sampler.steps=100 or more")
+    if parts.inpainting.repeats > 1 and not isinstance(parts.sampler, Ancestral | DDIM):
+        print("note: repaint tends to the posterior with sampler=ddpm, not with a deterministic sampler")
     return parts
 
 
-def choose(parts: Posterior, trained: Trained, observed: Tensor) -> tuple[str, str]:
+def choose(parts: Posterior, trained: Trained, observed: Tensor, sigma_obs: float) -> tuple[str, str]:
     """`conditional` or `mmps`, and the reason."""
+    from vecfield_diffusion.guidance.cfg import ClassifierFree
     from vecfield_diffusion.guidance.physics import Physics
 
+    if isinstance(parts.guidance, ClassifierFree):
+        return "conditional", "guidance=cfg needs it"
+    if trained.config["trainer"]["condition_dropout"] == 0 and parts.sensor is None:
+        return "conditional", "the network was trained without condition dropout and is no prior"
     if parts.sensor is not None:
         return "mmps", f"the network was not trained on what sensor={type(parts.sensor).__name__.lower()} measures"
     if isinstance(parts.physics, Physics) and parts.physics.mode == "rows":
@@ -102,10 +117,11 @@ def choose(parts: Posterior, trained: Trained, observed: Tensor) -> tuple[str, s
         return "conditional", "sampler.variance=learned needs it"
     if not observed.any():
         return "conditional", "nothing is observed"
-    if trained.config["trainer"]["condition_dropout"] == 0:
-        return "conditional", "the network was trained without condition dropout and is no prior"
+    if sigma_obs > 1.01 * trained.config["trainer"]["sigma_obs"] * trained.statistics.std:
+        return "mmps", f"sigma_obs={sigma_obs:g} is beyond the errors that the network was trained with"
     unlike = unfamiliar(trained, observed)
-    if unlike:
+    # One in a hundred masks of training would be counted as well.
+    if unlike > 0.1 * len(observed):
         return "mmps", f"{unlike} of {len(observed)} masks are unlike those that the network was trained on"
     return "conditional", "the masks resemble those that the network was trained on"
 

@@ -96,7 +96,8 @@ class AutoGuidance(Guidance):
         """The guided denoiser. Raises ValueError where the weaker network has not been loaded."""
         if self.weak is None:
             raise ValueError("ckpt of the weaker network must be loaded before sampling")
-        weak = translated(self.weak, denoiser.normalizer)
+        weak = self.weak.in_float32() if denoiser.autocast is None else self.weak
+        weak = translated(weak, denoiser.normalizer)
         return lambda z, s, observation: torch.lerp(weak(z, s, observation), denoiser(z, s, observation), self.scale)
 
 
@@ -123,13 +124,15 @@ class Energy(Guidance):
         def guided(z: Tensor, s: Tensor, observation: Observation) -> Tensor:
             if not (s < self.below).any():
                 return denoiser(z, s, observation)
+            # A method that differentiates the guided denoiser, such as mmps, needs the second derivative, too.
+            again = torch.is_grad_enabled() and z.requires_grad
             with torch.enable_grad():
-                z = z.detach().requires_grad_()
+                z = z if again else z.detach().requires_grad_()
                 x_hat = denoiser(z, s, observation)
                 velocity = torch.where(observation.valid, denoiser.normalizer.denormalize(x_hat), 0.0)
-                (gradient,) = torch.autograd.grad(self.energy(velocity).sum(), z)
+                (gradient,) = torch.autograd.grad(self.energy(velocity).sum(), z, create_graph=again)
             step = column(torch.where(s < self.below, self.scale * s**2, 0.0)) * gradient
-            return torch.where(observation.valid, x_hat.detach() - step, 0.0)
+            return torch.where(observation.valid, (x_hat if again else x_hat.detach()) - step, 0.0)
 
         return guided
 

@@ -100,7 +100,7 @@ class Physics(NoPhysics):
         kinetic_energy: The prescribed mean of `|u|^2 / 2`, in the units of the data squared, in gradient mode; null
             leaves it free.
         tau: How far the divergence may be off as a row, in s^-1; `auto` is the RMS divergence of the training data.
-        curl_tau: Likewise of the curl; `auto` is a tenth of the RMS vorticity of the training data.
+        curl_tau: Likewise of the curl; `auto` is the RMS vorticity of the training data.
         velocity_tau: Likewise of momentum and flow through walls, in the units of the data.
         below: The gradient acts at noise levels below this one, in standard deviations of the data.
 
@@ -139,6 +139,8 @@ class Physics(NoPhysics):
             raise ValueError(f"kinetic_energy must be > 0 or null, got {kinetic_energy}")
         if kinetic_energy is not None and mode in ("rows", "hard"):
             raise ValueError(f"kinetic_energy is not linear: it goes with mode=gradient, not {mode}")
+        if momentum is not None and sum(weights.values()) > 1:
+            raise ValueError(f"momentum has weight 1: the others must be at most 1 together, got {weights}")
         if mode == "hard" and (curl or no_flow or momentum is not None or divergence_target):
             raise ValueError("mode=hard takes the divergence to zero, and nothing else")
         self.mode, self.kinetic_energy, self.below = mode, kinetic_energy, below
@@ -159,7 +161,7 @@ class Physics(NoPhysics):
         """
         if self.mode == "rows" and not weighs_rows:
             raise ValueError("mode=rows needs inpainting=mmps or pigdm: another has no place for them")
-        found = {"divergence": statistics.divergence_rms, "curl": 0.1 * statistics.vorticity_rms}
+        found = {"divergence": statistics.divergence_rms, "curl": statistics.vorticity_rms}
         known = copy.copy(self)
         if self.mode == "auto":
             known.mode = "rows" if weighs_rows and self.kinetic_energy is None else "gradient"
@@ -190,8 +192,8 @@ class Physics(NoPhysics):
         if self.kinetic_energy is not None:
             cells = grid.valid.sum()
             mean = torch.where(grid.valid, velocity, 0.0).square().sum(dim=(1, 2, 3)) / (2 * cells)
-            # |grad|^2 = 2 K / cells where the mean is K.
-            total = total + (mean - self.kinetic_energy) ** 2 * cells / (4 * self.kinetic_energy * std**2)
+            # Of its root, whose gradient has the length 1 / sqrt(2 cells) everywhere.
+            total = total + (mean.sqrt() - self.kinetic_energy**0.5) ** 2 * cells / std**2
         return total
 
     def norms(self, grid: Grid, like: Tensor) -> list[Tensor]:

@@ -364,6 +364,8 @@ class DPS(Inpainting):
             raise ValueError(f"bound must be the denoiser that DPS.bind gave, got {bound!r}")
 
         def subtract(z: Tensor, r: float) -> Tensor:
+            if r == 0:
+                return z  # the last step gives the estimate itself
             return torch.sub(z, bound.take(), alpha=self.zeta / steps)
 
         return subtract

@@ -17,8 +17,6 @@ from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.guidance.linear import Components, LinearObservation, cells, footprint, radial
 from vecfield_diffusion.physics.grid import Grid
 
-EARTH_RADIUS = 6_371_000.0
-
 
 class Sensor(ABC):
     """What an instrument measures."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.guidance.cfg import Guidance, NoGuidance
-from vecfield_diffusion.guidance.inpainting import Inpainting
+from vecfield_diffusion.guidance.inpainting import Conditional, Inpainting
 from vecfield_diffusion.guidance.physics import NoPhysics
 from vecfield_diffusion.guidance.sensors import Sensor
 from vecfield_diffusion.physics.grid import Grid
@@ -94,8 +94,10 @@ def sample_ensemble(
         guided = physics.guide(bound, denoiser.normalizer, grid)
         # Below the error of the observation nothing holds the known cells: repeated steps would forget them.
         repeats = {"repeats": inpainting.repeats, "repeat_above": given.sigma_y.max().item()}
-        x = sampler.sample(guided, levels, noise, hook, told, start=given.guess, **repeats)
-        x = physics.finish(x, given, denoiser.normalizer, grid)
+        # The prior is told no observation, nor a guess that is made of it.
+        start = given.guess if isinstance(inpainting, Conditional) else None
+        x = sampler.sample(guided, levels, noise, hook, told, start=start, **repeats)
         x = torch.where(given.observed & (given.sigma_y == 0), given.y, x)
+        x = physics.finish(x, given, denoiser.normalizer, grid)
         out.append(torch.where(given.valid, denoiser.normalizer.denormalize(x), torch.nan).cpu())
     return torch.cat(out).unflatten(0, (members, len(observation)))
