@@ -89,7 +89,7 @@ class RePaint(Inpainting):
 
     After the step to a level r >= sigma_y, `z[observed] = y + sqrt(r^2 - sigma_y^2) eps`, so that the known cells carry
     the noise that the rest carries (Song et al., ICLR 2021, appendix I.2). The hidden cells see the known ones through
-    the denoiser alone, and taken once the result is biased: a third of a standard deviation on sparse pixels. RePaint
+    the denoiser alone, and taken once the result is biased: half a standard deviation on sparse pixels. RePaint
     goes back up by fresh noise and takes each step `resamples` times (Lugmayr et al., CVPR 2022, algorithm 1), which
     tends to the posterior as they grow, with stochastic samplers such as `ddpm`.
 
