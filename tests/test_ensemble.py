@@ -17,6 +17,7 @@ from vecfield_diffusion.diffusion.formulations import DDPM, EDM, Interpolant
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.evaluation.metrics import divergence_rms
+from vecfield_diffusion.guidance.cfg import ClassifierFree
 from vecfield_diffusion.guidance.inpainting import Conditional, RePaint
 from vecfield_diffusion.guidance.physics import NoPhysics, Physics
 from vecfield_diffusion.guidance.posterior import MMPS
@@ -82,6 +83,25 @@ def test_hard_physics_leaves_no_divergence_and_the_observed_values() -> None:
     assert divergence_rms(out, cases.grid, everywhere) < 1e-4 * divergence_rms(plain, cases.grid, everywhere)
     seen = cases.observed.expand(1, 2, HEIGHT, WIDTH)
     torch.testing.assert_close(out[0][seen], cases.truth[seen], rtol=1e-5, atol=1e-5)
+
+
+def test_guidance_reaches_the_sampler() -> None:
+    """Classifier-free with scale 0 is the network that is told nothing; observed cells are put in afterwards."""
+    cases = make_cases(fields(), [0], Pixels(0.3), seed=1, sigma_obs=0.01)
+    guided = sample(cases, Euler(3), guidance=ClassifierFree(0.0))
+    prior = sample(replace(cases, observed=torch.zeros_like(cases.observed)), Euler(3))
+    torch.testing.assert_close(guided, prior, equal_nan=True)
+    assert not torch.allclose(guided, sample(cases, Euler(3)), equal_nan=True)
+
+
+def test_steps_below_the_error_of_the_observation_are_taken_once() -> None:
+    """Three steps twice, but for those to levels under sigma_y, and the last."""
+    calls = []
+    cases = make_cases(fields(), [0], Pixels(0.3), seed=1, sigma_obs=STD * 0.5)
+    levels = EDM(sigma_max=20.0).levels(6)
+    sample(cases, Euler(6), inpainting=RePaint(2), members=1, progress=calls.append)
+    above = int((levels[1:] > 0.5).sum())
+    assert len(calls) == 6 + above
 
 
 def test_a_sensor_tells_its_component_and_nothing_else() -> None:

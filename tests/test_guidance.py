@@ -7,10 +7,10 @@ import torch
 from oracle import GaussianPrior
 
 from vecfield_diffusion.diffusion.formulations import karras
-from vecfield_diffusion.diffusion.normalizer import Normalizer
+from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.guidance.inpainting import Conditional, RePaint
-from vecfield_diffusion.guidance.physics import NoPhysics, Physics, squared_norm
+from vecfield_diffusion.guidance.physics import NoPhysics, Physics, squared_norm, through_walls
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.operators import divergence, vorticity
 from vecfield_diffusion.samplers.deterministic import DPMpp2M
@@ -211,6 +211,43 @@ def test_the_term_of_training_is_the_energy_of_the_estimate():
     torch.testing.assert_close(got, expected)
     assert torch.autograd.grad(got.sum(), x_hat)[0].abs().max() > 0
     assert NoPhysics().penalty(normalizer(), grid) is None
+
+
+def test_velocity_through_walls_by_hand():
+    """u beside land and v beside land or the wall; the open and the periodic edge let through."""
+    for boundary, rows in (("wall", [0, -1]), ("open", [])):
+        grid = Grid(domain().valid, 2000.0, 3000.0, "periodic", boundary)
+        expected = torch.zeros(2, 12, 10, dtype=torch.bool)
+        expected[0, 4:6, [2, 7]] = True
+        expected[1, [3, 6], 3:7] = True
+        expected[1, rows] = True
+        got = through_walls(torch.ones(1, 2, 12, 10, dtype=torch.float64), grid)[0]
+        assert torch.equal(got == 1, expected) and torch.equal(got != 0, expected)
+
+
+def test_a_step_of_kinetic_energy_goes_to_its_target_and_no_further():
+    """At a high level the whole step is taken: sqrt of the mean energy is where it should be, from above and below."""
+    grid, s = domain(), torch.full((1,), 1e4, dtype=torch.float64)
+    cells = grid.valid.expand(1, 2, 12, 10)
+    velocity = torch.where(cells, field(1), 0.0)
+    x = (velocity - normalizer().mean) / normalizer().std
+    now = velocity.square().sum() / (2 * grid.valid.sum())
+    for target in (0.2 * now.item(), 10 * now.item()):
+        physics = Physics("gradient", divergence=0.0, kinetic_energy=target, below=1e9)
+        out = normalizer().denormalize(guided(physics, x, x + 1e6, s, grid))
+        assert (out[cells].square().sum() / (2 * grid.valid.sum())).item() == pytest.approx(target, rel=1e-6)
+
+
+def test_auto_takes_its_tolerances_from_the_training_data():
+    statistics = Statistics(std=0.4, lambda_max=4.0, sigma_max=20.0, divergence_rms=2e-6, vorticity_rms=3e-5)
+    physics = Physics(divergence=0.5, curl=0.5, momentum=(0.1, 0.0), velocity_tau=0.02)
+    known = physics.resolve(True, statistics)
+    assert {term.name: term.tau for term in known.terms} == {"divergence": 2e-6, "curl": 3e-5, "momentum": 0.02}
+    assert (known.mode, physics.resolve(False, statistics).mode, physics.mode) == ("rows", "gradient", "auto")
+    assert len(known.rows(normalizer(), domain())) == 3 and physics.resolve(False, statistics).rows(None, None) == ()
+    assert Physics(tau=1e-5).resolve(True, statistics).terms[0].tau == 1e-5
+    with pytest.raises(ValueError, match="mode=rows needs"):
+        Physics("rows").resolve(False, statistics)
 
 
 def test_no_physics_is_the_denoiser_itself():

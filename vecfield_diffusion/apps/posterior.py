@@ -92,8 +92,7 @@ def settle(parts: Posterior, trained: Trained, observed: Tensor, sigma_obs: floa
         said = ", ".join(f"{term.name} (tau {term.tau:.3g})" for term in physics.terms)
         print(f"physics.mode={physics.mode}: {said}")
         parts = replace(parts, physics=physics)
-    stepwise = isinstance(parts.inpainting, DPS) and parts.sampler.steps < 50
-    if stepwise:
+    if isinstance(parts.inpainting, DPS) and parts.sampler.steps < 50:
         print("note: dps takes long strides in few steps; give sampler.steps=100 or more")
     if parts.inpainting.repeats > 1 and not isinstance(parts.sampler, Ancestral | DDIM):
         print("note: repaint tends to the posterior with sampler=ddpm, not with a deterministic sampler")

@@ -48,7 +48,7 @@ WHITE_STEPS, WHITE_TOLERANCE = 200, 1e-5
 
 
 class Tangent:
-    """The estimate D at a state and the linear map V A^T there. The only place that differentiates.
+    """The estimate D at a state and the linear map V A^T there. The only place of this module that differentiates.
 
     Arguments:
         denoiser: D.
