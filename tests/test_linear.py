@@ -156,16 +156,6 @@ def test_physics_rows_ask_for_the_target_in_physical_units(tau_div, tau_curl):
     assert torch.equal(rows.present.view(-1, H, W), LAND.expand(len(lacks), H, W))
 
 
-def test_physical_rows_become_normalised_ones():
-    """The misfit in errors is the same in either units."""
-    scale, x = normalizer(), noise(2, 2, H, W, seed=5)
-    angle, y = 90 * noise(H, W), noise(2, 1, H, W, seed=6)
-    physical = replace(radial(angle, y, torch.tensor(1.0).double(), some()), sigma=torch.tensor(0.05).double())
-    rows = physical.normalised(scale)
-    expected = (physical.y - physical.forward(scale.denormalize(x))) / physical.sigma
-    torch.testing.assert_close((rows.y - rows.forward(x)) / rows.sigma, expected)
-
-
 def test_a_stack_is_its_parts_for_every_sample():
     first, second = cells(observation(3)), physics_rows(grid(), normalizer(), 1e-4)
     both, x = stack([first, second]), noise(3, 2, H, W, seed=5)

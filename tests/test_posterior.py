@@ -576,3 +576,41 @@ def test_every_method_says_what_it_needs(name):
 def test_what_cannot_be_is_refused(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+def joint_case():
+    """Some cells with both components, others with one, with errors of their own: observation and exact joint law."""
+    generator = torch.Generator().manual_seed(11)
+    kind = torch.randint(6, (N, N), generator=generator)
+    observed, single = kind == 0, torch.stack([kind == 1, kind == 2])
+    sigma = 0.05 + 0.2 * torch.rand(1, 2, N, N, dtype=torch.float64, generator=generator)
+    truth = torch.randn(PRIOR.size, dtype=torch.float64, generator=generator) * PRIOR.eigenvalues.sqrt() @ PRIOR.vectors.T
+    y = truth.view(1, 2, N, N) + sigma * torch.randn(1, 2, N, N, dtype=torch.float64, generator=generator)
+    y = torch.where(observed | single, y, torch.nan)
+    given = Observation(y, observed[None, None], sigma, WET[None, None], single=single[None])
+    return given, observed.expand(2, N, N), single
+
+
+def law_given(cells_of, given):
+    """The exact law given the values of the cells, each with its own error."""
+    at = cells_of.flatten()
+    cross = PRIOR.covariance[:, at]
+    gain = torch.linalg.solve(cross[at] + torch.diag(given.sigma_y.flatten()[at] ** 2), cross.T).T
+    return GaussianConditional(gain @ given.y.flatten()[at], PRIOR.covariance - gain @ cross.T)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_single_components_and_errors_of_every_value(told):
+    """D_y is that of the joint posterior: the prior with all rows, or the conditional model with those it is not told."""
+    given, both, single = joint_case()
+    exact_law, cells_law = law_given(both | single, given), law_given(both, given)
+
+    def denoiser(z, s, observation):
+        assert observation.observed.any() == told
+        return cells_law(z, s) if told else PRIOR.denoise(z, s)
+
+    bound = MMPS(k_max=400, tolerance=1e-10, told=told).bind(denoiser, given)
+    z = torch.randn(1, 2, N, N, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    for s in (0.1, 1.0, 10.0):
+        level = torch.tensor([s], dtype=torch.float64)
+        torch.testing.assert_close(bound(s * z, level), exact_law(s * z, level), rtol=0.0, atol=1e-7)

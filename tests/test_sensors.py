@@ -87,9 +87,34 @@ def test_radars_read_the_velocity_away_from_them():
     torch.testing.assert_close(first.y[seen], along[seen])
 
 
+def test_recorded_velocities_of_two_radars():
+    """What they recorded, each by itself: the rows agree with the true field, and errors are in units of the data."""
+    generator = torch.Generator().manual_seed(3)
+    file = {"b": torch.full((3, 1, H, W), 40.0), "e": 0.1 + torch.rand(3, 1, H, W, generator=generator)}
+    file["a"] = 360 * torch.rand(3, 1, H, W, generator=generator)
+    for name, bearing in (("va", file["a"]), ("vb", file["b"])):
+        radians = torch.deg2rad(bearing)
+        value = TRUTH[:, :1] * radians.sin() + TRUTH[:, 1:] * radians.cos()
+        lost = torch.rand(3, 1, H, W, generator=generator) < 0.6
+        file[name] = torch.where(lost | ~VALID, torch.nan, value)
+    radar = Radial(velocity=["va", "vb"], bearing=["a", "b"], error=["e", "e"])
+    observed = radar.load(lambda name: file[name].double())
+    assert torch.equal(observed, file["va"].isfinite() | file["vb"].isfinite())
+    order = torch.tensor([2, 0])
+    nothing = Observation.none(2, VALID, torch.float64)
+    rows = radar.select(order).rows(nothing, NORMALIZER, GRID)
+    for row, name in zip(rows, ("va", "vb"), strict=True):
+        assert torch.equal(row.present, file[name][order].isfinite())
+        reading = row.forward(NORMALIZER.normalize(TRUTH)[order])
+        torch.testing.assert_close(row.y[row.present], reading[row.present], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(row.sigma, (file["e"][order] / 2.0).double(), rtol=1e-6, atol=0.0)
+
+
 @pytest.mark.parametrize(
     ("make", "match"),
     [
+        (lambda: Radial(velocity=["a", "b"], bearing=["c"]), "bearing must name one variable for each"),
+        (lambda: Radial(velocity=["a"], bearing=["c"], error=["d", "e"]), "error must name"),
         (lambda: Component("w"), "component must be"),
         (lambda: Footprint(4), "size must be odd"),
         (lambda: Radial([]), "sites must be"),

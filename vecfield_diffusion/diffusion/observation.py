@@ -20,9 +20,13 @@ class Observation:
     Arguments:
         y: The measured values, normalised, `(B, 2, H, W)`; anything, NaN included, where not observed.
         observed: The cells that were measured, boolean `(B, 1, H, W)`.
-        sigma_y: The standard deviation of the measurement error, normalised, `(B, 1, 1, 1)` or `(B, 1, H, W)`.
+        sigma_y: The standard deviation of the measurement error, normalised: one a sample `(B, 1, 1, 1)`, one a cell
+            `(B, 1, H, W)`, or one a value `(B, 2, H, W)`.
         valid: The cells of the domain, boolean `(B, 1, H, W)`.
         guess: A first guess of the field, normalised, `(B, 2, H, W)`, for formulations that are coupled to one.
+        single: Values measured where the other component was not, boolean `(B, 2, H, W)`. A network is not told them;
+            they count as linear observations.
+        context: What a network is told beside the observation, such as earlier fields, `(B, C, H, W)`.
     """
 
     y: Tensor
@@ -30,8 +34,10 @@ class Observation:
     sigma_y: Tensor
     valid: Tensor
     guess: Tensor | None = None
+    single: Tensor | None = None
+    context: Tensor | None = None
 
-    #: The number of channels that `channels` makes without a guess.
+    #: The number of channels that `channels` makes without guess and context.
     CHANNELS = 5
 
     @classmethod
@@ -44,19 +50,30 @@ class Observation:
     def channels(self) -> Tensor:
         """`(B, 5, H, W)`: the values (0 where not observed), observed, valid, the error where observed.
 
-        `(B, 7, H, W)` with a guess, which comes last.
+        Two more follow with a guess, then those of the context.
         """
         # Select, never multiply: 0 * NaN is NaN.
         y = torch.where(self.observed, self.y, 0.0)
-        error = torch.where(self.observed, self.sigma_y, 0.0)
-        told = [y, self.observed.to(y.dtype), self.valid.to(y.dtype), error]
-        return torch.cat(told if self.guess is None else [*told, self.guess], dim=1)
+        error = torch.where(self.observed, self.error, 0.0)
+        told = [y, self.observed.to(y.dtype), self.valid.to(y.dtype), error, self.guess, self.context]
+        return torch.cat([each for each in told if each is not None], dim=1)
+
+    @property
+    def error(self) -> Tensor:
+        """`sigma_y` with one channel: the root mean square of both components where they differ."""
+        return self.sigma_y if self.sigma_y.shape[1] == 1 else self.sigma_y.square().mean(dim=1, keepdim=True).sqrt()
+
+    @property
+    def known(self) -> Tensor:
+        """The measured values, boolean `(B, 1, H, W)`, or `(B, 2, H, W)` where some components are missing."""
+        return self.observed if self.single is None else self.observed | self.single
 
     def forget(self, samples: Tensor) -> Observation:
-        """The same, with nothing observed in the samples marked True in `(B,)`."""
+        """The same, with nothing observed in the samples marked True in `(B,)`; the context stays."""
         samples = samples[:, None, None, None]
         guess = None if self.guess is None else torch.where(samples, 0.0, self.guess)
-        return replace(self, observed=self.observed & ~samples, guess=guess)
+        single = None if self.single is None else self.single & ~samples
+        return replace(self, observed=self.observed & ~samples, guess=guess, single=single)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Observation:
         """The observation with `function` applied to each of its tensors."""

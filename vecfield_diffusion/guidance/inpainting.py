@@ -46,6 +46,7 @@ class Inpainting(ABC):
         takes_rows: Whether it takes linear observations, such as those of a sensor.
         weighs_rows: Whether it gives each row the weight of its error, so that rows of physics may stand beside.
         differentiates: Whether it differentiates the denoiser, which then computes in float32.
+        told: Whether the network is told the observation.
     """
 
     repeats: int = 1
@@ -53,6 +54,7 @@ class Inpainting(ABC):
     takes_rows: bool = False
     weighs_rows: bool = False
     differentiates: bool = False
+    told: bool = False
 
     @abstractmethod
     def bind(
@@ -76,6 +78,8 @@ class Inpainting(ABC):
 
 class Conditional(Inpainting):
     """The network is told the observation: it was trained to give E[x0 | z, y]. No approximation but the training."""
+
+    told = True
 
     def bind(
         self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
@@ -121,7 +125,7 @@ class RePaint(Inpainting):
         def replace(z: Tensor, r: float) -> Tensor:
             scale = (r**2 - observation.sigma_y**2).clamp(min=0).sqrt()
             # Below its own error the observation knows less than the sample.
-            known = observation.observed & (observation.sigma_y <= r)
+            known = observation.known & (observation.sigma_y <= r)
             return torch.where(known, observation.y + scale * noise(), z)
 
         return replace

@@ -49,12 +49,6 @@ class LinearObservation:
     sigma: Tensor
     present: Tensor
 
-    def normalised(self, normalizer: Normalizer) -> LinearObservation:
-        """The same of normalised fields, where rows are velocities in physical units: `y <- (y - A mean) / std`."""
-        mean = self.forward(normalizer.mean[None].to(self.y))
-        std = normalizer.std.to(self.y)
-        return LinearObservation(self.forward, (self.y - mean) / std, self.sigma / std, self.present)
-
     def flat(self) -> LinearObservation:
         """Rows as `(B, K)`; absent ones have A = 0, y = 0 and sigma = 1."""
         shape = self.y.shape
@@ -93,7 +87,7 @@ def cells(observation: Observation, components: Components = "both") -> LinearOb
     """The measured cells of an observation: A is the identity on rows `(B, 2, H, W)`, errors are at least `FLOOR`.
 
     Arguments:
-        observation: Values, errors and measured cells; `observed` may be `(B, 1, H, W)` or `(B, 2, H, W)`.
+        observation: Values, errors and what was measured, single components included.
         components: Which of the two components count.
 
     Raises:
@@ -104,7 +98,7 @@ def cells(observation: Observation, components: Components = "both") -> LinearOb
         raise ValueError(f"components must be both, u or v, got {components!r}")
     y = observation.y
     counted = torch.tensor(chosen, device=y.device).view(1, 2, 1, 1)
-    present = observation.observed & observation.valid & counted
+    present = observation.known & observation.valid & counted
     return LinearObservation(lambda x: x, y, floored(observation.sigma_y), present)
 
 
@@ -114,7 +108,7 @@ def radial(bearing: Tensor, y: Tensor, sigma: Tensor, observed: Tensor) -> Linea
     Arguments:
         bearing: The direction towards which the velocity is positive, in degrees clockwise from north, `(H, W)` or
             `(B, 1, H, W)`. Two radars make two observations; what is NaN where nothing was measured does not matter.
-        y: The velocities, normalised (or see `LinearObservation.normalised`), `(B, 1, H, W)`.
+        y: The velocities, normalised, `(B, 1, H, W)`.
         sigma: Their errors, at least `FLOOR` being taken; broadcasts to `y`.
         observed: The cells that were measured, boolean, broadcasts to `y`.
     """

@@ -20,7 +20,7 @@ not depend on the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -216,6 +216,16 @@ def all_rows(observation: Observation, rows: Sequence[LinearObservation]) -> Lin
     return stack([cells(observation), *rows])
 
 
+def split(
+    denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation], told: bool
+) -> tuple[BoundDenoiser, LinearObservation]:
+    """The denoiser and the rows that it is to agree with: all, or where it is `told` the cells, those beside."""
+    if not told:
+        return prior(denoiser, observation), all_rows(observation, rows)
+    beside = replace(observation, observed=torch.zeros_like(observation.observed))
+    return Bound(denoiser, observation), all_rows(beside, rows)
+
+
 class MMPS(Inpainting):
     """Moment-matching posterior sampling: exact for Gaussian fields, as far as the system is solved.
 
@@ -229,6 +239,8 @@ class MMPS(Inpainting):
         warm_start: Whether a solve begins with the solution of the last step and the one before.
         solver: `cg` goes over to `gmres` by itself in samples where the Jacobian of the network proves to be no
             covariance; `gmres` (8 iterations, whatever `k_max`) takes it from the start, cold.
+        told: Whether the network is told the observed cells, as it was trained to be: it then gives E[x0 | z, y] by
+            itself, and the rows are those beside, of physics, sensors and single components.
 
     Attributes:
         solves: The number of systems that were solved: one for each sample and evaluation.
@@ -246,6 +258,7 @@ class MMPS(Inpainting):
         tolerance: float = 1e-3,
         warm_start: bool = True,
         solver: Literal["cg", "gmres"] = "cg",
+        told: bool = False,
     ) -> None:
         if k_max != "auto" and k_max < 1:
             raise ValueError(f"k_max must be >= 1 or auto, got {k_max}")
@@ -254,15 +267,16 @@ class MMPS(Inpainting):
         if solver not in ("cg", "gmres"):
             raise ValueError(f"solver must be cg or gmres, got {solver}")
         self.k_max, self.tolerance, self.warm_start, self.solver = k_max, tolerance, warm_start, solver
+        self.told = told
         self.solves = self.guard = 0
 
     def bind(
         self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
     ) -> BoundDenoiser:
         """D_y of the observation and the further rows."""
-        stacked = all_rows(observation, rows)
+        bound, stacked = split(denoiser, observation, rows, self.told)
         share = stacked.present.sum(dim=1) / (2 * observation.valid.flatten(1).sum(dim=1)).clamp(min=1)
-        return BoundMMPS(self, prior(denoiser, observation), stacked.whitened(), share)
+        return BoundMMPS(self, bound, stacked.whitened(), share)
 
     def limit(self, share: Tensor, s: Tensor) -> Tensor:
         """The iterations `(B,)` of samples with rows for `share` of their values, at levels `s`."""
@@ -298,18 +312,25 @@ class PiGDM(Inpainting):
 
     One vector-Jacobian product an evaluation, and nothing to tune. Where rows overlap (footprints, physics) the system
     `I + r^2 A A^T` is solved by conjugate gradients that leave the network alone.
+
+    Arguments:
+        told: See `MMPS`.
     """
 
     takes_rows = weighs_rows = differentiates = True
+
+    def __init__(self, told: bool = False) -> None:
+        self.told = told
 
     def bind(
         self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
     ) -> BoundDenoiser:
         """D_y of the observation and the further rows."""
-        whitened, unconditional = all_rows(observation, rows).whitened(), prior(denoiser, observation)
+        bound, stacked = split(denoiser, observation, rows, self.told)
+        whitened = stacked.whitened()
 
         def guided(z: Tensor, s: Tensor) -> Tensor:
-            tangent = Tangent(unconditional, z, s, whitened)
+            tangent = Tangent(bound, z, s, whitened)
             # The same system with the identity for a denoiser at level r, whose V is r^2 I.
             white = Tangent(lambda x, r: x, tangent.x_hat, s / (1 + s**2).sqrt(), whitened)
             solver = Solver(white, WHITE_TOLERANCE)

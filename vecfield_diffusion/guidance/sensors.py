@@ -6,8 +6,9 @@ instrument would read.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +28,21 @@ class Sensor(ABC):
     def measure(self, truth: Tensor, grid: Grid) -> Tensor:
         """What it reads of fields `(N, 2, H, W)` in physical units, without error."""
         return truth
+
+    def load(self, variable: Callable[[str], Tensor]) -> Tensor | None:
+        """Reads what the instrument recorded itself.
+
+        Arguments:
+            variable: A variable of the file by name, `(N, 1, H, W)`, NaN where missing.
+
+        Returns:
+            The cells where it recorded anything, boolean `(N, 1, H, W)`; None for one that observes a field instead.
+        """
+        return None
+
+    def select(self, cases: Tensor) -> Sensor:
+        """The sensor of the cases `(n,)` among those that were loaded."""
+        return self
 
     @abstractmethod
     def rows(self, observation: Observation, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
@@ -58,15 +74,30 @@ class Radial(Sensor):
 
     Arguments:
         sites: The positions `[x, y]` of the radars, in the coordinates of the data (longitude and latitude, or metres).
+        velocity: Variables of the file with what each radar measured; without them the truth is seen through it.
+        bearing: Variables with the bearing of each cell from each radar, degrees clockwise from north; those of the
+            sites without.
+        error: Variables with the errors, in the units of the velocity; the error of the observation without.
 
     Raises:
-        ValueError: No site.
+        ValueError: Neither sites nor velocities, or lists of different lengths.
     """
 
-    def __init__(self, sites: list[list[float]]) -> None:
-        if not sites or any(len(site) != 2 for site in sites):
-            raise ValueError(f"sites must be a list of [x, y], such as [[18.1,-34.2]], got {sites}")
-        self.sites, self.bearings = sites, []
+    def __init__(
+        self,
+        sites: Sequence[list[float]] = (),
+        velocity: Sequence[str] = (),
+        bearing: Sequence[str] = (),
+        error: Sequence[str] = (),
+    ) -> None:
+        if any(len(site) != 2 for site in sites) or not (sites or velocity):
+            raise ValueError(f"sites must be a list of [x, y], such as [[18.1,-34.2]], got {list(sites)}")
+        for name, given in (("bearing", bearing or sites), ("error", error)):
+            if velocity and len(given) not in ({len(velocity)} if name == "bearing" else {0, len(velocity)}):
+                raise ValueError(f"{name} must name one variable for each of velocity={list(velocity)}, got {given}")
+        self.sites, self.velocity, self.bearing, self.error = sites, velocity, bearing, error
+        self.bearings: list[Tensor] = []
+        self.recorded: list[tuple[Tensor, Tensor | None]] = []
 
     def place(self, x: Tensor, y: Tensor, geographic: bool) -> None:
         """Computes the bearing of every cell from every site, `(H, W)`, in degrees clockwise from north."""
@@ -78,16 +109,51 @@ class Radial(Sensor):
                 across = across * torch.deg2rad(y).cos()[:, None]
             self.bearings.append(torch.rad2deg(torch.atan2(*torch.broadcast_tensors(across, along))))
 
+    def load(self, variable: Callable[[str], Tensor]) -> Tensor | None:
+        """Reads velocities, bearings and errors, where the file has them."""
+        if not self.velocity:
+            return None
+        if self.bearing:
+            self.bearings = [variable(name) for name in self.bearing]
+        values = [variable(name) for name in self.velocity]
+        errors = [variable(name) for name in self.error] or [None] * len(values)
+        seen = []
+        for k, (value, error, bearing) in enumerate(zip(values, errors, self.bearings, strict=True)):
+            known = value.isfinite() & bearing.isfinite()
+            known = known if error is None else known & error.isfinite()
+            seen.append(known)
+            values[k] = torch.where(known, value, torch.nan)
+        self.recorded = list(zip(values, errors, strict=True))
+        return torch.stack(seen).any(dim=0)
+
+    def select(self, cases: Tensor) -> Radial:
+        """The same with what was recorded of `cases` alone."""
+        part, cases = copy.copy(self), cases.cpu()
+        part.recorded = [(value[cases], None if error is None else error[cases]) for value, error in self.recorded]
+        part.bearings = [each[cases] if each.ndim == 4 else each for each in self.bearings]
+        return part
+
     def rows(self, observation: Observation, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
-        """One observation for each site. Raises ValueError before the sites have been placed."""
+        """One observation for each radar. Raises ValueError before the sites have been placed."""
         if not self.bearings:
             raise ValueError("sites must be placed among the coordinates of the data first")
+        bearings = [bearing.to(observation.y) for bearing in self.bearings]
+        if not self.recorded:
+            return [self.seen(bearing, observation) for bearing in bearings]
         found = []
-        for bearing in self.bearings:
-            radians = torch.deg2rad(bearing).to(observation.y)
-            y = observation.y[:, :1] * radians.sin() + observation.y[:, 1:] * radians.cos()
-            found.append(radial(bearing.to(observation.y), y, observation.sigma_y, observation.observed))
+        for bearing, (value, error) in zip(bearings, self.recorded, strict=True):
+            sigma = observation.error if error is None else error.to(observation.y) / normalizer.std
+            value = value.to(observation.y)
+            present = value.isfinite() & observation.valid
+            mean = radial(bearing, value, sigma, present).forward(normalizer.mean[None].to(value))
+            found.append(radial(bearing, (value - mean) / normalizer.std, sigma, present))
         return found
+
+    def seen(self, bearing: Tensor, observation: Observation) -> LinearObservation:
+        """An observed field as one radar sees it."""
+        radians = torch.deg2rad(bearing)
+        y = observation.y[:, :1] * radians.sin() + observation.y[:, 1:] * radians.cos()
+        return radial(bearing, y, observation.error, observation.observed)
 
 
 class Footprint(Sensor):

@@ -88,7 +88,8 @@ def sample_ensemble(
         noise = member_noise([member_seed(seed, numbers[case], m) for m, case in chunk], given.y.shape[1:], given.y)
         rows = list(physics.rows(denoiser.normalizer, grid))
         if sensor is not None:
-            rows, given = [*sensor.rows(given, denoiser.normalizer, grid), *rows], given.nothing()
+            here = sensor.select(torch.tensor([case for _, case in chunk]))
+            rows, given = [*here.rows(given, denoiser.normalizer, grid), *rows], given.nothing()
         bound = inpainting.bind(source, given, rows)
         hook, told = inpainting.hook(given, noise, bound, sampler.steps), partial(report, progress, len(chunk))
         guided = physics.guide(bound, denoiser.normalizer, grid)
@@ -97,7 +98,7 @@ def sample_ensemble(
         # The prior is told no observation, nor a guess that is made of it.
         start = given.guess if isinstance(inpainting, Conditional) else None
         x = sampler.sample(guided, levels, noise, hook, told, start=start, **repeats)
-        x = torch.where(given.observed & (given.sigma_y == 0), given.y, x)
+        x = torch.where(given.known & (given.sigma_y == 0), given.y, x)
         x = physics.finish(x, given, denoiser.normalizer, grid)
         out.append(torch.where(given.valid, denoiser.normalizer.denormalize(x), torch.nan).cpu())
     return torch.cat(out).unflatten(0, (members, len(observation)))

@@ -61,6 +61,8 @@ class Grid:
 
     def to(self, device: torch.device | str) -> Grid:
         """The same grid with its tensors on `device`."""
+        if self.valid.device == torch.device(device):
+            return self  # what is kept for a grid is found again
         return replace(self, valid=self.valid.to(device), dx=self.dx.to(device), dy=self.dy.to(device))
 
     def state_dict(self) -> dict[str, Any]:
