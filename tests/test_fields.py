@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from vecfield_diffusion.data.fields import Axis, Fields, Found, MemoryReader, blocks, make_grid, measured_cells
+from vecfield_diffusion.data.fields import (
+    Axis,
+    Fields,
+    Found,
+    MemoryReader,
+    along,
+    blocks,
+    duplicates,
+    make_grid,
+    plane_spacing,
+    survey,
+)
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import EARTH_RADIUS
 
@@ -33,6 +44,17 @@ def test_a_gap_in_one_component_is_a_gap_in_both_and_only_in_that_snapshot() -> 
     torch.testing.assert_close(read, expected, equal_nan=True, rtol=0, atol=0)
     assert fields.grid.valid.all()
     assert len(fields) == 3 and fields.shape == (3, 4) and read.dtype == torch.float32
+
+
+def test_a_component_without_its_partner_is_kept_on_demand() -> None:
+    stored = np.arange(2 * 2 * 3 * 4, dtype=np.float32).reshape(2, 2, 3, 4)
+    stored[1, 0, 2, 3] = np.nan
+    stored[0, 1, 0, 1] = np.inf
+    mask = np.ones((3, 4), dtype=bool)
+    mask[1, 1] = False
+    expected = np.where(mask & np.isfinite(stored), stored, np.nan)
+    read = build(stored, mask).read([1, 0], partial=True)
+    np.testing.assert_array_equal(read.numpy(), expected[[1, 0]])
 
 
 def test_reading_does_not_change_what_is_stored() -> None:
@@ -75,7 +97,7 @@ def test_blocks_cover_all_snapshots_once_and_a_survey_stops_when_all_cells_are_s
         calls.append(indices)
         return np.zeros((len(indices), 2, 1024, 1024), dtype=np.float32)
 
-    assert measured_cells(reader, 11, np.ones((1024, 1024), dtype=bool)).all() and len(calls) == 1
+    assert survey(reader, 11, np.ones((1024, 1024), dtype=bool), still=False).seen.all() and len(calls) == 1
 
 
 def test_spacing_from_metres_kilometres_and_degrees() -> None:
@@ -123,3 +145,74 @@ def test_coordinates_are_made_up_from_the_spacing_where_the_file_has_none() -> N
     fields = build(np.zeros((1, 2, 3, 4)), dx=2.0, dy=-3.0)
     assert fields.x.tolist() == [0.0, 2.0, 4.0, 6.0] and fields.y.tolist() == [0.0, -3.0, -6.0]
     assert "1 fields 2x3x4" in fields.summary() and "dx 2, dy -3" in fields.summary()
+
+
+def test_cells_that_never_move_are_land_only_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
+    velocity = np.ones((5, 2, 3, 4), dtype=np.float32)
+    velocity[:, :, 0, 1] = 0.0  # never moves
+    velocity[:, :, 2, 2] = 0.0  # moves once, along y
+    velocity[3, 1, 2, 2] = 1e-30
+    velocity[:, 0, 1, 1] = 0.0  # moves along y
+    velocity[:, :, 0, 3] = 0.0  # is zero where it is measured
+    velocity[2, 0, 0, 3] = np.nan
+    axes = {role: Axis(role) for role in ("x", "y", "time")}
+    found = Found(MemoryReader(velocity), 5, (3, 4), ("u", "v"), axes)
+    domains = {land: found.to_fields("f.nc", land=land).grid.valid for land in ("auto", "nan", "zero")}
+    assert domains["auto"].all() and domains["nan"].all()
+    assert (~domains["zero"]).nonzero().tolist() == [[0, 1], [0, 3]]
+    note = "note: f.nc: 2 cells are exactly 0 in both components at all times: land? dataset.land=zero\n"
+    assert capsys.readouterr().out == note
+    with pytest.raises(UserError, match="every cell is exactly 0 at all times"):
+        Found(MemoryReader(velocity * 0), 5, (3, 4), ("u", "v"), axes).to_fields("f.nc", land="zero")
+    with pytest.raises(ValueError, match="^land must be one of auto, nan, zero, got 'sea'"):
+        found.to_fields("f.nc", land="sea")
+
+
+def test_copies_of_a_snapshot_are_found_and_empty_ones_are_not() -> None:
+    velocity = np.random.default_rng(0).standard_normal((7, 2, 3, 4)).astype(np.float32)
+    velocity[5], velocity[3], velocity[6] = velocity[1], np.nan, np.nan
+    velocity[4] = velocity[1]
+    velocity[4, 1, 2, 3] += np.spacing(velocity[4, 1, 2, 3])
+    assert duplicates(velocity) == [(1, 5)]
+
+
+def test_lags_are_whole_and_positive() -> None:
+    axes = {role: Axis(role) for role in ("x", "y", "time")}
+    found = Found(MemoryReader(np.zeros((1, 2, 3, 4), np.float32)), 1, (3, 4), ("u", "v"), axes)
+    fields = found.to_fields("f.nc", context=["sst"], history=[1, 2])
+    assert (fields.context, fields.history) == (["sst"], [1, 2])
+    for wrong in ([0], [-1], [1.5]):
+        with pytest.raises(ValueError, match="^history must be lags of at least 1"):
+            found.to_fields("f.nc", history=wrong)
+
+
+def unit(lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
+    lon, lat = np.deg2rad(lon), np.deg2rad(lat)
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
+
+
+def test_the_spacing_of_a_curvilinear_grid_is_the_distance_on_the_globe() -> None:
+    row, column = np.meshgrid(np.arange(4.0), np.arange(5.0), indexing="ij")
+    lon, lat = 179.0 + 0.5 * column - 0.2 * row, 60.0 - 0.4 * row + 0.1 * column
+    points = unit(lon, lat)
+    angle = [
+        np.arccos((np.take(points, [*range(n - 1)], a) * np.take(points, [*range(1, n)], a)).sum(0))
+        for a, n in ((2, 5), (1, 4))
+    ]
+    between = EARTH_RADIUS * angle[1].mean(1)
+    wrapped = (lon + 180.0) % 360.0 - 180.0
+    for longitude in (lon, wrapped):
+        dx, dy = plane_spacing(longitude, lat, degrees=True)
+        np.testing.assert_allclose(dx, EARTH_RADIUS * angle[0].mean(1), rtol=1e-7)
+        np.testing.assert_allclose(-dy[[0, 3]], between[[0, 2]], rtol=1e-7)
+        np.testing.assert_allclose(-dy[1:3], (between[1:] + between[:-1]) / 2, rtol=1e-7)
+    lat[1] = np.nan
+    assert np.isfinite(plane_spacing(lon, lat, degrees=True)).all()
+    dx, dy = plane_spacing(3.0 * column + 4.0 * row, 4.0 * column - 3.0 * row, degrees=False)
+    assert dx.tolist() == [5.0] * 4 and dy.tolist() == [-5.0] * 4
+
+
+def test_a_plane_that_changes_along_one_axis_is_a_line() -> None:
+    x, y = np.meshgrid([1.0, 3.0, 4.0], [7.0, 5.0])
+    assert along(x, 1).tolist() == [1.0, 3.0, 4.0] and along(y, 0).tolist() == [7.0, 5.0]
+    assert along(x + 0.1 * y, 1) is None

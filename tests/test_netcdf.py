@@ -11,7 +11,9 @@ import pytest
 import torch
 import xarray as xr
 
-from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.arrays import Cached
+from vecfield_diffusion.data.fields import Fields, MemoryReader, plane_spacing
+from vecfield_diffusion.data.formats import open_fields
 from vecfield_diffusion.data.netcdf import open_netcdf
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import EARTH_RADIUS
@@ -125,7 +127,9 @@ def test_time_is_decoded_or_kept_as_numbers(tmp_path: Path) -> None:
     assert open_netcdf(write(tmp_path / "b.nc", pair(), coords)).time.tolist() == [0, 1, 2, 3]
 
 
-def test_standard_names_go_before_usual_names_and_absolute_before_anomaly(tmp_path: Path) -> None:
+def test_standard_names_go_before_usual_names_and_absolute_before_anomaly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sea = ("eastward_sea_water_velocity", "northward_sea_water_velocity")
     variables = pair("first", "second", names=sea) | pair("u", "v")
     assert open_netcdf(write(tmp_path / "a.nc", variables)).names == ("first", "second")
@@ -133,6 +137,34 @@ def test_standard_names_go_before_usual_names_and_absolute_before_anomaly(tmp_pa
     short = (long[0] + "_assuming_sea_level_for_geoid"[:-15], long[1] + "_assuming_sea_level_for_geoid"[:-16])
     variables = pair("ugosa", "vgosa", names=short) | pair("ugos", "vgos", names=long)
     assert open_netcdf(write(tmp_path / "b.nc", variables)).names == ("ugos", "vgos")
+    note = f"chose ugos, vgos ({long[0]}); others: dataset.u=ugosa dataset.v=vgosa\n"
+    assert capsys.readouterr().out.endswith(note)
+
+
+def test_errors_and_flags_of_the_components_are_no_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("eastward_wind", "northward_wind")
+    errors = tuple(f"{name} standard_error" for name in names)
+    variables = pair("u_err", "v_err", names=errors) | pair("u", "v", names=names)
+    assert open_netcdf(write(tmp_path / "a.nc", variables)).names == ("u", "v")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_mask_that_has_gaps_itself(tmp_path: Path) -> None:
+    wet = np.ones((5, 7))
+    wet[1, 2], wet[3, 4] = 0.0, np.nan
+    variables = pair() | {"wet": (("lat", "lon"), wet), "land_mask": (("lat", "lon"), 1.0 - wet)}
+    packing = {name: {"dtype": "int8", "_FillValue": -1} for name in ("wet", "land_mask")}
+    path = write(tmp_path / "a.nc", variables, encoding=packing)
+    for keys in ({"valid": "wet"}, {"invalid": "land_mask"}):
+        assert open_fields(path, **keys).grid.valid.numpy().tolist() == (wet == 1).tolist()
+    moving = np.ones((4, 5, 7))
+    moving[2, 1, 2], moving[3, 3, 4] = 0.0, np.nan
+    variables = pair() | {"wet": (("time", "lat", "lon"), moving)}
+    moved = open_fields(write(tmp_path / "b.nc", variables), valid="wet")
+    np.testing.assert_array_equal(moved.read(range(4))[:, 1].isfinite().numpy(), moving == 1)
+    assert moved.grid.valid.all()
+    with pytest.raises(UserError, match=r"the mask 'lat' has shape \(5,\). Expected the y and x.*dataset.valid="):
+        open_fields(path, valid="lat")
 
 
 def test_several_pairs_are_refused_with_their_list(tmp_path: Path) -> None:
@@ -151,7 +183,7 @@ def test_several_pairs_are_refused_with_their_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variables", "match"),
     [
-        (pair("speed", "depth"), "no pair of velocity components.*out of: speed, depth"),
+        (pair("speed", "depth"), "no pair of velocity components.*out of: depth, speed"),
         (pair() | {"v": (("time", "lat", "half"), TRUTH[:, 1, :, 1:])}, "components on the same points"),
         ({name: (("time", "lat", "lon"), TRUTH[:, 0] * np.nan) for name in "uv"}, "all values are NaN"),
         ({name: (("a", "b", "lat", "lon"), TRUTH) for name in "uv"}, "has the dimensions.*Expected time, y and x"),
@@ -168,8 +200,8 @@ def test_files_that_are_not_netcdf4(tmp_path: Path) -> None:
     path = tmp_path / "a.nc"
     with pytest.raises(UserError, match="no file"):
         open_netcdf(str(path))
-    path.write_bytes(b"CDF\x02" + bytes(64))
-    with pytest.raises(UserError, match="nccopy -k nc4 in.nc out.nc"):
+    path.write_bytes(b"CDF\x05" + bytes(64))
+    with pytest.raises(UserError, match="netCDF-3.*nccopy -k nc4 in.nc out.nc"):
         open_netcdf(str(path))
     path.write_text("u v")
     with pytest.raises(UserError, match="not an HDF5 file"):
@@ -187,6 +219,107 @@ def test_files_that_are_not_netcdf4(tmp_path: Path) -> None:
         file["u"], file["v"] = TRUTH[:, 0], TRUTH[:, 1]
     with pytest.raises(UserError, match="dataset=hdf5 dataset.u=u dataset.v=v"):
         open_netcdf(str(path))
+
+
+def test_a_lazy_file_is_read_as_a_preloaded_one_and_each_chunk_once(tmp_path: Path) -> None:
+    truth = TRUTH.copy()
+    truth[1, 0, 2, 3] = np.nan
+    variables = {"u": (("time", "lat", "lon"), truth[:, 0]), "v": (("time", "lat", "lon"), truth[:, 1])}
+    packing = {"dtype": "int16", "scale_factor": -1e-4, "_FillValue": -32767, "zlib": True, "chunksizes": (2, 5, 7)}
+    path = write(tmp_path / "a.nc", variables, encoding={"u": packing, "v": packing})
+    whole, lazy = open_netcdf(path), open_netcdf(path, preload_gb=0.0)
+    assert isinstance(whole.reader, MemoryReader) and isinstance(lazy.reader, Cached)
+    assert lazy.groups.tolist() == [0, 0, 1, 1]
+    for _ in range(2):
+        torch.testing.assert_close(lazy.read([3, 1, 1]), whole.read([3, 1, 1]), equal_nan=True, rtol=0, atol=0)
+    Path(path).unlink()
+    assert lazy.read([0, 2]).isfinite().all()  # all chunks are decoded by now
+
+
+def curvilinear() -> tuple[np.ndarray, np.ndarray]:
+    row, column = np.meshgrid(np.arange(5.0), np.arange(7.0), indexing="ij")
+    return 10.0 + 0.5 * column - 0.2 * row, 60.0 + 0.4 * row + 0.1 * column
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_latitude_and_longitude_of_every_cell_give_the_spacing(tmp_path: Path, turned: bool) -> None:
+    lon, lat = curvilinear()
+    order = slice(None, None, -1 if turned else 1)
+    dims = ("y", "x")[order]
+    coords = {
+        "nav_lon": (dims, lon.T if turned else lon, {"units": "degrees_east"}),
+        "nav_lat": (dims, lat.T if turned else lat, {"units": "degrees_north"}),
+        "x": ("x", np.arange(7)),
+    }
+    fields = open_netcdf(write(tmp_path / "a.nc", pair(dims=("time", "y", "x")), coords))
+    dx, dy = plane_spacing(lon, lat, degrees=True)
+    assert fields.grid.dx.tolist() == dx.tolist() and fields.grid.dy.tolist() == dy.tolist()
+    assert (fields.x_name, fields.dims) == ("x", ("time", "y", "x"))
+    names, values, attrs = fields.extra_coords["nav_lon"]
+    assert names == ("y", "x") and np.array_equal(values, lon) and attrs == {"units": "degrees_east"}
+    straight = {"nav_lon": (dims, np.meshgrid(LON, LAT)[0]), "nav_lat": (dims, np.meshgrid(LON, LAT)[1])}
+    if not turned:
+        fields = open_netcdf(write(tmp_path / "b.nc", pair(dims=("time", "y", "x")), straight))
+        assert fields.x_name == "lon" and fields.y.tolist() == LAT.tolist()
+
+
+def test_what_a_writer_needs_to_give_the_same_kind_of_file_back(tmp_path: Path) -> None:
+    variables = pair("ua", "va", dims=("ocean_time", "depth", "latitude", "longitude"))
+    variables = {name: (dims, values[:, None], attrs) for name, (dims, values, attrs) in variables.items()}
+    variables["ua"][2].update(standard_name="eastward_wind", units="m/s", grid_mapping="crs", valid_max=99.0)
+    variables["crs"] = ((), np.int32(0), {"grid_mapping_name": "latitude_longitude"})
+    coords = {
+        "latitude": ("latitude", LAT, {"units": "degrees_north", "standard_name": "latitude"}),
+        "longitude": ("longitude", LON, {"units": "degrees_east"}),
+        "depth": ("depth", [5.0], {"units": "m", "positive": "down"}),
+    }
+    path = tmp_path / "a.nc"
+    packing = {"ua": {"scale_factor": 1e-4, "dtype": "int32", "_FillValue": -9}}
+    attrs = {"title": "winds", "Conventions": "CF-1.8", "history": "made", "license": "CC0"}
+    data = xr.Dataset(variables, coords, attrs)
+    data.to_netcdf(path, encoding=packing, engine="h5netcdf")
+    fields = open_netcdf(str(path))
+    assert fields.names == ("ua", "va") and fields.dims == ("ocean_time", "latitude", "longitude")
+    assert fields.component_attrs == (
+        {"standard_name": "eastward_wind", "units": "m/s", "grid_mapping": "crs"},
+        {},
+    )
+    assert fields.global_attrs == attrs
+    assert fields.attrs == {"title": "winds", "licence": "CC0"}
+    assert fields.y_attrs == {"units": "degrees_north", "standard_name": "latitude"}
+    depth, crs = fields.extra_coords["depth"], fields.extra_coords["crs"]
+    assert depth[0] == () and depth[1] == 5.0 and depth[2] == {"units": "m", "positive": "down"}
+    assert crs[0] == () and crs[2] == {"grid_mapping_name": "latitude_longitude"}
+
+
+def test_other_variables_are_read_as_snapshots_of_the_same_level(tmp_path: Path) -> None:
+    dims = ("time", "depth", "lat", "lon")
+    levels = np.stack([TRUTH - 9.0, TRUTH], axis=2)
+    variables = {name: (dims, levels[:, k]) for k, name in enumerate("uv")}
+    variables["salt"] = (dims, levels[:, 0] + 30.0)
+    variables["bathymetry"] = (("lon", "lat"), TRUTH[0, 0].T)
+    variables["tide"], variables["part"] = (("time",), np.arange(4.0)), (("time", "lat", "half"), TRUTH[:, 0, :, 1:])
+    packing = {"salt": {"dtype": "int16", "scale_factor": 1e-3, "add_offset": 30.0, "_FillValue": -1}}
+    path = write(tmp_path / "a.nc", variables, {"lat": LAT, "lon": LON}, encoding=packing)
+    for limit in (2.0, 0.0):
+        fields = open_netcdf(path, level=1, preload_gb=limit)
+        chosen = np.array([3, 0])
+        np.testing.assert_allclose(fields.variable("salt")(chosen), TRUTH[chosen, :1] + 30.0, atol=6e-4)
+        np.testing.assert_array_equal(fields.variable("bathymetry")(chosen)[1, 0], TRUTH[0, 0].astype(np.float32))
+        assert fields.variable("tide")(chosen)[:, 0, 4, 6].tolist() == [3.0, 0.0]
+        assert fields.variable("lat")(chosen)[1, 0, :, 3].tolist() == LAT.tolist()
+        with pytest.raises(UserError, match=r"'part' has shape \(4, 5, 6\), which is not that"):
+            fields.variable("part")
+        with pytest.raises(UserError, match="no variable 'salty'.*Did you mean 'salt'"):
+            fields.variable("salty")
+
+
+def test_longitudes_from_0_to_360_across_the_meridian(tmp_path: Path) -> None:
+    lon = np.arange(7) * 360.0 / 7.0
+    for shift, name in ((0.0, "a"), (200.0, "b")):
+        coords = {"lat": ("lat", LAT), "lon": ("lon", (lon + shift) % 360.0)}
+        fields = open_netcdf(write(tmp_path / f"{name}.nc", pair(), coords))
+        assert fields.grid.boundary_x == "periodic" and (fields.grid.dx > 0).all() and matches(fields)
 
 
 def test_globcurrent() -> None:
@@ -250,6 +383,11 @@ def test_the_radar_has_a_level_and_decoys() -> None:
 
 
 def test_the_original_globcurrent_file_is_netcdf3() -> None:
-    folder = Path(real("globcurrent_agulhas/original_sample"))
-    with pytest.raises(UserError, match="netCDF-3"):
-        open_netcdf(str(next(folder.glob("*.nc"))))
+    first, second = sorted(Path(real("globcurrent_agulhas/original_sample")).glob("*.nc"))
+    joined = open_netcdf(real("globcurrent_agulhas/globcurrent_agulhas_2002.nc"))
+    for index, path in enumerate((first, second)):
+        fields = open_netcdf(str(path))
+        assert fields.names == tuple(f"{way}_eulerian_current_velocity" for way in ("eastward", "northward"))
+        assert fields.time == joined.time[index] and fields.units == "m s-1"
+        torch.testing.assert_close(fields.read([0]), joined.read([index]), equal_nan=True, rtol=0, atol=0)
+        np.testing.assert_allclose(fields.grid.dx, joined.grid.dx, rtol=1e-9)

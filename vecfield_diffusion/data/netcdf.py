@@ -1,30 +1,47 @@
-"""CF netCDF-4 files: which variables are the velocity, and what their axes mean.
+"""CF netCDF files: which variables are the velocity, and what their axes mean.
 
-The two components are found, in this order,
+The two components are found by `arrays.choose_pair`. Packed values and fill values are decoded, and what lies outside
+`valid_min`, `valid_max`, `valid_range` is missing. Each dimension gets a role - x, y, time, level - from its `axis`,
+its `standard_name` or its own name. Where latitude and longitude are given for every cell and no projected coordinate
+is, the spacing in metres is that of the curvilinear grid.
 
-1. by name, `dataset.u=... dataset.v=...`;
-2. by `standard_name`: eastward and northward (or x and y) forms of one name, on the same dimensions. A name with
-   "assuming" is an anomaly in the CF table and gives way to the plain one;
-3. by a list of usual names.
-
-Where several pairs are left, the file is refused with the list of them. Packed values and fill values are decoded, and
-what lies outside `valid_min`, `valid_max`, `valid_range` is missing. Each dimension gets a role - x, y, time, level -
-from its `axis`, its `standard_name` or its own name.
+netCDF-4 is HDF5 and is read as such, snapshot by snapshot; netCDF-3 is read whole, by xarray's scipy engine.
 """
 
 from __future__ import annotations
 
-from itertools import product
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 
-from vecfield_diffusion.data.fields import Axis, Fields, Found, MemoryReader
-from vecfield_diffusion.data.hdf5 import check_file, open_file, origins, reading
-from vecfield_diffusion.errors import UserError, nearest
+from vecfield_diffusion.data.arrays import (
+    Arrays,
+    Entry,
+    Options,
+    View,
+    choose_pair,
+    missing_array,
+    plain,
+    reading,
+)
+from vecfield_diffusion.data.fields import Axis, Coordinate, Fields, Found, Land, along, plane_spacing
+from vecfield_diffusion.data.hdf5 import (
+    LABELS,
+    Contents,
+    check_file,
+    check_path,
+    hdf5_contents,
+    usual_units,
+)
+from vecfield_diffusion.errors import UserError
 
 Boundary = Literal["periodic", "wall", "open"]
+#: What scipy raises for a damaged file of the classic format.
+UNREADABLE = (OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, AssertionError, MemoryError)
 ROLES = {
     "x": {
         "x",
@@ -50,24 +67,9 @@ ROLES = {
         "projection_y_coordinate",
         "grid_latitude",
     },
-    "time": {"t", "time", "ocean_time", "valid_time", "time_counter", "date"},
+    "time": {"t", "time", "ocean_time", "valid_time", "time_counter", "date", "timestep", "step"},
     "level": {"z", "depth", "height", "altitude", "level", "lev", "pressure", "isobaric", "air_pressure", "sigma"},
 }
-TURNS = (("eastward", "northward"), ("x_", "y_"), ("_x", "_y"), ("zonal", "meridional"))
-USUAL = (
-    ("u", "v"),
-    ("U", "V"),
-    ("uo", "vo"),
-    ("ugos", "vgos"),
-    ("u10", "v10"),
-    ("water_u", "water_v"),
-    ("uwnd", "vwnd"),
-    ("ua", "va"),
-    ("x_wind_10m", "y_wind_10m"),
-    ("u_velocity", "v_velocity"),
-    ("velocity_x", "velocity_y"),
-    ("vx", "vy"),
-)
 
 
 def open_netcdf(
@@ -79,216 +81,291 @@ def open_netcdf(
     dy: float | None = None,
     boundary_x: Boundary | None = None,
     boundary_y: Boundary | None = None,
+    preload_gb: float = 2.0,
+    land: Land = "auto",
+    context: Sequence[str] = (),
+    history: Sequence[int] = (),
 ) -> Fields:
-    """The snapshots of a CF netCDF-4 file, read into memory.
+    """The snapshots of a CF netCDF file.
 
     Arguments:
         path: The file.
-        u: The variable of the component along x; by default found as the module says.
+        u: The variable of the component along x; by default found as `choose_pair` says.
         v: The variable of the component along y.
         level: The index along a depth or height of several levels.
         dx: The spacing of the columns in metres; by default from the coordinates.
         dy: The spacing of the rows in metres, likewise.
         boundary_x: By default open; a longitude that closes the circle is periodic.
         boundary_y: By default open.
+        preload_gb: Files with less data than this many gigabytes are read into memory.
+        land: Whether cells that are exactly 0 in both components at all times are land: `zero`, `nan` (only NaN is),
+            `auto` (only NaN is, and a note says how many are 0).
+        context: Further variables that the network is told.
+        history: Earlier snapshots that the network is told, as lags.
 
     Raises:
         UserError: A file that cannot be opened, no or several candidate pairs, dimensions without a meaning, or no
             valid cell.
-        ValueError: A boundary of another name.
+        ValueError: A negative `preload_gb`, or a boundary or `land` of another name.
     """
-    open_file(check_file(path)).close()
+    spacing = {"dx": dx, "dy": dy, "boundary_x": boundary_x, "boundary_y": boundary_y}
+    found = find_netcdf(path, Options(u=u, v=v, level=level))
+    return found.to_fields(str(path), land, preload_gb, context, history, **spacing)
+
+
+def find_netcdf(path: str | Path, options: Options) -> Found:
+    """What a netCDF file holds.
+
+    Raises:
+        UserError: A file that cannot be opened, no or several candidate pairs, or dimensions without a meaning.
+    """
+    file = check_path(path)
+    contents = classic_contents(file) if is_classic(file) else replace(hdf5_contents(check_file(file)), kind="netCDF-4")
     with reading(path):
-        dataset = xr.open_dataset(path, engine="h5netcdf", decode_times=False, cache=False, phony_dims="access")
-    with dataset:
-        names = _pair(dataset, u, v, path)
-        found = _understand(dataset, names, level, path)
-    return found.to_fields(str(path), dx=dx, dy=dy, boundary_x=boundary_x, boundary_y=boundary_y)
+        return find_named(contents, options)
 
 
-def _understand(dataset: xr.Dataset, names: tuple[str, str], level: int | None, path: str) -> Found:
-    """The velocity `(N, 2, H, W)` and its coordinates."""
-    first, second = (dataset[name] for name in names)
-    if first.shape != second.shape or first.dims != second.dims:
+def is_classic(path: Path) -> bool:
+    """Whether a file is netCDF-3."""
+    with path.open("rb") as stream:
+        return stream.read(3) == b"CDF"
+
+
+def classic_contents(path: Path) -> Contents:
+    """The arrays of a netCDF-3 file and what it says of them.
+
+    Raises:
+        UserError: The file is damaged, or of a variety of the format that scipy does not read.
+    """
+    with _classic(path) as dataset:
+        entries = {
+            str(name): Entry(each.shape, each.dtype, usual_units(each.attrs), each.dims, each.shape, filtered=True)
+            for name, each in dataset.variables.items()
+        }
+        return Contents(str(path), "netCDF-3", Arrays(path, load_classic, most=2), entries, dict(dataset.attrs))
+
+
+def load_classic(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a file of the classic format, as they are stored.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    with _classic(path) as dataset:
+        return {str(name): np.asarray(variable.values) for name, variable in dataset.variables.items()}
+
+
+def _classic(path: Path) -> xr.Dataset:
+    with path.open("rb") as stream:
+        variety = stream.read(4)[3:]
+    try:
+        if variety not in (b"\x01", b"\x02"):
+            raise ValueError(f"variety {variety!r} of the format")
+        return xr.open_dataset(path, engine="scipy", decode_cf=False, cache=False)
+    except UNREADABLE as error:
         raise UserError(
-            f"{path}: '{names[0]}' has {dict(first.sizes)} and '{names[1]}' {dict(second.sizes)}. Expected two "
-            "components on the same points: dataset.u=... dataset.v=..."
-        )
-    if any(str(dim).startswith("phony_dim") for dim in first.dims):
+            f"'{path}' is netCDF-3 that is damaged or cannot be read here: {error}. Download it again, or convert it: "
+            "`nccopy -k nc4 in.nc out.nc`"
+        ) from error
+
+
+def find_named(file: Contents, options: Options) -> Found:
+    """What a file holds whose dimensions have names.
+
+    Raises:
+        UserError: No or several candidate pairs, or dimensions without a meaning.
+    """
+    components, notes = _components(file, options)
+    roles = _roles(file, components[0])
+    level = _level(file, components[0], roles, options.level)
+    length, *shape = (file.sizes(components[0]).get(roles.get(role), 1) for role in ("time", "y", "x"))
+    if length < 1 or min(shape) < 2:
         raise UserError(
-            f"{path}: '{names[0]}' has no named dimensions; the file is plain HDF5, not netCDF-4. "
-            f"Use dataset=hdf5 dataset.u={names[0]} dataset.v={names[1]}"
+            f"{file.source}: '{components[0]}' has {file.sizes(components[0])}, expected at least 2 x 2 cells and one "
+            "time."
         )
-    roles = _roles(dataset, first, path)
-    velocity = np.stack([_values(dataset[name], roles, level, path) for name in names], axis=1)
-    length, _, height, width = velocity.shape
-    if length < 1 or min(height, width) < 2:
-        raise UserError(f"{path}: '{names[0]}' has {dict(first.sizes)}, expected at least 2 x 2 cells and one time.")
-    return Found(
-        reader=MemoryReader(velocity),
-        length=length,
-        shape=(height, width),
-        names=names,
-        axes={
-            "x": _axis(dataset, "x", roles["x"]),
-            "y": _axis(dataset, "y", roles["y"]),
-            "time": _time(dataset, roles.get("time")),
-        },
-        units=str(first.attrs.get("units", "m s-1")),
-        attrs=origins(dataset.attrs),
-    )
+    views = {name: view for name in file.entries if (view := _view(file, name, roles, level)) is not None}
+    masks = file.masks(options, views)
+    axes = {role: _axis(file, role, roles.get(role), getattr(options, role)) for role in ("x", "y", "time")}
+    planes = {role: _plane(file, role, roles, views, getattr(options, role)) for role in ("x", "y")}
+    out = tuple(_called(file, role, roles.get(role, role), getattr(options, role)) for role in ("time", "y", "x"))
+    axes, spacing = _curvilinear(file, axes, planes, views)
+    extra = _extra(file, components[0], roles, views, planes, level, out)
+    notes += file.offers(options, views)
+    more = {"spacing": spacing, "notes": notes, "dims": out, "extra_coords": extra}
+    return file.found(components, views, masks, length, tuple(shape), axes, **more)
 
 
-def _pair(dataset: xr.Dataset, u: str | None, v: str | None, path: str) -> tuple[str, str]:
-    """The names of the two components."""
-    if (u is None) != (v is None):
-        raise UserError("name both components: dataset.u=... dataset.v=...")
-    if u is not None and v is not None:
-        for key, name in (("u", u), ("v", v)):
-            if name not in dataset.variables:
-                listing = ", ".join(f"{other} {tuple(dataset[other].shape)}" for other in dataset.data_vars) or "none"
-                raise UserError(
-                    f"{path} has no variable '{name}' (dataset.{key}={name}).{nearest(name, dataset.data_vars)} "
-                    f"It has: {listing}."
-                )
-        return u, v
-    pairs = _by_standard_name(dataset) or _by_usual_name(dataset)
-    if len(pairs) == 1:
-        return pairs[0]
-    fields = [str(name) for name, variable in dataset.data_vars.items() if _is_field(variable)]
-    if not pairs:
+def _components(file: Contents, options: Options) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of the two components, and what there is to say about the choice."""
+    if options.only is not None:
+        names, notes = (options.only,), ()
+    else:
+        names, notes = choose_pair(file.entries, options, file.source)
+    for key, name in zip(("u", "v"), names, strict=False):
+        if name not in file.entries:
+            fields = {other: entry for other, entry in file.entries.items() if len(entry.shape) >= 2}
+            raise missing_array(fields, key, name, file.source, "variable")
+    first, last = (file.entries[name] for name in (names[0], names[-1]))
+    if first.shape != last.shape or first.dims != last.dims:
         raise UserError(
-            f"{path}: no pair of velocity components found by standard_name or usual names. Name them: dataset.u=... "
-            f"dataset.v=... out of: {', '.join(fields) or 'no gridded variable at all'}."
+            f"{file.source}: '{names[0]}' has {file.sizes(names[0])} and '{names[-1]}' {file.sizes(names[-1])}. "
+            "Expected two components on the same points: dataset.u=... dataset.v=..."
         )
-    listing = " | ".join(f"dataset.u={first} dataset.v={second}" for first, second in pairs)
-    raise UserError(f"{path}: {len(pairs)} pairs could be the velocity. Choose one: {listing}")
+    if first.shape and not first.dims:
+        raise UserError(
+            f"{file.source}: '{names[0]}' has no named dimensions; the file is plain HDF5, not netCDF-4. "
+            f"Use dataset=hdf5 dataset.u={names[0]} dataset.v={names[-1]}"
+        )
+    return names, notes
 
 
-def _is_field(variable: xr.DataArray) -> bool:
-    return variable.ndim >= 2 and variable.dtype.kind in "fiu"
-
-
-def _by_standard_name(dataset: xr.Dataset) -> list[tuple[str, str]]:
-    """Pairs whose standard names are two forms of one; the plainest names, the most alike variables."""
-    titles = {
-        str(name): str(variable.attrs.get("standard_name", ""))
-        for name, variable in dataset.data_vars.items()
-        if _is_field(variable)
-    }
-    pairs = [
-        (first, second)
-        for first, second in product(titles, titles)
-        if _turned(titles[first], titles[second]) and dataset[first].dims == dataset[second].dims
-    ]
-    plain = [pair for pair in pairs if "assuming" not in titles[pair[0]]]
-    alike = [pair for pair in plain or pairs if _alike(*pair)]
-    return alike or plain or pairs
-
-
-def _turned(first: str, second: str) -> bool:
-    """Whether `second` is the y form of the x form `first`."""
-    forms = [first.replace(x, y) for x, y in TURNS if x in first]
-    # The CF table shortens long names to 64 characters, at other letters for either form.
-    return any(second and (form.startswith(second) or second.startswith(form)) for form in forms)
-
-
-def _alike(first: str, second: str) -> bool:
-    """Whether the variables are called alike, as ugos and vgos or x_wind_10m and y_wind_10m are."""
-    turns = (("u", "v"), ("U", "V"), ("x", "y"), ("X", "Y"), *TURNS)
-    return any(first.replace(x, y) == second or first.replace(x, y, 1) == second for x, y in turns if x in first)
-
-
-def _by_usual_name(dataset: xr.Dataset) -> list[tuple[str, str]]:
-    return [pair for pair in USUAL if all(name in dataset.data_vars and _is_field(dataset[name]) for name in pair)]
-
-
-def _roles(dataset: xr.Dataset, array: xr.DataArray, path: str) -> dict[str, str]:
-    """The dimension of each role among those of `array`."""
+def _roles(file: Contents, name: str) -> dict[str, str]:
+    """The dimension of each role among those of the array `name`."""
+    sizes = file.sizes(name)
     roles: dict[str, str] = {}
-    for dim in map(str, array.dims):
-        role = _role(dataset, dim)
+    for dim in sizes:
+        role = _role(file, dim)
         if role is not None:
             roles.setdefault(role, dim)
-    rest = [str(dim) for dim in array.dims if str(dim) not in roles.values()]
+    rest = [dim for dim in sizes if dim not in roles.values()]
     for role in ("x", "y"):
         if role not in roles and rest:
             roles[role] = rest.pop()
-    rest = [dim for dim in rest if array.sizes[dim] > 1]
+    rest = [dim for dim in rest if sizes[dim] > 1]
     if "time" not in roles and len(rest) == 1:
         roles["time"] = rest.pop()
     if "x" not in roles or "y" not in roles or rest:
         raise UserError(
-            f"{path}: '{array.name}' has the dimensions {dict(array.sizes)}. Expected time, y and x (and one level): "
+            f"{file.source}: '{name}' has the dimensions {sizes}. Expected time, y and x (and one level): "
             "give their variables an `axis` attribute, or cut the file, e.g. `ncks -d DIM,0 in.nc out.nc`"
         )
     return roles
 
 
-def _role(dataset: xr.Dataset, dim: str) -> str | None:
-    attrs = dataset[dim].attrs if dim in dataset.variables else {}
-    axis = {"X": "x", "Y": "y", "T": "time", "Z": "level"}.get(str(attrs.get("axis", "")).upper())
+def _role(file: Contents, name: str) -> str | None:
+    attrs = file.entries[name].attrs if name in file.entries else {}
+    axis = {"X": "x", "Y": "y", "T": "time", "Z": "level"}.get(str(plain(attrs.get("axis", ""))).upper())
     if axis is not None:
         return axis
-    words = (str(attrs.get("standard_name", "")), dim.lower())
+    words = (str(plain(attrs.get("standard_name", ""))), name.lower())
     return next((role for word in words for role, known in ROLES.items() if word in known), None)
 
 
-def _values(array: xr.DataArray, roles: dict[str, str], level: int | None, path: str) -> np.ndarray:
-    """The decoded values `(N, H, W)`, float32, NaN where missing."""
-    if "level" in roles and array.sizes[roles["level"]] > 1:
-        count = array.sizes[roles["level"]]
-        if level is None or not 0 <= level < count:
-            raise UserError(
-                f"{path}: '{array.name}' has {count} levels along {roles['level']}. Choose one, 0 to {count - 1}: "
-                "dataset.level=0"
-            )
-        array = array.isel({roles["level"]: level})
-    order = [roles[role] for role in ("time", "y", "x") if role in roles]
-    array = array.isel({dim: 0 for dim in array.dims if dim not in order}).transpose(*order)
-    with reading(path):
-        values = array.values
-    low, high = _valid_range(array)
-    values = np.where((values >= low) & (values <= high), values, np.nan).astype(np.float32)
-    return values if "time" in roles else values[None]
+def _level(file: Contents, name: str, roles: Mapping[str, str], level: int | None) -> int:
+    """The index along the level, which need not be given where there is one."""
+    count = file.sizes(name).get(roles.get("level"), 1)
+    if count > 1 and (level is None or not 0 <= level < count):
+        raise UserError(
+            f"{file.source}: '{name}' has {count} levels along {roles['level']}. Choose one, 0 to {count - 1}: "
+            "dataset.level=0"
+        )
+    return level if count > 1 and level is not None else 0
 
 
-def _valid_range(array: xr.DataArray) -> tuple[float, float]:
-    """The limits of valid values, in units of the velocity; infinite where the file gives none."""
-    attrs, packing = array.attrs, array.encoding
-    pair = np.ravel(attrs.get("valid_range", (attrs.get("valid_min", -np.inf), attrs.get("valid_max", np.inf))))
-    stored = packing.get("dtype", array.dtype)
-    limits = []
-    for limit in pair:
-        # The conventions give the limits in packed units if they are of the packed type.
-        packed = np.isfinite(limit) and np.asarray(limit).dtype.kind == "i" and stored.kind == "i"
-        scale, offset = packing.get("scale_factor", 1.0), packing.get("add_offset", 0.0)
-        limits.append(float(limit) * float(scale) + float(offset) if packed else float(limit))
-    slack = 1e-6 * max((abs(limit) for limit in limits if np.isfinite(limit)), default=0.0)
-    return min(limits) - slack, max(limits) + slack
+def _view(file: Contents, name: str, roles: Mapping[str, str], level: int) -> View | None:
+    """How an array is read as snapshots; None where it has other dimensions than the velocity."""
+    entry, known = file.entries[name], {dim: role for role, dim in roles.items()}
+    axes: list[str | int] = []
+    for dim, size in zip(entry.dims, entry.shape, strict=True):
+        role = known.get(dim)
+        axes.append(level if role == "level" else role if role is not None else 0 if size == 1 else "")
+    if not entry.numeric or "" in axes or len({*axes} - {0}) < len([axis for axis in axes if axis != 0]):
+        return None
+    return View.of(name, entry, axes)
 
 
-def _axis(dataset: xr.Dataset, role: str, dim: str) -> Axis:
-    """The coordinate along `dim`: the variable of that name, or another 1-D one on it that says what it is."""
-    along = [name for name, variable in dataset.variables.items() if variable.dims == (dim,)]
-    name = dim if dim in along else next((name for name in along if _role(dataset, str(name)) == role), None)
-    if name is None:
+def _called(file: Contents, role: str, dim: str, given: str | None) -> str:
+    """The variable that is the coordinate along `dim`; the name of the dimension where there is none."""
+    along_it = [name for name, entry in file.entries.items() if entry.dims == (dim,)]
+    if given is not None and given in along_it:
+        return given
+    return dim if dim in along_it else next((name for name in along_it if _role(file, name) == role), dim)
+
+
+def _axis(file: Contents, role: str, dim: str | None, given: str | None) -> Axis:
+    """The coordinate along a dimension: the variable of its name, or another 1-D one on it that says what it is."""
+    if given is not None and given not in file.entries:
+        raise missing_array(file.entries, role, given, file.source, "variable")
+    name = None if dim is None else _called(file, role, dim, given)
+    if name is None or name not in file.entries:
         return Axis(role)
-    variable = dataset[name]
-    attrs = {key: str(value) for key, value in variable.attrs.items() if key in ("units", "long_name", "standard_name")}
+    entry = file.entries[name]
+    attrs = {key: str(value) for key, value in entry.described().items() if key in LABELS}
+    if role == "time":
+        return Axis("time", _times(file, name), attrs)
+    values = np.ravel(View.of(name, entry, [role]).plane(file.arrays[name]))
     units = attrs.get("units", "").lower()
-    degrees = units.startswith("degree") or (not units and str(name).lower() in ("lon", "lat", "longitude", "latitude"))
-    return Axis({"x": "lon", "y": "lat"}[role] if degrees else role, variable.values, attrs, degrees)
+    degrees = units.startswith("degree") or (not units and name.lower() in ("lon", "lat", "longitude", "latitude"))
+    values = values.astype(entry.dtype, copy=False) if entry.dtype.kind == "f" and not entry.packing else values
+    return Axis({"x": "lon", "y": "lat"}[role] if degrees else role, values, attrs, degrees)
 
 
-def _time(dataset: xr.Dataset, dim: str | None) -> Axis:
+def _times(file: Contents, name: str) -> np.ndarray:
     """The time as `datetime64` where it can be decoded, else the numbers of the file."""
-    if dim is None or dim not in dataset.variables:
-        return Axis("time")
-    numbers = dataset[dim]
-    attrs = {key: str(value) for key, value in numbers.attrs.items() if key in ("units", "calendar", "long_name")}
+    numbers = np.asarray(file.arrays[name][()])
+    attrs = {key: plain(value) for key, value in file.entries[name].attrs.items() if key in ("units", "calendar")}
+    variable = xr.Variable("time", numbers, attrs | file.entries[name].packing)
     try:
-        decoded = xr.decode_cf(dataset[[dim]])[dim].values
+        decoded = xr.decode_cf(xr.Dataset({"time": variable}))["time"].values
     except (ValueError, ImportError):
-        decoded = numbers.values
-    return Axis("time", numbers.values if decoded.dtype.kind == "O" else decoded, attrs)
+        return numbers
+    return numbers if decoded.dtype.kind in "Om" else decoded
+
+
+def _plane(
+    file: Contents, role: str, roles: Mapping[str, str], views: Mapping[str, View], given: str | None
+) -> str | None:
+    """The longitude or latitude of every cell, where the file has it."""
+    planes = [name for name, view in views.items() if {axis for axis in view.axes if axis != 0} == {"x", "y"}]
+    if given in planes:
+        return given
+    return next((name for name in planes if _role(file, name) == role and name not in roles.values()), None)
+
+
+def _curvilinear(
+    file: Contents, axes: dict[str, Axis], planes: Mapping[str, str | None], views: Mapping[str, View]
+) -> tuple[dict[str, Axis], dict[str, Any]]:
+    """Where latitude and longitude are given for every cell: the axes if the grid is straight, else its spacing.
+
+    A coordinate of one dimension goes first if it has units; without, it only counts the cells.
+    """
+    lines = (axes[role] for role in ("x", "y"))
+    if None in planes.values() or any(
+        line.values is not None and line.attrs.get("units", "1") != "1" for line in lines
+    ):
+        return axes, {}
+    x, y = (views[planes[role]].plane(file.arrays[planes[role]]) for role in ("x", "y"))
+    units = str(plain(file.entries[planes["x"]].attrs.get("units", "degrees")))
+    degrees = units.startswith("degree")
+    straight = {"x": along(x, 1), "y": along(y, 0)}
+    if all(line is not None for line in straight.values()):
+        names = {"x": "lon", "y": "lat"} if degrees else {"x": "x", "y": "y"}
+        labels = {role: file.entries[name].described() for role, name in planes.items()}
+        labels = {role: {key: str(each[key]) for key in LABELS if key in each} for role, each in labels.items()}
+        return axes | {role: Axis(names[role], straight[role], labels[role], degrees) for role in straight}, {}
+    dx, dy = plane_spacing(x, y, degrees)
+    return axes, {"dx": dx, "dy": dy}
+
+
+def _extra(
+    file: Contents,
+    component: str,
+    roles: Mapping[str, str],
+    views: Mapping[str, View],
+    planes: Mapping[str, str | None],
+    level: int,
+    out: tuple[str, str, str],
+) -> dict[str, Coordinate]:
+    """Coordinates beside those along the dimensions: of every cell, the level, the grid mapping."""
+    extra: dict[str, Coordinate] = {}
+    for name in filter(None, planes.values()):
+        extra[name] = (out[1:], views[name].plane(file.arrays[name]), file.entries[name].described())
+    if "level" in roles and roles["level"] in file.entries:
+        name = roles["level"]
+        value = np.ravel(file.arrays[name][()])[level]
+        extra[name] = ((), np.asarray(value), file.entries[name].described())
+    mapping = str(plain(file.entries[component].attrs.get("grid_mapping", "")))
+    if mapping in file.entries and file.entries[mapping].shape == ():
+        extra[mapping] = ((), np.asarray(file.arrays[mapping][()]), file.entries[mapping].described())
+    return extra
