@@ -1,0 +1,233 @@
+"""Points in cells: means and errors worked out by hand, every way off the grid, and what is said of a bad table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vecfield_diffusion.data.points import Points, open_points
+from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.physics.grid import Grid
+
+LON, LAT = np.arange(10.0, 14.0), np.array([52.0, 51.0, 50.0])  # rows run from north to south
+VALID = np.ones((3, 4), dtype=bool)
+VALID[0, 0] = False
+
+
+def points(tmp_path: Path, text: str, **options: object) -> Points:
+    path = tmp_path / "points.csv"
+    path.write_text(text, encoding="utf-8")
+    return open_points(path, **{"x": LON, "y": LAT, "degrees": True, "valid": VALID} | options)
+
+
+def filled(points: Points) -> dict[tuple[int, ...], tuple[float, float, float, float]]:
+    """u, v, error and count of the cells (snapshot, row, column) that have a point."""
+    stack = np.concatenate([points.velocity, points.error, points.count], axis=1)
+    places = zip(*np.nonzero(points.count[:, 0]), strict=True)
+    return {tuple(map(int, at)): tuple(stack[at[0], :, at[1], at[2]].tolist()) for at in places}
+
+
+def test_weighted_means_and_errors(tmp_path: Path) -> None:
+    """Errors 1 and 2 weigh 4 to 1: u = (4 * 1 + 6) / 5, and 1 / sqrt(1 + 1/4) is left of them."""
+    text = "lon,lat,u,v,error\n11.2,51.4,1,10,1\n10.6,50.6,6,0,2\n13,50,-3,4,0.5\n"
+    found = points(tmp_path, text)
+    assert found.velocity.shape == (1, 2, 3, 4) and found.error.shape == found.count.shape == (1, 1, 3, 4)
+    assert all(array.dtype == np.float32 for array in (found.velocity, found.error, found.count))
+    assert found.time is None and found.names == ("u", "v")
+    assert filled(found) == {
+        (0, 1, 1): (2.0, 8.0, pytest.approx(1.25**-0.5, rel=1e-7), 2.0),
+        (0, 2, 3): (-3.0, 4.0, 0.5, 1.0),
+    }
+    assert np.isfinite(found.velocity).sum() == 4 and np.isfinite(found.error).sum() == 2
+
+
+def test_plain_means_where_a_component_is_missing(tmp_path: Path) -> None:
+    """Each component has its own points; without errors the error is unknown."""
+    found = points(tmp_path, "lon,lat,u,v\n11,51,1,8\n11,51,2,\n11,51,6,NaN\n12,51,,5\n12,50,,\n")
+    cell, alone = filled(found)[0, 1, 1], filled(found)[0, 1, 2]
+    np.testing.assert_array_equal(cell, (3, 8, np.nan, 3))
+    np.testing.assert_array_equal(alone, (np.nan, 5, np.nan, 1))
+    assert len(filled(found)) == 2 and found.rows["without values"] == 1
+
+
+def test_the_error_is_that_of_the_component_known_less_well(tmp_path: Path) -> None:
+    """Two points of error 1 know u to 1 / sqrt(2), one of them v to 1."""
+    found = filled(points(tmp_path, "lon,lat,u,v,err\n11,51,2,4,1\n11,51,4,,1\n12,51,,7,3\n"))
+    assert found[0, 1, 1] == (3.0, 4.0, 1.0, 2.0)
+    np.testing.assert_array_equal(found[0, 1, 2], (np.nan, 7, 3, 1))
+
+
+def test_cells_reach_half_a_spacing(tmp_path: Path) -> None:
+    rows = ((9.4, 51), (9.6, 51), (13.4, 51), (13.6, 51), (11, 49.4), (11, 49.6), (11, 52.4), (11, 52.6), (10, 52))
+    found = points(tmp_path, "lon,lat,u,v\n" + "".join(f"{x},{y},1,2\n" for x, y in rows))
+    assert set(filled(found)) == {(0, 1, 0), (0, 1, 3), (0, 2, 1), (0, 0, 1)}
+    assert found.rows == {"used": 4, "outside the grid": 4, "on land": 1, "without values": 0}
+    assert found.layout == "u, v of 9 points (4 used, 4 outside the grid, 1 on land; speeds up to 2.24, errors unknown)"
+
+
+def test_rows_of_uneven_spacing(tmp_path: Path) -> None:
+    """Centres 0, 1, 3, 7: the borders lie at 0.5, 2 and 5."""
+    rows = (0.4, 0.6, 1.9, 2.1, 4.9, 5.1, 8.9, 9.1)
+    text = "lon,lat,u,v\n" + "".join(f"11,{y},{y},0\n" for y in rows)
+    lat = np.array([0.0, 1.0, 3.0, 7.0])
+    found = points(tmp_path, text, y=lat, valid=np.ones((4, 4), dtype=bool))
+    np.testing.assert_array_equal(found.count[0, 0, :, 1], [1, 2, 2, 2])
+    found = points(tmp_path, text, y=lat[::-1], valid=np.ones((4, 4), dtype=bool))
+    np.testing.assert_array_equal(found.count[0, 0, :, 1], [2, 2, 2, 1])
+
+
+@pytest.mark.parametrize(("start", "columns"), [(0.0, (0, 0, 719, 0)), (-180.0, (360, 360, 359, 360))])
+def test_the_seam_of_the_circle(tmp_path: Path, start: float, columns: tuple[int, ...]) -> None:
+    """On columns 0, 0.5, ... 359.5 the longitude 359.9 belongs to the first."""
+    lon = start + 0.5 * np.arange(720)
+    valid = np.ones((3, 720), dtype=bool)
+    for value, column in zip((359.9, -0.1, 359.7, 720.2), columns, strict=True):
+        found = points(tmp_path, f"lon,lat,u,v\n{value},51,1,2\n", x=lon, valid=valid, periodic_x=True)
+        assert set(filled(found)) == {(0, 1, column)}
+
+
+def test_rounding_at_the_seam_loses_no_point(tmp_path: Path) -> None:
+    """A longitude just below 0 is rounded to 360, which is the border of the first column."""
+    lon, valid = 0.25 + 0.5 * np.arange(720), np.ones((3, 720), dtype=bool)
+    found = points(tmp_path, "lon,lat,u,v\n-1e-20,51,1,2\n", x=lon, valid=valid, periodic_x=True)
+    assert set(filled(found)) == {(0, 1, 0)}
+
+
+def test_longitudes_of_a_region_in_another_count(tmp_path: Path) -> None:
+    """West is 350 or -10; a region may lie across the date line; columns may run from east to west."""
+    text = "lon,lat,u,v\n-9,51,1,2\n351.9,51,3,4\n"
+    for lon in (np.arange(350.0, 354.0), np.arange(-10.0, -6.0)):
+        assert set(filled(points(tmp_path, text, x=lon))) == {(0, 1, 1), (0, 1, 2)}
+        assert set(filled(points(tmp_path, text, x=lon[::-1]))) == {(0, 1, 2), (0, 1, 1)}
+    text = "lon,lat,u,v\n178.9,51,1,2\n-179.2,51,3,4\n"
+    assert set(filled(points(tmp_path, text, x=np.array([178.0, 179, -180, -179])))) == {(0, 1, 1), (0, 1, 3)}
+
+
+def test_metres(tmp_path: Path) -> None:
+    """A periodic box of 4 columns of 100 m: 380 m is left of the first centre, 870 m the same as 70 m."""
+    box = {"x": 100.0 * np.arange(4), "y": 100.0 * np.arange(3), "degrees": False, "valid": np.ones((3, 4), dtype=bool)}
+    text = "X;Y;u;v\n380;140;1;2\n870,5;-40,0;3;4,25\n"
+    assert set(filled(points(tmp_path, text, **box, periodic_x=True))) == {(0, 1, 0), (0, 0, 1)}
+    found = points(tmp_path, "x\ty\tu\tv\n340\t0\t1\t2\n360\t0\t3\t4\n", **box)
+    assert set(filled(found)) == {(0, 0, 3)} and found.rows["outside the grid"] == 1
+    with pytest.raises(UserError, match=r"no column of x in the header 'lon, lat, u, v'. Expected one of: x, easting"):
+        points(tmp_path, "lon,lat,u,v\n11,51,1,2\n", **box)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# drifters\n\nTime,LON,Latitude,ve,vn,Sigma\n3,11,51,1,2,.5\n",
+        "\ufeffdate;longitude [deg];lat;U_East (m/s);v_north;error\n3;11;51;1,0;2;0,5\n",
+        '"t"\t"x"\t"y"\t"uo"\t"vo"\t"err"\n# a comment\n3\t11\t51\t1\t2\t.5\n',
+        "t, quality, lat, lon, err, v, u, x\n3, good, 51, 11, .5, 2, 1, 999\n",
+    ],
+)
+def test_names_and_separators(tmp_path: Path, text: str) -> None:
+    found = points(tmp_path, text)
+    assert filled(found) == {(0, 1, 1): (1.0, 2.0, 0.5, 1.0)} and found.time.tolist() == [3.0]
+    assert found.names in {("ve", "vn"), ("U_East", "v_north"), ("uo", "vo"), ("u", "v")}
+
+
+def test_times(tmp_path: Path) -> None:
+    """Each time is a snapshot, in order; a time without a point on the grid is none. Dates are UTC."""
+    text = "lon,lat,u,v,time\n11,51,1,2,2020-01-02T03:00\n11,51,3,4,2020-01-01\n12,51,5,6,2020-01-02T05:00+02:00\n"
+    found = points(tmp_path, text + "99,51,7,8,2020-01-03\n")
+    np.testing.assert_array_equal(found.time, np.array(["2020-01-01T00", "2020-01-02T03"], "datetime64[ns]"))
+    assert found.time.dtype == "datetime64[ns]"
+    assert {at: cell[:2] for at, cell in filled(found).items()} == {
+        (0, 1, 1): (3, 4),
+        (1, 1, 1): (1, 2),
+        (1, 1, 2): (5, 6),
+    }
+
+
+def test_bins(tmp_path: Path) -> None:
+    """Half-open intervals from 0 (or midnight), at whose middle the snapshot is."""
+    rows = ((-0.5, 1), (0, 2), (5.9, 4), (6, 8))
+    text = "lon,lat,u,v,time\n" + "".join(f"11,51,{u},0,{time}\n" for time, u in rows)
+    found = points(tmp_path, text, bin=6)
+    np.testing.assert_array_equal(found.time, [-3, 3, 9])
+    np.testing.assert_array_equal(found.velocity[:, 0, 1, 1], [1, 3, 8])
+    rows = (("1969-12-31T23:00Z", 1), ("2020-01-01T00:00Z", 2), ("2020-01-01T23:59Z", 4), ("2020-01-02T00:00Z", 8))
+    text = "lon,lat,u,v,time\n" + "".join(f"11,51,{u},0,{time}\n" for time, u in rows)
+    found = points(tmp_path, text, bin=24)
+    assert found.time.astype("datetime64[h]").astype(str).tolist() == [
+        "1969-12-31T12",
+        "2020-01-01T12",
+        "2020-01-02T12",
+    ]
+    np.testing.assert_array_equal(found.velocity[:, 0, 1, 1], [1, 3, 8])
+    with pytest.raises(ValueError, match="bin must be > 0, got 0"):
+        points(tmp_path, text, bin=0)
+    with pytest.raises(UserError, match="bin=24 needs a column of times, called time, date"):
+        points(tmp_path, "lon,lat,u,v\n11,51,1,2\n", bin=24)
+
+
+def test_fields(tmp_path: Path) -> None:
+    """The snapshots with their gaps, and error and count as further variables."""
+    found = points(tmp_path, "lon,lat,ve,vn,sigma,time\n11,51,1,2,.5,6\n12,51,3,,.5,6\n13,50,5,6,.5,3\n")
+    grid = Grid.from_degrees(torch.tensor(LON), torch.tensor(LAT), torch.tensor(VALID))
+    fields = found.to_fields(grid, LON, LAT, "lon", "lat")
+    partial = fields.read([1, 0], partial=True).numpy()
+    np.testing.assert_array_equal(partial, found.velocity[[1, 0]])
+    assert partial[0, 0, 1, 2] == 3 and fields.read([1])[0, 0, 1, 2].isnan()
+    np.testing.assert_array_equal(fields.variable("error")(np.array([1])), found.error[1:])
+    np.testing.assert_array_equal(fields.variable("count")(np.array([0])), found.count[:1])
+    assert fields.coordinates([1])["time"][0].tolist() == [6.0] and fields.x_attrs["units"] == "degrees_east"
+    assert "ve, vn of 3 points (3 used; speeds up to 7.81, errors given) -> N=2 fields 2x3x4" in fields.summary()
+
+
+HEADER = "# from a ship\nlon,lat,u,v,error,time\n"
+GOOD = "11,51,1,2,.1,2020-01-01\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lon,lat,u,w\n", r"points.csv: no column of v in the header 'lon, lat, u, w'. Expected one of: v, vn"),
+        ("11,51,1,2\n", "no column of x in the header '11, 51, 1, 2'. Expected one of: lon, longitude"),
+        ("# lon,lat,u,v\n", "is empty. Expected a header such as lon,lat,u,v"),
+        (HEADER + GOOD + "\n11,51,fast,2,.1,2020-01-01\n", "line 5: 'fast' in column 'u' is not a number"),
+        (HEADER + GOOD + "11,51N,1,2,.1,2020-01-01\n", "line 4: '51N' in column 'lat' is not a number"),
+        (HEADER + GOOD + "11,51,1,2,0,2020-01-01\n", "line 4: '0' in column 'error' is not a positive error"),
+        (HEADER + GOOD + "11,51,1,2,,2020-01-01\n", "line 4: '' in column 'error' is not a positive error"),
+        (HEADER + GOOD + "11,51,1,2,.1,1/2/2020\n", "line 4: '1/2/2020' in column 'time' is neither a number nor a"),
+        (HEADER + "11,51,1,2,.1,\n" + GOOD, "line 3: '' in column 'time' is neither"),
+        (HEADER + GOOD + "11,51,1,2,.1\n", "line 4: 5 values, expected 6 as in the header"),
+        (HEADER + '"11,51,1,2,.1,2020-01-01\n' + GOOD, "line 3: 1 values, expected 6"),
+        ("lon,lat,u,v\n", "no point lies on a valid cell of the grid: the table has no row"),
+        (
+            "lon,lat,u,v\n20,51,1,2\n30,53,1,2\n10,52,1,2\n11,51,,\n",
+            "of the grid: 2 outside the grid, 1 on land, 1 without values; x 10 to 30, of the grid 10 to 13; "
+            "y 51 to 53, of the grid 50 to 52. Give points of this region",
+        ),
+    ],
+)
+def test_messages(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        points(tmp_path, text)
+    assert message in str(caught.value)
+
+
+def test_rows_that_are_not_used_may_lack_error_and_time(tmp_path: Path) -> None:
+    found = points(tmp_path, HEADER + "99,51,1,2,,\n" + GOOD + "11,51,,,,\n")
+    assert len(filled(found)) == 1 and found.time.astype("datetime64[D]").astype(str).tolist() == ["2020-01-01"]
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "drifters.csv").write_bytes(b"lon,lat,u,v\n\xff\xfe\n")
+    for name, message in (("drifter.csv", "Did you mean 'drifters.csv'"), ("drifters.csv", "as text in UTF-8")):
+        with pytest.raises(UserError, match=message):
+            open_points(tmp_path / name, LON, LAT, True, VALID)
+
+
+def test_more_times_than_memory_holds(tmp_path: Path) -> None:
+    text = "lon,lat,u,v,time\n" + "".join(f"11,51,1,2,{time}\n" for time in range(300))
+    valid = np.ones((1000, 1000), dtype=bool)
+    axis = {"x": np.arange(1000.0) / 10, "y": np.arange(1000.0) / 10, "valid": valid}
+    with pytest.raises(UserError, match="300 times on 1000x1000 cells are too many .* bin=24"):
+        points(tmp_path, text, **axis)

@@ -1,0 +1,229 @@
+"""Fields larger than those of the network: overlapping windows, blended at every call of the denoiser.
+
+With windows w of the size of the network's fields, R_w the restriction to one of them and `p_w > 0` a weight that falls
+towards its border,
+
+    D(z, s) = sum_w R_w^T (q_w D_w(R_w z, s)),      q_w = p_w / sum_v R_w R_v^T p_v,
+
+so that the weights of all windows that hold a cell add up to 1. The sampler walks one state of the whole field, and all
+windows have agreed on a step before the next begins (Bar-Tal et al., MultiDiffusion, ICML 2023, arXiv 2302.08113; with
+smooth weights Jimenez, Mixture of Diffusers, 2023, arXiv 2302.02412). Finished windows, each made of noise of its own
+and blended afterwards, would keep as little as 1 / sqrt(2) of the spread where they overlap. What is left is that a
+window sees nothing beyond itself: D is exact as far as a cell depends on data no farther away than the overlap, and
+structures larger than a window do not hold together (benchmarks/windows.py).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from vecfield_diffusion.diffusion.base import Diffusion
+from vecfield_diffusion.diffusion.denoiser import DenoiserFunction
+from vecfield_diffusion.diffusion.normalizer import Normalizer
+from vecfield_diffusion.diffusion.observation import Observation
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The windows along one axis of N cells: k of n cells each, no cell in more than c of them.
+
+    Arguments:
+        cells: The cells of each window, `(k, n)`.
+        window: The windows that hold each cell, `(c, N)`; where there are fewer than c, the first of them again.
+        place: Where the cell is in each, 0 to n - 1, `(c, N)`.
+        weight: The weight of each, float64 `(c, N)`, 0 for one that is named again; every column adds up to 1.
+    """
+
+    cells: Tensor
+    window: Tensor
+    place: Tensor
+    weight: Tensor
+
+    @classmethod
+    def cover(cls, length: int, size: int, overlap: int, periodic: bool, device: torch.device) -> Axis:
+        """The fewest windows of `size <= length` cells that overlap by `overlap` or more; see `starts`."""
+        first = torch.tensor(starts(length, size, overlap, periodic), device=device)[:, None]
+        place = torch.arange(length, device=device) - first
+        place = place % length if periodic else place
+        holds = (place >= 0) & (place < size)
+        stride = int(first.diff(dim=0).min()) if len(first) > 1 else size
+        weight = taper(size, size - stride).to(device)[place.clamp(0, size - 1)]
+        window = holds.byte().argsort(dim=0, descending=True, stable=True)[: int(holds.sum(0).max())]
+        held = holds.gather(0, window)
+        window = torch.where(held, window, window[:1])
+        weight = torch.where(held, weight.gather(0, window), 0.0)
+        cells = (first + torch.arange(size, device=device)) % length
+        return cls(cells, window, place.gather(0, window), weight / weight.sum(0))
+
+
+def starts(length: int, size: int, overlap: int, periodic: bool) -> list[int]:
+    """The first cell of each window, evenly spaced to a cell.
+
+    On a periodic axis the windows go round the circle; on any other the outer two end at the borders.
+    """
+    if length == size:
+        return [0]
+    stride = size - overlap
+    if periodic:
+        count = math.ceil(length / stride)
+        return [i * length // count for i in range(count)]
+    gaps = math.ceil((length - size) / stride)
+    return [i * (length - size) // gaps for i in range(gaps + 1)]
+
+
+def taper(size: int, overlap: int) -> Tensor:
+    """The weights `(size,)` of a window: 1 in the middle, falling over `overlap` cells towards both ends.
+
+    At the share t of the way in, `1 / (1 + exp(1 / t - 1 / (1 - t)))`, the Planck taper (McKechan et al., Class.
+    Quantum Grav. 27, 084020, 2010): all its derivatives vanish at the ends. What a window makes of the cells at its
+    border, of which it knows least, then counts far less than by raised cosines, and the error falls faster with the
+    overlap.
+    """
+    inside = torch.arange(size, dtype=torch.float64) + 0.5
+    t = (torch.minimum(inside, size - inside) / max(overlap, 0.5)).clamp(max=1)
+    # No weight is 0: with overlaps beyond half a window a cell may lie at the border of all windows that hold it.
+    return torch.sigmoid((1 / (1 - t) - 1 / t).clamp(-30, 30))
+
+
+#: Calls a denoiser so that nothing but its arguments is kept for derivatives, which call it anew.
+anew = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+
+
+class Windowed:
+    """A denoiser of larger fields made of one of fields of one size, which it stands in for.
+
+    The network computes at most `batch` windows at once, also for derivatives, which compute windows again where there
+    are more. Beside these the results of all windows are held, `(size / stride)^2` times the field. What comes out
+    depends neither on `batch` nor on the samples beside. Windows without a cell of the domain are not computed.
+
+    Arguments:
+        denoiser: Of normalised fields of `size`.
+        size: The rows and columns of a window. A field with fewer is filled up by cells outside the domain, and does
+            not close on itself along that axis.
+        overlap: By how much neighbours overlap at least: in cells or, as a float, as a share of `size`.
+        periodic: Whether y and x close on themselves: then windows lie across the seam as anywhere.
+        batch: Windows computed at once.
+
+    Raises:
+        ValueError: A size or a batch below 1, or an overlap that is negative or not less than a window.
+    """
+
+    def __init__(
+        self,
+        denoiser: DenoiserFunction,
+        size: tuple[int, int],
+        overlap: float | int = 0.25,
+        periodic: tuple[bool, bool] = (False, False),
+        batch: int = 64,
+    ) -> None:
+        if min(size) < 1:
+            raise ValueError(f"size must be >= 1 along both axes, got {tuple(size)}")
+        cells = [int(overlap * n) if isinstance(overlap, float) else overlap for n in size]
+        if overlap < 0 or any(each >= n for each, n in zip(cells, size, strict=True)):
+            raise ValueError(f"overlap must be >= 0 and less than a window of {tuple(size)} cells, got {overlap}")
+        if batch < 1:
+            raise ValueError(f"batch must be >= 1, got {batch}")
+        self.denoiser, self.size, self.overlap = denoiser, tuple(size), tuple(cells)
+        self.periodic, self.batch = tuple(periodic), batch
+
+    @property
+    def diffusion(self) -> Diffusion:
+        """That of the denoiser."""
+        return self.denoiser.diffusion
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """That of the denoiser."""
+        return self.denoiser.normalizer
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """That of the denoiser."""
+        return self.denoiser.autocast
+
+    def in_float32(self) -> Windowed:
+        """The same without autocast; see `Denoiser.in_float32`."""
+        same = copy.copy(self)
+        same.denoiser = self.denoiser.in_float32()
+        return same
+
+    def __call__(self, z: Tensor, s: Tensor, observation: Observation) -> Tensor:
+        """The posterior mean `(B, 2, H, W)` of fields of any size, 0 outside the domain; see `Denoiser.forward`."""
+        return self._blended(self.denoiser, z, s, observation)
+
+    def moments(self, z: Tensor, s: Tensor, observation: Observation) -> tuple[Tensor, Tensor | None]:
+        """The posterior mean and the fraction of the variance, blended alike; see `Denoiser.moments`."""
+
+        def joined(*given: Tensor | Observation) -> Tensor:
+            return torch.cat([each for each in self.denoiser.moments(*given) if each is not None], dim=1)
+
+        both = self._blended(joined, z, s, observation)
+        return both[:, :2], both[:, 2:] if both.shape[1] > 2 else None
+
+    def _blended(self, denoiser: DenoiserFunction, z: Tensor, s: Tensor, observation: Observation) -> Tensor:
+        """`sum_w R_w^T (q_w D(R_w z, s))`, `(B, C, H, W)`, C the channels that `denoiser` returns."""
+        n, _, height, width = z.shape
+        bottom, right = (max(size - length, 0) for size, length in zip(self.size, (height, width), strict=True))
+
+        def fill(tensor: Tensor) -> Tensor:
+            return F.pad(tensor, (0, right, 0, bottom)) if tensor.shape[-2:] == (height, width) else tensor
+
+        if bottom or right:
+            return self._blended(denoiser, fill(z), s, observation.apply(fill))[..., :height, :width]
+        observation = observation.apply(lambda tensor: tensor.expand(n, *tensor.shape[1:]))
+        axes = zip((height, width), self.size, self.overlap, self.periodic, strict=True)
+        down, across = (Axis.cover(*axis, z.device) for axis in axes)
+        wet = observation.valid[:, 0, down.cells].any(2)[:, :, across.cells].any(3)
+        wet = wet | ~wet.any()  # no domain at all: the shape of what comes out has to come from somewhere
+        chosen, values = wet.nonzero().split(self.batch), []
+        for sample, i, j in (each.T for each in chosen):
+            part = partial(cut, shape=(height, width), sample=sample, rows=down.cells[i], columns=across.cells[j])
+            given = part(z), s[sample], observation.apply(part)
+            values.append(denoiser(*given) if len(chosen) == 1 else anew(denoiser, *given))
+        number = (wet.flatten().cumsum(0) - 1).clamp(min=0).view_as(wet)
+        return torch.where(observation.valid, blend(torch.cat(values), number, down, across), 0.0)
+
+
+def cut(tensor: Tensor, shape: tuple[int, int], sample: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Windows of a tensor of fields, `(P, C, h, w)`; of one of another shape, the samples alone.
+
+    Arguments:
+        tensor: `(B, C, H, W)`, or `(B, ...)` for what does not depend on the cell.
+        shape: `(H, W)`.
+        sample: The sample of each window, `(P,)`.
+        rows: Its rows, `(P, h)`.
+        columns: Its columns, `(P, w)`.
+    """
+    if tensor.shape[-2:] != shape:
+        return tensor[sample]
+    windows = tensor[sample[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return windows.permute(0, 3, 1, 2).contiguous()
+
+
+def blend(values: Tensor, number: Tensor, down: Axis, across: Axis) -> Tensor:
+    """The sum of windows by their weights, `(B, C, H, W)`.
+
+    A sum of what is gathered, not scattered: its order is that of the windows, on any device.
+
+    Arguments:
+        values: The windows, `(P, C, h, w)`.
+        number: Which of them is the i-th down and j-th across of each sample, `(B, i, j)`.
+        down: The windows along y.
+        across: The windows along x.
+    """
+    total = values.new_zeros(())
+    for a, b in product(range(len(down.window)), range(len(across.window))):
+        rows, columns = (down.window[a][:, None], down.place[a][:, None]), (across.window[b], across.place[b])
+        weight = (down.weight[a][:, None] * across.weight[b])[..., None].to(values.dtype)
+        part = values[number[:, rows[0], columns[0]], :, rows[1], columns[1]]
+        total = torch.addcmul(total, weight, part)
+    return total.permute(0, 3, 1, 2).contiguous()
