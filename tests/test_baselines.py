@@ -10,19 +10,27 @@ from vecfield_diffusion.evaluation.baselines import (
     Baseline,
     Biharmonic,
     Climatology,
+    Cubic,
     Linear,
     Nearest,
     OptimalInterpolation,
+    Persistence,
 )
 from vecfield_diffusion.evaluation.covariance import Homogeneous, LowRank
+from vecfield_diffusion.evaluation.modes import DINEOF, GappyPOD
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.physics.operators import divergence, gradient, rotated_gradient
 
 H, W = 14, 22
 METHODS = [
     Climatology,
+    Persistence,
     Nearest,
     Linear,
+    Cubic,
     Biharmonic,
+    GappyPOD,
+    DINEOF,
     OptimalInterpolation,
     lambda: OptimalInterpolation("homogeneous"),
     lambda: OptimalInterpolation("pca"),
@@ -134,6 +142,43 @@ def test_linear_closes_a_periodic_axis() -> None:
     np.testing.assert_allclose(filled(Linear(), field, observed, grid), field, atol=1e-12)
 
 
+def test_persistence_is_the_previous_field() -> None:
+    """Where both of its components are known; elsewhere the training mean; measured values stand."""
+    grid = domain(land=True)
+    valid, observed = grid.valid.numpy(), pixels(0.2)
+    train, (field, before) = smooth_fields(12, grid), smooth_fields(2, grid, seed=9)
+    method = Persistence().fit(train, grid)
+    before[1, 2, 3] = np.nan
+    found = method.fill(np.where(observed, field, np.nan), observed, previous=before)
+    expected = np.where(np.isfinite(before).all(axis=0), before, train.mean(axis=0))
+    np.testing.assert_array_equal(found, np.where(valid, np.where(observed, field, expected), np.nan))
+    nothing = np.zeros_like(observed)
+    np.testing.assert_array_equal(method.fill(field, nothing, previous=before), np.where(valid, expected, np.nan))
+    np.testing.assert_array_equal(method.fill(field, nothing), Climatology().fit(train, grid).fill(field, nothing))
+    with pytest.raises(ValueError, match=r"expected previous \(2, H, W\) of shape \(2, 14, 22\), got \(14, 22\)"):
+        method.fill(field, nothing, previous=before[0])
+
+
+def test_cubic_is_exact_on_linear_fields_and_better_on_curved_ones() -> None:
+    grid = domain()
+    x, y = coordinates(grid)
+    observed = pixels(0.2)
+    observed[[0, 0, -1, -1], [0, -1, 0, -1]] = True
+    plane = np.stack((1 + 0.2 * x - y, 3 * y + 0.1 * x))
+    np.testing.assert_allclose(filled(Cubic(), plane, observed, grid), plane, atol=1e-4)
+    curved = np.stack((np.sin(x / 8) * y, np.cos(y / 2) + x**2 / 200))
+    errors = [np.abs(filled(method, curved, observed, grid) - curved).mean() for method in (Cubic(), Linear())]
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_cubic_takes_the_nearest_value_outside_the_hull() -> None:
+    grid, field, observed = domain(), draw(2, H, W), pixels(0.1)
+    observed[:, :9] = observed[:, -5:] = False
+    ours, nearest = (filled(method, field, observed, grid) for method in (Cubic(), Nearest()))
+    np.testing.assert_array_equal(ours[:, :, :9], nearest[:, :, :9])
+    assert np.abs(ours[:, :, 11:15] - nearest[:, :, 11:15]).max() > 0.1
+
+
 def test_linear_with_few_or_aligned_stations_is_nearest() -> None:
     grid, field = domain(), draw(2, H, W)
     observed = np.zeros((H, W), dtype=bool)
@@ -195,9 +240,12 @@ def dense(covariance: Homogeneous | LowRank) -> np.ndarray:
     return np.array([[offsets[c, d, (i - k) % height, (j - m) % width] for d, k, m in cells] for c, i, j in cells])
 
 
-def condition(prior: np.ndarray, y: np.ndarray, seen: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray]:
-    """Textbook Gaussian conditioning: K = S A^T (A S A^T + R)^-1, mean K y, covariance S - K A S."""
-    gain = prior[:, seen] @ np.linalg.inv(prior[np.ix_(seen, seen)] + noise * np.eye(seen.sum()))
+def condition(
+    prior: np.ndarray, y: np.ndarray, seen: np.ndarray, noise: float | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Textbook Gaussian conditioning: K = S A^T (A S A^T + R)^-1, mean K y, covariance S - K A S; R or its diagonal."""
+    noise = noise if np.ndim(noise) == 2 else noise * np.eye(seen.sum())
+    gain = prior[:, seen] @ np.linalg.inv(prior[np.ix_(seen, seen)] + noise)
     return gain @ y[seen], np.diag(prior - gain @ prior[seen])
 
 
@@ -214,6 +262,123 @@ def test_homogeneous_posterior_is_exact(boundaries: tuple[str, str], share: floa
     np.testing.assert_allclose(found_mean - method.mean, mean.reshape(2, H, W), atol=1e-8)
     np.testing.assert_allclose(found_std**2, variance.reshape(2, H, W), atol=1e-8)
     np.testing.assert_allclose(method.fill(field, observed, sigma), found_mean, atol=1e-12)
+
+
+def cellwise(least: float, seed: int = 7) -> np.ndarray:
+    """Errors that differ: a third of the cells have the least, others up to ten times as much."""
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random((H, W)) < 1 / 3, least, (least + 0.03) * (1 + 9 * rng.random((H, W))))
+
+
+@pytest.mark.parametrize("least", [0.0, 0.03])
+@pytest.mark.parametrize("kind", ["homogeneous", "pca"])
+def test_posterior_with_an_error_of_every_cell(kind: str, least: float) -> None:
+    """Against dense conditioning with that diagonal R; both ways to solve; a number is a constant field."""
+    grid = domain("periodic", "periodic")
+    train, field = smooth_fields(60, grid), smooth_fields(1, grid, seed=9)[0]
+    method = OptimalInterpolation(kind, nugget=1e-4).fit(train, grid)
+    observed, sigma = pixels(0.7), cellwise(least)
+    noise = np.tile((sigma**2).ravel(), 2)
+    seen = np.tile(observed.ravel(), 2)
+    mean, variance = condition(dense(method.covariance), (field - method.mean).ravel(), seen, np.diag(noise[seen]))
+    found_mean, found_std = method.posterior(field, observed, np.where(observed, sigma, np.nan))
+    np.testing.assert_allclose((found_mean - method.mean).ravel(), mean, atol=1e-8)
+    np.testing.assert_allclose((found_std**2).ravel(), variance, atol=1e-8)
+    if kind == "homogeneous":
+        anomaly = np.where(observed, field - method.mean, 0.0)
+        for solve in (method.covariance.by_observations, method.covariance.by_hidden):
+            one, spread = solve(anomaly, observed, sigma**2, with_variance=True)
+            np.testing.assert_allclose(one.ravel(), mean, atol=1e-8)
+            np.testing.assert_allclose(spread.ravel(), variance, atol=1e-8)
+    constant = method.fill(field, observed, np.full((H, W), 0.1))
+    np.testing.assert_allclose(constant, method.fill(field, observed, 0.1), atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [*METHODS, lambda: OptimalInterpolation(divergence_free=True)])
+def test_errors_of_hidden_cells_do_not_matter(make: object) -> None:
+    grid = domain(land=True)
+    field, observed, sigma = smooth_fields(1, grid, seed=9)[0], pixels(0.4), cellwise(0.02)
+    method = make().fit(smooth_fields(30, grid), grid)
+    clean = method.fill(field, observed, sigma)
+    np.testing.assert_array_equal(method.fill(field, observed, np.where(observed, sigma, np.nan)), clean)
+    assert np.isfinite(clean[:, grid.valid.numpy()]).all()
+
+
+@pytest.mark.parametrize("boundaries", [("periodic", "periodic"), ("open", "open")])
+@pytest.mark.parametrize("kind", ["homogeneous", "pca"])
+@pytest.mark.parametrize("solenoidal", [False, True])
+def test_covariances_are_positive(kind: str, boundaries: tuple[str, str], solenoidal: bool) -> None:
+    """All eigenvalues above 0; without divergence none below, and above 0 once the error is added."""
+    grid = domain(*boundaries, land=boundaries[0] == "open")
+    method = OptimalInterpolation(kind, divergence_free=solenoidal).fit(smooth_fields(20, grid), grid)
+    matrix = dense(method.covariance)
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-12)
+    values = np.linalg.eigvalsh(matrix)
+    assert values[0] > (-1e-12 * values[-1] if solenoidal else 1e-7 * np.trace(matrix) / len(matrix))
+    assert method.unresolved > 0 or not solenoidal
+
+
+def divergence_of(field: np.ndarray, grid: Grid) -> np.ndarray:
+    return divergence(torch.from_numpy(field)[None], grid)[0, 0].numpy()
+
+
+@pytest.mark.parametrize("case", ["torus", "basin"])
+def test_estimates_without_divergence(case: str) -> None:
+    """To rounding by the stencil of the grid, whatever the share of cells; and the dense posterior with their R."""
+    grid = domain("periodic", "periodic") if case == "torus" else domain("open", "wall", land=True)
+    valid, train = grid.valid.numpy(), smooth_fields(40, grid)
+    method = OptimalInterpolation(divergence_free=True).fit(train, grid)
+    assert isinstance(method.covariance, Homogeneous if case == "torus" else LowRank)
+    field, sigma = smooth_fields(1, grid, seed=9)[0], cellwise(0.0)
+    scale = np.abs(divergence_of(np.nan_to_num(field), grid)).max()
+    for share in (0.1, 0.8, 1.1):
+        observed = pixels(share) & valid
+        found = method.fill(field, observed, sigma)
+        assert np.abs(divergence_of(found, grid)).max() < 1e-10 * scale
+        anomaly, seen = (field - method.mean)[:, valid].ravel(), np.tile(observed[valid], 2)
+        noise = np.tile((sigma**2)[valid], 2)[seen] + method.unresolved
+        mean, variance = condition(dense(method.covariance), anomaly, seen, np.diag(noise))
+        np.testing.assert_allclose((found - method.mean)[:, valid].ravel(), mean, atol=1e-8)
+        std = method.posterior(field, observed, sigma)[1]
+        np.testing.assert_allclose((std**2)[:, valid].ravel(), variance, atol=1e-8)
+
+
+def test_only_the_divergent_part_is_left_out() -> None:
+    """Fields of a stream function lose their half of the nugget, those of a potential everything but it."""
+    grid = domain("periodic", "periodic")
+    waves = torch.from_numpy(smooth_fields(30, grid)[:, :1])
+    for operator, share in ((rotated_gradient, 0.0), (gradient, 1.0)):
+        train = operator(waves, grid).numpy()
+        plain, free = (OptimalInterpolation(nugget=1e-9, divergence_free=f).fit(train, grid) for f in (False, True))
+        variance = np.trace(np.fft.ifft2(plain.covariance.spectrum).real[..., 0, 0]) / 2
+        assert free.unresolved == pytest.approx(share * variance, abs=1e-8 * variance)
+        expected = (1 - share) * plain.covariance.spectrum
+        np.testing.assert_allclose(
+            free.covariance.spectrum, expected, atol=1e-8 * np.abs(plain.covariance.spectrum).max()
+        )
+
+
+def test_waves_that_the_stencil_does_not_see_stay() -> None:
+    """The mean and waves of two cells, of which central differences find no divergence; others keep one direction."""
+    grid, train = domain("periodic", "periodic"), draw(30, 2, H, W)
+    plain, free = (OptimalInterpolation(divergence_free=f).fit(train, grid).covariance.spectrum for f in (False, True))
+    blind = np.zeros((H, W), dtype=bool)
+    blind[np.ix_([0, H // 2], [0, W // 2])] = True
+    np.testing.assert_array_equal(free[:, :, blind], plain[:, :, blind])
+    smallest = np.linalg.eigvalsh(np.moveaxis(free, (0, 1), (-2, -1)))[..., 0]
+    assert np.abs(smallest[~blind]).max() < 1e-12 * np.abs(plain).max() < smallest[blind].min()
+
+
+def test_what_modes_leave_out() -> None:
+    """The nugget of fields of a stream function; of a potential, all their variance and their squared mean too."""
+    grid = domain("periodic", "periodic")
+    waves = torch.from_numpy(smooth_fields(30, grid)[:, :1])
+    for operator, share in ((rotated_gradient, 0.0), (gradient, 1.0)):
+        train = operator(waves, grid).numpy()
+        plain, free = (OptimalInterpolation("pca", divergence_free=f).fit(train, grid) for f in (False, True))
+        lost = np.square(plain.mean).mean() + plain.covariance.variances.sum() / plain.mean.size
+        assert free.unresolved == pytest.approx(plain.covariance.nugget + share * lost)
+        assert free.covariance.nugget == 0 and np.abs(free.mean - (1 - share) * plain.mean).max() < 1e-10
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.03, 0.3])
@@ -322,5 +487,8 @@ def test_bad_arguments() -> None:
         Linear().fit(draw(3, 2, W, H), grid)
     with pytest.raises(ValueError, match="expected y"):
         Linear().fit(draw(3, 2, H, W), grid).fill(draw(2, W, H), hole())
+    for sigma in (-0.1, np.full((H, W), np.nan)):
+        with pytest.raises(ValueError, match="sigma_obs must be finite and not negative at observed cells"):
+            Linear().fit(draw(3, 2, H, W), grid).fill(draw(2, H, W), hole(), sigma)
     with pytest.raises(ValueError, match="training fields that vary, got 1 without"):
         OptimalInterpolation("pca").fit(draw(1, 2, H, W), grid)

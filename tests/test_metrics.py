@@ -11,9 +11,14 @@ from torch import Tensor
 from vecfield_diffusion.evaluation.metrics import (
     coverage,
     crps,
+    derive,
     divergence_rms,
+    energy_score,
+    per_case,
     rank_histogram,
+    reliability_index,
     scores,
+    sums,
     table,
 )
 from vecfield_diffusion.physics.grid import Grid
@@ -89,6 +94,110 @@ def test_coverage_by_hand() -> None:
     assert coverage(x, torch.full((4,), 9.0), 0.5) == pytest.approx(0)
 
 
+def test_a_turned_field_is_correlated_by_its_angle() -> None:
+    """m = 0.3 R(140 deg) y: correlation 1 and that angle, counterclockwise; half of the cells back: its cosine."""
+    truth = normal(3, 2, 6, 7)
+    angle = torch.tensor(140.0).deg2rad().double()
+    turn = torch.stack((torch.stack((angle.cos(), -angle.sin())), torch.stack((angle.sin(), angle.cos()))))
+    turned = 0.3 * torch.einsum("cd,ndhw->nchw", turn, truth)
+    result = scores(turned[None], truth, everywhere(truth))
+    assert (result["correlation"], result["veering"], result["angular_error"]) == pytest.approx((1, 140, 140))
+    unit = truth / truth.norm(dim=1, keepdim=True)
+    both = torch.cat((unit, unit)), torch.cat((turn.mT @ unit.flatten(2), turn @ unit.flatten(2))).view(6, 2, 6, 7)
+    result = scores(both[1][None], both[0], everywhere(both[0]))
+    assert result["correlation"] == pytest.approx(-math.cos(angle)) and result["angular_error"] == pytest.approx(140)
+    assert abs(result["veering"]) == pytest.approx(180)
+
+
+def test_directions_of_calm_cells_do_not_count() -> None:
+    truth, members = normal(1, 2, 2, 2), normal(1, 1, 2, 2, 2, seed=1)
+    truth[0, :, 0, 0] = 0
+    members[0, 0, :, 1, 1] = 0
+    w = [torch.complex(field[0], field[1]) for field in (truth[0], members[0, 0])]
+    turns = torch.rad2deg((w[1] * w[0].conj()).angle().abs())[[0, 1], [1, 0]]
+    assert scores(members, truth, everywhere(truth))["angular_error"] == pytest.approx(turns.mean().item())
+
+
+def test_energy_score_is_the_double_sum_over_the_field() -> None:
+    members, truth = normal(7, 4, 2, 5, 3), normal(4, 2, 5, 3, seed=1)
+    where = torch.rand(4, 1, 5, 3, generator=torch.Generator().manual_seed(2)) < 0.6
+    where[3] = False
+    found = energy_score(members, truth, where)
+    for case in range(3):
+        x, y = members[:, case][..., where[case, 0]].flatten(1), truth[case][..., where[case, 0]].flatten()
+        pairs = sum((a - b).norm() for a in x for b in x)
+        expected = ((x - y).norm(dim=1).mean() - pairs / (2 * 7 * 6)) / math.sqrt(len(y))
+        assert found[case].item() == pytest.approx(expected.item())
+    assert found[3].isnan()
+    cells = where[:3].sum(dim=(1, 2, 3))
+    pooled = scores(members, truth, where)["energy_score"]
+    assert pooled == pytest.approx(((found[:3] * cells).sum() / cells.sum()).item())
+    single = energy_score(members[:1], truth, where)[0].item()
+    assert single == pytest.approx(scores(members[:1, :1], truth[:1], where[:1])["rmse_component"])
+
+
+def test_energy_score_of_one_value_is_the_crps() -> None:
+    """With v = 0 everywhere and one cell the norm is |u|: the fair CRPS over sqrt 2."""
+    u, y = normal(9, 30), normal(30, seed=1)
+    members, truth = (torch.stack((t, 0 * t), dim=-1)[..., None, None] for t in (u, y))
+    torch.testing.assert_close(energy_score(members, truth, everywhere(truth)), crps(u, y) / math.sqrt(2))
+
+
+def test_ties_share_their_ranks() -> None:
+    """y = 0 among (-1, 0, 0, 2): rank 1, 2 or 3 with a third each; one y below all."""
+    x = torch.tensor([-1.0, 0.0, 0.0, 2.0])[:, None].expand(4, 2)
+    shares = rank_histogram(x, torch.tensor([0.0, -5.0]))
+    torch.testing.assert_close(shares, torch.tensor([3.0, 1.0, 1.0, 1.0, 0.0], dtype=torch.float64) / 6)
+
+
+def test_rounded_values_of_a_calibrated_ensemble_have_flat_ranks() -> None:
+    """Rain-like values, many of them equal: the ranks are flat only because ties are shared."""
+    draws = normal(6, 40_000).clamp(min=0).mul(2).round()
+    shares = rank_histogram(draws[1:], draws[0])
+    torch.testing.assert_close(shares, torch.full_like(shares, 1 / 6), rtol=0, atol=0.006)
+    assert reliability_index(shares) < 0.02
+
+
+def test_reliability_index() -> None:
+    assert reliability_index(torch.tensor([0.25, 0.25, 0.25, 0.25])) == 0
+    assert reliability_index(torch.tensor([1.0, 0, 0, 0])) == pytest.approx(2 * 3 / 4)
+    members, truth = normal(9, 50, 2, 8, 8), normal(50, 2, 8, 8, seed=1)
+    narrow = scores(0.3 * members, truth, everywhere(truth))
+    shares = rank_histogram(0.3 * members, truth)
+    assert narrow["reliability_index"] == pytest.approx(reliability_index(shares).item())
+    assert narrow["reliability_index"] > 0.5 > 0.05 > scores(members, truth, everywhere(truth))["reliability_index"]
+
+
+def test_skill_against_climatology() -> None:
+    truth, climatology = normal(4, 2, 3, 5), normal(2, 3, 5, seed=1)
+    halfway = (truth + climatology) / 2
+    for estimate, skill in ((truth, 1.0), (halfway, 0.75), (climatology.expand_as(truth), 0.0)):
+        found = scores(estimate[None], truth, everywhere(truth), climatology=climatology)
+        assert found["skill"] == pytest.approx(skill)
+
+
+def test_cases_pool_to_the_whole() -> None:
+    grid = Grid(torch.ones(6, 7, dtype=torch.bool), 2.0, 3.0)
+    members, truth, climatology = normal(5, 4, 2, 6, 7), normal(4, 2, 6, 7, seed=1), normal(2, 6, 7, seed=3)
+    where = torch.rand(4, 1, 6, 7, generator=torch.Generator().manual_seed(2)) < 0.5
+    where[2] = False
+    truth[0, 1, 2, 3] = math.nan
+    pooled = scores(members, truth, where, grid, climatology)
+    cases = per_case(members, truth, where, grid, climatology)
+    for case in range(4):
+        alone = scores(members[:, [case]], truth[[case]], where[[case]], grid, climatology)
+        expected = torch.tensor([alone[name] for name in alone], dtype=torch.float64)
+        found = torch.stack([cases[name][case] for name in alone])
+        torch.testing.assert_close(found, expected, equal_nan=True)
+        assert cases["cells"][case] == (where[case, 0] & truth[case].isfinite().all(0)).sum()
+    has, share = cases["cells"] > 0, cases["cells"] / cases["cells"].sum()
+    for name, power in (("crps", 1), ("energy_score", 1), ("rmse_component", 2), ("spread", 2)):
+        assert (share * cases[name] ** power)[has].sum().item() == pytest.approx(pooled[name] ** power), name
+    two = [sums(members[:, part], truth[part], where[part], grid, climatology) for part in (slice(0, 1), slice(1, 4))]
+    joined = derive({name: torch.cat([part[name] for part in two]).sum(0) for name in two[0]})
+    assert {name: float(value) for name, value in joined.items()} == pytest.approx(pooled)
+
+
 def test_only_known_cells_of_the_region_count() -> None:
     grid = Grid(torch.ones(6, 7, dtype=torch.bool), 2.0, 3.0, "periodic", "periodic")
     members, truth = normal(5, 3, 2, 6, 7), normal(3, 2, 6, 7, seed=1)
@@ -123,7 +232,7 @@ def test_empty_region_and_single_member() -> None:
     assert all(math.isnan(value) for value in empty.values())
     single = scores(members, truth, everywhere(truth))
     assert single["crps"] == pytest.approx((members[0] - truth).abs().mean().item())
-    assert all(math.isnan(single[name]) for name in ("spread", "spread_skill", "coverage_50", "coverage_90"))
+    assert all(math.isnan(single[name]) for name in ("spread", "spread_skill", "coverage_50", "reliability_index"))
 
 
 def test_wrong_shapes() -> None:

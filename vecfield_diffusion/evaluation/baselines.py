@@ -1,8 +1,9 @@
-"""What interpolation without learning reaches: the yardsticks beside every score of a model.
+"""What filling without a network reaches: the yardsticks beside every score of a model.
 
 `fit` sees the training fields, `fill` estimates one field `(2, H, W)` from its observed cells. Cells outside the domain
-stay NaN, and without any observation every method returns the training mean. Interpolators hold the observed values as
-they are; optimal interpolation weighs them by their noise and takes both components together.
+stay NaN, and without any observation every method returns the training mean (persistence the previous field).
+Interpolators hold the observed values as they are; optimal interpolation weighs them by their noise and takes both
+components together. The methods that write the field as a sum of modes are in `modes`.
 
 Distances are those of the grid: columns at multiples of the mean |dx|, rows at the running sum of |dy|. A periodic axis
 closes through wrapped copies of the observations or of the neighbours.
@@ -11,16 +12,17 @@ closes through wrapped copies of the observations or of the neighbours.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import LinearNDInterpolator
+from scipy.interpolate import CloughTocher2DInterpolator, LinearNDInterpolator
 from scipy.sparse import csc_array, csr_array, eye_array
 from scipy.sparse.linalg import splu
 from scipy.spatial import Delaunay, QhullError, cKDTree
 
-from vecfield_diffusion.evaluation.covariance import Bools, Floats, Homogeneous, LowRank
+from vecfield_diffusion.evaluation.covariance import Bools, Floats, Homogeneous, LowRank, without_divergence
 from vecfield_diffusion.physics.grid import Grid
 
 _LEFT_FREE = 1e-10  # pull towards the nearest value where the biharmonic energy leaves a cell free
@@ -49,63 +51,114 @@ class Baseline(ABC):
         self._learn(fields)
         return self
 
-    def fill(self, y: NDArray[np.floating], observed: Bools, sigma_obs: float = 0.0) -> Floats:
+    def fill(
+        self,
+        y: NDArray[np.floating],
+        observed: Bools,
+        sigma_obs: float | Floats = 0.0,
+        previous: NDArray[np.floating] | None = None,
+    ) -> Floats:
         """The estimate `(2, H, W)` from `y` `(2, H, W)` at the cells `observed` `(H, W)`, NaN outside the domain.
 
         Arguments:
             y: Measured values; read at observed cells only.
             observed: Which cells are measured.
-            sigma_obs: Standard deviation of the measurement error, in the units of `y`.
+            sigma_obs: Standard deviation of the measurement error, in the units of `y`: a number, or `(H, W)`, read at
+                observed cells only.
+            previous: The last field known before this one, `(2, H, W)`, NaN where it is not: what `Persistence` keeps.
+
+        Raises:
+            ValueError: Shapes that do not fit the grid, or an error at an observed cell that is negative or not finite.
         """
-        y, observed = self._measured(y, observed)
-        estimate = self._estimate(y, observed, sigma_obs) if observed.any() else self.mean.copy()
-        if self.holds_observed or sigma_obs == 0:
+        y, observed, sigma = self._measured(y, observed, sigma_obs)
+        estimate = self._estimate(y, observed, sigma) if observed.any() else self.mean
+        if self.holds_observed:
             estimate = np.where(observed, y, estimate)
         return np.where(self.valid, estimate, np.nan)
 
-    def _measured(self, y: NDArray[np.floating], observed: Bools) -> tuple[Floats, Bools]:
-        """`y` with 0 where not observed, and the observed cells of the domain."""
+    def _measured(
+        self, y: NDArray[np.floating], observed: Bools, sigma_obs: float | Floats
+    ) -> tuple[Floats, Bools, Floats]:
+        """`y` with 0 where not observed, the observed cells of the domain, the error `(H, W)` with 0 elsewhere."""
         y, observed = np.asarray(y, dtype=np.float64), np.asarray(observed, dtype=bool)
-        if y.shape != (2, *self.valid.shape) or observed.shape != self.valid.shape:
-            wanted, found = f"y (2, H, W), observed (H, W) on {self.valid.shape}", f"{y.shape}, {observed.shape}"
-            raise ValueError(f"expected {wanted}, got {found}")
+        sigma = np.asarray(sigma_obs, dtype=np.float64)
+        shape = self.valid.shape
+        if y.shape != (2, *shape) or observed.shape != shape or sigma.shape not in ((), shape):
+            wanted = f"y (2, H, W), observed (H, W), sigma_obs a number or (H, W) on {shape}"
+            raise ValueError(f"expected {wanted}, got {y.shape}, {observed.shape}, {sigma.shape}")
         observed = observed & self.valid & np.isfinite(y).all(axis=0)
-        return np.where(observed, y, 0.0), observed
+        sigma = np.where(observed, sigma, 0.0)
+        if not (np.isfinite(sigma) & (sigma >= 0)).all():
+            raise ValueError("sigma_obs must be finite and not negative at observed cells")
+        return np.where(observed, y, 0.0), observed, sigma
 
     def _learn(self, fields: NDArray[np.floating]) -> None:  # noqa: B027 (most need nothing beyond the mean)
         """Take from the training fields what the mean does not tell."""
 
     @abstractmethod
-    def _estimate(self, y: Floats, observed: Bools, sigma_obs: float) -> Floats:
+    def _estimate(self, y: Floats, observed: Bools, sigma: Floats) -> Floats:
         """The estimate at all cells; the values outside the domain do not matter."""
 
 
 class Climatology(Baseline):
     """The training mean of every cell."""
 
-    def _estimate(self, y: Floats, observed: Bools, sigma_obs: float) -> Floats:
-        return self.mean.copy()
+    def _estimate(self, y: Floats, observed: Bools, sigma: Floats) -> Floats:
+        return self.mean
+
+
+class Persistence(Climatology):
+    """The previous field; the training mean where there is none."""
+
+    def fill(
+        self,
+        y: NDArray[np.floating],
+        observed: Bools,
+        sigma_obs: float | Floats = 0.0,
+        previous: NDArray[np.floating] | None = None,
+    ) -> Floats:
+        """As `Baseline.fill`; the values of `previous` stand where both components of it are known."""
+        filled = super().fill(y, observed, sigma_obs)
+        if previous is None:
+            return filled
+        previous = np.asarray(previous, dtype=np.float64)
+        if previous.shape != filled.shape:
+            raise ValueError(f"expected previous (2, H, W) of shape {filled.shape}, got {previous.shape}")
+        _, observed, _ = self._measured(y, observed, sigma_obs)
+        return np.where(np.isfinite(previous).all(axis=0) & self.valid & ~observed, previous, filled)
 
 
 class Nearest(Baseline):
     """The value of the nearest observed cell."""
 
-    def _estimate(self, y: Floats, observed: Bools, sigma_obs: float) -> Floats:
+    def _estimate(self, y: Floats, observed: Bools, sigma: Floats) -> Floats:
         return _nearest(y, observed, self.grid)
 
 
 class Linear(Baseline):
     """Linear interpolation in the Delaunay triangles of the observed cells, the nearest value outside their hull."""
 
-    def _estimate(self, y: Floats, observed: Bools, sigma_obs: float) -> Floats:
+    @staticmethod
+    def _interpolator(triangles: Delaunay, values: Floats) -> Callable[[Floats], Floats]:
+        return LinearNDInterpolator(triangles, values)
+
+    def _estimate(self, y: Floats, observed: Bools, sigma: Floats) -> Floats:
         nearest = _nearest(y, observed, self.grid)
         points, values = _around(y, observed, self.grid)
         try:
             triangles = Delaunay(points)
         except (QhullError, ValueError):  # fewer than three points, or all on one line
             return nearest
-        inside = LinearNDInterpolator(triangles, values)(_points(self.grid)).T.reshape(y.shape)
+        inside = self._interpolator(triangles, values)(_points(self.grid)).T.reshape(y.shape)
         return np.where(np.isfinite(inside), inside, nearest)
+
+
+class Cubic(Linear):
+    """Piecewise cubic interpolation with continuous slopes in those triangles (Clough & Tocher 1965; Alfeld 1984)."""
+
+    @staticmethod
+    def _interpolator(triangles: Delaunay, values: Floats) -> Callable[[Floats], Floats]:
+        return CloughTocher2DInterpolator(triangles, values)
 
 
 class Biharmonic(Baseline):
@@ -117,7 +170,7 @@ class Biharmonic(Baseline):
     without observations) takes the nearest value.
     """
 
-    def _estimate(self, y: Floats, observed: Bools, sigma_obs: float) -> Floats:
+    def _estimate(self, y: Floats, observed: Bools, sigma: Floats) -> Floats:
         nearest = _nearest(y, observed, self.grid)
         held, hidden = observed.ravel(), (self.valid & ~observed).ravel()
         if not hidden.any():
@@ -165,6 +218,14 @@ class OptimalInterpolation(Baseline):
             that, learnt from the first four fifths of the training fields, better fills 10 % pixels in the last fifth.
         nugget: White variance added to the homogeneous covariance, in units of the variance of the fields; without it
             wavenumbers that the fields lack would make it singular.
+        divergence_free: Whether the covariance is that of fields with a stream function, projected by the stencil of
+            `operators.divergence`: the estimate has no divergence to rounding. What the covariance then leaves out of
+            the training fields counts as an error of the observations, which are not held, however exact. `auto` is
+            homogeneous on a doubly periodic grid of even spacing without land, else `pca`; homogeneous elsewhere is
+            exact only away from land and open edges, where the spacing is even: coasts are not what it knows.
+
+    Attributes:
+        unresolved: The variance of that error, in the squared units of the fields; 0 without `divergence_free`.
 
     Raises:
         ValueError: An unknown kind, or a nugget that is not positive; in `fit`, training fields that do not vary.
@@ -172,18 +233,25 @@ class OptimalInterpolation(Baseline):
 
     holds_observed = False
 
-    def __init__(self, kind: Literal["auto", "homogeneous", "pca"] = "auto", nugget: float = 1e-6) -> None:
+    def __init__(
+        self,
+        kind: Literal["auto", "homogeneous", "pca"] = "auto",
+        nugget: float = 1e-6,
+        divergence_free: bool = False,
+    ) -> None:
         if kind not in ("auto", "homogeneous", "pca"):
             raise ValueError(f"OptimalInterpolation.kind must be auto, homogeneous or pca, got {kind!r}")
         if not nugget > 0:
             raise ValueError(f"OptimalInterpolation.nugget must be above 0, got {nugget}")
-        self.kind, self.nugget = kind, nugget
+        self.kind, self.nugget, self.divergence_free = kind, nugget, divergence_free
 
-    def posterior(self, y: NDArray[np.floating], observed: Bools, sigma_obs: float = 0.0) -> tuple[Floats, Floats]:
+    def posterior(
+        self, y: NDArray[np.floating], observed: Bools, sigma_obs: float | Floats = 0.0
+    ) -> tuple[Floats, Floats]:
         """The posterior mean and standard deviation, both `(2, H, W)`; arguments as for `fill`."""
-        y, observed = self._measured(y, observed)
+        y, observed, sigma = self._measured(y, observed, sigma_obs)
         anomaly = np.where(observed, y - self.mean, 0.0)
-        mean, variance = self.covariance.condition(anomaly, observed, sigma_obs**2, with_variance=True)
+        mean, variance = self.covariance.condition(anomaly, observed, sigma**2 + self.unresolved, with_variance=True)
         std = np.sqrt(np.maximum(variance, 0.0))
         return np.where(self.valid, self.mean + mean, np.nan), np.where(self.valid, std, np.nan)
 
@@ -193,12 +261,24 @@ class OptimalInterpolation(Baseline):
                 f"OptimalInterpolation needs training fields that vary, got {len(fields)} without variance"
             )
         closed = all(self.grid.periodic) and bool(self.valid.all())
-        kind = self.kind
-        if kind == "auto":
-            kind = "homogeneous" if closed or len(fields) < 10 else self._better(fields)
+        kind = self._kind(fields, closed)
         if closed and kind == "homogeneous":
             self.mean = np.broadcast_to(self.mean.mean(axis=(1, 2), keepdims=True), self.mean.shape)
         self.covariance = self._covariance(kind, fields, self.mean)
+        self.unresolved = 0.0
+        if self.divergence_free:
+            self.covariance, left_out = self.covariance.solenoidal(self.grid)
+            mean = without_divergence(self.mean[None], self.grid)[0]
+            self.unresolved = left_out + float(np.square(mean - self.mean)[:, self.valid].mean())
+            self.mean = mean
+
+    def _kind(self, fields: NDArray[np.floating], closed: bool) -> str:
+        if self.kind != "auto":
+            return self.kind
+        if self.divergence_free:
+            even = all(len(spacing.unique()) == 1 for spacing in (self.grid.dx, self.grid.dy))
+            return "homogeneous" if closed and even else "pca"
+        return "homogeneous" if closed or len(fields) < 10 else self._better(fields)
 
     def _covariance(self, kind: str, fields: NDArray[np.floating], mean: Floats) -> Homogeneous | LowRank:
         if kind == "pca":
@@ -221,9 +301,11 @@ class OptimalInterpolation(Baseline):
             errors[kind] = np.nanmean(np.square(misses))
         return min(errors, key=errors.__getitem__)
 
-    def _estimate(self, y: Floats, observed: Bools, sigma_obs: float) -> Floats:
+    def _estimate(self, y: Floats, observed: Bools, sigma: Floats) -> Floats:
         anomaly = np.where(observed, y - self.mean, 0.0)
-        return self.mean + self.covariance.condition(anomaly, observed, sigma_obs**2)[0]
+        estimate = self.mean + self.covariance.condition(anomaly, observed, sigma**2 + self.unresolved)[0]
+        exact = observed & (sigma == 0) & (self.unresolved == 0)
+        return np.where(exact, y, estimate)
 
 
 def _mean_field(fields: NDArray[np.floating]) -> Floats:

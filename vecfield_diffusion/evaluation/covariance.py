@@ -7,18 +7,31 @@ y = A x + n, n ~ N(0, R), R = sigma^2 I, where A picks the observed values,
 
 It is the best estimate of all for Gaussian fields and the best linear one for others, given the right S.
 
+Here R is diagonal, of a variance that may differ from cell to cell.
+
 Homogeneous: the covariance depends on the offset alone. Its Fourier transform is the mean 2 x 2 cross-periodogram of
 the components over the torus that the grid forms where its axes are periodic, or that doubling them forms,
 P(k) = mean F(k) F(k)^H / (valid cells) of the anomalies, 0 in gaps: non-negative by construction, at the price of a
 taper with the share of pairs that the domain holds at an offset. The estimate solves a system of the size of the
-observations, as above, or of all other values of the torus: with Q = (S + sigma^2 I)^-1, which is circulant like S,
-z = x + noise obeys z^_o = y, z^_h = -Q_hh^-1 Q_ho y (anomalies), and x^ = z^ - sigma^2 Q z^,
-Cov_hh = Q_hh^-1 - sigma^2 I. The smaller is taken.
+observations, as above, or of all other values of the torus: let r be the least variance of the noise, k the cells that
+have it and f all others. z = x + noise of variance r has the precision Q = (S + r I)^-1, circulant like S; it is known
+in k, and in f measured with the rest of the noise, of precision D = 1 / (r_i - r) (0 where hidden), so that
+
+    z^_k = y_k        (Q_ff + D) z^_f = D y_f - Q_fk y_k        x^ = z^ - r Q z^
+    Cov = r I - r^2 Q + G^T (Q_ff + D)^-1 G,   G = (I - r Q)_f
+
+(anomalies throughout). The smaller system is taken.
 
 LowRank: S = V L V^T + nugget I with the leading eigenvectors of the empirical covariance about the mean field (Tipping
 & Bishop 1999). The nugget is the variance that the modes of the first four fifths of the training fields leave
 unexplained in the last fifth, and their number is the one under which that fifth is most likely. For the coefficients,
-c^ = C V_o^T (y - A m) / (nugget + sigma^2) with C = (L^-1 + V_o^T V_o / (nugget + sigma^2))^-1.
+c^ = C V_o^T N^-1 (y - A m) with C = (L^-1 + V_o^T N^-1 V_o)^-1 and N = nugget I + R.
+
+Without divergence: the projection P onto fields that have none turns S into P S P^T, non-negative like S. For the
+homogeneous covariance it is t t^T at every wavenumber, t the unit vector across (sin(k dx)/dx, sin(l dy)/dy), which is
+what the central differences of `operators.divergence` see of a wave: the covariance of a random stream function. Waves
+that they do not see (the mean, those of two cells) stay as they are. For modes P is `projection.leray`, on any grid.
+The white part of modes goes as well. What P takes away is for R to hold, which must not be 0 then.
 """
 
 from __future__ import annotations
@@ -26,9 +39,13 @@ from __future__ import annotations
 from typing import Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, eigh, solve_triangular
 from scipy.ndimage import distance_transform_edt
+
+from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.physics.projection import leray
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -44,10 +61,11 @@ class Homogeneous:
         spectrum: P(k), Hermitian positive definite, `(2, 2, Ht, Wt)` complex; an axis of the torus is as long as that
             of the field if periodic, else twice as long.
         valid: The cells of the domain, `(H, W)`.
+        white: Whether it has a white part, so that its inverse exists.
     """
 
-    def __init__(self, spectrum: NDArray[np.complex128], valid: Bools) -> None:
-        self.spectrum, self.valid = spectrum, valid
+    def __init__(self, spectrum: NDArray[np.complex128], valid: Bools, white: bool = True) -> None:
+        self.spectrum, self.valid, self.white = spectrum, valid, white
         self.inside = self._embed(np.ones_like(valid))
 
     @classmethod
@@ -67,21 +85,46 @@ class Homogeneous:
         variance = np.trace(spectrum).real.mean() / 2
         return cls(spectrum + nugget * variance * np.eye(2)[:, :, None, None], valid)
 
-    def condition(
-        self, y: Floats, observed: Bools, noise: float, with_variance: bool = False
-    ) -> tuple[Floats, Floats | None]:
-        """Posterior mean and variance `(2, H, W)` of the anomaly given `y` (0 where hidden) with noise variance.
+    def solenoidal(self, grid: Grid) -> tuple[Self, float]:
+        """The covariance of the same fields without their divergence, and the variance that was taken.
 
-        Exact where at most 2048 cells are observed, or hidden on the torus. Beyond that the 2048 observed cells
-        nearest to hidden ones enter, and the others keep their values.
+        Arguments:
+            grid: Its mean spacing counts.
         """
-        used, torus = self._embed(observed), self._embed(y)
-        if used.size - used.sum() <= min(used.sum(), _LARGEST):
-            mean, variance = self.by_hidden(torus, used, noise, with_variance)
+        (dy, dx), sizes = (grid.dy.mean().item(), grid.dx.mean().item()), self.spectrum.shape[-2:]
+        y, x = (np.sin(2 * np.pi * np.fft.fftfreq(size)) for size in sizes)
+        y, x = (np.where(np.abs(sines) < 1e-12, 0.0, sines) for sines in (y, x))  # the sine of pi is not quite 0
+        across = np.stack(np.broadcast_arrays(-y[:, None] / dy, x / dx))
+        length = np.sqrt(np.square(across).sum(axis=0))
+        t = across / np.where(length > 0, length, 1.0)
+        power = np.einsum("chw,cdhw,dhw->hw", t, self.spectrum, t).real
+        kept = np.where(length > 0, t[:, None] * t * power, self.spectrum)
+        left_out = np.trace(self.spectrum - kept).real.mean() / 2
+        return type(self)(kept, self.valid, white=False), float(left_out)
+
+    def condition(
+        self, y: Floats, observed: Bools, noise: float | Floats, with_variance: bool = False
+    ) -> tuple[Floats, Floats | None]:
+        """Posterior mean and variance `(2, H, W)` of the anomaly given `y` (0 where hidden).
+
+        Exact where at most 2048 cells are observed, or else not known up to the least noise on the torus. Beyond that
+        the 2048 observed cells nearest to hidden ones enter, and the others keep their values if there is a white part.
+
+        Arguments:
+            y: Anomalies `(2, H, W)`.
+            observed: `(H, W)`.
+            noise: The variance of their error, a number or `(H, W)`.
+            with_variance: Whether the second result is wanted.
+        """
+        noise = np.broadcast_to(noise, observed.shape)
+        used, torus, level = self._embed(observed), self._embed(y), self._embed(noise)
+        free = used.size - (noise[observed] == noise[observed].min()).sum() if observed.any() else used.size
+        if free <= min(used.sum(), _LARGEST):
+            mean, variance = self.by_hidden(torus, used, level, with_variance)
         else:
             used = self._embed(_nearest_to(self.valid & ~observed, observed, _LARGEST, self._periodic()))
-            mean, variance = self.by_observations(torus, used, noise, with_variance)
-        rest = observed & ~self._crop(used)
+            mean, variance = self.by_observations(torus, used, level, with_variance)
+        rest = observed & ~self._crop(used) & self.white
         mean = np.where(rest, y, self._crop(mean))
         return mean, None if variance is None else np.where(rest, noise, self._crop(variance))
 
@@ -99,12 +142,12 @@ class Homogeneous:
         return torus[..., :height, :width]
 
     def by_observations(
-        self, y: Floats, observed: Bools, noise: float, with_variance: bool = False
+        self, y: Floats, observed: Bools, noise: float | Floats, with_variance: bool = False
     ) -> tuple[Floats, Floats | None]:
         """`condition` on the whole torus by a system of the size of the observations."""
         offsets = np.fft.ifft2(self.spectrum).real
         system = _block(offsets, observed, observed)
-        system[np.diag_indices_from(system)] += noise
+        system[np.diag_indices_from(system)] += np.tile(np.broadcast_to(noise, observed.shape)[observed], 2)
         factor = cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
         weights = np.zeros_like(y)
         weights[:, observed] = cho_solve(factor, y[:, observed].ravel(), check_finite=False).reshape(2, -1)
@@ -118,43 +161,49 @@ class Homogeneous:
         return mean, variance
 
     def by_hidden(
-        self, y: Floats, observed: Bools, noise: float, with_variance: bool = False
+        self, y: Floats, observed: Bools, noise: float | Floats, with_variance: bool = False
     ) -> tuple[Floats, Floats | None]:
-        """`condition` on the whole torus by a system of the size of its hidden values, with Q = (S + noise I)^-1."""
-        precision = _inverse(self.spectrum, noise)
+        """`condition` on the whole torus by a system of the size of what is hidden, or measured with more noise."""
+        noise = np.broadcast_to(noise, observed.shape)
+        least = noise[observed].min()
+        known = observed & (noise == least)
+        free, complete = ~known, np.where(known, y, 0.0)
+        weight = np.where(observed & free, 1 / np.where(noise > least, noise - least, 1.0), 0.0)[free]
+        precision = _inverse(self.spectrum, least)
         offsets = np.fft.ifft2(precision).real
-        hidden, complete = ~observed, np.where(observed, y, 0.0)
-        system = _block(offsets, hidden, hidden)
+        system = _block(offsets, free, free)
+        system[np.diag_indices_from(system)] += np.tile(weight, 2)
         factor = cho_factor(system, lower=True, overwrite_a=True, check_finite=False) if system.size else (system, True)
         if system.size:
-            pull = _apply(precision, complete)[:, hidden].ravel()
-            complete[:, hidden] = -cho_solve(factor, pull, check_finite=False).reshape(2, -1)
-        mean = complete - noise * _apply(precision, complete)
+            pull = weight * y[:, free] - _apply(precision, complete)[:, free]
+            complete[:, free] = cho_solve(factor, pull.ravel(), check_finite=False).reshape(2, -1)
+        mean = complete - least * _apply(precision, complete)
         if not with_variance:
             return mean, None
-        return mean, self._variance_by_hidden(offsets, factor[0], observed, noise)
+        variance = np.zeros_like(y)
+        variance[:, self.inside] = self._variance_by_hidden(offsets, factor[0], free, least)
+        return mean, variance
 
-    @staticmethod
-    def _variance_by_hidden(offsets: Floats, factor: Floats, observed: Bools, noise: float) -> Floats:
-        """diag(Q_hh^-1) - noise at hidden cells, noise - noise^2 diag(Q_oo - Q_oh Q_hh^-1 Q_ho) at observed ones."""
-        hidden, variance = ~observed, np.empty((2, *observed.shape))
-        cross = _block(offsets, hidden, observed)
-        known = np.diagonal(offsets[:, :, 0, 0])[:, None].repeat(observed.sum(), axis=1)
-        if factor.size:
-            half = solve_triangular(factor, np.eye(len(factor)), lower=True, check_finite=False)
-            variance[:, hidden] = np.square(half).sum(axis=0).reshape(2, -1) - noise
-            known = known - np.square(half @ cross).sum(axis=0).reshape(2, -1)
-        variance[:, observed] = noise - noise**2 * known
-        return variance
+    def _variance_by_hidden(self, offsets: Floats, factor: Floats, free: Bools, least: float) -> Floats:
+        """The diagonal of r I - r^2 Q + G^T (Q_ff + D)^-1 G in the cells of the domain, `(2, n)`."""
+        diagonal = np.diagonal(offsets[:, :, 0, 0])[:, None]
+        known = np.broadcast_to(least - least**2 * diagonal, (2, self.inside.sum()))
+        if not factor.size:
+            return known
+        onto = -least * _block(offsets, free, self.inside)
+        same = np.flatnonzero(free)[:, None] == np.flatnonzero(self.inside)
+        onto += np.kron(np.eye(2), same)
+        half = solve_triangular(factor, onto, lower=True, check_finite=False)
+        return known + np.square(half).sum(axis=0).reshape(2, -1)
 
 
 class LowRank:
     """S = V L V^T + nugget I over the values of the valid cells.
 
     Arguments:
-        modes: V with orthonormal columns, `(2 n, r)`, component by component.
+        modes: V, `(2 n, r)`, component by component.
         variances: The diagonal of L, `(r,)`.
-        nugget: The white variance, above 0.
+        nugget: The white variance; 0 only where all noise is above 0.
         valid: The n valid cells, `(H, W)`.
     """
 
@@ -166,21 +215,33 @@ class LowRank:
         """Of training fields `(N, 2, H, W)`, gaps counting as the mean; at most 2000 of them, evenly spread."""
         fields = fields[:: -(-len(fields) // _PCA_SNAPSHOTS)]
         anomalies = np.nan_to_num((fields - mean)[:, :, valid].reshape(len(fields), -1))
-        rank, nugget = _rank_and_nugget(anomalies)
-        modes, variances = _principal_modes(anomalies)
-        return cls(modes[:, :rank], variances[:rank], nugget, valid)
+        nuggets, deviance = unexplained(anomalies)
+        modes, variances = principal_modes(anomalies)
+        rank = int(np.argmin(deviance)) + 1
+        return cls(modes[:, :rank], variances[:rank], float(nuggets[rank - 1]), valid)
+
+    def solenoidal(self, grid: Grid) -> tuple[Self, float]:
+        """The covariance of the same fields without divergence and white part, and the variance that was taken."""
+        fields = np.zeros((len(self.variances), 2, *self.valid.shape))
+        fields[:, :, self.valid] = self.modes.T.reshape(-1, 2, self.valid.sum())
+        modes = without_divergence(fields, grid)[:, :, self.valid].reshape(len(fields), -1).T
+        left_out = self.nugget + float((np.square(self.modes - modes) @ self.variances).mean())
+        return type(self)(modes, self.variances, 0.0, self.valid), left_out
 
     def condition(
-        self, y: Floats, observed: Bools, noise: float, with_variance: bool = False
+        self, y: Floats, observed: Bools, noise: float | Floats, with_variance: bool = False
     ) -> tuple[Floats, Floats | None]:
-        """Posterior mean and variance `(2, H, W)` of the anomaly given `y` (0 where hidden) with noise variance."""
+        """Posterior mean and variance `(2, H, W)` of the anomaly given `y` (0 where hidden); as for `Homogeneous`."""
         seen = np.tile(observed[self.valid], 2)
         basis, values = self.modes[seen], y[:, self.valid].ravel()[seen]
-        white = self.nugget + noise
-        system = basis.T @ basis / white + np.diag(1 / self.variances)
+        noise = np.tile(np.broadcast_to(noise, observed.shape)[self.valid], 2)
+        white = self.nugget + noise[seen]
+        weighted = basis / white[:, None]
+        system = weighted.T @ basis + np.diag(1 / self.variances)
         factor = cho_factor(system, lower=True, check_finite=False)
-        smooth = self.modes @ cho_solve(factor, basis.T @ values / white, check_finite=False)
-        share = np.where(seen, self.nugget / white, 0.0)
+        smooth = self.modes @ cho_solve(factor, weighted.T @ values, check_finite=False)
+        share = np.zeros(len(seen))
+        share[seen] = self.nugget / white
         smooth[seen] += share[seen] * (values - smooth[seen])
         if not with_variance:
             return self._on_grid(smooth), None
@@ -192,6 +253,11 @@ class LowRank:
         field = np.zeros((2, *self.valid.shape))
         field[:, self.valid] = values.reshape(2, -1)
         return field
+
+
+def without_divergence(fields: Floats, grid: Grid) -> Floats:
+    """The nearest fields `(N, 2, H, W)` that `operators.divergence` finds none in; 0 outside the domain."""
+    return leray(torch.from_numpy(np.array(fields)), grid.to("cpu")).numpy()
 
 
 def _nearest_to(hidden: Bools, observed: Bools, count: int, periodic: tuple[bool, ...]) -> Bools:
@@ -227,7 +293,7 @@ def _inverse(spectrum: NDArray[np.complex128], noise: float) -> NDArray[np.compl
     return np.moveaxis(np.linalg.inv(blocks), (-2, -1), (0, 1))
 
 
-def _principal_modes(anomalies: Floats) -> tuple[Floats, Floats]:
+def principal_modes(anomalies: Floats) -> tuple[Floats, Floats]:
     """Eigenvectors `(d, r)` and eigenvalues `(r,)` of the covariance of `(N, d)`, largest first."""
     n, d = anomalies.shape
     if n < d:
@@ -241,16 +307,18 @@ def _principal_modes(anomalies: Floats) -> tuple[Floats, Floats]:
     return modes[:, ::-1], values[kept][::-1]
 
 
-def _rank_and_nugget(anomalies: Floats) -> tuple[int, float]:
-    """How many modes to keep and the variance of the rest, by the likelihood of the last fifth of `(N, d)`."""
+def unexplained(anomalies: Floats) -> tuple[Floats, Floats]:
+    """By the number of modes, 1 and more: the white variance that they leave, and how unlikely they are, `(R,)` both.
+
+    Of the modes of the first four fifths of `(N, d)` in the last fifth; the second is minus twice the log likelihood.
+    """
     split = len(anomalies) - max(1, len(anomalies) // 5)
     learn, judge = anomalies[:split], anomalies[split:]
-    modes, variances = _principal_modes(learn)
+    modes, variances = principal_modes(learn)
     d, ranks = anomalies.shape[1], np.arange(1, min(len(variances), anomalies.shape[1] - 1) + 1)
     energy = np.square(judge @ modes).mean(axis=0)
     rest = np.square(judge).sum(axis=1).mean() - np.cumsum(energy)[: len(ranks)]
     nugget = np.maximum(rest / (d - ranks), 1e-6 * np.square(anomalies).mean())
     total = variances[: len(ranks)] + nugget[:, None]  # (rank, mode)
     inside = np.tril(np.log(total) + energy[: len(ranks)] / total).sum(axis=1)
-    best = int(np.argmin(inside + (d - ranks) * np.log(nugget) + rest / nugget))
-    return int(ranks[best]), float(nugget[best])
+    return nugget, inside + (d - ranks) * np.log(nugget) + rest / nugget

@@ -4,55 +4,74 @@ All cells of all cases weigh the same; the two components are pooled. With the e
 variance s^2 of a cell,
 
     rmse_component = sqrt(mean (m - y)^2)         rmse_vector = sqrt(mean |m - y|^2) = sqrt(2) rmse_component
+    relative_l2    = |m - y| / |y|                skill       = 1 - mean |m - y|^2 / mean |r - y|^2, r a climatology
     spread         = sqrt(mean s^2)               spread_skill = sqrt((M+1)/M) spread / rmse_component
 
-A calibrated ensemble has spread_skill 1: there y is one more draw, so E (m - y)^2 = (1 + 1/M) Var.
+A calibrated ensemble has spread_skill 1: there y is one more draw, so E (m - y)^2 = (1 + 1/M) Var. Of the directions,
+with w = u + i v and the angle of two vectors counted from y to m, counterclockwise, in degrees (Kundu 1976, eq. 3.1),
+
+    correlation exp(i veering) = sum w_y* w_m / sqrt(sum |w_y|^2 sum |w_m|^2)      angular_error = mean |angle|
 
 The fair CRPS is unbiased for the CRPS of the distribution that the members are drawn from (Ferro 2014),
 
     CRPS = 1/M sum_i |x_i - y| - 1/(2 M (M-1)) sum_ij |x_i - x_j|,   sum_ij |x_i - x_j| = 2 sum_i (2 i - M - 1) x_(i)
 
-with x_(1) <= .. <= x_(M), i from 1.
+with x_(1) <= .. <= x_(M), i from 1. The energy score (Gneiting & Raftery 2007, eq. 22) is the same formula with the
+norm of the whole field of K cells in place of |.|, here over sqrt(2 K): it sees the structure in space, and of M = 1 it
+is the RMSE of the field.
 
 Coverage is read off the rank r of y among the members. If y is one more draw, the interval from x_(k) to x_(M+1-k)
 holds it with probability (M + 1 - 2k) / (M + 1), whatever the distribution; the levels between those are interpolated
-linearly (k = 0 is the whole line), which keeps the expectation exact for every M, where sample quantiles do not.
+linearly (k = 0 is the whole line), which keeps the expectation exact for every M, where sample quantiles do not. Where
+members equal y its rank is any of several: each gets its share, the expectation of ranks drawn at random. The
+reliability index is the sum of |share - 1/(M + 1)| over the ranks (Delle Monache et al. 2006).
+
+Every score is a function of sums over cells, so that a case, all cases and a resample of them (see `bootstrap`) are
+scored by one formula: `derive(sums)`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from vecfield_diffusion.evaluation.physical import divergence_rms as divergence_rms
+from vecfield_diffusion.evaluation.physical import divergence_squares
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.physics.operators import divergence
 
 SCORES = (
     "rmse_component",
     "rmse_vector",
     "relative_l2",
+    "correlation",
+    "veering",
+    "angular_error",
     "crps",
+    "energy_score",
     "spread",
     "spread_skill",
     "coverage_50",
     "coverage_90",
+    "reliability_index",
 )
 
 
-def scores(members: Tensor, truth: Tensor, where: Tensor, grid: Grid | None = None) -> dict[str, float]:
+def scores(
+    members: Tensor, truth: Tensor, where: Tensor, grid: Grid | None = None, climatology: Tensor | None = None
+) -> dict[str, float]:
     """All scores of `members` over the region `where`.
 
     Arguments:
         members: The ensemble in physical units, `(M, N, 2, H, W)`; M = 1 serves for a deterministic method, whose
-            CRPS is its mean absolute error and whose spread, spread-skill and coverage are NaN. Members that do not
-            differ, as on cells observed exactly, have no spread-skill and coverage either.
+            CRPS is its mean absolute error and whose spread, spread-skill, coverage and reliability are NaN. Members
+            that do not differ, as on cells observed exactly, have none of the last three either.
         truth: The fields `(N, 2, H, W)`, NaN where unknown; such cells are left out.
         where: The region, boolean `(N, 1, H, W)`.
         grid: If given, `divergence_rms` of the members in s^-1 is added (per unit of length of the grid).
+        climatology: If given, `(2, H, W)` or `(N, 2, H, W)` finite over the region, the `skill` against it is added.
 
     Returns:
         Numbers by name, NaN where the region holds no cell.
@@ -60,18 +79,76 @@ def scores(members: Tensor, truth: Tensor, where: Tensor, grid: Grid | None = No
     Raises:
         ValueError: Shapes that do not belong together.
     """
+    found = sums(members, truth, where, grid, climatology)
+    return {name: float(value) for name, value in derive({k: v.sum(dim=0) for k, v in found.items()}).items()}
+
+
+def per_case(
+    members: Tensor, truth: Tensor, where: Tensor, grid: Grid | None = None, climatology: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The same of every case, `(N,)` each, and `cells`: how many of the region each holds.
+
+    Means weighted by `cells` are the pooled values of `crps`, `energy_score`, `rmse_component`^2 and `spread`^2; of
+    any score, pool the sums: `derive` of `sums` added up.
+    """
+    found = sums(members, truth, where, grid, climatology)
+    return {**derive(found), "cells": found["cells"]}
+
+
+def sums(
+    members: Tensor, truth: Tensor, where: Tensor, grid: Grid | None = None, climatology: Tensor | None = None
+) -> dict[str, Tensor]:
+    """What the scores are made of, summed over the cells of every case; arguments as for `scores`.
+
+    Returns:
+        Sums by name, `(N,)` each, of the ranks `(N, M + 1)`; float64.
+
+    Raises:
+        ValueError: Shapes that do not belong together.
+    """
     _check(members, truth, where)
     known = where & truth.isfinite().all(dim=1, keepdim=True)
+    case, n = known[:, 0].nonzero()[:, 0], len(truth)
     x, y = _select(members, known), _select(truth, known)
-    names = (*SCORES, "divergence_rms") if grid is not None else SCORES
-    if y.numel() == 0:
-        return dict.fromkeys(names, math.nan)
-    result = _pointwise(x, y)
-    spreads = result["spread"] > 0
-    result |= {f"coverage_{level}": coverage(x, y, level / 100) if spreads else math.nan for level in (50, 90)}
+    found = _pointwise(x, y)
+    if climatology is not None:
+        found["climatology"] = (_select(climatology.expand_as(truth), known) - y).square().sum(dim=0)
+    totals = {name: value.new_zeros(n).index_add_(0, case, value) for name, value in found.items()}
+    totals["ranks"] = _ranks(x, y, case.expand_as(y), n)
+    totals["energy"] = totals["cells"] * energy_score(members, truth, known).nan_to_num()
     if grid is not None:
-        result["divergence_rms"] = divergence_rms(members, grid, where)
-    return {name: float(result[name]) for name in names}
+        totals["divergence"], totals["divergence_cells"] = divergence_squares(members, grid, where)
+    return totals
+
+
+def derive(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The scores of `sums` of any shape `(...)`, ranks `(..., M + 1)`; NaN where there is nothing to divide by."""
+    cells, size, m = sums["cells"], sums["mean"].sqrt() * sums["truth"].sqrt(), sums["ranks"].shape[-1] - 1
+    error, spread = (sums["error"] / (2 * cells)).sqrt(), (sums["variance"] / (2 * cells)).sqrt()
+    shares = sums["ranks"] / sums["ranks"].sum(dim=-1, keepdim=True)
+    judged = {
+        "spread_skill": math.sqrt((m + 1) / m) * spread / error,
+        "coverage_50": _covered(shares, 0.5),
+        "coverage_90": _covered(shares, 0.9),
+        "reliability_index": reliability_index(shares),
+    }
+    found = {
+        "rmse_component": error,
+        "rmse_vector": math.sqrt(2) * error,
+        "relative_l2": (sums["error"] / sums["truth"]).sqrt(),
+        "correlation": torch.hypot(sums["along"], sums["across"]) / size,
+        "veering": torch.rad2deg(torch.atan2(sums["across"], sums["along"])).where(size > 0, math.nan),
+        "angular_error": sums["angle"] / sums["angles"],
+        "crps": sums["crps"] / (2 * cells),
+        "energy_score": sums["energy"] / cells,
+        "spread": spread,
+        **{name: value.where(spread > 0, math.nan) for name, value in judged.items()},
+    }
+    if "climatology" in sums:
+        found["skill"] = 1 - sums["error"] / sums["climatology"]
+    if "divergence" in sums:
+        found["divergence_rms"] = (sums["divergence"] / sums["divergence_cells"]).sqrt()
+    return found
 
 
 def _check(members: Tensor, truth: Tensor, where: Tensor) -> None:
@@ -86,19 +163,23 @@ def _select(fields: Tensor, where: Tensor) -> Tensor:
     return fields.movedim(-3, -4)[..., where[:, 0]].double()
 
 
-def _pointwise(x: Tensor, y: Tensor) -> dict[str, Tensor | float]:
-    """The scores that are means over cells, of members `(M, ...)` and truth `(...)`."""
-    m = len(x)
-    error = x.mean(dim=0) - y
-    rmse = error.square().mean().sqrt()
-    spread = x.var(dim=0).mean().sqrt() if m > 1 else math.nan
+def _pointwise(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """What every cell adds, `(K,)` each, of members `(M, 2, K)` and truth `(2, K)`."""
+    mean = x.mean(dim=0)
+    along, across = (y * mean).sum(dim=0), y[0] * mean[1] - y[1] * mean[0]
+    turns = (y != 0).any(dim=0) & (mean != 0).any(dim=0)
+    variance = x.var(dim=0) if len(x) > 1 and y.numel() else torch.full_like(y, math.nan)
     return {
-        "rmse_component": rmse,
-        "rmse_vector": math.sqrt(2) * rmse,
-        "relative_l2": error.norm() / y.norm(),
-        "crps": crps(x, y).mean(),
-        "spread": spread,
-        "spread_skill": math.sqrt((m + 1) / m) * spread / rmse if spread > 0 else math.nan,
+        "cells": torch.ones_like(along),
+        "error": (mean - y).square().sum(dim=0),
+        "truth": y.square().sum(dim=0),
+        "mean": mean.square().sum(dim=0),
+        "along": along,
+        "across": across,
+        "angle": torch.rad2deg(torch.atan2(across, along)).abs().where(turns, 0.0),
+        "angles": turns.double(),
+        "crps": crps(x, y).sum(dim=0),
+        "variance": variance.sum(dim=0),
     }
 
 
@@ -113,10 +194,48 @@ def crps(x: Tensor, y: Tensor) -> Tensor:
     return accuracy - torch.tensordot(weights, x.sort(dim=0).values, dims=1)
 
 
+def energy_score(members: Tensor, truth: Tensor, where: Tensor) -> Tensor:
+    """The fair energy score of every case `(N,)`, over sqrt(2 K) of its K cells; NaN without a cell.
+
+    Arguments:
+        members: `(M, N, 2, H, W)`.
+        truth: `(N, 2, H, W)`, finite over the region.
+        where: The region, boolean `(N, 1, H, W)`.
+    """
+    m = len(members)
+    found = []
+    for case, cells in enumerate(where[:, 0]):  # one at a time: a case is M + 1 points of 2 K dimensions
+        x, y = members[:, case, :, cells].double().flatten(1), truth[case][:, cells].double().flatten()
+        accuracy = (x - y).norm(dim=1).mean()
+        pairs = torch.pdist(x).sum() / (m * (m - 1)) if m > 1 else 0.0
+        found.append((accuracy - pairs) / math.sqrt(y.numel()) if y.numel() else accuracy.new_tensor(math.nan))
+    return torch.stack(found) if found else truth.new_zeros(0, dtype=torch.float64)
+
+
 def rank_histogram(x: Tensor, y: Tensor) -> Tensor:
-    """How often y is larger than exactly r of the M members, r = 0 .. M, as shares `(M + 1,)`."""
-    ranks = (x < y).sum(dim=0).flatten()
-    return torch.bincount(ranks, minlength=len(x) + 1).double() / len(ranks)
+    """How often y is larger than exactly r of the M members, r = 0 .. M, as shares `(M + 1,)`.
+
+    Arguments:
+        x: Members `(M, ...)`.
+        y: Truth `(...)`; where t members equal it, each of the t + 1 ranks that it may take gets 1 / (t + 1) of it.
+    """
+    return _ranks(x, y, torch.zeros_like(y, dtype=torch.long), 1)[0] / y.numel()
+
+
+def _ranks(x: Tensor, y: Tensor, case: Tensor, n: int) -> Tensor:
+    """The counts of the ranks of y `(...)` among members `(M, ...)`, by the number of the case, `(n, M + 1)`."""
+    lowest, highest = (x < y).sum(dim=0), (x <= y).sum(dim=0)
+    share = 1 / (highest - lowest + 1).double()
+    width = len(x) + 2
+    opens, closes = (
+        torch.bincount((case * width + at).flatten(), share.flatten(), n * width) for at in (lowest, highest + 1)
+    )
+    return (opens - closes).view(n, width).cumsum(dim=1)[:, :-1]
+
+
+def reliability_index(shares: Tensor) -> Tensor:
+    """The distance of rank shares `(..., M + 1)` from flat ones: 0 if calibrated, at most 2 M / (M + 1)."""
+    return (shares - 1 / shares.shape[-1]).abs().sum(dim=-1)
 
 
 def coverage(x: Tensor, y: Tensor, level: float) -> float:
@@ -125,31 +244,20 @@ def coverage(x: Tensor, y: Tensor, level: float) -> float:
     NaN where M = 1. Below M = (1 + level) / (1 - level) members (19 for 90 %) the interval reaches past the outermost
     member, and the estimate is partly the level itself.
     """
-    m = len(x)
-    if m == 1:
-        return math.nan
-    shares = rank_histogram(x, y)
-    outside = torch.cumsum(shares + shares.flip(0), dim=0)[: (m + 1) // 2]
-    inside = [1.0, *(1 - outside).tolist()]
-    nominal = [1 - 2 * k / (m + 1) for k in range(len(inside))]
+    return math.nan if len(x) == 1 else float(_covered(rank_histogram(x, y), level))
+
+
+def _covered(shares: Tensor, level: float) -> Tensor:
+    """The coverage `(...)` of rank shares `(..., M + 1)`."""
+    m = shares.shape[-1] - 1
+    outside = (shares + shares.flip(-1)).cumsum(dim=-1)[..., : (m + 1) // 2]
+    inside = torch.cat((torch.ones_like(shares[..., :1]), 1 - outside), dim=-1)
+    nominal = [1 - 2 * k / (m + 1) for k in range(inside.shape[-1])]
     if m % 2 == 0:
-        inside, nominal = [*inside, 0.0], [*nominal, 0.0]
+        inside, nominal = torch.cat((inside, torch.zeros_like(shares[..., :1])), dim=-1), [*nominal, 0.0]
     k = next(k for k in range(1, len(nominal)) if nominal[k] <= level + 1e-12)
     part = (level - nominal[k]) / (nominal[k - 1] - nominal[k])
-    return inside[k] + part * (inside[k - 1] - inside[k])
-
-
-def divergence_rms(fields: Tensor, grid: Grid, where: Tensor) -> float:
-    """The RMS divergence of `fields` `(..., N, 2, H, W)` over `where` `(N, 1, H, W)`, in s^-1.
-
-    Cells that are NaN in any field take no part, as if they were land.
-    """
-    flat = fields.reshape(-1, *fields.shape[-3:])
-    measured = flat.isfinite().all(dim=1).all(dim=0)
-    valid = grid.valid.to(flat.device) & measured
-    values = divergence(flat.double(), replace(grid.to(flat.device), valid=valid))
-    where = (where & valid).expand(*fields.shape[:-3], 1, *fields.shape[-2:]).reshape(-1, 1, *fields.shape[-2:])
-    return float(values[where].square().mean().sqrt())
+    return inside[..., k] + part * (inside[..., k - 1] - inside[..., k])
 
 
 def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None) -> str:

@@ -1,0 +1,130 @@
+"""Distances between sets of fields, in cases where they are known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from vecfield_diffusion.evaluation.generation import (
+    features,
+    frechet,
+    frechet_distance,
+    generation_scores,
+    memorisation,
+    sliced_wasserstein,
+    wasserstein,
+)
+from vecfield_diffusion.physics.grid import Grid
+
+H, W = 12, 16
+
+
+def domain() -> Grid:
+    return Grid(torch.ones(H, W, dtype=torch.bool), 2.0, 2.0, "periodic", "periodic")
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def fields(n: int, seed: int = 0) -> Tensor:
+    wave = torch.hypot(torch.fft.fftfreq(W) * W, torch.fft.fftfreq(H)[:, None] * H)
+    return torch.fft.ifft2(torch.fft.fft2(normal(n, 2, H, W, seed=seed)) / (1 + wave) ** 2).real
+
+
+def exactly(n: int, mean: Tensor, covariance: Tensor) -> Tensor:
+    """Samples `(n, F)` whose mean and covariance are the given ones to rounding."""
+    x = normal(n, len(mean))
+    x = x - x.mean(0)
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(x.mT.cov()), x.mT, upper=False).mT
+    return mean + white @ torch.linalg.cholesky(covariance).mT
+
+
+def test_frechet_of_gaussians() -> None:
+    """Covariances that commute: |m|^2 + sum (sqrt a - sqrt b)^2 over the common axes; else by the matrix root."""
+    turn = torch.linalg.qr(normal(3, 3)).Q
+    a, b = torch.tensor([1.0, 4.0, 9.0]).double(), torch.tensor([4.0, 1.0, 0.25]).double()
+    first, second = turn @ a.diag() @ turn.mT, turn @ b.diag() @ turn.mT
+    gap = torch.tensor([0.3, -1.0, 2.0]).double()
+    expected = gap.square().sum() + (a.sqrt() - b.sqrt()).square().sum()
+    assert frechet(exactly(50, 0 * gap, first), exactly(70, gap, second)) == pytest.approx(expected.item())
+    other = torch.tensor([[2.0, 0.5, 0], [0.5, 1, 0.2], [0, 0.2, 3]]).double()
+    roots = torch.linalg.eigvals(first @ other).real.sqrt().sum()  # the same trace without a symmetric root
+    expected = first.trace() + other.trace() - 2 * roots
+    assert frechet(exactly(50, 0 * gap, first), exactly(60, 0 * gap, other)) == pytest.approx(expected.item())
+
+
+def test_wasserstein_on_a_line() -> None:
+    """Against the integral of |F^-1 - G^-1|^p on a fine scale; a shift by c costs c^p."""
+    x = normal(5, 40)
+    torch.testing.assert_close(wasserstein(x, x + 0.7), torch.full((5,), 0.7).double())
+    torch.testing.assert_close(wasserstein(x, x.flip(-1) - 0.7, p=2), torch.full((5,), 0.49).double())
+    y = normal(15, seed=1)
+    levels = (torch.arange(120 * 15) + 0.5) / (120 * 15)
+    quantiles = [t.sort().values[(levels * len(t)).long()] for t in (x[0], y)]
+    for p in (1, 2):
+        expected = (quantiles[0] - quantiles[1]).abs().pow(p).mean()
+        torch.testing.assert_close(wasserstein(x[0], y, p), expected)
+
+
+def test_sliced_distance_of_a_shift_is_its_length() -> None:
+    """Along one component of the reference: the length over sqrt(values), within the chance of the directions."""
+    basis = torch.linalg.qr(normal(2 * H * W, 3)).Q.mT
+    reference = (normal(200, 3) * torch.tensor([3.0, 2.0, 1.0]) @ basis).view(200, 2, H, W)
+    shifted = reference + 1.5 * basis[1].view(2, H, W)
+    found = sliced_wasserstein(shifted, reference, domain(), modes=8)
+    assert found == pytest.approx(1.5 / math.sqrt(2 * H * W), rel=0.1)
+    assert sliced_wasserstein(reference.flip(0), reference, domain()) == pytest.approx(0, abs=1e-7)
+
+
+def test_features_of_waves() -> None:
+    """v = A cos(k x), k of shell 1: energy A^2/4 there, enstrophy <(A k)^2 sin^2> (by differences), kurtosis 3/2."""
+    grid = Grid(torch.ones(16, 16, dtype=torch.bool), 2.0, 2.0, "periodic", "periodic")
+    x = (torch.arange(16) * 2.0).double().expand(16, 16)
+    k, amplitude = 2 * math.pi / 32, 0.8
+    field = torch.stack((0.1 + 0 * x, amplitude * torch.cos(k * x)))[None]
+    found = features(field, grid)[0]
+    curl = (amplitude * math.sin(2 * k) / 2) ** 2 / 2
+    assert found[0].exp() == pytest.approx(amplitude**2 / 4)
+    assert (found[1:4] < -60).all()
+    assert found[4].exp() == pytest.approx(curl)
+    assert found[6:8].tolist() == pytest.approx([0.1, 0.0])
+    assert found[8:].tolist() == pytest.approx([0.0, math.log(1.5)])
+
+
+def test_frechet_distance_tells_other_flows_from_new_draws() -> None:
+    reference = fields(150)
+    same = frechet_distance(fields(150, seed=1), reference, domain())
+    weaker = frechet_distance(0.8 * fields(150, seed=1), reference, domain())
+    rough = frechet_distance(normal(150, 2, H, W) * 0.1, reference, domain())
+    assert same < 0.5 < 2 < weaker < rough
+
+
+def test_copies_are_found() -> None:
+    train, unseen = fields(60), fields(40, seed=1)
+    new = memorisation(fields(40, seed=2), train, unseen, domain())
+    assert new.median() == pytest.approx(1, abs=0.1)
+    copies = memorisation(train[[3, 7]] + torch.tensor([0.0, 1e-9]).view(2, 1, 1, 1), train, unseen, domain())
+    assert copies[0] == 0 and 0 < copies[1] < 1e-6
+    distance = (unseen[:, None] - train).flatten(2).norm(dim=2).amin(1)
+    expected = (fields(1, seed=2) - train).flatten(1).norm(dim=1).min() / distance.median()
+    assert new[0].item() == pytest.approx(expected.item())
+
+
+def test_all_scores_on_land() -> None:
+    """The reference itself is perfect; twice as strong a field has 4 times the energy; land does not matter."""
+    grid = Grid(torch.ones(H, W, dtype=torch.bool), 2.0, 2.0)
+    grid.valid[:3, :4] = False
+    reference, train = (torch.where(grid.valid, fields(40, seed=seed), math.nan) for seed in (0, 1))
+    ideal = {"energy_ratio": 1, "enstrophy_ratio": 1, "memorisation": 1}
+    found = generation_scores(reference, reference, train, grid)
+    assert found == pytest.approx({name: ideal.get(name, 0) for name in found}, abs=1e-6)
+    double = generation_scores(2 * reference, reference, train, grid)
+    assert double["energy_ratio"] == pytest.approx(4) and double["enstrophy_ratio"] == pytest.approx(4)
+    assert double["spectrum_distance"] == pytest.approx(math.log(4))
+    assert double["vorticity_distance"] > 0.5 and double["frechet_distance"] > 1 and double["sliced_wasserstein"] > 0
+    other = generation_scores((2 * reference).where(grid.valid, 9.0), reference, train, grid)
+    assert other["sliced_wasserstein"] == double["sliced_wasserstein"]

@@ -1,0 +1,83 @@
+"""How far chance moves a score: the moving-block bootstrap over cases in the order of time (Kunsch 1989).
+
+Cases close in time resemble each other; drawing whole blocks of consecutive ones keeps that resemblance, which drawing
+single ones would lose and so promise too narrow an interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vecfield_diffusion.evaluation.metrics import derive
+
+
+def resamples(cases: int, block: int | None = None, repeats: int = 1000, seed: int = 0) -> Tensor:
+    """The numbers of the cases of every resample, `(repeats, cases)`.
+
+    Arguments:
+        cases: How many there are, in the order of time.
+        block: Consecutive cases that are drawn together; 1 for independent ones, at most all; the whole number next to
+            the cube root of `cases`, which is the best rate for a mean, if None.
+        repeats: How many resamples.
+        seed: Of the draw.
+
+    Raises:
+        ValueError: No case, or a block or repeats out of range.
+    """
+    if cases < 1:
+        raise ValueError(f"cases must be >= 1, got {cases}")
+    block = round(cases ** (1 / 3)) if block is None else block
+    if not 1 <= block <= cases:
+        raise ValueError(f"block must be between 1 and the {cases} cases, got {block}")
+    if repeats < 1:
+        raise ValueError(f"repeats must be >= 1, got {repeats}")
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.randint(cases - block + 1, (repeats, -(-cases // block), 1), generator=generator)
+    return (starts + torch.arange(block)).flatten(1)[:, :cases]
+
+
+def bootstrap(
+    values: Tensor,
+    weights: Tensor | None = None,
+    block: int | None = None,
+    repeats: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """The central interval of probability `level` of the weighted mean of `values`; NaN if none is finite.
+
+    Arguments:
+        values: One for every case in the order of time, `(N,)`; not finite where it has none: left out.
+        weights: Theirs, such as the `cells` of `per_case`, `(N,)`; equal ones if None.
+        block: As for `resamples`, and so are `repeats` and `seed`.
+        level: Above 0 and below 1.
+    """
+    weights = torch.ones_like(values) if weights is None else weights
+    weights = weights.double().where(values.isfinite(), 0.0)
+    values = values.double().nan_to_num(posinf=0.0, neginf=0.0)
+    chosen = resamples(len(values), block, repeats, seed).to(values.device)
+    low, high = _interval((values * weights)[chosen].sum(dim=1) / weights[chosen].sum(dim=1), level)
+    return float(low), float(high)
+
+
+def score_intervals(
+    sums: Mapping[str, Tensor], block: int | None = None, repeats: int = 1000, seed: int = 0, level: float = 0.95
+) -> dict[str, tuple[float, float]]:
+    """The interval of every pooled score from the `sums` of its cases; the other arguments as for `bootstrap`.
+
+    Ratios, such as the spread-skill, are formed anew in every resample: they are no means over cases. A pair of methods
+    with the same `seed` and cases gets the same resamples.
+    """
+    chosen = resamples(len(sums["cells"]), block, repeats, seed)
+    found = derive({name: value[chosen.to(value.device)].sum(dim=1) for name, value in sums.items()})
+    return {name: tuple(_interval(values, level).tolist()) for name, values in found.items()}
+
+
+def _interval(values: Tensor, level: float) -> Tensor:
+    """The quantiles `(2,)` that leave half of 1 - level outside on either side."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must be above 0 and below 1, got {level}")
+    return torch.nanquantile(values, torch.tensor([(1 - level) / 2, (1 + level) / 2]).to(values))

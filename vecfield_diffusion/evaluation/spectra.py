@@ -1,0 +1,197 @@
+"""How energy is spread over scales: isotropic spectra, structure functions, effective resolution.
+
+Where the domain is doubly periodic without land, the spectrum is that of the whole field, mean included, and Parseval's
+identity is exact: the sum over shells of energy * width is the mean of |u|^2 / 2. Elsewhere it is that of the largest
+rectangle that has no land; a plane is subtracted from each component by least squares, and the rest is multiplied by a
+Hann window of mean square 1, both along axes that do not close only. Wavenumbers are in radians per unit of length,
+with the mean spacing of the rectangle.
+
+A spectrum is taken of members, never of their mean: the mean of an ensemble is smooth where the ensemble is unsure.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vecfield_diffusion.evaluation.physical import measured
+from vecfield_diffusion.physics.grid import Grid
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """Isotropic spectra: the sum over shells of a density times `width` is the mean over space.
+
+    Attributes:
+        wavenumber: The centres of the shells, `(K,)`, evenly spaced from 0.
+        energy: Kinetic energy density `(..., K)`, in m3 s-2 for m and s.
+        enstrophy: Enstrophy density (half the squared vorticity), `(..., K)`, in m s-2.
+        whole: How many shells, from 0, are centred within both Nyquist wavenumbers; the rest are corners.
+        rows: The rows of the rectangle.
+        columns: Its columns.
+        windowed: Whether a plane was subtracted and a window used along y and along x.
+    """
+
+    wavenumber: Tensor
+    energy: Tensor
+    enstrophy: Tensor
+    whole: int
+    rows: slice
+    columns: slice
+    windowed: tuple[bool, bool]
+
+    @property
+    def width(self) -> float:
+        """The width of a shell."""
+        return float(self.wavenumber[1])
+
+
+def spectra(fields: Tensor, grid: Grid) -> Spectra:
+    """The spectra of each of `fields` `(..., 2, H, W)`; NaN cells of any field count as land.
+
+    Raises:
+        ValueError: No rectangle of 4 x 4 cells is without land.
+    """
+    flat, grid = measured(fields, grid)
+    rows, columns = largest_rectangle(grid.valid.cpu().numpy())
+    part = flat[..., rows, columns]
+    height, width = part.shape[-2:]
+    if min(height, width) < 4:
+        raise ValueError(f"fields must hold a rectangle of 4 x 4 cells without land, the largest is {height} x {width}")
+    closed = zip((height, width), grid.shape, grid.periodic, strict=True)
+    windowed = tuple(not (close and size == full) for size, full, close in closed)
+    waves = torch.fft.fft2(_windowed(part, windowed)) / (height * width)
+    dx, dy = grid.dx[rows].mean().item(), grid.dy[rows].mean().item()
+    kx = 2 * math.pi * torch.fft.fftfreq(width, dx, dtype=part.dtype, device=part.device)
+    ky = 2 * math.pi * torch.fft.fftfreq(height, dy, dtype=part.dtype, device=part.device)[:, None]
+    energy = waves.abs().square().sum(dim=1) / 2
+    enstrophy = (kx * waves[:, 1] - ky * waves[:, 0]).abs().square() / 2
+    step = 2 * math.pi / min(width * abs(dx), height * abs(dy))
+    shell = (torch.hypot(kx, ky) / step).round().long().flatten()
+    count = int(shell.max()) + 1
+    energy, enstrophy = (
+        part.new_zeros(len(part), count).index_add_(1, shell, values.flatten(1)).view(*fields.shape[:-3], count) / step
+        for values in (energy, enstrophy)
+    )
+    whole = int(math.pi / max(abs(dx), abs(dy)) / step + 1e-9) + 1
+    wavenumber = step * torch.arange(count, dtype=part.dtype, device=part.device)
+    return Spectra(wavenumber, energy, enstrophy, min(whole, count), rows, columns, windowed)
+
+
+def _windowed(part: Tensor, windowed: tuple[bool, bool]) -> Tensor:
+    """`(B, 2, h, w)` without its plane and under a Hann window along the axes that do not close."""
+    if not any(windowed):
+        return part
+    y, x = (torch.arange(size, dtype=part.dtype, device=part.device) - (size - 1) / 2 for size in part.shape[-2:])
+    slopes = [axis for axis, open_end in zip((y[:, None], x[None]), windowed, strict=True) if open_end]
+    for shape in (torch.ones_like(part[0, 0]), *(slope.expand(part.shape[-2:]) for slope in slopes)):
+        part = part - (part * shape).sum(dim=(-2, -1), keepdim=True) / shape.square().sum() * shape
+    for axis, size, open_end in zip((-2, -1), part.shape[-2:], windowed, strict=True):
+        if open_end:
+            middle = (torch.arange(size, dtype=part.dtype, device=part.device) + 0.5) / size
+            hann = torch.sin(math.pi * middle).square() * math.sqrt(8 / 3)
+            part = part * (hann[:, None] if axis == -2 else hann)
+    return part
+
+
+def largest_rectangle(valid: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """The rows and columns of the largest rectangle of `valid` `(H, W)` that is all True."""
+    best, found = 0, (slice(0, 0), slice(0, 0))
+    column = np.arange(valid.shape[1])
+    for top in range(len(valid)):
+        alive = np.logical_and.accumulate(valid[top:], axis=0)
+        run = column - np.maximum.accumulate(np.where(alive, -1, column), axis=1)
+        area = run.max(axis=1) * np.arange(1, len(alive) + 1)
+        rows = int(area.argmax())
+        if area[rows] > best:
+            best, end = int(area[rows]), int(run[rows].argmax()) + 1
+            found = slice(top, top + rows + 1), slice(end - int(run[rows].max()), end)
+    return found
+
+
+def effective_resolution(estimate: Tensor, truth: Tensor, grid: Grid, ratio: float = 0.5) -> float:
+    """The wavelength from which upwards the energy of the error stays below `ratio` of that of the truth.
+
+    Both spectra are means over the cases; the crossing is interpolated in the logarithms. The shortest wavelength that
+    the grid holds in all directions if the error stays below, infinite if it is above already at the longest.
+
+    Arguments:
+        estimate: Estimates of the truth, `(N, 2, H, W)` or members `(M, N, 2, H, W)`.
+        truth: `(N, 2, H, W)`.
+        grid: Their grid.
+        ratio: Noise to signal (0.5: Ballarotta et al. 2019).
+    """
+    error = estimate - truth
+    noise = spectra(error, grid)
+    signal = spectra(truth.where(error.isfinite().flatten(0, -3).all(dim=0), math.nan), grid)
+    shells = slice(1, noise.whole)
+    k = noise.wavenumber[shells].log()
+    quotient = noise.energy.reshape(-1, noise.energy.shape[-1]).mean(dim=0) / signal.energy.mean(dim=0)
+    excess = (quotient[shells] / ratio).clamp(min=1e-300).log()
+    above = (excess > 0).nonzero().flatten()
+    if len(above) == 0:
+        return float(2 * math.pi / k[-1].exp())
+    first = int(above[0])
+    if first == 0:
+        return math.inf
+    part = -excess[first - 1] / (excess[first] - excess[first - 1])
+    return float(2 * math.pi / torch.exp(k[first - 1] + part * (k[first] - k[first - 1])))
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Structure functions along one axis, at separations `r` `(R,)` in units of length, all `(R,)`.
+
+    Attributes:
+        r: The separations.
+        longitudinal: The mean of [u_r(x + r) - u_r(x)]^2 of the component along the separation.
+        transverse: The same of the component across it.
+        longitudinal_flatness: The fourth moment of those increments over the square of the second; 3 if Gaussian.
+        transverse_flatness: The same across.
+    """
+
+    r: Tensor
+    longitudinal: Tensor
+    transverse: Tensor
+    longitudinal_flatness: Tensor
+    transverse_flatness: Tensor
+
+
+def structure_functions(fields: Tensor, grid: Grid, axis: str = "x", largest: int | None = None) -> Structure:
+    """Second-order structure functions and flatness of two-point increments, over all pairs of valid cells.
+
+    Land needs no care: only pairs of cells that both exist enter. On an axis that closes, pairs wrap.
+
+    Arguments:
+        fields: All of them are pooled, `(..., 2, H, W)`; NaN cells of any field count as land.
+        grid: Their grid; separations are multiples of its mean spacing along the axis.
+        axis: `x` or `y`, the direction of the separation.
+        largest: The largest separation in cells; half the axis if None.
+
+    Raises:
+        ValueError: An axis of another name, or a separation that the axis does not hold.
+    """
+    if axis not in ("x", "y"):
+        raise ValueError(f"axis must be x or y, got {axis!r}")
+    flat, grid = measured(fields, grid)
+    along, spacing, close = (0, grid.dx, grid.periodic[1]) if axis == "x" else (1, grid.dy, grid.periodic[0])
+    valid = grid.valid if axis == "x" else grid.valid.mT
+    flat = flat if axis == "x" else flat.mT
+    size = valid.shape[-1]
+    largest = size // 2 if largest is None else largest
+    if not 1 <= largest < size:
+        raise ValueError(f"largest must be between 1 and {size - 1} cells, got {largest}")
+    rows = []
+    for n in range(1, largest + 1):
+        span = size if close else size - n
+        pairs = (valid & valid.roll(-n, -1))[:, :span]
+        steps = (flat.roll(-n, -1) - flat)[..., :span][..., pairs].square()
+        second, fourth = steps.mean(dim=(0, 2)), steps.square().mean(dim=(0, 2))
+        rows.append(torch.stack((second[along], second[1 - along], *(fourth / second**2)[[along, 1 - along]])))
+    r = torch.arange(1, largest + 1, dtype=torch.float64, device=flat.device) * spacing.abs().mean()
+    return Structure(r, *torch.stack(rows, dim=1))
