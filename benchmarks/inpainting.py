@@ -60,7 +60,7 @@ def compare(overrides: list[str], masks: list[str], methods: list[str]) -> list[
         true = divergence_rms(cases.truth[None], trained.grid, trained.grid.valid.expand_as(cases.observed))
         for method in methods:
             chosen = main.config(*overrides, *METHODS[method])
-            parts = settle(build_posterior(chosen, trained, device), trained, cases.observed)
+            parts = settle(build_posterior(chosen, trained, device), trained, cases)
             begun = time.perf_counter()
             members = fill(chosen, trained, parts, cases)
             seconds = (time.perf_counter() - begun) / (len(members) * len(cases.y))

@@ -10,7 +10,9 @@ from vecfield_diffusion.apps import assemble
 from vecfield_diffusion.apps.posterior import Posterior
 from vecfield_diffusion.apps.train import describe
 from vecfield_diffusion.data.fields import Fields, MemoryReader
-from vecfield_diffusion.diffusion.formulations import DDPM
+from vecfield_diffusion.diffusion.denoiser import Denoiser
+from vecfield_diffusion.diffusion.formulations import DDPM, EDM
+from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.cfg import NoGuidance
 from vecfield_diffusion.guidance.inpainting import Conditional
@@ -38,7 +40,6 @@ TRAINED = SimpleNamespace(
 @pytest.mark.parametrize(
     ("other", "match"),
     [
-        (fields(shape=(6, 4)), "fields of 6x4 cells, but run/best.pt was trained on 4x6"),
         (fields(units="cm s-1"), "is in cm s-1, but run/best.pt was trained on m s-1"),
         (fields(dy=-1000.0), "run the other way"),
     ],
@@ -46,6 +47,35 @@ TRAINED = SimpleNamespace(
 def test_data_of_another_kind_are_refused(other, match):
     with pytest.raises(UserError, match=match):
         assemble.check_grid(other, TRAINED)
+
+
+def trained_on(mean=0.0, boundary="open", window=None):
+    grid = Grid(torch.ones(4, 6, dtype=torch.bool), 1000.0, 1000.0, boundary, boundary)
+    normalizer = Normalizer(torch.full((2, 4, 6), mean), 0.5)
+    denoiser = Denoiser(torch.nn.Identity(), EDM(sigma_max=10.0), normalizer)
+    statistics = Statistics(0.5, 1.0, 10.0, 0.0, 0.0)
+    return assemble.Trained(denoiser, grid, statistics, "m s-1", {}, {"window": window}, "run/best.pt", 1)
+
+
+@pytest.mark.parametrize(
+    ("trained", "match"),
+    [(trained_on(mean=1.0), "mean_field=false"), (trained_on(boundary="periodic"), "window=")],
+)
+def test_networks_that_know_their_own_domain_alone(trained, match):
+    with pytest.raises(UserError, match=match):
+        assemble.fit_size(trained, fields(shape=(12, 18)))
+
+
+def test_a_network_meets_larger_fields_in_windows():
+    """Of its own size, or of the windows that it was trained on; and fields of its size whole."""
+    same = trained_on(mean=1.0, boundary="periodic")
+    assert assemble.fit_size(same, fields()).denoiser is same.denoiser
+    larger = assemble.fit_size(trained_on(), fields(shape=(12, 18)))
+    assert larger.denoiser.size == (4, 6) and larger.grid.shape == (12, 18)
+    assert larger.denoiser.normalizer.std == 0.5 and not larger.denoiser.normalizer.mean.any()
+    cut = assemble.fit_size(trained_on(mean=1.0, boundary="periodic", window=[2, 3]), fields())
+    assert cut.denoiser.size == (2, 3) and cut.denoiser.periodic == (True, True)
+    assert (cut.denoiser.normalizer.mean == 1.0).all()
 
 
 def test_another_spacing_is_noted(capsys):
@@ -74,9 +104,12 @@ def test_what_a_run_remembers_of_its_data():
 
 
 def test_worse_observations_than_training_saw_are_noted(capsys):
-    assemble.check_error(0.05, TRAINED)
+    observed = torch.tensor([[[[True, False]]]])
+    sigma = torch.tensor([[[[0.05, 0.3]], [[torch.nan, 0.3]]]])  # what is not observed has no error that counts
+    told = SimpleNamespace(observed=observed, single=observed & False, sigma_obs=sigma)
+    assemble.check_error(told, TRAINED)
     assert capsys.readouterr().out == ""
-    assemble.check_error(0.2, TRAINED)
+    assemble.check_error(SimpleNamespace(**vars(told) | {"sigma_obs": torch.full((1, 1, 1, 1), 0.2)}), TRAINED)
     assert "sigma_obs=0.2 is more than the 0.05 m s-1 that training reached" in capsys.readouterr().out
 
 

@@ -68,10 +68,10 @@ def test_a_formulation_trains_and_samples(
     code, out, err = run("infer", *flat)
     assert (code, err) == (0, ""), err
     with xr.open_dataset(place / "outputs" / "infer" / name / "fields.nc") as data:
-        assert np.isfinite(data["u"].values).all()
+        assert np.isfinite(data["u_members"].values).all()
         seen = data["observed"].values == 1
         known = data["u_truth"].values[seen]
-        np.testing.assert_allclose(data["u"].values[:, seen], np.broadcast_to(known, (2, len(known))), rtol=1e-5)
+        np.testing.assert_allclose(data["u_members"].values[:, seen], np.broadcast_to(known, (2, len(known))), rtol=1e-5)
 
 
 @pytest.mark.parametrize("grid", get_args(GridName))
@@ -222,7 +222,7 @@ def test_ways_to_condition_from_the_command_line(place: Path, run: Call, overrid
     assert (code, err) == (0, ""), err
     assert said in out or "inpainting=" + said in overrides
     with xr.open_dataset(place / "outputs" / "infer" / "ways" / "fields.nc") as data:
-        assert np.isfinite(data["u"].values).all()
+        assert np.isfinite(data["u_members"].values).all()
 
 
 def test_evaluation_says_what_it_chose(place: Path, run: Call) -> None:

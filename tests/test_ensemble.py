@@ -297,7 +297,9 @@ def test_another_domain_than_that_of_the_file_goes_first() -> None:
 def test_what_the_network_is_told_is_normalised_and_has_no_nan() -> None:
     cases = make_cases(fields(), [0, 1], Pixels(0.5), seed=1)
     given = cases.observation(denoiser().normalizer, torch.device("cpu"))
-    known = cases.observed.expand_as(given.y)
+    known = cases.observed | cases.single
+    assert cases.single.any() and not (cases.single & cases.observed).any() and not cases.single.all(dim=1).any()
+    assert torch.equal(given.single, cases.single)
     torch.testing.assert_close(given.y[known] * STD + MEAN, cases.truth[known])
     assert (given.y[~known] == 0).all() and (given.sigma_y == 0).all()
     assert torch.equal(given.valid, LAND.expand(2, 1, -1, -1)) and torch.equal(given.observed, cases.observed)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
 from vecfield_diffusion.apps.build import build
 from vecfield_diffusion.apps.posterior import Posterior
+from vecfield_diffusion.data.context import Context
 from vecfield_diffusion.data.fields import Fields
-from vecfield_diffusion.data.hdf5 import open_hdf5
-from vecfield_diffusion.data.netcdf import open_netcdf
+from vecfield_diffusion.data.formats import open_fields
+from vecfield_diffusion.data.points import open_points
 from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
@@ -23,6 +26,8 @@ from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.cfg import ClassifierFree, NoGuidance
 from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.guidance.physics import Physics
+from vecfield_diffusion.inference.cases import Cases
+from vecfield_diffusion.inference.windows import Windowed
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.samplers.adaptive import Adaptive
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint
@@ -44,20 +49,25 @@ def make_denoiser(
     normalizer: Normalizer,
     grid: Grid,
     device: torch.device,
+    context: Context | None = None,
     trusted: bool = False,
     trust: Sequence[str] = (),
 ) -> Denoiser:
     """The denoiser of a training configuration, with fresh weights."""
-    shape = network_channels(diffusion) | {"periodic": grid.periodic}
+    # A window of an axis has borders even where the axis has none.
+    sizes = zip(grid.periodic, config["window"] or grid.shape, grid.shape, strict=True)
+    periodic = tuple(closed and size == full for closed, size, full in sizes)
+    shape = network_channels(diffusion, context) | {"periodic": periodic}
     network = build(config["model"], "model", trusted=trusted, trust=trust, **shape)
     dtype = network_precision(config["trainer"]["precision"], device)
     denoiser = Denoiser(network, diffusion, normalizer, autocast=dtype)
     return denoiser.to(device=device, memory_format=torch.channels_last)
 
 
-def network_channels(diffusion: Diffusion) -> dict[str, int]:
-    """The channels that a network has for a formulation: the field, the observation, the guess; mean and variance."""
-    channels = {"in_channels": 2 + Observation.CHANNELS + (2 if diffusion.coupled else 0)}
+def network_channels(diffusion: Diffusion, context: Context | None = None) -> dict[str, int]:
+    """The channels of a network: the field, the observation, the guess, the context; mean and variance."""
+    told = Observation.CHANNELS + (2 if diffusion.coupled else 0) + (0 if context is None else len(context))
+    channels = {"in_channels": 2 + told}
     return channels | {"out_channels": 4} if diffusion.learned_variance else channels
 
 
@@ -100,12 +110,10 @@ def check_combination(diffusion: Diffusion, parts: Posterior) -> None:
             "sampler=adaptive has no levels that all members share, which "
             f"inpainting={type(inpainting).__name__.lower()} needs. Use another sampler, or inpainting=conditional"
         )
-    if isinstance(parts.guidance, ClassifierFree) and (
-        parts.sensor is not None or not isinstance(inpainting, Conditional | None)
-    ):
+    if isinstance(parts.guidance, ClassifierFree) and not (inpainting is None or inpainting.told):
         raise UserError(
-            "guidance=cfg stresses the condition that the network is told: it goes with inpainting=conditional and "
-            "sensor=none alone"
+            "guidance=cfg stresses the condition that the network is told: use inpainting=conditional, or "
+            "inpainting=mmps (pigdm) with inpainting.told=true for physics and sensors beside it"
         )
     if parts.sensor is not None and isinstance(parts.physics, Physics) and parts.physics.mode == "hard":
         raise UserError("physics.mode=hard holds observed cells, which a sensor does not give: use physics.mode=rows")
@@ -118,7 +126,11 @@ def check_combination(diffusion: Diffusion, parts: Posterior) -> None:
 
 @dataclass(frozen=True)
 class Trained:
-    """All that a checkpoint says: the denoiser with averaged weights, the grid, the data that it was trained on."""
+    """All that a checkpoint says: the denoiser with averaged weights, the grid, the data that it was trained on.
+
+    `coordinates` are `x` and `y` with their names, as `Fields` has them, where the checkpoint knows them; `context` is
+    what the network is told beside observations; `window` is the size of its fields, where they were windows.
+    """
 
     denoiser: Denoiser
     grid: Grid
@@ -128,6 +140,13 @@ class Trained:
     config: dict[str, Any]
     path: Path
     step: int
+    context: Context | None = None
+    coordinates: Mapping[str, Any] | None = None
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """The size of the fields that the network was trained on."""
+        return tuple(self.config["window"] or self.grid.shape)
 
 
 def load_trained(ckpt: str, device: torch.device, trust: Sequence[str] = ()) -> Trained:
@@ -143,7 +162,9 @@ def load_trained(ckpt: str, device: torch.device, trust: Sequence[str] = ()) -> 
         grid, statistics = Grid(**state["grid"]), Statistics(**state["statistics"])
         normalizer = Normalizer(state["mean"], statistics.std)
         diffusion = build(config["diffusion"], "diffusion", trust=trust)
-        denoiser = make_denoiser(config, diffusion, normalizer, grid, device, trust=trust)
+        config.setdefault("window")
+        context = Context.from_state(state["context"]) if state.get("context") else None
+        denoiser = make_denoiser(config, diffusion, normalizer, grid, device, context, trust=trust)
         denoiser.network.load_state_dict(state["ema"])
         diffusion.load_state_dict(state.get("diffusion", {}))
         step, units = int(state["counters"]["step"]), str(state["data"]["units"])
@@ -153,25 +174,60 @@ def load_trained(ckpt: str, device: torch.device, trust: Sequence[str] = ()) -> 
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: the checkpoint does not fit this program ({reason})") from error
-    return Trained(denoiser.eval().requires_grad_(False), grid, statistics, units, split, config, path, step)
+    denoiser = denoiser.eval().requires_grad_(False)
+    coordinates = state.get("coordinates")
+    return Trained(denoiser, grid, statistics, units, split, config, path, step, context, coordinates)
 
 
-def open_input(path: str, trained: Trained, trust: Sequence[str] = ()) -> Fields:
-    """The fields of a file given as `input=`: netCDF by its ending, else HDF5.
+def open_input(
+    path: str,
+    trained: Trained,
+    names: tuple[str, str] | None = None,
+    bin_length: float | None = None,
+) -> Fields:
+    """The fields of a file given as `input=`: points by the ending csv, tsv or txt, else whatever the file is.
 
-    Arrays are looked for under the names that the training data had, where those were of the same kind of file.
+    What the configuration of the training data says of names and masks holds here, too, where the file has them.
+
+    Arguments:
+        path: The file.
+        trained: What the network was trained on.
+        names: The variables of the two components.
+        bin_length: See `open_points`.
+
+    Raises:
+        UserError: A file that cannot be read or understood.
     """
-    opener = open_netcdf if Path(path).suffix.lower() in (".nc", ".nc4", ".cdf") else open_hdf5
-    node = trained.config["dataset"]
-    target = f"{opener.__module__}.{opener.__name__}"
-    node = {**node, "path": path} if node["_target_"] == target else {"_target_": target, "path": path}
+    if Path(path).suffix.lower() in (".csv", ".tsv", ".txt"):
+        return open_table(path, trained, bin_length)
+    taken = inspect.signature(open_fields).parameters
+    said = {key: value for key, value in trained.config["dataset"].items() if key in taken and value is not None}
+    said |= {"path": path} | ({} if names is None else {"velocity": None, "u": names[0], "v": names[1]})
+    kept = {key: said[key] for key in ("path", "u", "v", "context", "history", "preload_gb", "land") if key in said}
+    if names is None:
+        kept = {key: value for key, value in kept.items() if key not in ("u", "v")}
     try:
-        return build(node, "dataset", trust=trust)
-    except UserError as error:
-        message = str(error).replace("dataset.path=", "input=")
-        if "dataset." in message:
-            message += " (keys of train.py: a file is read under the names that the training data had)"
-        raise UserError(f"input={path}: {message}") from error
+        try:
+            return open_fields(**said)
+        except UserError:
+            return open_fields(**kept)  # a file of another kind: what was said of the training data is not true of it
+    except (UserError, ValueError) as error:
+        message = str(error).replace("dataset.path=", "input=").replace("dataset.u=", "names=[u,v], u=")
+        raise UserError(f"input={path}: {message.replace('dataset.v=', 'v=')}") from error
+
+
+def open_table(path: str, trained: Trained, bin_length: float | None) -> Fields:
+    """The points of a table on the grid of the training data. Raises UserError."""
+    known = trained.coordinates
+    if known is None:
+        raise UserError(f"{trained.path} does not say where its cells are: train anew to give it points")
+    x, y = known["x"].numpy(), known["y"].numpy()
+    degrees = known["x_name"] == "lon"
+    how = (x, y, degrees, trained.grid.valid.cpu().numpy(), trained.grid.periodic[1], bin_length)
+    points = open_points(path, *how)
+    if np.isfinite(points.error).any():
+        print("note: the table gives errors, which sigma_obs=error takes into account")
+    return points.to_fields(trained.grid, x, y, known["x_name"], known["y_name"], trained.units)
 
 
 def held_out(trained: Trained, split: str, trust: Sequence[str] = ()) -> tuple[Fields, range]:
@@ -191,20 +247,52 @@ def held_out(trained: Trained, split: str, trust: Sequence[str] = ()) -> tuple[F
     return fields, trained.split[split]
 
 
-def check_error(sigma_obs: float, trained: Trained) -> None:
+def check_error(cases: Cases, trained: Trained) -> None:
     """Prints a note where observations are worse than any that the network was trained with."""
     most = trained.config["trainer"]["sigma_obs"] * trained.statistics.std
-    if sigma_obs > most:
-        print(f"note: sigma_obs={sigma_obs:g} is more than the {most:.3g} {trained.units} that training reached")
+    worst = largest_error(cases)
+    if worst > 1.0001 * most:  # float32
+        print(f"note: sigma_obs={worst:g} is more than the {most:.3g} {trained.units} that training reached")
+
+
+def largest_error(cases: Cases) -> float:
+    """The largest error of an observed value, in physical units; 0 without any."""
+    known = (cases.observed | cases.single) & cases.sigma_obs.isfinite()
+    return torch.where(known, cases.sigma_obs, 0.0).max().item()
+
+
+def fit_size(trained: Trained, fields: Fields, overlap: float = 0.25, batch: int = 64) -> Trained:
+    """The same for fields of another size, or larger than the network's: it then works in windows that overlap.
+
+    Raises:
+        UserError: A network that knows its own domain alone.
+    """
+    denoiser, grid = trained.denoiser, trained.grid
+    if fields.shape != grid.shape:
+        said = f"{fields.source} has fields of {fields.shape[0]}x{fields.shape[1]}, but {trained.path} was trained"
+        if denoiser.normalizer.mean.any():
+            raise UserError(
+                f"{said} on {grid.shape[0]}x{grid.shape[1]} around the mean field of that domain. Give data of that "
+                "size, or train with mean_field=false"
+            )
+        if trained.config["window"] is None and any(grid.periodic):
+            raise UserError(
+                f"{said} on a periodic domain of {grid.shape[0]}x{grid.shape[1]}. Give data of that size, or train "
+                "with window=[32,32] or so"
+            )
+        zero = torch.zeros(2, *fields.shape, device=denoiser.normalizer.mean.device)
+        normalizer = Normalizer(zero, trained.statistics.std).to(zero.device)
+        denoiser = Denoiser(denoiser.network, denoiser.diffusion, normalizer, denoiser.autocast).eval()
+        grid = fields.grid
+    if fields.shape != trained.window:
+        height, width = trained.window
+        print(f"in windows of {height}x{width} cells, a share of {overlap:g} of each shared with the next")
+        denoiser = Windowed(denoiser, trained.window, overlap, grid.periodic, batch)
+    return replace(trained, denoiser=denoiser, grid=grid)
 
 
 def check_grid(fields: Fields, trained: Trained) -> None:
-    """Raises UserError where fields do not have the size and the order of rows that the network was trained on."""
-    if fields.shape != trained.grid.shape:
-        raise UserError(
-            f"{fields.source} has fields of {fields.shape[0]}x{fields.shape[1]} cells, but {trained.path} was trained "
-            f"on {trained.grid.shape[0]}x{trained.grid.shape[1]}. Give data of that size, or train on yours"
-        )
+    """Raises UserError where fields have other units, or rows in another order, than those of the training data."""
     if fields.grid.dy[0] * trained.grid.dy[0] < 0:
         raise UserError(
             f"the rows of {fields.source} run the other way than those that {trained.path} was trained on. Turn the "

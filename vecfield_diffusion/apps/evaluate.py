@@ -38,11 +38,11 @@ NUGGET = 0.01
 
 def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     """Scores on hidden cells for every mask and method; prints a table and writes `scores.csv`."""
-    from vecfield_diffusion.apps.assemble import check_grid, choose_device, held_out, load_trained
+    from vecfield_diffusion.apps.assemble import check_grid, choose_device, fit_size, held_out, load_trained
     from vecfield_diffusion.apps.build import build
     from vecfield_diffusion.apps.posterior import build_posterior, settle
     from vecfield_diffusion.evaluation.metrics import table
-    from vecfield_diffusion.inference.cases import make_cases
+    from vecfield_diffusion.inference.cases import make_cases, with_context
     from vecfield_diffusion.inference.files import write_text_atomic
 
     check_ranges(config)
@@ -54,6 +54,9 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     parts = build_posterior(config, trained, device)
     fields, offered = held_out(trained, "test", config["trust"])
     check_grid(fields, trained)
+    trained = fit_size(trained, fields, config["overlap"], config["batch"])
+    if parts.weak is not None:
+        parts.guidance.weak = fit_size(parts.weak, fields, config["overlap"], config["batch"]).denoiser
     count = min(config["cases"], len(offered))
     spaced = [offered[i * len(offered) // count] for i in range(count)]
     indices = [i for i in spaced if fields.read([i]).isfinite().any()]
@@ -65,9 +68,11 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     for name, mask in masks.items():
         how = (mask, config["seed"], config["sigma_obs"])
         cases = make_cases(fields, indices, *how, add_error=True)
+        past = mask if config["history"] == "masked" else None
+        cases = with_context(cases, fields, trained.context, trained.denoiser.normalizer, past, config["seed"])
         if not cases.hidden.any():
             raise UserError(f"masks={list(masks)}: {name} hides no cell, so that there is nothing to score")
-        settled = settle(parts, trained, cases.observed, config["sigma_obs"])
+        settled = settle(parts, trained, cases)
         found = [{"mask": name, **row} for row in scored(config, trained, settled, cases, baselines)]
         reference = next(row["rmse_component"] for row in found if row["method"] == "optimal interpolation")
         rows += [{**row, "rmse / OI": row["rmse_component"] / reference} for row in found]
@@ -122,7 +127,7 @@ def baseline_fill(baseline: Any, cases: Cases, floor: float) -> torch.Tensor:
     import torch
     from tqdm import tqdm
 
-    sigma = max(cases.sigma_obs, floor)
+    sigma = max(cases.sigma_obs.max().item(), floor)
     pairs = zip(cases.y.numpy(), cases.observed[:, 0].numpy(), strict=True)
     bar = tqdm(pairs, total=len(cases.y), desc=type(baseline).__name__, unit="field", disable=None, leave=False)
     return torch.from_numpy(np.stack([baseline.fill(y, observed, sigma) for y, observed in bar]))

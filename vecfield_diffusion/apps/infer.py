@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +16,15 @@ from vecfield_diffusion.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from tqdm import tqdm
 
     from vecfield_diffusion.apps.assemble import Trained
     from vecfield_diffusion.apps.posterior import Posterior
     from vecfield_diffusion.data.fields import Fields
     from vecfield_diffusion.evaluation.plots import Coordinates
     from vecfield_diffusion.inference.cases import Cases
+    from vecfield_diffusion.inference.files import FieldsWriter, Template
+    from vecfield_diffusion.physics.grid import Grid
 
 #: The keys of every program that samples.
 SAMPLING = {
@@ -28,9 +34,16 @@ SAMPLING = {
     "seed": "int",
     "batch": "int",
     "sigma_obs": "float",
+    "history": "Literal['masked', 'whole']",
+    "overlap": "float",
     "device": "Literal['auto', 'cpu', 'cuda']",
     "trust": "list[str]",
 }
+
+#: The columns of the printed table; `metrics.json` has all.
+COLUMNS = ("cells", "rmse_component", "rmse_vector", "correlation", "crps", "spread_skill", "coverage_90")
+#: Snapshots whose masks decide what `inpainting=auto` is.
+PROBE = 64
 
 main = Program(
     "infer",
@@ -38,7 +51,11 @@ main = Program(
     keys={
         **SAMPLING,
         "input": "str | None",
-        "time": "int | list[int]",
+        "names": "tuple[str, str] | None",
+        "bin": "float | None",
+        "time": "int | list[int] | str | None",
+        "sigma_obs": "float | str | list[str]",
+        "hide": "float",
         "colour": "Literal['speed', 'vorticity']",
         "likelihood": "Literal['none', 'hutchinson', 'exact']",
         "likelihood_steps": "int",
@@ -52,13 +69,17 @@ main = Program(
 def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
     """Fills the gaps of chosen snapshots, writes `fields.nc`, `metrics.json` and `figure.png`, returns the scores.
 
+    Snapshots are filled a few at a time, and each is kept as soon as it is: the same command goes on where an
+    interrupted one stopped.
+
     Raises:
         UserError: A checkpoint, file or option that does not fit.
     """
-    from vecfield_diffusion.apps.assemble import choose_device, load_trained
+    from vecfield_diffusion.apps.assemble import choose_device, fit_size, load_trained
     from vecfield_diffusion.apps.build import build
     from vecfield_diffusion.apps.posterior import build_posterior, settle
     from vecfield_diffusion.guidance.inpainting import Conditional
+    from vecfield_diffusion.inference.files import FieldsWriter
 
     check_ranges(config)
     device = choose_device(config["device"])
@@ -68,21 +89,76 @@ def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
     check_likelihood(config, parts, mask)
     print(f"{trained.path}: step {trained.step}, {type(trained.denoiser.diffusion).__name__}")
     fields, indices = chosen_snapshots(config, trained)
+    trained = fit_size(trained, fields, config["overlap"], config["batch"])
+    if parts.weak is not None:
+        parts.guidance.weak = fit_size(parts.weak, fields, config["overlap"], config["batch"]).denoiser
     place(parts.sensor, fields)
-    cases = hide(config, trained, fields, indices, mask, parts.sensor)
+    task = Task(config, trained, fields, indices, mask or default_mask(config), parts)
+    probe = task.cases(indices[:: -(-len(indices) // PROBE)])
+    check_cases(probe, task)
     if config["likelihood"] != "none":
         parts = replace(parts, inpainting=Conditional())
-    parts = settle(parts, trained, cases.observed, config["sigma_obs"])
-    members = fill(config, trained, parts, cases)
-    nats = None if config["likelihood"] == "none" else likelihood(config, trained, cases)
-    return write(config, folder, trained, fields, indices, cases, members, nats)
+    task.parts = settle(parts, trained, probe)
+    writer = FieldsWriter(
+        folder / "fields.nc", template(task), trained.grid.valid.numpy(), config["members"], key(config, task)
+    )
+    fill_all(task, writer)
+    writer.finish()
+    return report(task, folder)
+
+
+class Task:
+    """What is to be filled, and how.
+
+    Arguments:
+        config: The configuration.
+        trained: The network, fitted to the size of the fields.
+        fields: The data.
+        indices: The snapshots.
+        mask: What is observed of what is measured.
+        parts: How the ensemble is made.
+    """
+
+    def __init__(
+        self, config: dict[str, Any], trained: Trained, fields: Fields, indices: list[int], mask: Any, parts: Posterior
+    ) -> None:
+        self.config, self.trained, self.fields, self.indices = config, trained, fields, indices
+        self.mask, self.parts = mask, parts
+
+    @property
+    def twin(self) -> bool:
+        """Whether known fields are hidden, rather than the gaps of a file filled."""
+        return self.config["input"] is None
+
+    def cases(self, indices: Sequence[int]) -> Cases:
+        """The cases of some snapshots, always the same."""
+        from vecfield_diffusion.inference.cases import make_cases, with_context
+
+        config, trained, fields = self.config, self.trained, self.fields
+        error = errors(config["sigma_obs"], fields, indices)
+        how = (self.mask, config["seed"], error, self.twin, trained.grid, self.parts.sensor, config["hide"])
+        cases = make_cases(fields, indices, *how)
+        recorded = None if self.parts.sensor is None else self.parts.sensor.load(variable(fields, indices))
+        if recorded is not None:  # the fields of the file stand for their coordinates alone
+            cases = cases.unknown(recorded & trained.grid.valid)
+        past = self.mask if self.twin and config["history"] == "masked" else None
+        return with_context(cases, fields, trained.context, trained.denoiser.normalizer, past, config["seed"])
+
+    def blocks(self) -> Iterator[list[int]]:
+        """The positions of the snapshots that are filled at once."""
+        size = max(1, at_once(self.config, self.trained) // self.config["members"])
+        for first in range(0, len(self.indices), size):
+            yield list(range(first, min(first + size, len(self.indices))))
 
 
 def check_ranges(config: dict[str, Any]) -> None:
     """Raises UserError for a number out of range."""
-    for key, least in (("members", 1), ("batch", 1), ("cases", 1), ("seed", 0), ("sigma_obs", 0.0)):
-        if key in config and config[key] < least:
+    for key, least in (("members", 1), ("batch", 1), ("cases", 1), ("seed", 0), ("sigma_obs", 0.0), ("hide", 0.0)):
+        if isinstance(config.get(key), int | float) and config[key] < least:
             raise UserError(f"{key} must be >= {least}, got {config[key]}")
+    for key in ("hide", "overlap"):
+        if config.get(key, 0.0) >= 1:
+            raise UserError(f"{key} must be in [0, 1), got {config[key]}")
 
 
 def check_likelihood(config: dict[str, Any], parts: Posterior, mask: Any) -> None:
@@ -113,17 +189,56 @@ def chosen_snapshots(config: dict[str, Any], trained: Trained) -> tuple[Fields, 
     from vecfield_diffusion.apps.assemble import check_grid, held_out, open_input
 
     if config["input"] is not None:
-        fields = open_input(config["input"], trained, config["trust"])
+        radial = radials(config)
+        names = config["names"] if radial is None else (radial, radial)
+        fields = open_input(config["input"], trained, names, config["bin"])
         offered = range(len(fields))
     else:
         fields, offered = held_out(trained, "test", config["trust"])
     print(fields.summary())
     check_grid(fields, trained)
-    wanted = [config["time"]] if isinstance(config["time"], int) else list(config["time"])
-    outside = [index for index in wanted if not -len(offered) <= index < len(offered)]
-    if outside or not wanted:
-        raise UserError(f"time={config['time']}: there are {len(offered)} snapshots, 0 to {len(offered) - 1}")
-    return fields, [offered[index] for index in wanted]
+    chosen = config["time"]
+    if chosen is None:
+        chosen = 0 if config["input"] is None else "all"
+    return fields, [offered[index] for index in times(chosen, fields, offered)]
+
+
+def radials(config: dict[str, Any]) -> str | None:
+    """A variable that a radar recorded, where a file is to be read through them."""
+    return next(iter((config["sensor"] or {}).get("velocity") or ()), None)
+
+
+def times(chosen: int | list[int] | str, fields: Fields, offered: range) -> list[int]:
+    """The positions among the snapshots on offer that `time=` chooses: numbers, `all`, a range `a:b:c`, or a date.
+
+    Raises:
+        UserError: None of these, or one that there is not.
+    """
+    import numpy as np
+
+    count = len(offered)
+    if isinstance(chosen, str):
+        ends = [part.strip() for part in chosen.split(":")]
+        if chosen == "all":
+            return list(range(count))
+        if 2 <= len(ends) <= 3 and all(not end or end.lstrip("-").isdigit() for end in ends):
+            steps = slice(*(int(end) if end else None for end in ends))
+            if steps.step != 0 and (found := list(range(count)[steps])):
+                return found
+        elif fields.time is not None and fields.time.dtype.kind == "M":
+            try:
+                date = np.datetime64(chosen)
+            except ValueError:
+                date = None
+            dates = fields.time[offered.start : offered.stop]
+            # A date stands for all that lies in it: a day for its hours.
+            if date is not None and (found := np.flatnonzero(dates.astype(date.dtype) == date).tolist()):
+                return found
+        raise UserError(f"time={chosen}: expected numbers up to {count - 1}, all, a range such as 0:{count}, or a date")
+    wanted = [chosen] if isinstance(chosen, int) else list(chosen)
+    if not wanted or any(not -count <= index < count for index in wanted):
+        raise UserError(f"time={chosen}: there are {count} snapshots, 0 to {count - 1}")
+    return wanted
 
 
 def place(sensor: Any, fields: Fields) -> None:
@@ -140,53 +255,166 @@ def place(sensor: Any, fields: Fields) -> None:
         raise UserError(f"sensor.{error}") from error
 
 
-def hide(config: dict[str, Any], trained: Trained, fields: Fields, indices: list[int], mask: Any, sensor: Any) -> Cases:
-    """The cases to fill. `mask=auto` takes the gaps of `input=` as they are, and hides a block where there is none."""
+def default_mask(config: dict[str, Any]) -> Any:
+    """The mask for `mask=auto`: the gaps of `input=` as they are, and a block where there is none."""
     from vecfield_diffusion.apps.build import build
     from vecfield_diffusion.apps.config import option
+
+    return build(option("mask", "block" if config["input"] is None else "gaps"), "mask", trusted=True)
+
+
+def variable(fields: Fields, indices: Sequence[int]) -> Any:
+    """Reads variables of the file by name, `(N, 1, H, W)`, at the snapshots `indices`."""
+    import numpy as np
+    import torch
+
+    return lambda name: torch.from_numpy(fields.variable(name)(np.asarray(indices, dtype=np.int64)))
+
+
+def errors(given: float | str | list[str], fields: Fields, indices: Sequence[int]) -> float | torch.Tensor:
+    """The errors that `sigma_obs` names: a number, a variable of the file, or one for each component.
+
+    Raises:
+        UserError: No such variable, or values that are no errors.
+    """
+    import torch
+
+    if isinstance(given, int | float):
+        return given
+    names = [given] if isinstance(given, str) else given
+    if len(names) not in (1, 2):
+        raise UserError(f"sigma_obs={given}: expected a number, a variable of the file, or one for u and one for v")
+    read = variable(fields, indices)
+    found = torch.cat([read(name)[:, :1] for name in names], dim=1)
+    if (found < 0).any() or not found.isfinite().any():
+        raise UserError(f"sigma_obs={given}: expected errors >= 0 in {fields.source}, found negative or no numbers")
+    return found
+
+
+def check_cases(cases: Cases, task: Task) -> None:
+    """Raises UserError where there is nothing to fill, or nothing to fill it from."""
+    from vecfield_diffusion.apps.assemble import check_error
     from vecfield_diffusion.data.masks import Empty
-    from vecfield_diffusion.inference.cases import make_cases
 
-    twin = config["input"] is None
-    mask = mask or build(option("mask", "block" if twin else "gaps"), "mask", trusted=True)
-    how = (mask, config["seed"], config["sigma_obs"])
-    cases = make_cases(fields, indices, *how, add_error=twin, grid=trained.grid, sensor=sensor)
-    if not isinstance(mask, Empty):
-        for index, snapshot in zip(indices, cases.observed, strict=True):
-            if not snapshot.any():
-                raise UserError(f"snapshot {index} has no observed cell: choose another time=, or draw with mask=none")
-    if bool((cases.observed | ~trained.grid.valid).all()):
-        raise UserError("nothing to fill: every cell is observed. Hide some with mask=block, or another of conf/mask")
-    return cases
+    check_error(cases, task.trained)
+    seen = (cases.observed | cases.single.any(dim=1, keepdim=True)).flatten(1).any(dim=1)
+    if not isinstance(task.mask, Empty):
+        lacking = [number for number, any_seen in zip(cases.numbers, seen.tolist(), strict=True) if not any_seen]
+        if len(lacking) == len(cases.numbers):
+            raise UserError(f"snapshot {lacking[0]} has no observed cell: choose another time=, or draw with mask=none")
+        if lacking:
+            print(f"note: {len(lacking)} snapshots, such as {lacking[0]}, have no observed cell: they are drawn freely")
+    if bool((cases.observed | ~task.trained.grid.valid).all()):
+        raise UserError("nothing to fill: every cell is observed. Hide some with mask=block, or hide=0.2")
 
 
-def fill(config: dict[str, Any], trained: Trained, parts: Posterior, cases: Cases) -> torch.Tensor:
+def key(config: dict[str, Any], task: Task) -> str:
+    """What the filled fields depend on, in short: an interrupted run goes on only with the same."""
+    free = ("name", "batch", "device", "colour")
+    told = {name: value for name, value in config.items() if name not in free}
+    state = task.trained.path.stat()
+    source = Path(task.fields.source)
+    stamp = source.stat().st_mtime_ns if source.exists() else 0
+    text = json.dumps([told, task.indices, state.st_mtime_ns, state.st_size, stamp], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def template(task: Task) -> Template:
+    """What the output takes from the input, and where it comes from."""
+    import yaml
+
+    from vecfield_diffusion import __version__
+    from vecfield_diffusion.inference.files import Template
+
+    fields, config = task.fields, task.config
+    said = " ".join(f"infer.py ckpt={config['ckpt']} input={config['input']}".split())
+    done = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} filled by vecfield_diffusion {__version__}: {said}"
+    provenance = {
+        "source": fields.source,
+        **fields.global_attrs,
+        **fields.attrs,
+        "history": "\n".join([done, *filter(None, [str(fields.global_attrs.get("history", ""))])]),
+        "config": yaml.safe_dump(config, sort_keys=False),
+        "ckpt": str(task.trained.path),
+        "seed": config["seed"],
+        "version": __version__,
+    }
+    named = dict(zip(fields.dims, fields.coordinates(task.indices).values(), strict=True))
+    return Template(
+        names=names(fields),
+        dims=fields.dims,
+        coordinates={name: values for name, values in named.items() if values[0] is not None},
+        units=fields.units,
+        component_attrs=fields.component_attrs,
+        extra_coords=fields.extra_coords,
+        attributes=provenance,
+    )
+
+
+def names(fields: Fields) -> tuple[str, str]:
+    """The components in the output: as in the source, where it has two variables."""
+    own = all(name.isidentifier() for name in fields.names) and fields.names[0] != fields.names[1]
+    return fields.names if own else ("u", "v")
+
+
+def fill_all(task: Task, writer: FieldsWriter) -> None:
+    """Fills every block of snapshots that is not finished, with one progress bar over all."""
+    from tqdm import tqdm
+
+    done = writer.done()
+    left = [[position for position in block if position not in done] for block in task.blocks()]
+    if done:
+        print(f"going on: {len(done)} of {len(task.indices)} snapshots are finished")
+    fields = sum(map(len, left)) * task.config["members"]
+    total = None if task.parts.evaluations is None else fields * task.parts.evaluations
+    with tqdm(total=total, unit=" evaluations", unit_scale=True, disable=None) as bar:
+        for block in filter(None, left):
+            bar.set_postfix_str(f"snapshot {block[0] + 1} of {len(task.indices)}")
+            cases = task.cases([task.indices[position] for position in block])
+            members = fill(task.config, task.trained, task.parts, cases, bar)
+            observed = (cases.observed | cases.single).numpy()
+            truth = cases.truth.numpy() if cases.hidden.any() else None
+            writer.write(block, members.numpy(), observed, truth)
+    say_guard(task.parts)
+
+
+def fill(
+    config: dict[str, Any], trained: Trained, parts: Posterior, cases: Cases, bar: tqdm | None = None
+) -> torch.Tensor:
     """The ensemble `(M, N, 2, H, W)` in physical units, with a progress bar."""
     import torch
     from tqdm import tqdm
 
-    from vecfield_diffusion.apps.assemble import check_error
     from vecfield_diffusion.inference.ensemble import sample_ensemble
 
-    check_error(cases.sigma_obs, trained)
     denoiser = trained.denoiser
     observation = cases.observation(denoiser.normalizer, denoiser.normalizer.std.device)
     total = None if parts.evaluations is None else config["members"] * len(observation) * parts.evaluations
     how = (denoiser, parts.sampler, parts.inpainting, parts.physics, observation, trained.grid)
-    options = {key: config[key] for key in ("members", "seed", "batch")}
-    options |= {"guidance": parts.guidance, "sensor": parts.sensor}
+    options = {key: config[key] for key in ("members", "seed")} | {"batch": at_once(config, trained)}
+    options |= {"guidance": parts.guidance, "sensor": parts.sensor, "numbers": cases.numbers}
+    own = tqdm(total=total, unit=" evaluations", unit_scale=True, disable=None if bar is None else True)
     try:
-        with tqdm(total=total, unit=" evaluations", unit_scale=True, disable=None) as bar:
-            members = sample_ensemble(*how, **options, numbers=cases.numbers, progress=bar.update)
+        with own:
+            return sample_ensemble(*how, **options, progress=(own if bar is None else bar).update)
     except torch.OutOfMemoryError as error:
         raise UserError(f"the GPU's memory is full at batch={config['batch']}: give a smaller one") from error
+
+
+def at_once(config: dict[str, Any], trained: Trained) -> int:
+    """The fields that are computed at once: `batch`, fewer where they are larger than those of the network."""
+    larger = trained.grid.valid.numel() / math.prod(trained.window)
+    return max(1, int(config["batch"] / max(1.0, larger)))
+
+
+def say_guard(parts: Posterior) -> None:
+    """Prints how often the network's Jacobian was no covariance."""
     solves, guard = (getattr(parts.inpainting, name, 0) for name in ("solves", "guard"))
     if guard:
         print(
             f"mmps: in {guard / solves:.0%} of the systems the network's Jacobian was no covariance (not symmetric, "
             "or not positive); GMRES solved them in place of conjugate gradients"
         )
-    return members
 
 
 def likelihood(config: dict[str, Any], trained: Trained, cases: Cases) -> torch.Tensor:
@@ -205,55 +433,43 @@ def likelihood(config: dict[str, Any], trained: Trained, cases: Cases) -> torch.
         return nats_per_value(*how, cases.numbers, config["batch"], bar.update)
 
 
-def write(
-    config: dict[str, Any],
-    folder: Path,
-    trained: Trained,
-    fields: Fields,
-    indices: list[int],
-    cases: Cases,
-    members: torch.Tensor,
-    nats: torch.Tensor | None = None,
-) -> dict[str, float]:
-    """Writes the fields, the scores and, last, the picture; prints what they say."""
-    import yaml
+def report(task: Task, folder: Path) -> dict[str, float]:
+    """Scores what was written, writes the scores and, last, the picture; prints what they say."""
+    import torch
 
     from vecfield_diffusion.evaluation.metrics import table
     from vecfield_diffusion.evaluation.plots import figure_inpainting
-    from vecfield_diffusion.inference.ensemble import member_seed
-    from vecfield_diffusion.inference.files import write_fields, write_text_atomic
+    from vecfield_diffusion.inference.files import read_members, write_text_atomic
 
-    write_fields(
-        folder / "fields.nc",
-        members.numpy(),
-        cases.observed.numpy(),
-        trained.grid.valid.numpy(),
-        fields.coordinates(indices),
-        truth=cases.truth.numpy(),
-        units=fields.units,
-        config=yaml.safe_dump(config, sort_keys=False),
-        seeds=[member_seed(config["seed"], i, m) for i in indices for m in range(config["members"])],
-        ckpt=str(trained.path),
-        attributes={"source": fields.source, **fields.attrs},
-    )
-    results = judge(cases, members, trained)
-    if nats is not None:
-        results["all"]["log_likelihood"] = nats.mean().item()
-        results["log_likelihood"] = {str(index): value for index, value in zip(indices, nats.tolist(), strict=True)}
+    config, trained, fields = task.config, task.trained, task.fields
+    judged, nats, drawn = Judged(trained.grid), [], None
+    for block in task.blocks():
+        cases = task.cases([task.indices[position] for position in block])
+        members = torch.from_numpy(read_members(folder / "fields.nc", names(fields), block))
+        judged.add(members, cases)
+        drawn = (cases, members[:, 0]) if drawn is None else drawn
+        if config["likelihood"] != "none":
+            nats += likelihood(config, trained, cases).tolist()
+    results: dict[str, Any] = judged.results()
+    if nats:
+        mean = sum(nats) / len(nats)
+        results["all"]["log_likelihood"] = mean
+        results["log_likelihood"] = {str(index): value for index, value in zip(task.indices, nats, strict=True)}
         print(
-            f"log-likelihood: {nats.mean():.4f} nats per value, in standard deviations of the data blurred by "
+            f"log-likelihood: {mean:.4f} nats per value, in standard deviations of the data blurred by "
             f"{trained.denoiser.diffusion.sigma_min:.3g}"
         )
     write_text_atomic(folder / "metrics.json", json.dumps(without_nan(results), indent=2) + "\n")
     regions = [{"cells": name, **results[name]} for name in ("hidden", "observed") if name in results]
     if regions:
-        print(table(regions))
+        print(table(regions, COLUMNS))
     print(f"divergence of the members: {results['all']['divergence_rms']:.3g} per s (RMS)")
+    cases, members = drawn
     figure_inpainting(
         folder / "figure.png",
         cases.truth[0] if cases.hidden[0].any() else None,
         cases.observed[0],
-        members[:, 0],
+        members,
         trained.grid,
         fields.units,
         colour=config["colour"],
@@ -264,14 +480,36 @@ def write(
     return results.get("hidden", {})
 
 
-def judge(cases: Cases, members: torch.Tensor, trained: Trained) -> dict[str, dict[str, float]]:
-    """Scores on hidden and on observed cells, where the truth is known, and the divergence everywhere."""
-    from vecfield_diffusion.evaluation.metrics import divergence_rms, scores
+class Judged:
+    """Scores gathered over blocks of cases: on hidden and on observed cells, and the divergence everywhere."""
 
-    regions = {"hidden": cases.hidden, "observed": cases.observed}
-    results = {name: scores(members, cases.truth, where) for name, where in regions.items() if where.any()}
-    everywhere = trained.grid.valid.expand_as(cases.observed)
-    return {**results, "all": {"divergence_rms": divergence_rms(members, trained.grid, everywhere)}}
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self.sums: dict[str, dict[str, torch.Tensor]] = {}
+
+    def add(self, members: torch.Tensor, cases: Cases) -> None:
+        """Takes in members `(M, N, 2, H, W)`."""
+        from vecfield_diffusion.evaluation.metrics import sums
+        from vecfield_diffusion.evaluation.physical import divergence_squares
+
+        for name, where in (("hidden", cases.hidden), ("observed", cases.observed)):
+            if (where & cases.truth.isfinite()).any():
+                self._gather(name, sums(members, cases.truth, where))
+        everywhere = self.grid.valid.expand_as(cases.observed)
+        squares, cells = divergence_squares(members, self.grid, everywhere)
+        self._gather("all", {"divergence": squares, "divergence_cells": cells})
+
+    def _gather(self, region: str, found: dict[str, torch.Tensor]) -> None:
+        before = self.sums.get(region, {})
+        self.sums[region] = {name: before.get(name, 0.0) + value.sum(dim=0) for name, value in found.items()}
+
+    def results(self) -> dict[str, dict[str, float]]:
+        """The scores of all blocks together."""
+        from vecfield_diffusion.evaluation.metrics import derive
+
+        total = self.sums.pop("all")
+        found = {name: {k: float(v) for k, v in derive(part).items()} for name, part in self.sums.items()}
+        return found | {"all": {"divergence_rms": float((total["divergence"] / total["divergence_cells"]).sqrt())}}
 
 
 def axes(fields: Fields) -> Coordinates:

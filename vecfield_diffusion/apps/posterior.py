@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vecfield_diffusion.guidance.inpainting import Inpainting
     from vecfield_diffusion.guidance.physics import NoPhysics
     from vecfield_diffusion.guidance.sensors import Sensor
+    from vecfield_diffusion.inference.cases import Cases
     from vecfield_diffusion.samplers.base import Sampler
 
 #: Masks of training that those of a command are compared with.
@@ -29,13 +30,17 @@ DRAWS = 256
 
 @dataclass(frozen=True)
 class Posterior:
-    """All that `sample_ensemble` is told beside the data; `inpainting` is None where it is left to `auto`."""
+    """All that `sample_ensemble` is told beside the data; `inpainting` is None where it is left to `auto`.
+
+    `weak` is the weaker network of autoguidance.
+    """
 
     sampler: Sampler
     inpainting: Inpainting | None
     physics: NoPhysics
     guidance: Guidance
     sensor: Sensor | None = None
+    weak: Trained | None = None
 
     @property
     def evaluations(self) -> int | None:
@@ -68,12 +73,15 @@ def build_posterior(config: dict[str, Any], trained: Trained, device: torch.devi
             raise UserError(f"guidance.ckpt={parts.guidance.ckpt}: it was trained on another grid or in other units")
         if weak.denoiser.diffusion.coupled != trained.denoiser.diffusion.coupled:
             raise UserError(f"guidance.ckpt={parts.guidance.ckpt}: one of both networks is an interpolant, one is not")
+        if weak.context != trained.context:
+            raise UserError(f"guidance.ckpt={parts.guidance.ckpt}: both networks must be told the same dataset.context")
         parts.guidance.weak = weak.denoiser
+        parts = replace(parts, weak=weak)
     return parts
 
 
-def settle(parts: Posterior, trained: Trained, observed: Tensor, sigma_obs: float = 0.0) -> Posterior:
-    """The same with nothing left open, for the cells `(N, 1, H, W)` that are observed; says what was chosen and why."""
+def settle(parts: Posterior, trained: Trained, cases: Cases) -> Posterior:
+    """The same with nothing left open, for what is observed of `cases`; says what was chosen and why."""
     from vecfield_diffusion.apps.build import build
     from vecfield_diffusion.apps.config import option
     from vecfield_diffusion.guidance.physics import Physics
@@ -81,7 +89,7 @@ def settle(parts: Posterior, trained: Trained, observed: Tensor, sigma_obs: floa
     from vecfield_diffusion.samplers.stochastic import DDIM, Ancestral
 
     if parts.inpainting is None:
-        name, reason = choose(parts, trained, observed, sigma_obs)
+        name, reason = choose(parts, trained, cases)
         print(f"inpainting={name}: {reason}")
         parts = replace(parts, inpainting=build(option("inpainting", name), "inpainting", trusted=True))
     if isinstance(parts.physics, Physics):
@@ -99,8 +107,9 @@ def settle(parts: Posterior, trained: Trained, observed: Tensor, sigma_obs: floa
     return parts
 
 
-def choose(parts: Posterior, trained: Trained, observed: Tensor, sigma_obs: float) -> tuple[str, str]:
+def choose(parts: Posterior, trained: Trained, cases: Cases) -> tuple[str, str]:
     """`conditional` or `mmps`, and the reason."""
+    from vecfield_diffusion.apps.assemble import largest_error
     from vecfield_diffusion.guidance.cfg import ClassifierFree
     from vecfield_diffusion.guidance.physics import Physics
 
@@ -114,50 +123,66 @@ def choose(parts: Posterior, trained: Trained, observed: Tensor, sigma_obs: floa
         return "mmps", "physics as observations needs it"
     if parts.sampler.needs_variance:
         return "conditional", "sampler.variance=learned needs it"
-    if not observed.any():
+    if cases.single.any():
+        return "mmps", "some cells lack one component, which the network was not trained on"
+    if not cases.observed.any():
         return "conditional", "nothing is observed"
-    if sigma_obs > 1.01 * trained.config["trainer"]["sigma_obs"] * trained.statistics.std:
-        return "mmps", f"sigma_obs={sigma_obs:g} is beyond the errors that the network was trained with"
-    unlike = unfamiliar(trained, observed)
+    worst = largest_error(cases)
+    if worst > 1.01 * trained.config["trainer"]["sigma_obs"] * trained.statistics.std:
+        return "mmps", f"sigma_obs={worst:g} is beyond the errors that the network was trained with"
+    unlike, asked = unfamiliar(trained, cases.observed)
     # One in a hundred masks of training would be counted as well.
-    if unlike > 0.1 * len(observed):
-        return "mmps", f"{unlike} of {len(observed)} masks are unlike those that the network was trained on"
+    if unlike > 0.1 * asked:
+        return "mmps", f"{unlike} of {asked} masks are unlike those that the network was trained on"
     return "conditional", "the masks resemble those that the network was trained on"
 
 
-def unfamiliar(trained: Trained, observed: Tensor) -> int:
-    """How many of the masks `(N, 1, H, W)` are farther from those of training than these are from each other.
+def unfamiliar(trained: Trained, observed: Tensor) -> tuple[int, int]:
+    """How many of the masks `(N, 1, H, W)` are unlike those of training, of how many that were compared.
 
-    A mask is compared by the logarithms of its observed share and of the mean and largest distances of hidden cells
-    from the observed ones; far is beyond the 99th percentile of the nearest-neighbour distance among training masks.
+    Masks are compared by their `features`; far is beyond the 99th percentile of the nearest-neighbour distance among
+    training masks. Where the network works in windows, so does the comparison.
     """
     import torch
 
     from vecfield_diffusion.apps.build import build
+    from vecfield_diffusion.training.batches import draw, windows
 
-    mask = build(trained.config["mask"], "mask", trusted=True)
-    generator = torch.Generator().manual_seed(0)
-    drawn = features(mask(DRAWS, trained.grid.valid.cpu(), generator), trained.grid.valid)
-    asked = features(observed, trained.grid.valid)
+    mask, generator = build(trained.config["mask"], "mask", trusted=True), torch.Generator().manual_seed(0)
+    grid = trained.grid.to("cpu")
+    size, domain = tuple(map(min, trained.window, grid.shape)), grid.valid
+    if size != grid.shape:
+        cut = windows(grid, size, DRAWS, generator)
+        observed = cut(observed[torch.arange(DRAWS) % len(observed)])
+        domain = cut(domain.expand(DRAWS, 1, *grid.shape))[:, 0]
+    drawn = features(draw(mask, DRAWS, domain, generator), domain)
+    asked = features(observed, domain)
     scale = drawn.std(dim=0).clamp(min=1e-3)
     among = torch.cdist(drawn / scale, drawn / scale).fill_diagonal_(torch.inf).min(dim=1).values
     far = torch.cdist(asked / scale, drawn / scale).min(dim=1).values > among.quantile(0.99)
-    return int(far.sum())
+    return int(far.sum()), len(far)
 
 
 def features(observed: Tensor, valid: Tensor) -> Tensor:
-    """`(N, 3)`: see `unfamiliar`; of masks without an observed cell, far from all others."""
+    """What masks `(N, 1, H, W)` are like, `(N, 5)`, on one domain `(H, W)` or one each; the empty one is far from all.
+
+    The logarithms of the observed share and of the mean and largest distances of hidden cells from the observed ones;
+    how many neighbours of an observed cell are observed, too; how far the centre of the observed cells is from that of
+    the domain, over its length.
+    """
     import numpy as np
     import torch
     from scipy.ndimage import distance_transform_edt
 
-    valid = valid.cpu().numpy()
-    rows = []
-    for seen in observed[:, 0].cpu().numpy():
+    rows, domains = [], valid.expand(len(observed), *observed.shape[-2:])
+    for seen, wet in zip(observed[:, 0].cpu().numpy(), domains.cpu().numpy(), strict=True):
         if not seen.any():
-            rows.append([-20.0, 10.0, 10.0])
+            rows.append([-20.0, 10.0, 10.0, 0.0, 0.0])
             continue
-        distance = distance_transform_edt(~seen)[valid]
-        share = seen.sum() / valid.sum()
-        rows.append([np.log(share), np.log1p(distance.mean()), np.log1p(distance.max())])
+        distance = distance_transform_edt(~seen)[wet]
+        together = ((seen[1:] & seen[:-1]).sum() + (seen[:, 1:] & seen[:, :-1]).sum()) / (2 * seen.sum())
+        centre = np.argwhere(seen).mean(axis=0) - np.argwhere(wet).mean(axis=0)
+        offset = np.linalg.norm(centre / wet.shape)
+        share = np.log(seen.sum() / wet.sum())
+        rows.append([share, np.log1p(distance.mean()), np.log1p(distance.max()), together, offset])
     return torch.tensor(rows, dtype=torch.float64)

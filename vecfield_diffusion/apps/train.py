@@ -12,9 +12,13 @@ from vecfield_diffusion.apps.config import Program
 from vecfield_diffusion.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vecfield_diffusion.data.context import Context
     from vecfield_diffusion.data.fields import Fields
     from vecfield_diffusion.diffusion.denoiser import Denoiser
     from vecfield_diffusion.diffusion.normalizer import Statistics
+    from vecfield_diffusion.physics.grid import Grid
     from vecfield_diffusion.training.trainer import Run
 
 main = Program(
@@ -25,6 +29,7 @@ main = Program(
         "seed": "int",
         "device": "Literal['auto', 'cpu', 'cuda']",
         "mean_field": "bool | Literal['auto']",
+        "window": "tuple[int, int] | None",
     },
     metric="val/crps",
 )
@@ -71,6 +76,7 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
 
     from vecfield_diffusion.apps.assemble import choose_device, make_denoiser
     from vecfield_diffusion.apps.build import build
+    from vecfield_diffusion.data.context import Context
     from vecfield_diffusion.data.statistics import homogeneous, measure
     from vecfield_diffusion.training.batches import Batches
     from vecfield_diffusion.training.trainer import Run
@@ -83,16 +89,21 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
     split = parts["splits"].split(fields)
     print(fields.summary())
     print("snapshots: " + ", ".join(f"{name} {s.start}-{s.stop - 1}" for name, s in split.items()))
-    normalizer, statistics = measure(fields, split["train"], config["mean_field"])
+    window = checked_window(config, fields)
+    cut = cutter(fields.grid, window, config["seed"])
+    normalizer, statistics = measure(fields, split["train"], config["mean_field"], cut)
+    context = Context.measure(fields, split["train"])
     names = parts["augment"].resolve(fields.grid, mean_is_zero=homogeneous(fields))
     config = with_levels(config, statistics.sigma_max)
     diffusion = build(config["diffusion"], "diffusion", trusted=True)
-    denoiser = make_denoiser(config, copy.deepcopy(diffusion), copy.deepcopy(normalizer), fields.grid, device, True)
+    own = (copy.deepcopy(diffusion), copy.deepcopy(normalizer), fields.grid, device, context)
+    denoiser = make_denoiser(config, *own, trusted=True)
     announce(denoiser, statistics, names)
     keep_config(config, folder)
 
     common = dict(fields=fields, normalizer=normalizer, diffusion=diffusion, mask=parts["mask"], seed=config["seed"])
     common |= dict(size=trainer.batch_size, sigma_obs=trainer.sigma_obs, dropout=trainer.condition_dropout)
+    common |= dict(window=window, context=context)
     return Run(
         trainer=trainer,
         denoiser=denoiser,
@@ -107,9 +118,11 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
             "grid": fields.grid.state_dict(),
             "statistics": statistics.state_dict(),
             "mean": normalizer.mean,
+            "context": None if context is None else context.state_dict(),
+            "coordinates": coordinates(fields),
         },
         penalty=parts["physics"].penalty(denoiser.normalizer, fields.grid.to(device)),
-        score=scorer(denoiser, fields, split["validation"], parts, config["seed"]) if trainer.score_cases else None,
+        score=scorer(denoiser, fields, split["validation"], parts, config, context) if trainer.score_cases else None,
     )
 
 
@@ -141,6 +154,37 @@ def make_parts(config: dict[str, Any]) -> dict[str, Any]:
     build(config["optimizer"], "optimizer", trusted=True, params=[torch.nn.Parameter(torch.zeros(1))])
     torch.manual_seed(config["seed"])
     return parts
+
+
+def checked_window(config: dict[str, Any], fields: Fields) -> tuple[int, int] | None:
+    """The window of `window=`, which must lie within the fields. Raises UserError."""
+    window = config["window"]
+    if window is None:
+        return None
+    height, width = fields.shape
+    if not (8 <= window[0] <= height and 8 <= window[1] <= width):
+        raise UserError(f"window={list(window)}: expected [height, width] from 8 to the {height}x{width} of the fields")
+    if config["physics"] is not None and config["physics"]["_target_"].endswith(".Physics"):
+        raise UserError("window does not go with physics in training: a window does not know its own spacings")
+    return tuple(window)
+
+
+def cutter(grid: Grid, window: tuple[int, int] | None, seed: int) -> Callable[[Tensor], Tensor]:
+    """What a network sees of whole fields: a random window of each, or all of it."""
+    from vecfield_diffusion.training.batches import seeded, windows
+
+    if window is None:
+        return lambda fields: fields
+    generator = seeded(seed, 2)
+    return lambda fields: windows(grid, window, len(fields), generator)(fields)
+
+
+def coordinates(fields: Fields) -> dict[str, Any]:
+    """The coordinates as a checkpoint stores them."""
+    import torch
+
+    axes = {name: torch.tensor(getattr(fields, name).astype(float)) for name in ("x", "y")}
+    return axes | {"x_name": fields.x_name, "y_name": fields.y_name}
 
 
 def describe(fields: Fields, split: Mapping[str, range]) -> dict[str, Any]:
@@ -219,20 +263,29 @@ def leaves(node: Any, path: str = "") -> dict[str, Any]:
 
 
 def scorer(
-    denoiser: Denoiser, fields: Fields, indices: range, parts: dict[str, Any], seed: int
+    denoiser: Denoiser,
+    fields: Fields,
+    indices: range,
+    parts: dict[str, Any],
+    config: dict[str, Any],
+    context: Context | None,
 ) -> Callable[[Path], dict[str, float]]:
     """A function that fills the same validation cases at each call, scores their hidden cells and draws them."""
     from vecfield_diffusion.evaluation.metrics import scores
     from vecfield_diffusion.evaluation.plots import sample_grid
     from vecfield_diffusion.guidance.inpainting import Conditional
     from vecfield_diffusion.guidance.physics import NoPhysics
-    from vecfield_diffusion.inference.cases import make_cases
+    from vecfield_diffusion.inference.cases import make_cases, with_context
     from vecfield_diffusion.inference.ensemble import sample_ensemble
+    from vecfield_diffusion.inference.windows import Windowed
 
-    trainer = parts["trainer"]
+    trainer, seed, mask = parts["trainer"], config["seed"], parts["mask"]
     spaced = [indices[i * len(indices) // trainer.score_cases] for i in range(min(trainer.score_cases, len(indices)))]
-    cases = make_cases(fields, sorted(set(spaced)), parts["mask"], seed)
+    cases = make_cases(fields, sorted(set(spaced)), mask, seed)
+    cases = with_context(cases, fields, context, denoiser.normalizer, mask, seed)
     device = next(denoiser.parameters()).device
+    if config["window"] is not None:
+        denoiser = Windowed(denoiser, tuple(config["window"]), 0.25, fields.grid.periodic)
 
     def score(picture: Path) -> dict[str, float]:
         observation = cases.observation(denoiser.normalizer, device)

@@ -8,7 +8,7 @@ N(0, sigma_max^2) keeps of a mode with eigenvalue lambda only a part of its ener
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -30,7 +30,10 @@ def homogeneous(fields: Fields) -> bool:
 
 
 def measure(
-    fields: Fields, indices: Sequence[int], mean_field: bool | Literal["auto"] = "auto"
+    fields: Fields,
+    indices: Sequence[int],
+    mean_field: bool | Literal["auto"] = "auto",
+    cut: Callable[[Tensor], Tensor] = lambda block: block,
 ) -> tuple[Normalizer, Statistics]:
     """The normalizer and the statistics of the snapshots `indices`.
 
@@ -38,6 +41,7 @@ def measure(
         fields: The data.
         indices: The training snapshots.
         mean_field: Whether to subtract the mean over time at each cell; `auto` does unless the domain is homogeneous.
+        cut: What a network sees of fields `(n, 2, H, W)`, such as windows: their covariance is the one that counts.
 
     Raises:
         UserError: The fields do not vary, or no cell is measured.
@@ -64,7 +68,7 @@ def measure(
             "fields that change from snapshot to snapshot are needed"
         )
     normalizer = Normalizer(mean, variance.sqrt().item())
-    lambda_max = leading_eigenvalue(fields, indices, normalizer)
+    lambda_max = leading_eigenvalue(fields, indices, normalizer, cut)
     return normalizer, Statistics(
         std=variance.sqrt().item(),
         lambda_max=lambda_max,
@@ -74,7 +78,12 @@ def measure(
     )
 
 
-def leading_eigenvalue(fields: Fields, indices: Sequence[int], normalizer: Normalizer) -> float:
+def leading_eigenvalue(
+    fields: Fields,
+    indices: Sequence[int],
+    normalizer: Normalizer,
+    cut: Callable[[Tensor], Tensor] = lambda block: block,
+) -> float:
     """The largest eigenvalue of the covariance of the normalised fields, cells that are not measured being 0.
 
     It is the largest eigenvalue of the Gram matrix of the snapshots over their number, of at most 1024 of them.
@@ -82,7 +91,7 @@ def leading_eigenvalue(fields: Fields, indices: Sequence[int], normalizer: Norma
     chosen = torch.as_tensor(list(indices))[:: -(-len(indices) // SNAPSHOTS)]
     rows = []
     for part in chosen.split(BLOCK):
-        x = normalizer.normalize(fields.read(part))
+        x = cut(normalizer.normalize(fields.read(part)))
         rows.append(torch.where(x.isfinite(), x, 0.0).flatten(1))
     x = torch.cat(rows)
     return torch.linalg.eigvalsh((x @ x.T / len(x)).double())[-1].item()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from vecfield_diffusion.data.context import Context
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
@@ -24,29 +25,41 @@ class Cases:
         numbers: The snapshot that each is made of.
         truth: The fields `(N, 2, H, W)` in physical units, NaN where unknown.
         observed: The cells that are observed, boolean `(N, 1, H, W)`.
+        single: Observed values of cells where the other component is missing, boolean `(N, 2, H, W)`.
         y: The observed values `(N, 2, H, W)` in physical units, NaN elsewhere.
-        sigma_obs: The standard deviation of their error, in physical units.
+        sigma_obs: The standard deviation of their error in physical units, `(N, 1, 1, 1)`, `(N, 1, H, W)` or
+            `(N, 2, H, W)`.
         grid: The grid.
+        context: What a network is told beside, `(N, C, H, W)`, in its units.
     """
 
     numbers: list[int]
     truth: Tensor
     observed: Tensor
+    single: Tensor
     y: Tensor
-    sigma_obs: float
+    sigma_obs: Tensor
     grid: Grid
+    context: Tensor | None = None
 
     def observation(self, normalizer: Normalizer, device: torch.device) -> Observation:
         """What a denoiser is told, normalised, on its device."""
-        n = len(self.y)
-        y = torch.where(self.observed, normalizer.normalize(self.y.to(normalizer.std.device)).cpu(), 0.0)
-        sigma = torch.full((n, 1, 1, 1), self.sigma_obs / normalizer.std.item())
-        return Observation(y, self.observed, sigma, self.grid.valid.expand(n, 1, -1, -1)).to(device)
+        known = self.observed | self.single
+        y = torch.where(known, normalizer.normalize(self.y.to(normalizer.std.device)).cpu(), 0.0)
+        valid = self.grid.valid.expand(len(self.y), 1, -1, -1)
+        single = self.single if self.single.any() else None
+        sigma = torch.where(self.sigma_obs.isfinite(), self.sigma_obs, 0.0) / normalizer.std.item()
+        return Observation(y, self.observed, sigma, valid, single=single, context=self.context).to(device)
+
+    def unknown(self, recorded: Tensor) -> Cases:
+        """The same cells seen by an instrument alone, where it recorded `(N, 1, H, W)`: no velocity is known."""
+        nan = torch.full_like(self.y, torch.nan)
+        return replace(self, truth=nan, y=nan, observed=recorded, single=torch.zeros_like(self.single))
 
     @property
     def hidden(self) -> Tensor:
         """The cells to score: known, and not observed."""
-        return self.truth[:, :1].isfinite() & ~self.observed
+        return self.truth.isfinite().all(dim=1, keepdim=True) & ~self.observed
 
 
 def make_cases(
@@ -54,10 +67,11 @@ def make_cases(
     indices: Sequence[int],
     mask: MaskFunction,
     seed: int,
-    sigma_obs: float = 0.0,
+    sigma_obs: float | Tensor = 0.0,
     add_error: bool = False,
     grid: Grid | None = None,
     sensor: Sensor | None = None,
+    hide: float = 0.0,
 ) -> Cases:
     """Hides what `mask` does not observe of the snapshots `indices`; a case depends on the seed and its snapshot alone.
 
@@ -66,20 +80,63 @@ def make_cases(
         indices: The snapshots, one case each.
         mask: What is observed of the cells that are measured.
         seed: Of masks and errors.
-        sigma_obs: The error of the observations in physical units.
+        sigma_obs: The error of the observations in physical units, a number or see `Cases`; cells where it is not known
+            are not observed.
         add_error: Whether the observations are to be given this error; those of an instrument have it already.
         grid: The domain; that of the fields if None.
         sensor: The instrument, where the truth is to be seen through one.
+        hide: The share of the observed cells that is hidden, to be scored.
     """
     grid = fields.grid if grid is None else grid
-    truth = fields.read(indices).masked_fill(~grid.valid, torch.nan)
-    measured = truth[:, :1].isfinite()
-    observed = torch.zeros_like(measured)
-    for cells, seen, i in zip(measured, observed, indices, strict=True):
-        if cells.any():  # a snapshot that measured nothing has nothing to observe
-            seen |= mask(1, cells[0], seeded(seed, int(i), 0))[0] & cells
-    error = torch.stack([torch.randn(truth.shape[1:], generator=seeded(seed, int(i), 1)) for i in indices])
+    truth = fields.read(indices, partial=True).masked_fill(~grid.valid, torch.nan)
+    sigma = torch.as_tensor(sigma_obs, dtype=truth.dtype)
+    sigma = sigma.expand(len(truth), 1, 1, 1) if sigma.ndim == 0 else sigma
     seen = truth if sensor is None or not add_error else sensor.measure(truth, grid)
-    observed &= seen[:, :1].isfinite()
-    y = torch.where(observed, seen + (sigma_obs if add_error else 0.0) * error, torch.nan)
-    return Cases([int(i) for i in indices], truth, observed, y, sigma_obs, grid)
+    known = seen.isfinite() & sigma.isfinite()
+    chosen = torch.stack([cells_seen(each, mask, seed, int(i), hide) for each, i in zip(known, indices, strict=True)])
+    observed = known.all(dim=1, keepdim=True) & chosen
+    single = known & ~known.all(dim=1, keepdim=True) & chosen
+    y = torch.where(observed | single, seen, torch.nan)
+    if add_error:
+        y = y + sigma * torch.stack([torch.randn(truth.shape[1:], generator=seeded(seed, int(i), 1)) for i in indices])
+    return Cases([int(i) for i in indices], truth, observed, single, y, sigma, grid)
+
+
+def cells_seen(known: Tensor, mask: MaskFunction, seed: int, number: int, hide: float) -> Tensor:
+    """The cells `(1, H, W)` that are observed of those where a value `(2, H, W)` is known."""
+    cells = known.any(dim=0, keepdim=True)
+    if not cells.any():  # a snapshot that measured nothing has nothing to observe
+        return cells
+    seen = mask(1, cells[0], seeded(seed, number, 0))[0] & cells
+    if hide > 0:
+        places = seen.flatten().nonzero().squeeze(1)
+        order = torch.randperm(len(places), generator=seeded(seed, number, 2))
+        dropped = places[order[: round(hide * len(places))]]
+        seen = seen.flatten().index_fill(0, dropped, False).view(seen.shape)
+    return seen
+
+
+def with_context(
+    cases: Cases, fields: Fields, context: Context | None, normalizer: Normalizer, past: MaskFunction | None, seed: int
+) -> Cases:
+    """The same cases with what the network is told beside the observation.
+
+    Arguments:
+        cases: The cases.
+        fields: The data, earlier snapshots included.
+        context: What the network was trained with; None for nothing.
+        normalizer: Of the velocities, on any device.
+        past: The mask through which earlier fields are seen, as the present one is; None shows them as the file has
+            them.
+        seed: Of these masks, which differ from those of the present.
+    """
+    if context is None:
+        return cases
+    parts = [part.masked_fill(~cases.grid.valid, torch.nan) for part in context.parts(fields, cases.numbers)]
+    shown = [torch.ones(1, 1, 1, 1, dtype=torch.bool)] * len(parts)
+    for k, lag in enumerate(context.history if past is not None else ()):
+        known = parts[k].isfinite()
+        draws = [cells_seen(each, past, seed, n - lag, 0.0) for each, n in zip(known, cases.numbers, strict=True)]
+        shown[k] = torch.stack(draws)
+    scale = Normalizer(normalizer.mean.cpu(), normalizer.std.item())
+    return replace(cases, context=context.channels(parts, scale, shown))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vecfield_diffusion.data.augment import Augmentation
+from vecfield_diffusion.data.context import Context
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.physics.grid import Grid
 
 #: `(n, valid (H, W), generator) -> observed (n, 1, H, W)`
 MaskFunction = Callable[[int, Tensor, torch.Generator], Tensor]
@@ -59,7 +61,10 @@ class Batches:
         size: Samples in a batch.
         seed: One seed gives one sequence of batches.
         sigma_obs: The error of an observation is uniform up to this, in standard deviations of the data.
-        dropout: The share of samples that are told nothing, so that the network is the unconditional prior as well.
+        dropout: The share of samples that are told nothing, so that the network is the unconditional prior as well;
+            each part of a context is left out as often, by itself.
+        window: `(h, w)`: samples are windows of this size, anywhere in the fields; None takes the fields whole.
+        context: What is told beside the observation.
     """
 
     fields: Fields
@@ -72,6 +77,13 @@ class Batches:
     seed: int
     sigma_obs: float = 0.1
     dropout: float = 0.1
+    window: tuple[int, int] | None = None
+    context: Context | None = None
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the samples: that of the fields, or one of a window, with mean spacings."""
+        return self.fields.grid if self.window is None else window_grid(self.fields.grid, self.window)
 
     def generator(self, stream: int, k: int) -> torch.Generator:
         """The random numbers of batch k (stream 0) or of the order of pass k (stream 1)."""
@@ -88,20 +100,67 @@ class Batches:
 
     def __call__(self, k: int) -> Batch:
         """Batch k, on the CPU."""
-        generator = self.generator(0, k)
-        velocity = self.fields.read(self.chosen(k))
+        generator, chosen = self.generator(0, k), self.chosen(k)
+        velocity, valid = self.fields.read(chosen), self.fields.grid.valid
+        parts = [] if self.context is None else self.context.parts(self.fields, chosen)
         if self.augmentation is not None:
-            velocity = self.augmentation.apply(velocity, self.augmentation.draw(self.size, generator))
-        measured = velocity[:, :1].isfinite()
-        x0 = torch.where(measured, self.normalizer.normalize(velocity), 0.0)
-        observed = self.mask(self.size, self.fields.grid.valid, generator) & measured
+            drawn = self.augmentation.draw(self.size, generator)
+            velocity = self.augmentation.apply(velocity, drawn)
+            parts = parts and self.context.moved(parts, lambda part: self.augmentation.apply(part, drawn))
+        x0 = self.normalizer.normalize(velocity)
+        context = None if self.context is None else self.told(parts, generator)
+        if self.window is not None:
+            cut = windows(self.fields.grid, self.window, self.size, generator)
+            x0, valid = cut(x0), cut(valid.expand(self.size, 1, -1, -1))[:, 0]
+            context = None if context is None else cut(context)
+        measured = x0[:, :1].isfinite()
+        x0 = torch.where(measured, x0, 0.0)
+        observed = draw(self.mask, self.size, valid, generator) & measured
         sigma_y = self.sigma_obs * torch.rand(self.size, 1, 1, 1, generator=generator)
         y = x0 + sigma_y * torch.randn(x0.shape, generator=generator)
         # A cell that was not measured has no noisy value either: to the network it lies outside the domain.
-        told = self.diffusion.prepare(Observation(y, observed, sigma_y, measured), self.fields.grid)
+        told = self.diffusion.prepare(Observation(y, observed, sigma_y, measured), self.grid)
         silent = torch.rand(self.size, generator=generator) < self.dropout
         t = self.diffusion.sample_times(self.size, generator)
-        return Batch(x0, measured, told.forget(silent), t, torch.randn(x0.shape, generator=generator))
+        told = replace(told.forget(silent), context=context)
+        return Batch(x0, measured, told, t, torch.randn(x0.shape, generator=generator))
+
+    def told(self, parts: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        """The channels of a context, each part left out now and then; half of the earlier fields through a mask."""
+        shown = [torch.rand(self.size, 1, 1, 1, generator=generator) >= self.dropout for _ in parts]
+        for lag in range(len(self.context.history)):
+            whole = torch.rand(self.size, 1, 1, 1, generator=generator) < 0.5
+            shown[lag] = shown[lag] & (whole | self.mask(self.size, self.fields.grid.valid, generator))
+        return self.context.channels(parts, self.normalizer, shown)
+
+
+def draw(mask: MaskFunction, n: int, valid: Tensor, generator: torch.Generator) -> Tensor:
+    """Masks `(n, 1, H, W)` on one domain `(H, W)`, or on one domain a sample, `(n, H, W)`."""
+    if valid.ndim == 2:
+        return mask(n, valid, generator)
+    empty = torch.zeros_like(valid[:1, None])
+    return torch.cat([mask(1, each, generator) if each.any() else empty for each in valid])
+
+
+def window_grid(grid: Grid, size: tuple[int, int]) -> Grid:
+    """A grid of `size` with the mean spacings of `grid`, which goes on beyond its borders."""
+    return Grid(torch.ones(size, dtype=torch.bool), grid.dx.mean(), grid.dy.mean())
+
+
+def windows(grid: Grid, size: tuple[int, int], n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """Cuts a random window of `size` out of each of n samples `(n, C, H, W)`; each holds a valid cell."""
+    cells = grid.valid.flatten().nonzero().squeeze(1)
+    centre = cells[torch.randint(len(cells), (n,), generator=generator)]
+    axes = []
+    for cell, length, extent, periodic in zip(
+        (centre // grid.shape[1], centre % grid.shape[1]), grid.shape, size, grid.periodic, strict=True
+    ):
+        first = cell - torch.randint(extent, (n,), generator=generator)
+        first = first if periodic else first.clamp(0, length - extent)
+        axes.append((first[:, None] + torch.arange(extent)) % length)
+    rows, columns = axes[0][:, :, None], axes[1][:, None, :]
+    sample = torch.arange(n)[:, None, None]
+    return lambda field: field[sample, :, rows, columns].movedim(-1, 1)
 
 
 def seeded(seed: int, *numbers: int) -> torch.Generator:

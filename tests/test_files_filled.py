@@ -1,0 +1,230 @@
+"""Files of users, filled as they would type it: which times, which errors, points, components, windows, the past."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+from programs import FEW, SMALL, is_message
+
+from vecfield_diffusion.data.hdf5 import write_hdf5
+
+WINDOW = ["debug=fast", *SMALL, "dataset=file", "trainer.batch_size=2", "trainer.max_steps=2"]
+
+
+def radar(folder, name="radar.nc", **changes):
+    """Five hours of a gappy netCDF of the size of the network, packed, with errors, in degrees, rows southward."""
+    rng = np.random.default_rng(0)
+    values = 0.2 * rng.standard_normal((2, 5, 16, 16))
+    values[:, :, 4:9, 2:8] = np.nan
+    values[1, 2] = np.nan  # an hour without v
+    lat = np.linspace(40.0, 34.0, 16)
+    time = np.datetime64("2022-02-21T12", "ns") + np.arange(5) * np.timedelta64(6, "h")
+    data = xr.Dataset(
+        {
+            "ugos": (("time", "latitude", "longitude"), values[0], {"units": "m s-1", "long_name": "to the east"}),
+            "vgos": (("time", "latitude", "longitude"), values[1], {"units": "m s-1", "long_name": "to the north"}),
+            "u_err": (("time", "latitude", "longitude"), 0.01 + 0.02 * rng.random((5, 16, 16))),
+            "v_err": (("latitude", "longitude"), 0.01 + 0.02 * rng.random((16, 16))),
+        },
+        {"time": time, "latitude": lat, "longitude": np.arange(16) * 0.4 + 286.0},
+        {"title": "an hour of radar", "history": "made by hand"},
+    )
+    data["latitude"].attrs["units"], data["longitude"].attrs["units"] = "degrees_north", "degrees_east"
+    packing = {"dtype": "int16", "scale_factor": -1e-4, "_FillValue": -32768}
+    data.assign(**changes).to_netcdf(folder / name, engine="h5netcdf", encoding={"ugos": packing, "vgos": packing})
+    return data
+
+
+@pytest.fixture(scope="module")
+def trained(place):
+    """A network for files of this kind: odd in no way but its rows."""
+    from programs import process
+
+    data, rng = radar(place), np.random.default_rng(5)
+    data = data.assign({name: (data[name].dims, 0.2 * rng.standard_normal((5, 16, 16))) for name in ("ugos", "vgos")})
+    for name in ("ugos", "vgos"):
+        data[name].attrs["units"] = "m s-1"
+    many = xr.concat([data.assign_coords(time=data.time + np.timedelta64(30 * k, "h")) for k in range(8)], "time")
+    many.to_netcdf(place / "many.nc", engine="h5netcdf")
+    options = ["dataset.path=many.nc", "mean_field=false", "splits.guard=0", "name=net"]
+    done = process(place, "train", *WINDOW, *options)
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+def fill(run, place, name, *overrides):
+    code, out, err = run("infer", "ckpt=outputs/train/net", f"name={name}", *FEW, *overrides)
+    assert (code, err) == (0, ""), err
+    with xr.open_dataset(place / "outputs" / "infer" / name / "fields.nc") as data:
+        return out, data.load()
+
+
+def test_the_output_is_a_file_of_the_same_kind(trained, run):
+    """Every time, the input's names, order of rows, coordinates and attributes; what was measured is kept."""
+    given = radar(trained)
+    out, data = fill(run, trained, "whole", "input=radar.nc")
+    assert data["ugos"].dims == ("time", "latitude", "longitude") and data["ugos"].shape == (5, 16, 16)
+    for name in ("time", "latitude", "longitude"):
+        np.testing.assert_array_equal(data[name], given[name])
+    assert data["ugos"].attrs["units"] == "m s-1"
+    assert data.attrs["title"] == "an hour of radar" and "made by hand" in data.attrs["history"]
+    assert np.isfinite(data["ugos"]).all()
+    for name, other in (("ugos", "vgos"), ("vgos", "ugos")):
+        known = np.isfinite(given[name]).values
+        np.testing.assert_allclose(data[name].values[known], given[name].values[known], atol=1e-4)
+        np.testing.assert_allclose(data[f"{name}_std"].values[known], 0.0, atol=1e-6)
+        alone = known & np.isnan(given[other].values)
+        code = {"ugos": 2, "vgos": 3}[name]
+        np.testing.assert_array_equal(data["observed"].values == code, alone)
+    assert "inpainting=mmps: some cells lack one component" in out
+
+
+@pytest.mark.parametrize(
+    ("chosen", "hours"),
+    [("1", [1]), ("[3,0]", [3, 0]), ("1:4", [1, 2, 3]), ("::2", [0, 2, 4]), ("all", list(range(5))), ("-1", [4])]
+    + [("2022-02-22", [2, 3, 4]), ("2022-02-21T18", [1])],
+)
+def test_times(trained, run, chosen, hours):
+    given = radar(trained)
+    _, data = fill(run, trained, "times", "input=radar.nc", f"time={chosen}", "inpainting=conditional")
+    np.testing.assert_array_equal(data["time"], given["time"][hours])
+
+
+@pytest.mark.parametrize("chosen", ["7:9", "2021-05", "soon", "0:5:0"])
+def test_times_that_there_are_not(trained, run, chosen):
+    radar(trained)
+    done = run("infer", "ckpt=outputs/train/net", *FEW, "input=radar.nc", f"time={chosen}", "name=bad")
+    is_message(done, f"time={chosen}", "all, a range such as 0:5, or a date")
+
+
+def test_errors_of_the_file(trained, run):
+    """A cell measured without error is kept, one whose error is not known is not observed."""
+    given = radar(trained)
+    error = np.full((5, 16, 16), 0.05)
+    error[:, 0, 0], error[:, 0, 1] = 0.0, np.nan
+    given = radar(trained, error=(("time", "latitude", "longitude"), error))
+    _, data = fill(run, trained, "errors", "input=radar.nc", "time=0", "sigma_obs=error", "members=4")
+    assert data["observed"][0, 0, 0] == 1 and data["observed"][0, 0, 1] == 0
+    np.testing.assert_allclose(data["ugos"][0, 0, 0], given["ugos"][0, 0, 0], atol=1e-4)
+    assert data["ugos_std"][0, 0, 0] < 1e-6 < data["ugos_std"][0, 10, 10]
+    _, both = fill(run, trained, "two", "input=radar.nc", "time=0", "sigma_obs=[u_err,v_err]")
+    assert (both["observed"][0, 0, :] == 1).all()
+    done = run("infer", "ckpt=outputs/train/net", *FEW, "input=radar.nc", "sigma_obs=u_er", "name=bad")
+    is_message(done, "no variable 'u_er'", "u_err")
+
+
+def test_some_of_what_was_observed_can_be_hidden_and_scored(trained, run):
+    given = radar(trained)
+    _, data = fill(run, trained, "hide", "input=radar.nc", "time=[0,1]", "hide=0.2")
+    known = np.isfinite(given["ugos"][:2]).values & np.isfinite(given["vgos"][:2]).values
+    observed = data["observed"].values == 1
+    assert (observed & ~known).sum() == 0 and observed.sum() == 2 * (known[0].sum() - round(0.2 * known[0].sum()))
+    scores = json.loads((trained / "outputs" / "infer" / "hide" / "metrics.json").read_text())
+    hidden = known & ~observed
+    error = np.stack([data[n].values[hidden] - given[n][:2].values[hidden] for n in ("ugos", "vgos")])
+    assert scores["hidden"]["rmse_component"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-3)
+
+
+def test_an_interrupted_run_goes_on(trained, run, monkeypatch):
+    """What was finished is not computed again, and the file is what it is without the interruption."""
+    from vecfield_diffusion.apps import infer
+
+    radar(trained)
+    options = ["input=radar.nc", "time=all", "batch=2", "inpainting=conditional"]
+    _, whole = fill(run, trained, "undisturbed", *options)
+    real, calls = infer.fill, []
+
+    def breaks(*args, **kwargs):
+        calls.append(args[3].numbers)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(infer, "fill", breaks)
+    assert run("infer", "ckpt=outputs/train/net", "name=broken", *FEW, *options)[0] == 130
+    out, again = fill(run, trained, "broken", *options)
+    assert "going on: 3 of 5 snapshots are finished" in out
+    assert calls == [[0], [1], [2], [3], [3], [4]]
+    for name in whole.data_vars:
+        np.testing.assert_array_equal(again[name], whole[name])
+
+
+def test_points_of_a_table(trained, run):
+    """Drifters, gathered in the cells of the grid, with their errors."""
+    rows = ["lon,lat,u,v,error,time", "-74.0,40.0,0.1,0.2,0.03,2022-02-21", "286.01,40.02,0.3,0.2,0.03,2022-02-21"]
+    rows += ["-70.0,36.0,0.5,-0.2,0.05,2022-02-21", "10.0,0.0,1,1,0.1,2022-02-21"]
+    (trained / "drifters.csv").write_text("\n".join(rows))
+    out, data = fill(run, trained, "points", "input=drifters.csv", "sigma_obs=error")
+    assert "1 outside" in out and data.sizes["time"] == 1
+    assert (data["observed"] > 0).sum() == 2 and data["observed"][0, 0, 0] == 1
+    out, data = fill(run, trained, "exactly", "input=drifters.csv")
+    np.testing.assert_allclose(data["u"][0, 0, 0], 0.2, atol=1e-5)
+    assert "sigma_obs=error" in out
+
+
+def test_radial_velocities_of_a_file(trained, run):
+    """A file with what two radars measured along their beams, and no velocity."""
+    given = radar(trained).isel(time=[0])
+    bearing = np.stack([np.full((16, 16), 60.0), np.linspace(0, 359, 256).reshape(16, 16)])
+    truth = np.nan_to_num(given["ugos"].values), np.nan_to_num(given["vgos"].values)
+    seen = xr.Dataset(coords=given.coords)
+    for k in range(2):
+        radians = np.deg2rad(bearing[k])
+        value = truth[0] * np.sin(radians) + truth[1] * np.cos(radians)
+        value[:, :, : 4 + 4 * k] = np.nan
+        seen[f"vr{k}"] = (("time", "latitude", "longitude"), value, {"units": "m s-1"})
+        seen[f"b{k}"] = (("latitude", "longitude"), bearing[k])
+    seen.to_netcdf(trained / "beams.nc", engine="h5netcdf")
+    how = ["input=beams.nc", "sensor=radial", "sensor.velocity=[vr0,vr1]", "sensor.bearing=[b0,b1]", "sampler.steps=8"]
+    out, data = fill(run, trained, "beams", *how, "inpainting.k_max=64", "inpainting=mmps")
+    assert "hidden" not in json.loads((trained / "outputs" / "infer" / "beams" / "metrics.json").read_text())
+    np.testing.assert_array_equal(data["observed"][0].values == 1, np.isfinite(seen["vr0"][0]).values)
+    u, v = data["u"][0].values, data["v"][0].values
+    for k in range(2):
+        known = np.isfinite(seen[f"vr{k}"][0].values)
+        along = u * np.sin(np.deg2rad(bearing[k])) + v * np.cos(np.deg2rad(bearing[k]))
+        assert np.abs(along - seen[f"vr{k}"][0].values)[known].mean() < 0.05
+
+
+def test_a_network_of_windows_fills_fields_of_any_size(trained, run):
+    rng = np.random.default_rng(1)
+    velocity = rng.standard_normal((24, 2, 20, 36)).astype(np.float32)
+    velocity[:, :, 3:8, 5:11] = np.nan
+    write_hdf5(trained / "large.h5", velocity, 1e3, 1e3, "open", "periodic", units="m s-1")
+    options = ["dataset.path=large.h5", "splits.guard=0", "mean_field=false", "name=windows", "window=[16,16]"]
+    code, out, err = run("train", *WINDOW, *options)
+    assert code == 0, err
+    code, out, err = run("infer", "ckpt=outputs/train/windows", "name=large", "mask=swath", *FEW, "time=[0,1]")
+    assert (code, err) == (0, "") and "in windows of 16x16 cells" in out
+    write_hdf5(trained / "other.h5", velocity[:2, :, :, :30], 1e3, 1e3, "open", "open", units="m s-1")
+    code, out, err = run("infer", "ckpt=outputs/train/windows", "name=other", "input=other.h5", "mask=swath", *FEW)
+    assert (code, err) == (0, "")
+    with xr.open_dataset(trained / "outputs" / "infer" / "other" / "fields.nc") as data:
+        assert data["u"].shape == (2, 20, 30) and np.isnan(data["u"][:, 3:8, 5:11]).all()
+        assert np.isfinite(data["u"].values[:, 8:]).all()
+    done = run("train", *WINDOW, "dataset.path=large.h5", "name=bad", "window=[64,16]")
+    is_message(done, "window=[64, 16]", "20x36")
+
+
+def test_the_past_is_told(trained, run):
+    """The network sees earlier snapshots of the file that it fills, and works without them where there are none."""
+    rng = np.random.default_rng(2)
+    with h5py.File(trained / "past.h5", "w") as file:
+        file["u"], file["v"] = rng.standard_normal((2, 24, 16, 16))
+        file["depth"] = rng.random((16, 16))
+    given = ["dataset.path=past.h5", "dataset.history=[1,2]", "dataset.context=[depth]", "splits.guard=0", "name=past"]
+    code, _, err = run("train", *WINDOW, *given)
+    assert code == 0, err
+    told = {}
+    for name, extra in (("masked", []), ("whole", ["history=whole"])):
+        code, out, err = run("infer", "ckpt=outputs/train/past", f"name={name}", "mask=pixels", *FEW, *extra)
+        assert (code, err) == (0, "")
+        with xr.open_dataset(trained / "outputs" / "infer" / name / "fields.nc") as data:
+            told[name] = data["u"].values
+    assert np.abs(told["masked"] - told["whole"]).max() > 1e-6
+    done = run("train", *WINDOW, "dataset.path=past.h5", "dataset.context=[dept]", "splits.guard=0", "name=bad")
+    is_message(done, "no variable 'dept'", "depth")
+    code, _, err = run("evaluate", "ckpt=outputs/train/past", "cases=2", "masks=[pixels]", *FEW)
+    assert code == 0, err

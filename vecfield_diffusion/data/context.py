@@ -1,0 +1,155 @@
+"""What a network may be told beside the observation: earlier fields, other variables, place and season.
+
+    history [1, 2]        the field 1 and 2 snapshots before, two channels each, as normalised velocities
+    context [depth, ...]  variables of the file, standardised; two channels are a vector and turn with the axes
+    latitude, longitude, season       cos and sin of the angle, where the coordinates or the time give it
+
+Each part brings one more channel that says where it is known; elsewhere its channels are 0. A part may be unknown
+altogether, as the past of the first snapshot is, and training leaves each out now and then, so that the network serves
+without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.diffusion.normalizer import Normalizer
+from vecfield_diffusion.errors import UserError
+
+#: Snapshots that a variable is standardised by.
+SNAPSHOTS = 256
+ANGLES = ("latitude", "longitude", "season")
+
+
+@dataclass(frozen=True)
+class Context:
+    """The parts of a context and the scales of its variables.
+
+    Arguments:
+        history: Lags in snapshots.
+        names: Variables of the file, and any of `ANGLES`.
+        mean: Of the channels of each variable.
+        std: Of each variable, one for all its channels.
+    """
+
+    history: tuple[int, ...]
+    names: tuple[str, ...]
+    mean: dict[str, list[float]]
+    std: dict[str, float]
+
+    @classmethod
+    def measure(cls, fields: Fields, indices: Sequence[int]) -> Context | None:
+        """The context that `fields` ask for, its variables measured over the snapshots `indices`; None without any.
+
+        Raises:
+            UserError: A variable that is not in the file, that is never known, or an angle that nothing gives.
+        """
+        if not (fields.history or fields.context):
+            return None
+        mean, std = {}, {}
+        chosen = np.asarray(indices)[:: -(-len(indices) // SNAPSHOTS)]
+        for name in fields.context:
+            if name in ANGLES:
+                angle(fields, name, chosen[:1])
+                continue
+            values = torch.from_numpy(fields.variable(name)(chosen))[..., fields.grid.valid].double()
+            if not values.isfinite().any():
+                raise UserError(f"dataset.context: '{name}' of {fields.source} has no value in the domain")
+            centre = values.nanmean(dim=(0, 2))
+            spread = (values - centre[:, None]).square().nanmean().sqrt().item()
+            mean[name], std[name] = centre.tolist(), spread if spread > 0 else 1.0
+        return cls(tuple(fields.history), tuple(fields.context), mean, std)
+
+    def __len__(self) -> int:
+        """The number of channels."""
+        return 3 * len(self.history) + sum(3 if name in ANGLES else len(self.mean[name]) + 1 for name in self.names)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and texts, as a checkpoint stores them; `from_state` reads them back."""
+        return asdict(self) | {"history": list(self.history), "names": list(self.names)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Context:
+        """The context of `state_dict`."""
+        return cls(tuple(state["history"]), tuple(state["names"]), dict(state["mean"]), dict(state["std"]))
+
+    def parts(self, fields: Fields, indices: Sequence[int] | Tensor) -> list[Tensor]:
+        """The parts as they are, `(n, c, H, W)` each, NaN where unknown; earlier fields first.
+
+        Raises:
+            UserError: A variable that is not in the file.
+        """
+        chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
+        parts = []
+        for lag in self.history:
+            earlier = np.maximum(chosen - lag, 0)
+            none = chosen < lag
+            if fields.runs is not None:  # what was before the start of a trajectory is another one
+                none |= fields.runs[earlier] != fields.runs[chosen]
+            parts.append(fields.read(earlier).masked_fill(torch.from_numpy(none)[:, None, None, None], torch.nan))
+        for name in self.names:
+            read = (lambda at, name=name: angle(fields, name, at)) if name in ANGLES else fields.variable(name)
+            parts.append(torch.from_numpy(read(chosen)))
+        return parts
+
+    def moved(self, parts: Sequence[Tensor], move: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """The parts after a symmetry of the plane, which turns two channels as a vector; an angle is none."""
+        angles = [False] * len(self.history) + [name in ANGLES for name in self.names]
+        return [
+            torch.cat([move(each) for each in part.split(1, dim=1)], dim=1) if is_angle else move(part)
+            for part, is_angle in zip(parts, angles, strict=True)
+        ]
+
+    def channels(self, parts: Sequence[Tensor], normalizer: Normalizer, shown: Sequence[Tensor] = ()) -> Tensor:
+        """What a network is told, `(n, C, H, W)`: each part normalised, 0 where unknown, then where it is known.
+
+        Arguments:
+            parts: See `parts`.
+            normalizer: Of the velocities.
+            shown: For each part, where it is not withheld, boolean, broadcasting to `(n, 1, H, W)`.
+        """
+        told = []
+        for k, values in enumerate(parts):
+            known = values.isfinite().all(dim=1, keepdim=True)
+            if shown:
+                known = known & shown[k]
+            told += [torch.where(known, self.scaled(k, values, normalizer), 0.0), known.to(values.dtype)]
+        return torch.cat(told, dim=1)
+
+    def scaled(self, k: int, values: Tensor, normalizer: Normalizer) -> Tensor:
+        """Part k in units of the network."""
+        if k < len(self.history):
+            return normalizer.normalize(values)
+        name = self.names[k - len(self.history)]
+        if name in ANGLES:
+            return values
+        return (values - torch.tensor(self.mean[name]).view(-1, 1, 1)) / self.std[name]
+
+
+def angle(fields: Fields, name: str, indices: np.ndarray) -> np.ndarray:
+    """Cosine and sine of an angle, `(n, 2, H, W)`.
+
+    Raises:
+        UserError: The fields have no such coordinate, or no dates.
+    """
+    height, width = fields.shape
+    if name == "season":
+        if fields.time is None or fields.time.dtype.kind != "M":
+            raise UserError(f"dataset.context: season needs dates, which {fields.source} does not have")
+        dates = fields.time[indices]
+        year = dates.astype("datetime64[Y]")
+        degrees = ((dates - year) / np.timedelta64(1, "D") * (360.0 / 365.25))[:, None, None]
+    else:
+        key, coordinate = ("lat", fields.y[:, None]) if name == "latitude" else ("lon", fields.x[None, :])
+        if (fields.y_name if name == "latitude" else fields.x_name) != key:
+            raise UserError(f"dataset.context: {fields.source} has no {name} (a coordinate in degrees)")
+        degrees = coordinate[None]
+    radians = np.deg2rad(np.broadcast_to(degrees, (len(indices), height, width)))
+    return np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
