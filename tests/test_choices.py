@@ -71,7 +71,9 @@ def test_a_formulation_trains_and_samples(
         assert np.isfinite(data["u_members"].values).all()
         seen = data["observed"].values == 1
         known = data["u_truth"].values[seen]
-        np.testing.assert_allclose(data["u_members"].values[:, seen], np.broadcast_to(known, (2, len(known))), rtol=1e-5)
+        np.testing.assert_allclose(
+            data["u_members"].values[:, seen], np.broadcast_to(known, (2, len(known))), rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("grid", get_args(GridName))

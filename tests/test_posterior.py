@@ -584,7 +584,9 @@ def joint_case():
     kind = torch.randint(6, (N, N), generator=generator)
     observed, single = kind == 0, torch.stack([kind == 1, kind == 2])
     sigma = 0.05 + 0.2 * torch.rand(1, 2, N, N, dtype=torch.float64, generator=generator)
-    truth = torch.randn(PRIOR.size, dtype=torch.float64, generator=generator) * PRIOR.eigenvalues.sqrt() @ PRIOR.vectors.T
+    truth = (
+        torch.randn(PRIOR.size, dtype=torch.float64, generator=generator) * PRIOR.eigenvalues.sqrt() @ PRIOR.vectors.T
+    )
     y = truth.view(1, 2, N, N) + sigma * torch.randn(1, 2, N, N, dtype=torch.float64, generator=generator)
     y = torch.where(observed | single, y, torch.nan)
     given = Observation(y, observed[None, None], sigma, WET[None, None], single=single[None])
