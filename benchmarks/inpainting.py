@@ -49,7 +49,7 @@ def compare(overrides: list[str], masks: list[str], methods: list[str]) -> list[
     config = main.config(*overrides)
     device = choose_device(config["device"])
     trained = load_trained(config["ckpt"], device, config["trust"])
-    fields, offered = held_out(trained, "test", config["trust"])
+    fields, offered = held_out(trained, "test", config["trust"], config["data"])
     check_grid(fields, trained)
     count = min(config["cases"], len(offered))
     indices = [offered[i * len(offered) // count] for i in range(count)]

@@ -9,6 +9,7 @@ ckpt      a run folder or a checkpoint file
 from      a file that this program wrote with format=safetensors
 format    safetensors (default) | program
 dtype     float32 (default) | float16, of the weights in a safetensors file
+data      the path of the training data that is noted, where the one of this machine means nothing elsewhere
 out       the file to write; with from=, the run folder to make
 trust     modules of other packages that the configuration may name, e.g. trust=[diffusers]
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from vecfield_diffusion.apps.assemble import Trained, load_trained
 from vecfield_diffusion.apps.config import CONF, guarded
@@ -34,10 +36,19 @@ KEYS = {
     "from": "str | None",
     "format": "Literal['safetensors', 'program']",
     "dtype": "Literal['float32', 'float16']",
+    "data": "str | None",
     "out": "str | None",
     "trust": "list[str]",
 }
-DEFAULTS = {"ckpt": None, "from": None, "format": "safetensors", "dtype": "float32", "out": None, "trust": []}
+DEFAULTS = {
+    "ckpt": None,
+    "from": None,
+    "format": "safetensors",
+    "dtype": "float32",
+    "data": None,
+    "out": None,
+    "trust": [],
+}
 ENDINGS = {"safetensors": ".safetensors", "program": ".pt2"}
 
 
@@ -77,9 +88,18 @@ def ship(options: dict[str, Any]) -> str:
         save_program(out, trained.denoiser, trained.grid, trained.units)
         how = f'files = {{"{PROGRAM_FILE}": ""}}; torch.export.load("{out}", extra_files=files)'
     else:
-        save_weights(out, state, options["dtype"])
+        save_weights(out, located(state, options["data"]), options["dtype"])
         how = f"python scripts/export.py from={out} out=outputs/train/NAME"
     return f"{out}: {out.stat().st_size / 1e6:.2f} MB, step {trained.step} of {trained.path}\nnext: {how}"
+
+
+def located(state: dict[str, Any], data: str | None) -> dict[str, Any]:
+    """The state with another path of the training data in its configuration."""
+    if data is None:
+        return state
+    config = yaml.safe_load(state["config"])
+    config["dataset"]["path"] = data
+    return {**state, "config": yaml.safe_dump(config, sort_keys=False)}
 
 
 def receive(options: dict[str, Any]) -> str:

@@ -603,7 +603,7 @@ def law_given(cells_of, given):
 
 @pytest.mark.parametrize("told", [False, True])
 def test_single_components_and_errors_of_every_value(told):
-    """D_y is that of the joint posterior: the prior with all rows, or the conditional model with those it is not told."""
+    """D_y is that of the joint posterior: from the prior by all rows, or from the conditional model by the others."""
     given, both, single = joint_case()
     exact_law, cells_law = law_given(both | single, given), law_given(both, given)
 

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from vecfield_diffusion.apps.build import build
+from vecfield_diffusion.apps.config import CONF
 from vecfield_diffusion.apps.posterior import Posterior
 from vecfield_diffusion.data.context import Context
 from vecfield_diffusion.data.fields import Fields
@@ -27,11 +28,17 @@ from vecfield_diffusion.guidance.cfg import ClassifierFree, NoGuidance
 from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.guidance.physics import Physics
 from vecfield_diffusion.inference.cases import Cases
+from vecfield_diffusion.inference.export import load_weights
 from vecfield_diffusion.inference.windows import Windowed
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.samplers.adaptive import Adaptive
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint
 from vecfield_diffusion.training.trainer import network_precision
+
+
+SHIPPED = ".safetensors"
+#: Where shipped networks lie: in a wheel inside the package, in a checkout beside it.
+PRETRAINED = [CONF.parent / "pretrained"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -110,10 +117,11 @@ def check_combination(diffusion: Diffusion, parts: Posterior) -> None:
             "sampler=adaptive has no levels that all members share, which "
             f"inpainting={type(inpainting).__name__.lower()} needs. Use another sampler, or inpainting=conditional"
         )
-    if isinstance(parts.guidance, ClassifierFree) and not (inpainting is None or inpainting.told):
+    told = inpainting is None or inpainting.told
+    if isinstance(parts.guidance, ClassifierFree) and (parts.sensor is not None or not told):
         raise UserError(
-            "guidance=cfg stresses the condition that the network is told: use inpainting=conditional, or "
-            "inpainting=mmps (pigdm) with inpainting.told=true for physics and sensors beside it"
+            "guidance=cfg stresses the cells that the network is told: use sensor=none and inpainting=conditional, or "
+            "inpainting=mmps inpainting.told=true for physics and single components beside them"
         )
     if parts.sensor is not None and isinstance(parts.physics, Physics) and parts.physics.mode == "hard":
         raise UserError("physics.mode=hard holds observed cells, which a sensor does not give: use physics.mode=rows")
@@ -149,14 +157,24 @@ class Trained:
         return tuple(self.config["window"] or self.grid.shape)
 
 
+def find_trained(ckpt: str) -> Path:
+    """The file that `ckpt=` means: see `find_checkpoint`; else a shipped one, such as `pretrained/turbulence`."""
+    here = Path(ckpt)
+    for place in (here, *(folder.parent / here for folder in PRETRAINED)):
+        shipped = place if place.suffix == SHIPPED else place.with_name(f"{place.name}{SHIPPED}")
+        if not here.exists() and shipped.is_file():
+            return shipped
+    return find_checkpoint(ckpt)
+
+
 def load_trained(ckpt: str, device: torch.device, trust: Sequence[str] = ()) -> Trained:
     """The network of a run folder or a checkpoint file, ready to sample.
 
     Raises:
         UserError: No checkpoint there, a damaged or foreign one, or one whose configuration names what is not trusted.
     """
-    path = find_checkpoint(ckpt)
-    state = load_checkpoint(path)
+    path = find_trained(ckpt)
+    state = load_weights(path) if path.suffix == SHIPPED else load_checkpoint(path)
     try:
         config = yaml.safe_load(state["config"])
         grid, statistics = Grid(**state["grid"]), Statistics(**state["statistics"])
@@ -230,14 +248,21 @@ def open_table(path: str, trained: Trained, bin_length: float | None) -> Fields:
     return points.to_fields(trained.grid, x, y, known["x_name"], known["y_name"], trained.units)
 
 
-def held_out(trained: Trained, split: str, trust: Sequence[str] = ()) -> tuple[Fields, range]:
-    """The data that a checkpoint was trained on, and the snapshots of a split that it has not seen."""
+def held_out(trained: Trained, split: str, trust: Sequence[str] = (), data: str | None = None) -> tuple[Fields, range]:
+    """The data that a checkpoint was trained on, and the snapshots of a split that it has not seen.
+
+    Raises:
+        UserError: They are not where they were, nor at `data`, or have lost snapshots.
+    """
+    node = trained.config["dataset"]
+    if data is not None and "path" not in node:
+        raise UserError(f"data={data}: {trained.path} was trained on data that are made, not read")
     try:
-        fields = build(trained.config["dataset"], "dataset", trust=trust)
+        fields = build(node if data is None else {**node, "path": data}, "dataset", trust=trust)
     except UserError as error:
         raise UserError(
-            f"the data that {trained.path} was trained on: {error} (run it from the folder where it was trained; "
-            "infer.py also takes input=FILE)"
+            f"the data that {trained.path} was trained on: {error} (run it from the folder where it was trained, or "
+            "say where they are now: data=FILE; infer.py also takes input=FILE)"
         ) from error
     if len(fields) < trained.split[split].stop:
         raise UserError(

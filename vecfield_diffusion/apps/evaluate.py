@@ -52,7 +52,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
         raise UserError(f"masks={list(masks)}: name options of conf/mask that hide something, such as masks=[block]")
     trained = load_trained(config["ckpt"], device, config["trust"])
     parts = build_posterior(config, trained, device)
-    fields, offered = held_out(trained, "test", config["trust"])
+    fields, offered = held_out(trained, "test", config["trust"], config["data"])
     check_grid(fields, trained)
     trained = fit_size(trained, fields, config["overlap"], config["batch"])
     if parts.weak is not None:

@@ -38,6 +38,7 @@ SAMPLING = {
     "overlap": "float",
     "device": "Literal['auto', 'cpu', 'cuda']",
     "trust": "list[str]",
+    "data": "str | None",
 }
 
 #: The columns of the printed table; `metrics.json` has all.
@@ -194,7 +195,7 @@ def chosen_snapshots(config: dict[str, Any], trained: Trained) -> tuple[Fields, 
         fields = open_input(config["input"], trained, names, config["bin"])
         offered = range(len(fields))
     else:
-        fields, offered = held_out(trained, "test", config["trust"])
+        fields, offered = held_out(trained, "test", config["trust"], config["data"])
     print(fields.summary())
     check_grid(fields, trained)
     chosen = config["time"]

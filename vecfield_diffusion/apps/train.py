@@ -78,7 +78,7 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
     from vecfield_diffusion.apps.build import build
     from vecfield_diffusion.data.context import Context
     from vecfield_diffusion.data.statistics import homogeneous, measure
-    from vecfield_diffusion.training.batches import Batches
+    from vecfield_diffusion.training.batches import Batches, window_grid
     from vecfield_diffusion.training.trainer import Run
 
     check_config(config, folder)
@@ -93,7 +93,8 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
     cut = cutter(fields.grid, window, config["seed"])
     normalizer, statistics = measure(fields, split["train"], config["mean_field"], cut)
     context = Context.measure(fields, split["train"])
-    names = parts["augment"].resolve(fields.grid, mean_is_zero=homogeneous(fields))
+    seen = fields.grid if window is None else window_grid(fields.grid, window)
+    names = parts["augment"].resolve(seen, mean_is_zero=homogeneous(fields))
     config = with_levels(config, statistics.sigma_max)
     diffusion = build(config["diffusion"], "diffusion", trusted=True)
     own = (copy.deepcopy(diffusion), copy.deepcopy(normalizer), fields.grid, device, context)

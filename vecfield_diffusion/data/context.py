@@ -67,9 +67,14 @@ class Context:
             mean[name], std[name] = centre.tolist(), spread if spread > 0 else 1.0
         return cls(tuple(fields.history), tuple(fields.context), mean, std)
 
+    @property
+    def sizes(self) -> list[int]:
+        """The number of channels of each part, the one that says where it is known included."""
+        return [3] * len(self.history) + [3 if name in ANGLES else len(self.mean[name]) + 1 for name in self.names]
+
     def __len__(self) -> int:
         """The number of channels."""
-        return 3 * len(self.history) + sum(3 if name in ANGLES else len(self.mean[name]) + 1 for name in self.names)
+        return sum(self.sizes)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and texts, as a checkpoint stores them; `from_state` reads them back."""
@@ -99,13 +104,14 @@ class Context:
             parts.append(torch.from_numpy(read(chosen)))
         return parts
 
-    def moved(self, parts: Sequence[Tensor], move: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """The parts after a symmetry of the plane, which turns two channels as a vector; an angle is none."""
+    def moved(self, told: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+        """The channels after a symmetry of the plane, which turns two of a part as a vector; an angle is none."""
         angles = [False] * len(self.history) + [name in ANGLES for name in self.names]
-        return [
-            torch.cat([move(each) for each in part.split(1, dim=1)], dim=1) if is_angle else move(part)
-            for part, is_angle in zip(parts, angles, strict=True)
-        ]
+        out = []
+        for part, is_angle in zip(told.split(self.sizes, dim=1), angles, strict=True):
+            values, known = part[:, :-1], part[:, -1:]
+            out += [move(each) for each in (values.split(1, dim=1) if is_angle else (values,))] + [move(known)]
+        return torch.cat(out, dim=1)
 
     def channels(self, parts: Sequence[Tensor], normalizer: Normalizer, shown: Sequence[Tensor] = ()) -> Tensor:
         """What a network is told, `(n, C, H, W)`: each part normalised, 0 where unknown, then where it is known.

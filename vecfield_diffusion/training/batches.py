@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ class Batches:
         normalizer: Physical to normalised units.
         diffusion: Draws the training times and completes the observation.
         mask: Draws what is observed.
-        augmentation: Transforms the fields; None leaves them as they are.
+        augmentation: Transforms what a network sees, the anomalies of its windows; None leaves them as they are.
         size: Samples in a batch.
         seed: One seed gives one sequence of batches.
         sigma_obs: The error of an observation is uniform up to this, in standard deviations of the data.
@@ -102,17 +103,17 @@ class Batches:
         """Batch k, on the CPU."""
         generator, chosen = self.generator(0, k), self.chosen(k)
         velocity, valid = self.fields.read(chosen), self.fields.grid.valid
-        parts = [] if self.context is None else self.context.parts(self.fields, chosen)
-        if self.augmentation is not None:
-            drawn = self.augmentation.draw(self.size, generator)
-            velocity = self.augmentation.apply(velocity, drawn)
-            parts = parts and self.context.moved(parts, lambda part: self.augmentation.apply(part, drawn))
         x0 = self.normalizer.normalize(velocity)
-        context = None if self.context is None else self.told(parts, generator)
+        context = None if self.context is None else self.told(chosen, generator)
         if self.window is not None:
             cut = windows(self.fields.grid, self.window, self.size, generator)
-            x0, valid = cut(x0), cut(valid.expand(self.size, 1, -1, -1))[:, 0]
+            x0, valid = cut(x0), cut(valid.expand(self.size, 1, -1, -1))
             context = None if context is None else cut(context)
+        if self.augmentation is not None:
+            move = partial(self.augmentation.apply, parameters=self.augmentation.draw(self.size, generator))
+            x0, valid = move(x0), valid if valid.ndim == 2 else move(valid)
+            context = None if context is None else self.context.moved(context, move)
+        valid = valid if valid.ndim == 2 else valid[:, 0]
         measured = x0[:, :1].isfinite()
         x0 = torch.where(measured, x0, 0.0)
         observed = draw(self.mask, self.size, valid, generator) & measured
@@ -125,8 +126,9 @@ class Batches:
         told = replace(told.forget(silent), context=context)
         return Batch(x0, measured, told, t, torch.randn(x0.shape, generator=generator))
 
-    def told(self, parts: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+    def told(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """The channels of a context, each part left out now and then; half of the earlier fields through a mask."""
+        parts = self.context.parts(self.fields, chosen)
         shown = [torch.rand(self.size, 1, 1, 1, generator=generator) >= self.dropout for _ in parts]
         for lag in range(len(self.context.history)):
             whole = torch.rand(self.size, 1, 1, 1, generator=generator) < 0.5
