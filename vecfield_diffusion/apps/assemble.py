@@ -35,7 +35,6 @@ from vecfield_diffusion.samplers.adaptive import Adaptive
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint
 from vecfield_diffusion.training.trainer import network_precision
 
-
 SHIPPED = ".safetensors"
 #: Where shipped networks lie: in a wheel inside the package, in a checkout beside it.
 PRETRAINED = [CONF.parent / "pretrained"]
