@@ -22,7 +22,7 @@ from vecfield_diffusion.apps.config import option
 from vecfield_diffusion.apps.evaluate import fit_baselines
 from vecfield_diffusion.apps.infer import fill
 from vecfield_diffusion.apps.infer import main as infer
-from vecfield_diffusion.apps.posterior import build_posterior, settle
+from vecfield_diffusion.apps.posterior import Seen, build_posterior, settle
 from vecfield_diffusion.data.hdf5 import write_hdf5
 from vecfield_diffusion.data.masks import Clouds
 from vecfield_diffusion.data.turbulence import open_turbulence
@@ -67,7 +67,7 @@ def score(name: str) -> list[dict[str, object]]:
         drawn = build(option("mask", mask), "mask", trusted=True)
         cases = make_cases(fields, indices, drawn, seed=0)
         config = infer.config(f"ckpt=outputs/train/{name}", f"members={MEMBERS}", "inpainting=conditional")
-        parts = settle(build_posterior(config, trained, torch.device("cpu")), trained, cases)
+        parts = settle(build_posterior(config, trained, torch.device("cpu")), trained, Seen().add(cases))
         members = fill(config, trained, parts, cases)
         rows.append({"trained on": name, "mask": mask, **scores(members, cases.truth, cases.hidden)})
         if name == "whole":

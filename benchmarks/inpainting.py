@@ -15,7 +15,7 @@ from vecfield_diffusion.apps.assemble import check_grid, choose_device, held_out
 from vecfield_diffusion.apps.build import build
 from vecfield_diffusion.apps.evaluate import main
 from vecfield_diffusion.apps.infer import fill
-from vecfield_diffusion.apps.posterior import build_posterior, settle
+from vecfield_diffusion.apps.posterior import Seen, build_posterior, settle
 from vecfield_diffusion.evaluation.metrics import divergence_rms, scores, table
 from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.inference.cases import make_cases
@@ -60,7 +60,7 @@ def compare(overrides: list[str], masks: list[str], methods: list[str]) -> list[
         true = divergence_rms(cases.truth[None], trained.grid, trained.grid.valid.expand_as(cases.observed))
         for method in methods:
             chosen = main.config(*overrides, *METHODS[method])
-            parts = settle(build_posterior(chosen, trained, device), trained, cases)
+            parts = settle(build_posterior(chosen, trained, device), trained, Seen().add(cases))
             begun = time.perf_counter()
             members = fill(chosen, trained, parts, cases)
             seconds = (time.perf_counter() - begun) / (len(members) * len(cases.y))

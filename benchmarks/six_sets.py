@@ -64,7 +64,11 @@ def series(name: str, file: Path, minutes: str) -> list[dict[str, object]]:
             "set": name,
             "mask": mask,
             "score": score,
-            **{row["method"]: float(row[score]) for row in scores if row["mask"] == mask},
+            **{
+                row["method"]: float(row["value"])
+                for row in scores
+                if (row["mask"], row["metric"], row["region"]) == (mask, score, "hidden")
+            },
         }
         for mask in MASKS
         for score in ("rmse_component", "crps")

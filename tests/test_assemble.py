@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vecfield_diffusion.apps import assemble
-from vecfield_diffusion.apps.posterior import Posterior
+from vecfield_diffusion.apps.posterior import Posterior, Seen
 from vecfield_diffusion.apps.train import describe
 from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.diffusion.denoiser import Denoiser
@@ -106,10 +106,11 @@ def test_what_a_run_remembers_of_its_data():
 def test_worse_observations_than_training_saw_are_noted(capsys):
     observed = torch.tensor([[[[True, False]]]])
     sigma = torch.tensor([[[[0.05, 0.3]], [[torch.nan, 0.3]]]])  # what is not observed has no error that counts
-    told = SimpleNamespace(observed=observed, single=observed & False, sigma_obs=sigma)
-    assemble.check_error(told, TRAINED)
+    seen = Seen().add(SimpleNamespace(observed=observed, single=observed & False, sigma_obs=sigma, numbers=[0]))
+    assert seen.worst == pytest.approx(0.05) and not seen.single
+    assemble.check_error(seen.worst, TRAINED)
     assert capsys.readouterr().out == ""
-    assemble.check_error(SimpleNamespace(**vars(told) | {"sigma_obs": torch.full((1, 1, 1, 1), 0.2)}), TRAINED)
+    assemble.check_error(0.2, TRAINED)
     assert "sigma_obs=0.2 is more than the 0.05 m s-1 that training reached" in capsys.readouterr().out
 
 

@@ -149,8 +149,9 @@ def test_windows_of_batches_hold_what_the_fields_hold_there():
     scaled = torch.from_numpy((DEPTH[0] - DEPTH[:, LAND.numpy()].mean()) / DEPTH[:, LAND.numpy()].std())
     order = batches(data).chosen(0)
     for x0, measured, told, index in zip(batch.x0, batch.measured, batch.observation.context, order, strict=True):
-        offset = ((scaled - told[0, 0, 0]).abs() < 1e-3).nonzero()[0]
-        i, j = offset.tolist()
+        inside = told[1].nonzero()[0]
+        place = ((scaled - told[0, *inside]).abs() < 1e-3).nonzero()[0]
+        i, j = (place - inside).tolist()
         expected = (torch.from_numpy(VELOCITY[index]) - 0.5)[:, i : i + 4, j : j + 4] / 2
         known = LAND[i : i + 4, j : j + 4] & expected.isfinite().all(dim=0)
         assert torch.equal(measured[0], known)
@@ -161,8 +162,8 @@ def test_cases_are_told_the_past_as_it_is_or_through_masks():
     data = fields(context=(), history=[1])
     context = Context.measure(data, range(N))
     cases = make_cases(data, [3, 8], Pixels(0.25), seed=2)
-    whole = with_context(cases, data, context, NORMALIZER, None, 2).context
-    masked = with_context(cases, data, context, NORMALIZER, Pixels(0.25), 2).context
+    whole = with_context(cases, data, context, NORMALIZER, 2, None, True).context
+    masked = with_context(cases, data, context, NORMALIZER, 2, Pixels(0.25), True).context
     assert torch.equal(whole[0, 2].bool(), LAND)
     assert 5 <= masked[0, 2].sum() <= 12
     shown = masked[:, 2:].bool().expand(-1, 2, -1, -1)

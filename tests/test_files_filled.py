@@ -8,6 +8,7 @@ import pytest
 import xarray as xr
 from programs import FEW, SMALL, is_message
 
+from vecfield_diffusion.data.formats import open_fields
 from vecfield_diffusion.data.hdf5 import write_hdf5
 
 WINDOW = ["debug=fast", *SMALL, "dataset=file", "trainer.batch_size=2", "trainer.max_steps=2"]
@@ -228,3 +229,56 @@ def test_the_past_is_told(trained, run):
     is_message(done, "no variable 'dept'", "depth")
     code, _, err = run("evaluate", "ckpt=outputs/train/past", "cases=2", "masks=[pixels]", *FEW)
     assert code == 0, err
+
+
+def test_what_one_time_lacks_decides_for_all(trained, run, monkeypatch):
+    """A lone component, or a gap, at a time that the probe for `auto` would pass over."""
+    from vecfield_diffusion.apps import infer
+
+    monkeypatch.setattr(infer, "PROBE", 2)
+    radar(trained)
+    out, _ = fill(run, trained, "probe", "input=radar.nc")
+    assert "inpainting=mmps: some cells lack one component" in out
+
+
+def test_the_output_of_a_native_file_is_read_again(trained, run):
+    """Its own attributes are not those of the format; flags and texts of others are kept as numbers and text."""
+    rng = np.random.default_rng(3)
+    velocity = 0.2 * rng.standard_normal((2, 2, 16, 16))
+    velocity[0, :, 3:6, 3:6] = np.nan
+    write_hdf5(trained / "native.h5", velocity, 1e3, -1e3, units="m/s")
+    with h5py.File(trained / "native.h5", "a") as file:
+        file.attrs["quality"] = True
+    _, data = fill(run, trained, "native", "input=native.h5")
+    again = open_fields(str(trained / "outputs" / "infer" / "native" / "fields.nc"))
+    np.testing.assert_array_equal(again.read([0, 1])[:, 0], data["u"])
+
+
+def test_another_place_and_a_domain_of_ones_own(trained, run):
+    """Fields of the same size elsewhere keep their own domain; cells never measured are inside where one says so."""
+    given = radar(trained)
+    moved = given.isel(time=[0]).assign_coords(longitude=given["longitude"] + 30.0)
+    moved.to_netcdf(trained / "moved.nc", engine="h5netcdf")
+    done = run("infer", "ckpt=outputs/train/net", *FEW, "input=moved.nc", "name=bad")
+    is_message(done, "nothing to fill", "domain=FILE")
+    np.save(trained / "domain.npy", np.ones((16, 16), dtype=bool))
+    _, data = fill(run, trained, "domain", "input=moved.nc", "domain=domain.npy")
+    assert np.isfinite(data["ugos"]).all() and (data["observed"] == 0).any()
+    wet = np.isfinite(given["ugos"][0]).values
+    _, data = fill(run, trained, "moved", "input=moved.nc", "mask=pixels")
+    np.testing.assert_array_equal(np.isfinite(data["ugos"][0]), wet)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ("bin=0", ("bin must be > 0",)),
+        ("overlap=-0.1", ("overlap must be in [0, 1)",)),
+        ("inpainting=repaint sigma_obs=u_err", ("repaint takes one error",)),
+    ],
+)
+def test_what_makes_no_sense(trained, run, overrides, parts):
+    radar(trained)
+    is_message(
+        run("infer", "ckpt=outputs/train/net", *FEW, "input=radar.nc", "name=bad", *overrides.split(" ")), *parts
+    )

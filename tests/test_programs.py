@@ -114,9 +114,13 @@ def test_evaluation_scores_beside_the_baselines(place: Path) -> None:
         rows = list(csv.DictReader(stream))
     methods = {"diffusion", "climatology", "nearest", "linear", "biharmonic", "optimal interpolation"}
     assert {(row["mask"], row["method"]) for row in rows} == {(a, b) for a in ("pixels", "block") for b in methods}
-    assert all(float(row["rmse_component"]) > 0 for row in rows)
-    reference = [row for row in rows if row["method"] == "optimal interpolation"]
-    assert all(float(row["rmse / OI"]) == 1 for row in reference) and "biharmonic" in done.stdout
+    errors = [row for row in rows if (row["metric"], row["region"]) == ("rmse_component", "hidden")]
+    assert len(errors) == 12 and all(0 < float(row["low"]) <= float(row["high"]) for row in errors)
+    assert {(row["cases"], row["units"]) for row in errors} == {("3", "m s-1")}
+    assert "rmse / OI" in done.stdout and "biharmonic" in done.stdout
+    assert "persistence is left out" in done.stdout  # the snapshots of the turbulence are independent
+    report = (place / "outputs" / "evaluate" / "scores" / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 11 and "outputs/train/run" in report
 
 
 def test_seed_members_and_batch(place: Path, run: Call) -> None:

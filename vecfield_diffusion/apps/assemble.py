@@ -16,7 +16,7 @@ from vecfield_diffusion.apps.build import build
 from vecfield_diffusion.apps.config import CONF
 from vecfield_diffusion.apps.posterior import Posterior
 from vecfield_diffusion.data.context import Context
-from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.fields import Fields, same_units
 from vecfield_diffusion.data.formats import open_fields
 from vecfield_diffusion.data.points import open_points
 from vecfield_diffusion.diffusion.base import Diffusion
@@ -27,7 +27,6 @@ from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.cfg import ClassifierFree, NoGuidance
 from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.guidance.physics import Physics
-from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.inference.export import load_weights
 from vecfield_diffusion.inference.windows import Windowed
 from vecfield_diffusion.physics.grid import Grid
@@ -226,11 +225,17 @@ def open_input(
     try:
         try:
             return open_fields(**said)
-        except UserError:
-            return open_fields(**kept)  # a file of another kind: what was said of the training data is not true of it
+        except UserError as error:  # a file of another kind: what was said of the training data is not true of it
+            if names is None and not set(said) - set(kept):
+                raise
+            fields = open_fields(**kept)
+            left = ", ".join(f"{key}={value}" for key, value in said.items() if key not in kept)
+            print(f"note: read without what was said of the training data ({left}): {error}")
+            return fields
     except (UserError, ValueError) as error:
-        message = str(error).replace("dataset.path=", "input=").replace("dataset.u=", "names=[u,v], u=")
-        raise UserError(f"input={path}: {message.replace('dataset.v=', 'v=')}") from error
+        message = str(error).replace("dataset.path=", "input=")
+        hint = " (here: names=[U,V])" if "dataset.u=" in message else ""
+        raise UserError(f"input={path}: {message}{hint}") from error
 
 
 def open_table(path: str, trained: Trained, bin_length: float | None) -> Fields:
@@ -271,18 +276,11 @@ def held_out(trained: Trained, split: str, trust: Sequence[str] = (), data: str 
     return fields, trained.split[split]
 
 
-def check_error(cases: Cases, trained: Trained) -> None:
+def check_error(worst: float, trained: Trained) -> None:
     """Prints a note where observations are worse than any that the network was trained with."""
     most = trained.config["trainer"]["sigma_obs"] * trained.statistics.std
-    worst = largest_error(cases)
     if worst > 1.0001 * most:  # float32
         print(f"note: sigma_obs={worst:g} is more than the {most:.3g} {trained.units} that training reached")
-
-
-def largest_error(cases: Cases) -> float:
-    """The largest error of an observed value, in physical units; 0 without any."""
-    known = (cases.observed | cases.single) & cases.sigma_obs.isfinite()
-    return torch.where(known, cases.sigma_obs, 0.0).max().item()
 
 
 def fit_size(trained: Trained, fields: Fields, overlap: float = 0.25, batch: int = 64) -> Trained:
@@ -292,14 +290,17 @@ def fit_size(trained: Trained, fields: Fields, overlap: float = 0.25, batch: int
         UserError: A network that knows its own domain alone.
     """
     denoiser, grid = trained.denoiser, trained.grid
-    if fields.shape != grid.shape:
-        said = f"{fields.source} has fields of {fields.shape[0]}x{fields.shape[1]}, but {trained.path} was trained"
+    away = elsewhere(trained, fields)
+    if fields.shape != grid.shape or away:
+        place = " of another place" if away else ""
+        size = f"{fields.shape[0]}x{fields.shape[1]}"
+        said = f"{fields.source} has fields{place} of {size}, but {trained.path} was trained"
         if denoiser.normalizer.mean.any():
             raise UserError(
                 f"{said} on {grid.shape[0]}x{grid.shape[1]} around the mean field of that domain. Give data of that "
                 "size, or train with mean_field=false"
             )
-        if trained.config["window"] is None and any(grid.periodic):
+        if trained.config["window"] is None and any(grid.periodic) and fields.shape != grid.shape:
             raise UserError(
                 f"{said} on a periodic domain of {grid.shape[0]}x{grid.shape[1]}. Give data of that size, or train "
                 "with window=[32,32] or so"
@@ -315,6 +316,17 @@ def fit_size(trained: Trained, fields: Fields, overlap: float = 0.25, batch: int
     return replace(trained, denoiser=denoiser, grid=grid)
 
 
+def elsewhere(trained: Trained, fields: Fields) -> bool:
+    """Whether fields of the size of the training data lie at other longitudes and latitudes, by a cell or more."""
+    known = trained.coordinates
+    if known is None or known["x_name"] != "lon" or fields.x_name != "lon" or fields.shape != trained.grid.shape:
+        return False
+    east = (torch.as_tensor(fields.x.astype(float)) - known["x"] + 180) % 360 - 180
+    north = torch.as_tensor(fields.y.astype(float)) - known["y"]
+    cells = zip((east, north), (known["x"], known["y"]), strict=True)
+    return any(bool((off.abs() > axis.diff().abs().median()).any()) for off, axis in cells)
+
+
 def check_grid(fields: Fields, trained: Trained) -> None:
     """Raises UserError where fields have other units, or rows in another order, than those of the training data."""
     if fields.grid.dy[0] * trained.grid.dy[0] < 0:
@@ -322,7 +334,7 @@ def check_grid(fields: Fields, trained: Trained) -> None:
             f"the rows of {fields.source} run the other way than those that {trained.path} was trained on. Turn the "
             f"file around along {fields.y_name}"
         )
-    if fields.units != trained.units:
+    if not same_units(fields.units, trained.units):
         raise UserError(f"{fields.source} is in {fields.units}, but {trained.path} was trained on {trained.units}")
     for name in ("dx", "dy"):
         here, there = (getattr(grid, name).abs().median() for grid in (fields.grid, trained.grid))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from vecfield_diffusion.apps.assemble import Trained
-    from vecfield_diffusion.apps.posterior import Posterior
+    from vecfield_diffusion.apps.posterior import Posterior, Seen
     from vecfield_diffusion.data.fields import Fields
     from vecfield_diffusion.evaluation.plots import Coordinates
     from vecfield_diffusion.inference.cases import Cases
@@ -43,6 +43,8 @@ SAMPLING = {
 
 #: The columns of the printed table; `metrics.json` has all.
 COLUMNS = ("cells", "rmse_component", "rmse_vector", "correlation", "crps", "spread_skill", "coverage_90")
+#: Attributes of the native file, which the output is not.
+NATIVE = {"format", "version", "dx", "dy", "boundary_x", "boundary_y"}
 #: Snapshots whose masks decide what `inpainting=auto` is.
 PROBE = 64
 
@@ -54,6 +56,7 @@ main = Program(
         "input": "str | None",
         "names": "tuple[str, str] | None",
         "bin": "float | None",
+        "domain": "str | None",
         "time": "int | list[int] | str | None",
         "sigma_obs": "float | str | list[str]",
         "hide": "float",
@@ -95,14 +98,15 @@ def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
         parts.guidance.weak = fit_size(parts.weak, fields, config["overlap"], config["batch"]).denoiser
     place(parts.sensor, fields)
     task = Task(config, trained, fields, indices, mask or default_mask(config), parts)
-    probe = task.cases(indices[:: -(-len(indices) // PROBE)])
-    check_cases(probe, task)
+    seen = survey(task)
     if config["likelihood"] != "none":
         parts = replace(parts, inpainting=Conditional())
-    task.parts = settle(parts, trained, probe)
+    task.parts = settle(parts, trained, seen, config["sigma_obs"])
     writer = FieldsWriter(
         folder / "fields.nc", template(task), trained.grid.valid.numpy(), config["members"], key(config, task)
     )
+    if trained.context is not None and (lacking := trained.context.lacking(fields)):
+        print(f"note: {fields.source} does not have {', '.join(lacking)}, which the network was told in training")
     fill_all(task, writer)
     writer.finish()
     return report(task, folder)
@@ -133,7 +137,9 @@ class Task:
 
     def cases(self, indices: Sequence[int]) -> Cases:
         """The cases of some snapshots, always the same."""
-        from vecfield_diffusion.inference.cases import make_cases, with_context
+        import torch
+
+        from vecfield_diffusion.inference.cases import cells_seen, make_cases, with_context
 
         config, trained, fields = self.config, self.trained, self.fields
         error = errors(config["sigma_obs"], fields, indices)
@@ -141,9 +147,15 @@ class Task:
         cases = make_cases(fields, indices, *how)
         recorded = None if self.parts.sensor is None else self.parts.sensor.load(variable(fields, indices))
         if recorded is not None:  # the fields of the file stand for their coordinates alone
-            cases = cases.unknown(recorded & trained.grid.valid)
-        past = self.mask if self.twin and config["history"] == "masked" else None
-        return with_context(cases, fields, trained.context, trained.denoiser.normalizer, past, config["seed"])
+            how = (self.mask, config["seed"])
+            recorded = recorded & trained.grid.valid & error_known(cases)
+            pairs = zip(recorded, cases.numbers, strict=True)
+            seen = torch.stack([cells_seen(each, *how, number, config["hide"]) for each, number in pairs])
+            self.parts.sensor.keep(seen)
+            cases = cases.unknown(seen)
+        past = self.mask if config["history"] == "masked" else None
+        how = (fields, trained.context, trained.denoiser.normalizer, config["seed"])
+        return with_context(cases, *how, past, self.twin)
 
     def blocks(self) -> Iterator[list[int]]:
         """The positions of the snapshots that are filled at once."""
@@ -158,8 +170,10 @@ def check_ranges(config: dict[str, Any]) -> None:
         if isinstance(config.get(key), int | float) and config[key] < least:
             raise UserError(f"{key} must be >= {least}, got {config[key]}")
     for key in ("hide", "overlap"):
-        if config.get(key, 0.0) >= 1:
+        if not 0 <= config.get(key, 0.0) < 1:
             raise UserError(f"{key} must be in [0, 1), got {config[key]}")
+    if config.get("bin") is not None and config["bin"] <= 0:
+        raise UserError(f"bin must be > 0, got {config['bin']}")
 
 
 def check_likelihood(config: dict[str, Any], parts: Posterior, mask: Any) -> None:
@@ -188,6 +202,7 @@ def check_likelihood(config: dict[str, Any], parts: Posterior, mask: Any) -> Non
 def chosen_snapshots(config: dict[str, Any], trained: Trained) -> tuple[Fields, list[int]]:
     """The fields of `input=`, or of the test split of the training data, and the indices that `time=` chooses."""
     from vecfield_diffusion.apps.assemble import check_grid, held_out, open_input
+    from vecfield_diffusion.data.masks import load_mask
 
     if config["input"] is not None:
         radial = radials(config)
@@ -196,6 +211,9 @@ def chosen_snapshots(config: dict[str, Any], trained: Trained) -> tuple[Fields, 
         offered = range(len(fields))
     else:
         fields, offered = held_out(trained, "test", config["trust"], config["data"])
+    if config["domain"] is not None:
+        valid = load_mask(config["domain"], fields.shape)
+        fields.grid = replace(fields.grid, valid=valid)
     print(fields.summary())
     check_grid(fields, trained)
     chosen = config["time"]
@@ -287,37 +305,65 @@ def errors(given: float | str | list[str], fields: Fields, indices: Sequence[int
         raise UserError(f"sigma_obs={given}: expected a number, a variable of the file, or one for u and one for v")
     read = variable(fields, indices)
     found = torch.cat([read(name)[:, :1] for name in names], dim=1)
-    if (found < 0).any() or not found.isfinite().any():
-        raise UserError(f"sigma_obs={given}: expected errors >= 0 in {fields.source}, found negative or no numbers")
+    if (found < 0).any():
+        raise UserError(f"sigma_obs={given}: expected errors >= 0 in {fields.source}, found {found.nan_to_num().min()}")
     return found
 
 
-def check_cases(cases: Cases, task: Task) -> None:
-    """Raises UserError where there is nothing to fill, or nothing to fill it from."""
+def error_known(cases: Cases) -> torch.Tensor:
+    """Where the error of a measurement is known, `(N, 1, H, W)` or what broadcasts to it."""
+    return cases.sigma_obs.isfinite().all(dim=1, keepdim=True)
+
+
+def survey(task: Task) -> Seen:
+    """What is observed of all snapshots; says what is lacking.
+
+    Raises:
+        UserError: There is nothing to fill, or nothing to fill it from.
+    """
     from vecfield_diffusion.apps.assemble import check_error
+    from vecfield_diffusion.apps.posterior import Seen
     from vecfield_diffusion.data.masks import Empty
 
-    check_error(cases, task.trained)
-    seen = (cases.observed | cases.single.any(dim=1, keepdim=True)).flatten(1).any(dim=1)
-    if not isinstance(task.mask, Empty):
-        lacking = [number for number, any_seen in zip(cases.numbers, seen.tolist(), strict=True) if not any_seen]
-        if len(lacking) == len(cases.numbers):
+    seen, lacking, filled, chosen = Seen(), [], True, set(task.indices[:: -(-len(task.indices) // PROBE)])
+    for first in range(0, len(task.indices), PROBE):
+        cases = task.cases(task.indices[first : first + PROBE])
+        seen.add(cases, [number in chosen for number in cases.numbers])
+        known = (cases.observed | cases.single.any(dim=1, keepdim=True)).flatten(1).any(dim=1)
+        lacking += [number for number, any_known in zip(cases.numbers, known.tolist(), strict=True) if not any_known]
+        filled = filled and bool((cases.observed | ~task.trained.grid.valid).all())
+    check_error(seen.worst, task.trained)
+    if not isinstance(task.mask, Empty) and lacking:
+        if len(lacking) == len(task.indices):
             raise UserError(f"snapshot {lacking[0]} has no observed cell: choose another time=, or draw with mask=none")
-        if lacking:
-            print(f"note: {len(lacking)} snapshots, such as {lacking[0]}, have no observed cell: they are drawn freely")
-    if bool((cases.observed | ~task.trained.grid.valid).all()):
-        raise UserError("nothing to fill: every cell is observed. Hide some with mask=block, or hide=0.2")
+        print(f"note: {len(lacking)} snapshots, such as {lacking[0]}, have no observed cell: they are drawn freely")
+    if filled and task.parts.sensor is None:
+        raise UserError(
+            "nothing to fill: every cell is observed (cells that the file never measures are taken for land, unless "
+            "domain=FILE marks them). Hide some with mask=block, or hide=0.2"
+        )
+    return seen
 
 
 def key(config: dict[str, Any], task: Task) -> str:
     """What the filled fields depend on, in short: an interrupted run goes on only with the same."""
     free = ("name", "batch", "device", "colour")
     told = {name: value for name, value in config.items() if name not in free}
-    state = task.trained.path.stat()
-    source = Path(task.fields.source)
-    stamp = source.stat().st_mtime_ns if source.exists() else 0
-    text = json.dumps([told, task.indices, state.st_mtime_ns, state.st_size, stamp], sort_keys=True, default=str)
+    files = [task.trained.path, *sources(task.fields.source), *filter(None, [getattr(task.mask, "path", None)])]
+    files += [task.parts.weak.path] if task.parts.weak is not None else []
+    states = [(str(file), Path(file).stat().st_mtime_ns, Path(file).stat().st_size) for file in files]
+    text = json.dumps([told, task.indices, states], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sources(source: str) -> list[Path]:
+    """The files that fields were read from."""
+    from vecfield_diffusion.data.formats import files_of
+
+    try:
+        return files_of(source)
+    except UserError:
+        return []
 
 
 def template(task: Task) -> Template:
@@ -332,13 +378,12 @@ def template(task: Task) -> Template:
     done = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} filled by vecfield_diffusion {__version__}: {said}"
     provenance = {
         "source": fields.source,
-        **fields.global_attrs,
-        **fields.attrs,
+        **{name: value for name, value in {**fields.global_attrs, **fields.attrs}.items() if name not in NATIVE},
         "history": "\n".join([done, *filter(None, [str(fields.global_attrs.get("history", ""))])]),
         "config": yaml.safe_dump(config, sort_keys=False),
         "ckpt": str(task.trained.path),
         "seed": config["seed"],
-        "version": __version__,
+        "vecfield_diffusion_version": __version__,
     }
     named = dict(zip(fields.dims, fields.coordinates(task.indices).values(), strict=True))
     return Template(
@@ -348,8 +393,18 @@ def template(task: Task) -> Template:
         units=fields.units,
         component_attrs=fields.component_attrs,
         extra_coords=fields.extra_coords,
-        attributes=provenance,
+        attributes={name: stored(value) for name, value in provenance.items()},
     )
+
+
+def stored(value: Any) -> Any:
+    """An attribute as netCDF can hold it: text or numbers."""
+    import numpy as np
+
+    array = np.asarray(value)
+    if array.dtype.kind == "b":
+        return array.astype(np.int8) if array.ndim else int(array)
+    return value if array.dtype.kind in "fiuUS" else str(value)
 
 
 def names(fields: Fields) -> tuple[str, str]:

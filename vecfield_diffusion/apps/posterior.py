@@ -7,7 +7,8 @@ left to `auto` is chosen.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vecfield_diffusion.errors import UserError
@@ -80,8 +81,30 @@ def build_posterior(config: dict[str, Any], trained: Trained, device: torch.devi
     return parts
 
 
-def settle(parts: Posterior, trained: Trained, cases: Cases) -> Posterior:
-    """The same with nothing left open, for what is observed of `cases`; says what was chosen and why."""
+@dataclass
+class Seen:
+    """What is observed of cases: some of the masks, the largest error, whether single components are among it."""
+
+    observed: list[Tensor] = field(default_factory=list)
+    worst: float = 0.0
+    single: bool = False
+
+    def add(self, cases: Cases, keep: Sequence[bool] | None = None) -> Seen:
+        """Takes in further cases, and the masks of those to `keep`; all by default."""
+        known = (cases.observed | cases.single) & cases.sigma_obs.isfinite()
+        self.worst = max(self.worst, cases.sigma_obs.where(known, 0.0).max().item())
+        self.single = self.single or bool(cases.single.any())
+        chosen = [True] * len(cases.numbers) if keep is None else keep
+        self.observed += [mask for mask, kept in zip(cases.observed, chosen, strict=True) if kept]
+        return self
+
+
+def settle(parts: Posterior, trained: Trained, seen: Seen, sigma_obs: float | str | Sequence[str] = 0.0) -> Posterior:
+    """The same with nothing left open, for what is observed with `sigma_obs`; says what was chosen and why.
+
+    Raises:
+        UserError: A way to inpaint that cannot take the errors.
+    """
     from vecfield_diffusion.apps.build import build
     from vecfield_diffusion.apps.config import option
     from vecfield_diffusion.guidance.physics import Physics
@@ -89,7 +112,7 @@ def settle(parts: Posterior, trained: Trained, cases: Cases) -> Posterior:
     from vecfield_diffusion.samplers.stochastic import DDIM, Ancestral
 
     if parts.inpainting is None:
-        name, reason = choose(parts, trained, cases)
+        name, reason = choose(parts, trained, seen)
         print(f"inpainting={name}: {reason}")
         parts = replace(parts, inpainting=build(option("inpainting", name), "inpainting", trusted=True))
     if isinstance(parts.physics, Physics):
@@ -100,6 +123,8 @@ def settle(parts: Posterior, trained: Trained, cases: Cases) -> Posterior:
         said = ", ".join(f"{term.name} (tau {term.tau:.3g})" for term in physics.terms)
         print(f"physics.mode={physics.mode}: {said}")
         parts = replace(parts, physics=physics)
+    if parts.inpainting.repeats > 1 and not isinstance(sigma_obs, int | float):
+        raise UserError("inpainting=repaint takes one error for all cells: give sigma_obs as a number, or use mmps")
     if isinstance(parts.inpainting, DPS) and parts.sampler.steps < 50:
         print("note: dps takes long strides in few steps; give sampler.steps=100 or more")
     if parts.inpainting.repeats > 1 and not isinstance(parts.sampler, Ancestral | DDIM):
@@ -107,9 +132,10 @@ def settle(parts: Posterior, trained: Trained, cases: Cases) -> Posterior:
     return parts
 
 
-def choose(parts: Posterior, trained: Trained, cases: Cases) -> tuple[str, str]:
+def choose(parts: Posterior, trained: Trained, seen: Seen) -> tuple[str, str]:
     """`conditional` or `mmps`, and the reason."""
-    from vecfield_diffusion.apps.assemble import largest_error
+    import torch
+
     from vecfield_diffusion.guidance.cfg import ClassifierFree
     from vecfield_diffusion.guidance.physics import Physics
 
@@ -123,14 +149,13 @@ def choose(parts: Posterior, trained: Trained, cases: Cases) -> tuple[str, str]:
         return "mmps", "physics as observations needs it"
     if parts.sampler.needs_variance:
         return "conditional", "sampler.variance=learned needs it"
-    if cases.single.any():
+    if seen.single:
         return "mmps", "some cells lack one component, which the network was not trained on"
-    if not cases.observed.any():
+    if not any(mask.any() for mask in seen.observed):
         return "conditional", "nothing is observed"
-    worst = largest_error(cases)
-    if worst > 1.01 * trained.config["trainer"]["sigma_obs"] * trained.statistics.std:
-        return "mmps", f"sigma_obs={worst:g} is beyond the errors that the network was trained with"
-    unlike, asked = unfamiliar(trained, cases.observed)
+    if seen.worst > 1.01 * trained.config["trainer"]["sigma_obs"] * trained.statistics.std:
+        return "mmps", f"sigma_obs={seen.worst:g} is beyond the errors that the network was trained with"
+    unlike, asked = unfamiliar(trained, torch.stack(seen.observed))
     # One in a hundred masks of training would be counted as well.
     if unlike > 0.1 * asked:
         return "mmps", f"{unlike} of {asked} masks are unlike those that the network was trained on"

@@ -172,10 +172,11 @@ def checked_window(config: dict[str, Any], fields: Fields) -> tuple[int, int] | 
 
 def cutter(grid: Grid, window: tuple[int, int] | None, seed: int) -> Callable[[Tensor], Tensor]:
     """What a network sees of whole fields: a random window of each, or all of it."""
+    from vecfield_diffusion.data.statistics import whole
     from vecfield_diffusion.training.batches import seeded, windows
 
     if window is None:
-        return lambda fields: fields
+        return whole
     generator = seeded(seed, 2)
     return lambda fields: windows(grid, window, len(fields), generator)(fields)
 
@@ -283,7 +284,7 @@ def scorer(
     trainer, seed, mask = parts["trainer"], config["seed"], parts["mask"]
     spaced = [indices[i * len(indices) // trainer.score_cases] for i in range(min(trainer.score_cases, len(indices)))]
     cases = make_cases(fields, sorted(set(spaced)), mask, seed)
-    cases = with_context(cases, fields, context, denoiser.normalizer, mask, seed)
+    cases = with_context(cases, fields, context, denoiser.normalizer, seed, mask, True)
     device = next(denoiser.parameters()).device
     if config["window"] is not None:
         denoiser = Windowed(denoiser, tuple(config["window"]), 0.25, fields.grid.periodic)

@@ -122,7 +122,7 @@ class Entry:
         pair = np.ravel(self.attrs["valid_range"]) if "valid_range" in self.attrs else pair
         scale, offset = (float(self.packing.get(name, neutral)) for name, neutral in NEUTRAL.items())
         limits = []
-        for limit in pair:
+        for limit in pair if np.asarray(pair).dtype.kind in "fiu" else (-np.inf, np.inf):
             # The conventions give the limits in packed units if they are of the packed type.
             packed = np.isfinite(limit) and np.asarray(limit).dtype.kind == "i" and self.dtype.kind == "i"
             limits.append(float(limit) * scale + offset if packed else float(limit))

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.fields import Fields, Reader
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.errors import UserError
 
@@ -56,6 +57,8 @@ class Context:
         mean, std = {}, {}
         chosen = np.asarray(indices)[:: -(-len(indices) // SNAPSHOTS)]
         for name in fields.context:
+            if name in (*fields.names, "velocity"):
+                raise UserError(f"dataset.context: '{name}' is what is to be filled. Its past: dataset.history=[1]")
             if name in ANGLES:
                 angle(fields, name, chosen[:1])
                 continue
@@ -85,12 +88,12 @@ class Context:
         """The context of `state_dict`."""
         return cls(tuple(state["history"]), tuple(state["names"]), dict(state["mean"]), dict(state["std"]))
 
-    def parts(self, fields: Fields, indices: Sequence[int] | Tensor) -> list[Tensor]:
-        """The parts as they are, `(n, c, H, W)` each, NaN where unknown; earlier fields first.
+    def lacking(self, fields: Fields) -> list[str]:
+        """The variables and angles that `fields` cannot give."""
+        return [name for name in self.names if part_reader(fields, name) is None]
 
-        Raises:
-            UserError: A variable that is not in the file.
-        """
+    def parts(self, fields: Fields, indices: Sequence[int] | Tensor) -> list[Tensor]:
+        """The parts as they are, `(n, c, H, W)` each, earlier fields first; NaN where unknown, or lacking."""
         chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
         parts = []
         for lag in self.history:
@@ -100,8 +103,9 @@ class Context:
                 none |= fields.runs[earlier] != fields.runs[chosen]
             parts.append(fields.read(earlier).masked_fill(torch.from_numpy(none)[:, None, None, None], torch.nan))
         for name in self.names:
-            read = (lambda at, name=name: angle(fields, name, at)) if name in ANGLES else fields.variable(name)
-            parts.append(torch.from_numpy(read(chosen)))
+            read, channels = part_reader(fields, name), 2 if name in ANGLES else len(self.mean[name])
+            unknown = torch.full((len(chosen), channels, *fields.shape), torch.nan)
+            parts.append(unknown if read is None else torch.from_numpy(read(chosen)))
         return parts
 
     def moved(self, told: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
@@ -139,6 +143,17 @@ class Context:
         return (values - torch.tensor(self.mean[name]).view(-1, 1, 1)) / self.std[name]
 
 
+def part_reader(fields: Fields, name: str) -> Reader | None:
+    """Reads a variable or an angle, `indices (n,) -> (n, C, H, W)`; None where there is none."""
+    try:
+        if name not in ANGLES:
+            return fields.variable(name)
+        angle(fields, name, np.zeros(1, dtype=np.int64))
+    except UserError:
+        return None
+    return partial(angle, fields, name)
+
+
 def angle(fields: Fields, name: str, indices: np.ndarray) -> np.ndarray:
     """Cosine and sine of an angle, `(n, 2, H, W)`.
 
@@ -154,8 +169,12 @@ def angle(fields: Fields, name: str, indices: np.ndarray) -> np.ndarray:
         degrees = ((dates - year) / np.timedelta64(1, "D") * (360.0 / 365.25))[:, None, None]
     else:
         key, coordinate = ("lat", fields.y[:, None]) if name == "latitude" else ("lon", fields.x[None, :])
-        if (fields.y_name if name == "latitude" else fields.x_name) != key:
+        planes = [values for other, (_, values, _) in fields.extra_coords.items() if other.lower().startswith(key)]
+        planes = [values for values in planes if values.shape == fields.shape]  # of a curvilinear or projected grid
+        if (fields.y_name if name == "latitude" else fields.x_name) == key:
+            planes = [coordinate]
+        if not planes:
             raise UserError(f"dataset.context: {fields.source} has no {name} (a coordinate in degrees)")
-        degrees = coordinate[None]
+        degrees = planes[0][None]
     radians = np.deg2rad(np.broadcast_to(degrees, (len(indices), height, width)))
     return np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)

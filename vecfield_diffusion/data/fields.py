@@ -13,6 +13,7 @@ cell may still be missing in one snapshot (a gap). `read` gives NaN in both comp
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -113,6 +114,7 @@ class Fields:
     layout: str = ""
     context: Sequence[str] = ()
     history: Sequence[int] = ()
+    _readers: dict[str, Reader] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not all(isinstance(lag, int) and lag >= 1 for lag in self.history):
@@ -157,8 +159,10 @@ class Fields:
         """
         found = find_name(self.variables, name)
         if found is not None:
-            reader = self.variables[found]
-            return Cached(reader, self.groups) if self._costly(reader) else reader
+            if found not in self._readers:
+                reader = self.variables[found]
+                self._readers[found] = Cached(reader, self.groups) if self._costly(reader) else reader
+            return self._readers[found]
         listing = f"It has: {', '.join(self.variables) or 'none'}."
         if (found := find_name(self.misfits, name)) is not None:
             height, width = self.shape
@@ -194,6 +198,13 @@ class Fields:
             f"in {self.units}, u along {self.x_name}, {share:.1f} % valid, {spacing}, "
             f"{self.x_name} {self.grid.boundary_x}, {self.y_name} {self.grid.boundary_y}"
         )
+
+
+def same_units(first: str, second: str) -> bool:
+    """Whether two spellings mean the same units of velocity."""
+    plain = [re.sub(r"[\s()^*.]|(?<=m)/(?=s)", "", units.lower()) for units in (first, second)]
+    metres = {"ms", "ms-1", "meter/second", "meters/second", "metersecond-1", "metrespersecond", "meterspersecond"}
+    return plain[0] == plain[1] or set(plain) <= metres
 
 
 def _extent(spacing: Tensor) -> str:

@@ -24,6 +24,11 @@ SNAPSHOTS = 1024
 BLOCK = 64
 
 
+def whole(block: Tensor) -> Tensor:
+    """All of the fields."""
+    return block
+
+
 def homogeneous(fields: Fields) -> bool:
     """Whether every cell is like every other: doubly periodic and all valid."""
     return all(fields.grid.periodic) and bool(fields.grid.valid.all())
@@ -33,7 +38,7 @@ def measure(
     fields: Fields,
     indices: Sequence[int],
     mean_field: bool | Literal["auto"] = "auto",
-    cut: Callable[[Tensor], Tensor] = lambda block: block,
+    cut: Callable[[Tensor], Tensor] = whole,
 ) -> tuple[Normalizer, Statistics]:
     """The normalizer and the statistics of the snapshots `indices`.
 
@@ -82,19 +87,23 @@ def leading_eigenvalue(
     fields: Fields,
     indices: Sequence[int],
     normalizer: Normalizer,
-    cut: Callable[[Tensor], Tensor] = lambda block: block,
+    cut: Callable[[Tensor], Tensor] = whole,
 ) -> float:
-    """The largest eigenvalue of the covariance of the normalised fields, cells that are not measured being 0.
+    """The largest eigenvalue of the covariance of the normalised fields.
 
-    It is the largest eigenvalue of the Gram matrix of the snapshots over their number, of at most 1024 of them.
+    It is the largest eigenvalue of the Gram matrix of the snapshots over their number, of at most 1024 of them. Where
+    they have gaps, the product of two stands for all their cells by those that both measure.
     """
     chosen = torch.as_tensor(list(indices))[:: -(-len(indices) // SNAPSHOTS)]
-    rows = []
+    rows, known = [], []
     for part in chosen.split(BLOCK):
         x = cut(normalizer.normalize(fields.read(part)))
         rows.append(torch.where(x.isfinite(), x, 0.0).flatten(1))
-    x = torch.cat(rows)
-    return torch.linalg.eigvalsh((x @ x.T / len(x)).double())[-1].item()
+        known.append(x.isfinite().to(x.dtype).flatten(1))
+    x, seen = torch.cat(rows), torch.cat(known)
+    # Windows lie over land in different places, which is no gap.
+    share = (seen @ seen.T).clamp(min=1.0) / seen.any(dim=0).sum() if cut is whole else torch.ones(1)
+    return torch.linalg.eigvalsh((x @ x.T / share / len(x)).double())[-1].item()
 
 
 def rms_parts(values: Tensor) -> tuple[float, int]:

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from vecfield_diffusion.diffusion.base import Diffusion
+from vecfield_diffusion.diffusion.formulations import Regression
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.errors import UserError
 
 #: `(z (B, 2, H, W), s (B,), observation) -> x_hat (B, 2, H, W)`
 DenoiserFunction = Callable[[Tensor, Tensor, Observation], Tensor]
@@ -29,16 +31,30 @@ class Denoiser(nn.Module):
         normalizer: The way back to physical units.
         autocast: The type that the network computes in, such as torch.bfloat16; None leaves it alone. All around it
             stays in the type of the field.
+
+    Raises:
+        UserError: A network that predicts the mean beside a formulation that is nothing else.
     """
 
     def __init__(
         self, network: nn.Module, diffusion: Diffusion, normalizer: Normalizer, autocast: torch.dtype | None = None
     ) -> None:
         super().__init__()
+        if isinstance(diffusion, Regression) and hasattr(network, "mean"):
+            raise UserError("model=residual holds a regression already: take another diffusion, or another model")
         self.network, self.diffusion, self.normalizer, self.autocast = network, diffusion, normalizer, autocast
 
     def in_float32(self) -> Denoiser:
-        """The same denoiser without autocast, for derivatives: they are small differences of large numbers."""
+        """The same denoiser without autocast, for derivatives: they are small differences of large numbers.
+
+        Raises:
+            UserError: A regression, which has no derivatives.
+        """
+        if isinstance(self.diffusion, Regression):
+            raise UserError(
+                "diffusion=regression gives the mean alone, which no noisy field can change: mmps, pigdm, dps and "
+                "likelihood need a diffusion model. Use inpainting=conditional"
+            )
         return Denoiser(self.network, self.diffusion, self.normalizer).train(self.training)
 
     def forward(self, z: Tensor, s: Tensor, observation: Observation) -> Tensor:
@@ -48,23 +64,72 @@ class Denoiser(nn.Module):
         """
         return self.moments(z, s, observation)[0]
 
-    def moments(self, z: Tensor, s: Tensor, observation: Observation) -> tuple[Tensor, Tensor | None]:
+    def mean(self, observation: Observation) -> Tensor | None:
+        """mu(y), `(B, 2, H, W)`, where the network predicts it (`models/residual.py`), 0 outside; None elsewhere."""
+        if not hasattr(self.network, "mean"):
+            return None
+        mean = self._run(self.network.mean, observation.channels())
+        return torch.where(observation.valid, mean, 0.0)
+
+    def moments(
+        self, z: Tensor, s: Tensor, observation: Observation, mean: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """The posterior mean and, where it is learned, where the reverse variance lies between its bounds.
 
-        The second, `(B, 2, H, W)`, is 0 at the small bound and 1 at the large one; see `reverse_variances`.
+        The second, `(B, 2, H, W)`, is 0 at the small bound and 1 at the large one; see `reverse_variances`. `mean` is
+        what the method `mean` gives, where that is known already; it counts as a constant.
         """
-        z = torch.where(observation.valid, z, 0.0)
+        told, valid = observation.channels(), observation.valid
+        mean = self.mean(observation) if mean is None else mean
+        if mean is None:
+            return self._moments(z, s, told, valid)
+        mean, scale = mean.detach(), self.network.scale
+        told = torch.cat([told, mean], dim=1)
+        residual, fraction = self._moments((z - mean) / scale, s / scale, told, valid)
+        return mean + scale * residual, fraction
+
+    def _moments(self, z: Tensor, s: Tensor, told: Tensor, valid: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The moments of data of unit variance, given channels `told`."""
+        z = torch.where(valid, z, 0.0)
         # A few numbers a sample, in float64: near the end of a path alpha is a small difference.
         t = self.diffusion.time(s.double())
         coefficients = (*self.diffusion.preconditioning(t), self.diffusion.alpha(t))
         c_in, c_noise, c_out, c_skip, alpha = (each.to(z.dtype) for each in coefficients)
         # c_in scales the noisy state alone: at high noise it would drown the observations.
-        channels = torch.cat([column(c_in * alpha) * z, observation.channels()], dim=1)
-        with torch.autocast(z.device.type, self.autocast, enabled=self.autocast is not None):
-            output = self.network(channels.contiguous(memory_format=torch.channels_last), c_noise)
-        output = output.to(z.dtype)
-        x_hat = torch.where(observation.valid, column(c_skip * alpha) * z + column(c_out) * output[:, :2], 0.0)
+        output = self._run(self.network, torch.cat([column(c_in * alpha) * z, told], dim=1), c_noise)
+        x_hat = torch.where(valid, column(c_skip * alpha) * z + column(c_out) * output[:, :2], 0.0)
         return x_hat, torch.sigmoid(output[:, 2:4]) if self.diffusion.learned_variance else None
+
+    def _run(self, network: Callable[..., Tensor], channels: Tensor, *level: Tensor) -> Tensor:
+        """A network in its own precision, its result in that of `channels`."""
+        with torch.autocast(channels.device.type, self.autocast, enabled=self.autocast is not None):
+            output = network(channels.contiguous(memory_format=torch.channels_last), *level)
+        return output.to(channels.dtype)
+
+
+class Mean(nn.Module):
+    """The regression within a network that has one, as a network of `Regression`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        return self.network.mean(x[:, 2:])
+
+
+def mean_only(denoiser: Denoiser) -> Denoiser:
+    """The regression of a denoiser with `model=residual`, by itself: D = mu(y), as a baseline.
+
+    Raises:
+        ValueError: A network without one.
+    """
+    if not hasattr(denoiser.network, "mean"):
+        raise ValueError(f"denoiser must have a network that predicts the mean, got {type(denoiser.network).__name__}")
+    regression = Regression()
+    # The network is told what it was trained with, a first guess among it.
+    regression.prepare, regression.coupled = denoiser.diffusion.prepare, denoiser.diffusion.coupled
+    return Denoiser(Mean(denoiser.network), regression, denoiser.normalizer, denoiser.autocast).train(denoiser.training)
 
 
 def column(values: Tensor) -> Tensor:

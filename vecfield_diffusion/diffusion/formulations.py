@@ -9,6 +9,7 @@
     Flow          1 - t                             t                     uniform or logit-normal    velocity
     OU            sqrt(1 - t^2)                     t                     uniform                    noise
     Interpolant   1 - t                             gamma sqrt(t (1 - t))  uniform                   velocity
+    Regression    1                                 t                     the last alone             sample
 
 `inputs=published` keeps c_in and c_noise of the paper, for networks that were made for them; `inputs=unit` takes an
 input of unit variance and ln(s) / 4 for all.
@@ -537,6 +538,28 @@ class Interpolant(Diffusion):
     def prepare(self, observation: Observation, grid: Grid) -> Observation:
         seen = observation.observed, observation.valid
         return replace(observation, guess=harmonic_fill(observation.y, *seen, grid.periodic, grid.dx, grid.dy))
+
+
+class Regression(Diffusion):
+    """No diffusion, a baseline: the network is told the observation alone and gives the mean of the field, D = F(0, y).
+
+    c_in = c_skip = 0 and c_out = 1 at every level, so that D is that of infinite noise, the loss is the mean squared
+    error, and whatever the sampler, every member is the mean: `sampler.steps=1` is enough. There is no spread, and no
+    derivative by the state for methods that ask for one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(1.0, 1e3, "sample")
+
+    def time(self, s: Tensor) -> Tensor:
+        return s
+
+    def sample_times(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.full((n,), self.t_max, dtype=torch.float64, device=generator.device)
+
+    def preconditioning(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        nothing = torch.zeros_like(t)
+        return nothing, nothing, torch.ones_like(t), nothing
 
 
 def levels_in_order(sigma_min: float, sigma_max: SigmaMax) -> tuple[float, float]:

@@ -6,7 +6,8 @@ For a time t drawn by the formulation, `x_t = alpha x0 + sigma eps`, and
 
 the mean taken over the cells where the truth is known and both components (Karras et al., NeurIPS 2022, equation 2).
 Training adds what a formulation learns beside the mean: the variational bound of a learned reverse variance, and the
-uncertainty of the levels.
+uncertainty of the levels. Where the network predicts the mean mu(y) and denoises what it misses, mu is a constant in all
+this, and its own mean squared error is added with the weight 1: the two share no weights, and each learns from its own.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def denoising_loss(
     level = diffusion.level(t)
     s = level.to(x0.dtype)
     z = x0 + column(s) * noise
-    x_hat, fraction = denoiser.moments(z, s, observation)
+    mean = denoiser.mean(observation)
+    x_hat, fraction = denoiser.moments(z, s, observation, mean)
     loss = diffusion.weight(t).to(x0.dtype) * mean_measured((x_hat - x0).square(), measured)
     if training and fraction is not None:
         bound = variational_bound(x0, x_hat.detach(), fraction, level, diffusion.below(level))
@@ -61,6 +63,10 @@ def denoising_loss(
     if training and diffusion.uncertainty is not None:
         u = diffusion.uncertainty(diffusion.inputs(t)[1].to(x0.dtype))
         loss = loss / u.exp() + u
+    if training and mean is not None:
+        square = mean_measured((mean - x0).square(), measured)
+        denoiser.network.track(square.detach().mean())
+        loss = loss + square
     return loss
 
 

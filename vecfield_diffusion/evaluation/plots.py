@@ -4,11 +4,15 @@ Colour is the speed or the vorticity, on one scale for the truth, the mean and t
 mean where it is unknown); arrows, at most one per block of cells, show the direction. The spread, the root of the
 summed variances of both components, has a scale of its own. Land is grey, cells that were not observed are blank.
 Only matplotlib's object interface is used: no window, no global state.
+
+The figures of a report, which compare methods, are given back as PNG: networks in strong colours, the other methods in
+quiet ones, the truth in black.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import io
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -463,3 +467,260 @@ def _pretty(units: str) -> str:
     """`m s-1` with its exponents raised."""
     words = [f"{word[:-2]}$^{{{word[-2:]}}}$" if word[-2:-1] == "-" else word for word in units.split()]
     return " ".join(words)
+
+
+# The figures of a report.
+
+_STRONG = ("#c0392b", "#2471a3", "#d68910", "#7d3c98", "#117a65", "#a04000")
+_QUIET = ("#909497", "#b7950b", "#5dade2", "#58d68d", "#af7ac5", "#1c2833", "#45b39d", "#f0b27a", "#d98880", "#6e2c00")
+_LINES = ("-", "--", "-.", ":")
+
+Styles = Mapping[str, Mapping[str, Any]]
+
+
+def method_styles(networks: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour, width and line of each method, the same in all figures: strong for networks, quiet for others."""
+    others = [name for name in methods if name not in networks]
+    strong = {
+        name: {"color": _STRONG[k % len(_STRONG)], "linestyle": _LINES[k // len(_STRONG) % 4], "linewidth": 2.2}
+        for k, name in enumerate(networks)
+    }
+    thin = {"linestyle": "-", "linewidth": 1.2, "zorder": 1.5}
+    return strong | {name: {"color": _QUIET[k % len(_QUIET)], **thin} for k, name in enumerate(others)}
+
+
+def _png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(stream)
+    return stream.getvalue()
+
+
+def figure_example(
+    truth: ArrayLike,
+    observed: ArrayLike,
+    members: ArrayLike,
+    others: Sequence[tuple[str, ArrayLike]],
+    grid: Grid,
+    units: str = "m s-1",
+    coordinates: Coordinates | None = None,
+) -> bytes:
+    """One case: truth, what is observed, the mean, other methods; below two members, spread and error on one scale.
+
+    Arguments:
+        truth: `(2, H, W)`, NaN where unknown.
+        observed: `(H, W)` or `(1, H, W)`.
+        members: `(M, 2, H, W)`.
+        others: Names and fields `(2, H, W)` of other methods.
+        grid: Land and spacing.
+        units: Of the fields.
+        coordinates: Where the cells lie.
+    """
+    truth, members = np.asarray(truth), np.asarray(members)
+    mean, look = members.mean(axis=0), _look(truth, grid, "speed", coordinates, _ARROWS * 3 // 4)
+    seen, everywhere = np.asarray(observed).reshape(grid.shape) & look.valid, look.valid
+    panels = [("truth", truth, np.isfinite(truth).all(axis=0) & everywhere)]
+    panels += [(f"observed ({seen.sum() / everywhere.sum():.0%})", truth, seen), ("ensemble mean", mean, everywhere)]
+    panels += [(name, np.asarray(each), everywhere) for name, each in others]
+    panels += [(f"member {k + 1}", each, everywhere) for k, each in enumerate(members[:2]) if len(members) > 1]
+    sizes = {"error of the mean": np.sqrt(np.square(mean - truth).sum(axis=0))}
+    if len(members) > 1:
+        sizes = {"ensemble spread": np.sqrt(members.var(axis=0, ddof=1).sum(axis=0)), **sizes}
+    figure, axes, bars = _grid_of_maps(len(panels) + len(sizes), look)
+    for axis, (name, field, shown) in zip(axes, panels, strict=False):
+        _draw(axis, field, shown, look)
+        axis.set_title(name, fontsize=10)
+    top = max(float(np.nanquantile(each[everywhere], 0.99)) for each in sizes.values()) or 1.0
+    for axis, (name, values) in zip(axes[len(panels) :], sizes.items(), strict=True):
+        _image(axis, np.where(everywhere, values, np.nan), look, Normalize(0, top), _SPREAD)
+        axis.set_title(name, fontsize=10)
+    _bar(figure, bars[0], look.norm, look.colours, look.label(units))
+    _bar(figure, bars[1], Normalize(0, top), _SPREAD, f"spread, error [{_pretty(units)}]")
+    return _png(figure)
+
+
+def _grid_of_maps(count: int, look: _Look) -> tuple[Figure, list[Axes], list[Axes]]:
+    """Maps in rows of four, two colour bars below."""
+    columns = 4 if count > 3 else count
+    rows = -(-count // columns)
+    panel = 12.0 / columns * 0.9 * min(look.tallness, 1.6)
+    figure = _figure(12.0, rows * (panel + 0.35) + 1.0)
+    cells = figure.add_gridspec(rows + 1, columns, height_ratios=[*[panel] * rows, 0.11])
+    axes = [figure.add_subplot(cells[number // columns, number % columns]) for number in range(count)]
+    for number, axis in enumerate(axes):
+        _label(axis, look, left=number % columns == 0, bottom=number + columns >= count)
+    half = columns // 2
+    return figure, axes, [figure.add_subplot(cells[rows, :half]), figure.add_subplot(cells[rows, half:])]
+
+
+def figure_scores(scores: Mapping[str, tuple[Sequence[float], Sequence[float]]], units: str, styles: Styles) -> bytes:
+    """Points with intervals for each method: RMSE and CRPS, each (value, low, high)."""
+    figure = _figure(10.0, 0.9 + 0.28 * len(scores))
+    axes = figure.subplots(1, 2, sharey=True)
+    names = sorted(scores, key=lambda name: -scores[name][0][0])
+    for k, (axis, label) in enumerate(zip(axes, ("RMSE of a component", "CRPS"), strict=True)):
+        for at, name in enumerate(names):
+            value, low, high = scores[name][k]
+            axis.plot([low, high], [at, at], color=styles[name]["color"], linewidth=2.5, alpha=0.6)
+            axis.plot(value, at, "o", color=styles[name]["color"], markersize=6)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_xlim(left=0)
+        axis.set_xlabel(f"{label} [{_pretty(units)}]")
+        axis.grid(axis="x", alpha=0.3)
+        axis.tick_params(labelsize=9)
+    return _png(figure)
+
+
+def figure_calibration(laws: Mapping[str, tuple[Floats, Floats, Floats]], units: str, styles: Styles) -> bytes:
+    """Error over spread, rank histogram and coverage of each method.
+
+    Arguments:
+        laws: By method, spread and error of bins `(K,)` each, and the shares of the ranks `(M + 1,)`.
+        units: Of the fields.
+        styles: See `method_styles`.
+    """
+    figure = _figure(12.0, 3.9)
+    spread, ranks, cover = figure.subplots(1, 3)
+    for name, (deviation, error, shares) in laws.items():
+        style = styles[name]
+        spread.plot(deviation, error, marker="o", markersize=3.5, label=name, **style)
+        height = shares * len(shares)
+        ranks.stairs(height, np.linspace(0, 1, len(shares) + 1), baseline=None, **style)
+        count = len(shares)
+        inside = [shares[k : count - k].sum() for k in range((count + 1) // 2)]
+        nominal = [1 - 2 * k / count for k in range((count + 1) // 2)]
+        cover.plot([*nominal, 0], [*inside, 0], marker="o", markersize=3, **style)
+    top = max(max(each[0].max(initial=0), each[1].max(initial=0)) for each in laws.values()) * 1.05 or 1.0
+    spread.plot([0, top], [0, top], color=_INK, linestyle=":")
+    spread.set(xlim=(0, top), ylim=(0, top))
+    spread.set(xlabel=f"spread [{_pretty(units)}]", ylabel=f"RMSE [{_pretty(units)}]")
+    spread.legend(fontsize=8, frameon=False)
+    ranks.axhline(1, color=_INK, linestyle=":")
+    ranks.set(xlabel="rank of the truth / members", ylabel="frequency / that of a calibrated one", xlim=(0, 1))
+    ranks.set_ylim(0, 1.1 * max(each[2].max() * len(each[2]) for each in laws.values()))
+    cover.plot([0, 1], [0, 1], color=_INK, linestyle=":")
+    cover.set(xlabel="probability of the central interval", ylabel="share of the truth inside")
+    cover.set(xlim=(0, 1), ylim=(0, 1))
+    for axis, title in ((spread, "spread and error"), (ranks, "rank histogram"), (cover, "coverage")):
+        axis.set_title(title, fontsize=10)
+        axis.tick_params(labelsize=8)
+    return _png(figure)
+
+
+def figure_distance(
+    labels: Sequence[str],
+    errors: Mapping[str, Sequence[Sequence[float]]],
+    spreads: Mapping[str, Sequence[float]],
+    units: str,
+    styles: Styles,
+) -> bytes:
+    """Error with intervals, and spread, of each method by the distance to the nearest observation.
+
+    Arguments:
+        labels: Of the bins of distance.
+        errors: By method, (value, low, high) of each bin.
+        spreads: By method, that of each bin; NaN where there is none.
+        units: Of the fields.
+        styles: See `method_styles`.
+    """
+    figure = _figure(9.0, 4.0)
+    axis, x = figure.subplots(), np.arange(len(labels))
+    for name, found in errors.items():
+        value, low, high = np.asarray(found, dtype=float).T
+        axis.plot(x, value, marker="o", markersize=4, label=name, **styles[name])
+        axis.fill_between(x, low, high, color=styles[name]["color"], alpha=0.15, linewidth=0)
+        if np.isfinite(spreads[name]).any():
+            axis.plot(x, spreads[name], **{**styles[name], "linestyle": (0, (4, 2)), "linewidth": 1.4})
+    axis.set_xticks(x, labels)
+    axis.set(xlabel="distance to the nearest observation [cells]", ylabel=f"RMSE, spread [{_pretty(units)}]")
+    axis.set_ylim(bottom=0)
+    axis.grid(axis="y", alpha=0.3)
+    axis.tick_params(labelsize=9)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def figure_spectra(
+    wavenumber: Floats, truth: Floats, energy: Mapping[str, Floats], noise: Mapping[str, Floats], styles: Styles
+) -> bytes:
+    """Energy spectra of the truth and of each method, and the spectrum of the error of each over that of the truth.
+
+    Arguments:
+        wavenumber: `(K,)`, from 0.
+        truth: Energy density `(K,)`.
+        energy: Of members, by method.
+        noise: Of the error of their mean, by method.
+        styles: See `method_styles`.
+    """
+    figure = _figure(12.0, 4.3)
+    left, right = figure.subplots(1, 2)
+    k = wavenumber[1:]
+    for name in energy:
+        left.loglog(k, energy[name][1:], label=name, **styles[name])
+        right.loglog(k, noise[name][1:] / truth[1:], **styles[name])
+    left.loglog(k, truth[1:], color="black", linewidth=1.8, label="truth", zorder=3)
+    left.set_ylim(*_decades(truth))
+    right.set_ylim(1e-2, 10)
+    right.axhline(0.5, color=_INK, linestyle=":", label="0.5: effective resolution")
+    left.set(xlabel="wavenumber [rad m$^{-1}$]", ylabel="energy density [m$^3$ s$^{-2}$]")
+    right.set(xlabel="wavenumber [rad m$^{-1}$]", ylabel="error of the estimate / truth")
+    right.legend(fontsize=8, frameon=False)
+    for axis in (left, right):
+        axis.grid(alpha=0.25)
+        axis.tick_params(labelsize=8)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def figure_generation(
+    wavenumber: Floats,
+    energy: Mapping[str, Floats],
+    edges: Floats,
+    densities: Mapping[str, Floats],
+    reference: str,
+    styles: Styles,
+) -> bytes:
+    """Energy spectra and distributions of vorticity of sets of fields.
+
+    Arguments:
+        wavenumber: `(K,)`, from 0.
+        energy: By set of fields, `(K,)`.
+        edges: Of the bins of vorticity, `(B + 1,)`.
+        densities: By set of fields, `(B,)`.
+        reference: The set in black.
+        styles: Of the others, see `method_styles`.
+    """
+    figure = _figure(12.0, 4.0)
+    left, right = figure.subplots(1, 2)
+    black = {"color": "black", "linewidth": 1.8}
+    for name in energy:
+        style = black if name == reference else styles[name]
+        left.loglog(wavenumber[1:], energy[name][1:], label=name, **style)
+        right.stairs(densities[name], edges, baseline=None, **style)
+    left.set(xlabel="wavenumber [rad m$^{-1}$]", ylabel="energy density [m$^3$ s$^{-2}$]")
+    right.set(xlabel="vorticity [s$^{-1}$]", ylabel="probability density", yscale="log")
+    left.set_ylim(*_decades(energy[reference]))
+    left.legend(fontsize=8, frameon=False)
+    right.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
+    for axis in (left, right):
+        axis.grid(alpha=0.25)
+        axis.tick_params(labelsize=8)
+    return _png(figure)
+
+
+def _decades(energy: Floats) -> tuple[float, float]:
+    """What is shown of a spectrum: not what is below a billionth of its top."""
+    top = float(energy.max()) or 1.0
+    return max(float(energy[1:].min()) / 30, top * 1e-9), top * 5
+
+
+def figure_cost(seconds: Mapping[str, float], styles: Styles) -> bytes:
+    """Time for each field (of an ensemble: each member) of every method, on a logarithmic axis."""
+    names = sorted(seconds, key=seconds.__getitem__)
+    figure = _figure(8.0, 0.9 + 0.28 * len(names))
+    axis = figure.subplots()
+    axis.barh(names, [seconds[name] for name in names], color=[styles[name]["color"] for name in names])
+    axis.set_xscale("log")
+    axis.set_xlabel("seconds for each field; of an ensemble, for each member")
+    axis.grid(axis="x", alpha=0.3)
+    axis.tick_params(labelsize=9)
+    return _png(figure)

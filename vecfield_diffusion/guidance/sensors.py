@@ -40,6 +40,9 @@ class Sensor(ABC):
         """
         return None
 
+    def keep(self, seen: Tensor) -> None:  # noqa: B027 (most recorded nothing)
+        """Forgets what was recorded outside the cells `(N, 1, H, W)`."""
+
     def select(self, cases: Tensor) -> Sensor:
         """The sensor of the cases `(n,)` among those that were loaded."""
         return self
@@ -63,6 +66,11 @@ class Component(Sensor):
         if component not in ("u", "v", "both"):
             raise ValueError(f"component must be u, v or both, got {component}")
         self.component = component
+
+    def measure(self, truth: Tensor, grid: Grid) -> Tensor:
+        """The component that it reads; NaN in the other."""
+        kept = torch.tensor([name in (self.component, "both") or self.component == "both" for name in "uv"])
+        return torch.where(kept.view(1, 2, 1, 1), truth, torch.nan)
 
     def rows(self, observation: Observation, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
         """Rows of the chosen component."""
@@ -125,6 +133,10 @@ class Radial(Sensor):
             values[k] = torch.where(known, value, torch.nan)
         self.recorded = list(zip(values, errors, strict=True))
         return torch.stack(seen).any(dim=0)
+
+    def keep(self, seen: Tensor) -> None:
+        """Forgets what was recorded outside the cells `(N, 1, H, W)`."""
+        self.recorded = [(torch.where(seen, value, torch.nan), error) for value, error in self.recorded]
 
     def select(self, cases: Tensor) -> Radial:
         """The same with what was recorded of `cases` alone."""

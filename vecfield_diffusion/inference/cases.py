@@ -117,7 +117,13 @@ def cells_seen(known: Tensor, mask: MaskFunction, seed: int, number: int, hide: 
 
 
 def with_context(
-    cases: Cases, fields: Fields, context: Context | None, normalizer: Normalizer, past: MaskFunction | None, seed: int
+    cases: Cases,
+    fields: Fields,
+    context: Context | None,
+    normalizer: Normalizer,
+    seed: int,
+    past: MaskFunction | None = None,
+    twin: bool = False,
 ) -> Cases:
     """The same cases with what the network is told beside the observation.
 
@@ -126,17 +132,22 @@ def with_context(
         fields: The data, earlier snapshots included.
         context: What the network was trained with; None for nothing.
         normalizer: Of the velocities, on any device.
-        past: The mask through which earlier fields are seen, as the present one is; None shows them as the file has
-            them.
-        seed: Of these masks, which differ from those of the present.
+        seed: Of masks and errors of earlier fields; those of the present differ.
+        past: In a twin experiment, the mask through which earlier fields are seen; None shows them whole.
+        twin: Whether known fields are hidden: then earlier ones are seen with the error of the observations, too.
+            Those of a file are as they are.
     """
     if context is None:
         return cases
     parts = [part.masked_fill(~cases.grid.valid, torch.nan) for part in context.parts(fields, cases.numbers)]
     shown = [torch.ones(1, 1, 1, 1, dtype=torch.bool)] * len(parts)
-    for k, lag in enumerate(context.history if past is not None else ()):
-        known = parts[k].isfinite()
-        draws = [cells_seen(each, past, seed, n - lag, 0.0) for each, n in zip(known, cases.numbers, strict=True)]
-        shown[k] = torch.stack(draws)
+    for k, lag in enumerate(context.history if twin else ()):
+        earlier = [number - lag for number in cases.numbers]
+        # Snapshots before the first are unknown, and have no generator.
+        draws = [torch.randn(parts[k].shape[1:], generator=seeded(seed, max(n, 0), 1)) for n in earlier]
+        parts[k] = parts[k] + cases.sigma_obs * torch.stack(draws)
+        if past is not None:
+            pairs = zip(parts[k].isfinite(), earlier, strict=True)
+            shown[k] = torch.stack([cells_seen(known, past, seed, max(n, 0), 0.0) for known, n in pairs])
     scale = Normalizer(normalizer.mean.cpu(), normalizer.std.item())
     return replace(cases, context=context.channels(parts, scale, shown))

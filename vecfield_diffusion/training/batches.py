@@ -128,7 +128,8 @@ class Batches:
 
     def told(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """The channels of a context, each part left out now and then; half of the earlier fields through a mask."""
-        parts = self.context.parts(self.fields, chosen)
+        land = ~self.fields.grid.valid
+        parts = [part.masked_fill(land, torch.nan) for part in self.context.parts(self.fields, chosen)]
         shown = [torch.rand(self.size, 1, 1, 1, generator=generator) >= self.dropout for _ in parts]
         for lag in range(len(self.context.history)):
             whole = torch.rand(self.size, 1, 1, 1, generator=generator) < 0.5

@@ -1,0 +1,369 @@
+"""Methods compared on the same cases, the words and figures made of it, and `evaluate.py` from end to end."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import math
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from matplotlib.image import imread
+from programs import FEW, Call, is_message
+from scipy.integrate import quad
+from scipy.stats import norm
+from torch import Tensor
+
+from vecfield_diffusion.apps.assemble import held_out, load_trained
+from vecfield_diffusion.apps.build import build
+from vecfield_diffusion.apps.config import option
+from vecfield_diffusion.apps.evaluate import main, named_runs
+from vecfield_diffusion.apps.infer import fill
+from vecfield_diffusion.apps.posterior import Seen, build_posterior, settle
+from vecfield_diffusion.evaluation.comparison import (
+    Estimate,
+    Score,
+    Scored,
+    Setting,
+    derived,
+    gaussian_crps,
+    method_sums,
+    ratio,
+    score,
+    spread_bins,
+)
+from vecfield_diffusion.evaluation.metrics import scores
+from vecfield_diffusion.evaluation.report import Generated, Section, compared, render, spread_sentence
+from vecfield_diffusion.inference.cases import make_cases
+from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
+
+N, H, W = 6, 8, 10
+GRID = Grid(torch.ones(H, W, dtype=torch.bool), 1000.0, 1000.0, "periodic", "periodic")
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def setting(truth: Tensor, ensemble: int = 5) -> Setting:
+    observed = torch.zeros(len(truth), 1, H, W, dtype=torch.bool)
+    observed[..., :2] = True
+    return Setting("strip", range(len(truth)), truth, observed, GRID, torch.zeros(2, H, W), 1.0, ensemble)
+
+
+def found(estimate: Estimate, given: Setting, at_once: int = 2, method: str = "ours") -> Scored:
+    members, std = estimate
+    return score(method, lambda s: Estimate(members[:, s], None if std is None else std[s]), given, at_once)
+
+
+# Laws.
+
+
+@pytest.mark.parametrize(("mean", "std", "y"), [(0.3, 0.7, 1.9), (0.0, 1.0, 0.0), (-1.0, 2.0, -4.0)])
+def test_the_crps_of_a_gaussian_is_its_integral(mean: float, std: float, y: float) -> None:
+    below = quad(lambda x: norm.cdf(x, mean, std) ** 2, mean - 12 * std, y)[0]
+    above = quad(lambda x: norm.sf(x, mean, std) ** 2, y, mean + 12 * std)[0]
+    got = gaussian_crps(*(torch.tensor(each, dtype=torch.float64) for each in (mean, std, y)))
+    assert float(got) == pytest.approx(below + above, rel=1e-7)
+
+
+def test_the_crps_without_spread_is_the_absolute_error() -> None:
+    assert float(gaussian_crps(torch.tensor(1.0), torch.tensor(0.0), torch.tensor(-2.0))) == 3.0
+
+
+def test_a_calibrated_law_is_found_calibrated() -> None:
+    """Truths drawn from the law itself: spread and error agree, ranks are flat, the CRPS is std / sqrt(pi)."""
+    std = 0.1 + noise(40, 2, H, W, seed=1).abs()
+    truth = std * noise(40, 2, H, W, seed=2)
+    where = torch.ones(40, 1, H, W, dtype=torch.bool)
+    law = Estimate(torch.zeros(1, 40, 2, H, W, dtype=torch.float64), std)
+    sums = method_sums(law, truth, where, GRID, torch.zeros(2, H, W), ensemble=9)
+    values = derived({name: value.sum(dim=0) for name, value in sums.items()}, "gaussian")
+    assert float(values["spread"]) == pytest.approx(float(std.square().mean().sqrt()), rel=1e-12)
+    assert float(values["spread_skill"]) == pytest.approx(float(values["spread"] / values["rmse_component"]), rel=1e-12)
+    assert float(values["spread_skill"]) == pytest.approx(1.0, abs=0.03)
+    assert float(values["crps"]) == pytest.approx(float(std.mean()) / math.sqrt(math.pi), rel=0.03)
+    assert float(values["coverage_50"]) == pytest.approx(0.5, abs=0.02)
+    assert float(values["mae"]) == pytest.approx(float(truth.abs().mean()), rel=1e-12)
+    ranks = sums["ranks"].sum(dim=0)
+    assert ranks.shape == (10,) and float(ranks.sum()) == truth.numel()
+    low = float((torch.special.ndtr(truth / std) < 0.1).sum())
+    assert float(ranks[0]) == low
+
+
+# Scores.
+
+
+def test_scores_taken_in_parts_are_those_of_the_whole() -> None:
+    truth = noise(N, 2, H, W, seed=3)
+    members = truth + noise(5, N, 2, H, W, seed=4)
+    given = setting(truth)
+    got = found(Estimate(members), given)
+    want = scores(members, truth, given.regions["hidden"], GRID, given.climatology)
+    assert {name: got.scores["hidden"][name].value for name in want} == pytest.approx(want, rel=1e-12)
+    hidden = given.regions["hidden"].expand_as(truth)
+    error = (members.mean(dim=0) - truth).abs()[hidden].mean()
+    assert got.scores["hidden"]["mae"].value == pytest.approx(float(error), rel=1e-12)
+    assert got.scores["hidden"]["crps"][3:] == (N, N * H * (W - 2))
+    near = got.scores["hidden d <= 1"]["rmse_component"].value
+    one = torch.zeros_like(given.observed)
+    one[..., [2, W - 1]] = True  # the domain closes
+    assert near == pytest.approx(scores(members, truth, one)["rmse_component"], rel=1e-12)
+    assert torch.equal(got.example.members, members[:, N // 2])
+
+
+def test_intervals_hold_the_value_and_vanish_for_equal_cases() -> None:
+    truth = noise(12, 2, H, W, seed=5)
+    mixed = found(Estimate((truth + noise(12, 1, 1, 1, seed=6))[None]), setting(truth)).scores["hidden"]
+    for name in ("rmse_component", "crps", "mae", "relative_l2"):
+        assert mixed[name].low < mixed[name].value < mixed[name].high
+    same = truth[:1].expand_as(truth)
+    equal = found(Estimate((same + noise(1, 2, H, W, seed=7))[None]), setting(same)).scores["hidden"]
+    for name in ("rmse_component", "crps", "correlation"):
+        assert equal[name].low == pytest.approx(equal[name].value, rel=1e-9)
+        assert equal[name].high == pytest.approx(equal[name].value, rel=1e-9)
+
+
+def test_a_ratio_is_taken_within_each_resample() -> None:
+    """Errors that are half as large in every case: the interval has no width, however much the cases differ."""
+    truth, error = noise(9, 2, H, W, seed=8), noise(9, 2, H, W, seed=9) * torch.arange(1, 10).view(-1, 1, 1, 1)
+    ours, theirs = (found(Estimate((truth + part * error)[None]), setting(truth)) for part in (0.5, 1.0))
+    assert ratio(ours, theirs, "rmse_component")[:3] == pytest.approx((0.5, 0.5, 0.5), rel=1e-9)
+    assert ours.scores["hidden"]["rmse_component"].high > 1.1 * ours.scores["hidden"]["rmse_component"].value
+
+
+def test_spread_is_compared_with_error_bin_by_bin() -> None:
+    """Two members a either side of their mean: variance 2 a^2, times 3 / 2 for one more draw."""
+    truth = torch.zeros(1, 2, H, W, dtype=torch.float64)
+    a = torch.full_like(truth, 0.1)
+    a[:, :, :, 5:] = 1.0
+    members = 0.3 + torch.stack((a, -a))
+    count, variance, error = spread_bins(Estimate(members), truth, torch.ones(1, 1, H, W, dtype=torch.bool), 1.0)
+    used = count > 0
+    assert count[used].tolist() == [80.0, 80.0]
+    assert (variance / count)[used].tolist() == pytest.approx([0.03, 3.0])
+    assert (error / count)[used].tolist() == pytest.approx([0.09, 0.09])
+
+
+def test_spectra_of_truth_members_and_error() -> None:
+    """A wave, a member with twice its amplitude and another without any: mean energies 1, (4 + 0) / 2, error 0."""
+    x = 2 * math.pi * torch.arange(W, dtype=torch.float64) / W
+    wave = torch.stack((torch.zeros(H, W, dtype=torch.float64), torch.sin(2 * x).expand(H, W)))
+    truth = wave.expand(3, 2, H, W)
+    got = found(Estimate(torch.stack((2 * truth, 0 * truth))), setting(truth))
+    peak = int(got.signal.argmax())
+    assert float(got.spectrum[peak] / got.signal[peak]) == pytest.approx(2.0)
+    assert float(got.noise.abs().max()) < 1e-12 * float(got.signal[peak])
+
+
+# Words.
+
+
+@pytest.mark.parametrize(
+    ("quotient", "words"),
+    [
+        (Score(0.88, 0.84, 0.93), "is 12 % (95 % interval 7 to 16 %) smaller than"),
+        (Score(1.25, 1.1, 1.5), "is 25 % (95 % interval 10 to 50 %) larger than"),
+        (Score(2.5, 2.0, 3.0), "is 2.5 (95 % interval 2.0 to 3.0) times"),
+        (Score(0.95, 0.9, 1.01), "does not clearly differ (ratio 0.95, 95 % interval 0.90 to 1.01) from"),
+    ],
+)
+def test_a_ratio_in_words(quotient: Score, words: str) -> None:
+    assert compared(quotient) == words
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"), [(1.0, "is calibrated"), (0.5, "is overconfident"), (1.6, "is underconfident")]
+)
+def test_the_spread_in_words(factor: float, words: str) -> None:
+    truth = noise(8, 2, H, W, seed=10)
+    assert words in spread_sentence(found(Estimate(factor * noise(30, 8, 2, H, W, seed=11)), setting(truth, 30)))
+
+
+# The file.
+
+
+class Reader(HTMLParser):
+    """What a browser would load, and whether the tags that open close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: list[str] = []
+        self.others: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = dict(attributes)
+        if tag == "img":
+            self.images.append(given["src"])
+        self.others += [given[key] for key in ("href", "src") if key in given and tag != "img"]
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def read(text: str, folder: Path) -> Reader:
+    """The report, which holds all that it shows."""
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == [] and all(each.startswith("#") for each in reader.others)
+    assert "http" not in text and "<script" not in text and "url(" not in text
+    for number, source in enumerate(reader.images):
+        assert source.startswith("data:image/png;base64,")
+        file = folder / f"{number}.png"
+        file.write_bytes(base64.b64decode(source.partition(",")[2], validate=True))
+        picture = imread(file)
+        assert picture.shape[0] > 100 and np.ptp(picture[..., :3]) > 0.5
+    return reader
+
+
+def test_the_report_holds_all_that_it_shows(tmp_path: Path) -> None:
+    truth = noise(N, 2, H, W, seed=12)
+    given = setting(truth)
+    methods = {
+        "a <b>": Estimate(truth + noise(5, N, 2, H, W, seed=13)),
+        "optimal interpolation": Estimate((truth + 1)[None], torch.ones_like(truth)),
+        "linear": Estimate((truth - 2)[None]),
+    }
+    scored = [found(each, given, method=name) for name, each in methods.items()]
+    train = noise(20, 2, H, W, seed=14)
+    generated = Generated.of({"a <b>": noise(16, 2, H, W, seed=15)}, noise(16, 2, H, W, seed=16), train, GRID)
+    sections = [Section(given, scored, ["a <b>"]), Section(given, scored, ["a <b>"], generated)]
+    reader = read(render("trial", sections, {"data": "file.nc", "note": "x\ny"}, "m s-1"), tmp_path)
+    assert len(reader.images) == 5 + 6 + 1
+    assert [each["metric"] for each in sections[1].rows("m s-1") if each["region"] == "generated"][:1] == [
+        "energy_ratio"
+    ]
+    words = sections[0].sentences("m s-1")
+    assert len(words) == 3 and "that of optimal interpolation, the best other method" in words[0]
+
+
+# The program.
+
+
+def rows_of(place: Path, name: str) -> list[dict[str, str]]:
+    with (place / "outputs" / "evaluate" / name / "scores.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def values(rows: list[dict[str, str]], method: str, region: str = "hidden") -> dict[str, float]:
+    chosen = (row for row in rows if row["method"] == method and row["region"] == region)
+    return {row["metric"]: float(row["value"]) for row in chosen if row["value"]}
+
+
+@pytest.fixture
+def twin(place: Path) -> str:
+    """A copy of the run, which is another checkpoint with the same network."""
+    other = place / "outputs" / "train" / "copy"
+    if not other.exists():
+        shutil.copytree(place / "outputs" / "train" / "run", other)
+    return "outputs/train/copy"
+
+
+def test_scores_are_those_of_the_members(place: Path, run: Call, tmp_path: Path) -> None:
+    few = ["cases=4", "members=3", "sampler.steps=2", "batch=6", "sigma_obs=0.02"]
+    code, out, err = run(
+        "evaluate", "ckpt=outputs/train/run", "name=exact", "masks=[block]", *few, "baselines=[linear,oi]"
+    )
+    assert (code, err) == (0, "")
+    rows = rows_of(place, "exact")
+    config = main.config("ckpt=outputs/train/run", "masks=[block]", *few)
+    trained = load_trained("outputs/train/run", torch.device("cpu"))
+    fields, offered = held_out(trained, "test")
+    indices = [offered[i * len(offered) // 4] for i in range(4)]
+    cases = make_cases(fields, indices, build(option("mask", "block"), "mask", trusted=True), 0, 0.02, add_error=True)
+    parts = settle(build_posterior(config, trained, torch.device("cpu")), trained, Seen().add(cases))
+    members = fill(config, trained, parts, cases)
+    want = scores(members, cases.truth, cases.hidden, trained.grid)
+    got = values(rows, "diffusion")
+    assert {name: got[name] for name in want} == pytest.approx(want, rel=2e-3)  # batches differ, bf16
+    table = {(row["method"], row["metric"]): row for row in rows if row["region"] == "hidden"}
+    assert table["linear", "crps"]["value"] == table["linear", "mae"]["value"]
+    assert float(table["optimal interpolation", "crps"]["value"]) < float(
+        table["optimal interpolation", "mae"]["value"]
+    )
+    assert table["diffusion", "crps"]["cells"] == str(int(cases.hidden.sum()))
+    assert "of the Gaussian law of optimal interpolation" in out
+    assert len(read((place / "outputs/evaluate/exact/report.html").read_text(), tmp_path).images) == 6
+
+
+def test_equal_networks_score_equally(place: Path, run: Call, twin: str, tmp_path: Path) -> None:
+    given = ["name=two", "masks=[track]", "cases=2", *FEW, "baselines=climatology"]
+    code, out, err = run("evaluate", f"ckpt=[outputs/train/run,{twin}]", *given)
+    assert (code, err) == (0, "") and "track  copy" in out
+    rows = [row for row in rows_of(place, "two") if row["metric"] != "seconds_per_field"]
+    ours, theirs = ([{**row, "method": ""} for row in rows if row["method"] == name] for name in ("run", "copy"))
+    assert ours == theirs and len(ours) > 30
+    assert {row["method"] for row in rows} == {"run", "copy", "climatology"}
+    text = (place / "outputs/evaluate/two/report.html").read_text()
+    read(text, tmp_path)
+    assert "The error of copy" in text and "network run" in text
+
+
+def test_a_folder_of_numbered_runs_is_all_of_them(place: Path, run: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    sweep = place / "outputs" / "train" / "swept"
+    for number, rate in enumerate(("1e-3", "2e-3")):
+        shutil.copytree(place / "outputs" / "train" / "run", sweep / str(number))
+        overrides = f'["optimizer.lr={rate}", "seed=0"]'
+        (sweep / str(number) / "result.json").write_text(f'{{"overrides": {overrides}, "status": "done"}}')
+    (sweep / "2").mkdir()
+    assert named_runs("outputs/train/swept") == {
+        "0 optimizer.lr=1e-3": "outputs/train/swept/0",
+        "1 optimizer.lr=2e-3": "outputs/train/swept/1",
+    }
+    assert named_runs("outputs/train/swept/0") == {"diffusion": "outputs/train/swept/0"}
+    assert named_runs(["a/linear", "b"]) == {"a/linear": "a/linear", "b": "b"}
+
+
+def test_generated_fields_are_scored(place: Path, run: Call) -> None:
+    given = ["name=free", "masks=[none]", "cases=3", "members=4", "sampler.steps=2", "baselines=[climatology]"]
+    code, out, err = run("evaluate", "ckpt=outputs/train/run", *given)
+    assert (code, err) == (0, "") and "halves of the unseen fields" in out
+    rows = rows_of(place, "free")
+    ours, chance = (values(rows, name, "generated") for name in ("diffusion", "halves of the unseen fields"))
+    assert ours.keys() == chance.keys() and {"energy_ratio", "memorisation", "frechet_distance"} <= ours.keys()
+    assert ours["energy_ratio"] > 0 and values(rows, "climatology")["rmse_component"] > 0
+
+
+def test_persistence_is_scored_where_snapshots_resemble_each_other(place: Path, run: Call) -> None:
+    """A file in which each snapshot is the last one times 1.1: what persistence misses is known exactly."""
+    config = load_checkpoint(place / "outputs/train/run/checkpoints/last.pt")
+    velocity = noise(2, 16, 16, seed=17).numpy()[None] * 1.1 ** np.arange(48)[:, None, None, None] * 1e-2
+    from vecfield_diffusion.data.hdf5 import write_hdf5
+
+    write_hdf5(place / "grows.h5", velocity, 40e3, 40e3, "periodic", "periodic", source="made")
+    dataset = {"_target_": "vecfield_diffusion.data.hdf5.open_hdf5", "path": "grows.h5"}
+    other = {**yaml.safe_load(config["config"]), "dataset": dataset}
+    save_checkpoint(place / "grows.pt", {**config, "config": yaml.safe_dump(other)})
+    given = ["name=grows", "masks=[block]", "history=whole", "cases=3", *FEW, "baselines=[persistence]"]
+    code, _, err = run("evaluate", "ckpt=grows.pt", *given)
+    assert (code, err) == (0, "")
+    relative = values(rows_of(place, "grows"), "persistence")["relative_l2"]
+    assert relative == pytest.approx(0.1 / 1.1, rel=1e-4)
+    is_message(run("evaluate", "ckpt=[outputs/train/run,grows.pt]", *given), "trained with another data", "grows.h5")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ("baselines=[linaer]", ("baselines=linaer", "Did you mean 'linear'?", "all, climatology")),
+        ("baselines=al", ("Did you mean 'all'?",)),
+        ("ckpt=[outputs/train/run,outputs/train/run]", ("named twice",)),
+        ("ckpt=[]", ("ckpt=[]: name at least one",)),
+        ("ckpt=[outputs/train/run,outputs/train/nowhere]", ("no checkpoint there",)),
+        ("sigma_obs=error", ("has no variable 'error'",)),
+    ],
+)
+def test_what_does_not_fit_is_one_line(place: Path, run: Call, overrides: str, parts: tuple[str, ...]) -> None:
+    ckpt = [] if overrides.startswith("ckpt") else ["ckpt=outputs/train/run"]
+    is_message(run("evaluate", *ckpt, "name=bad", *FEW, "cases=2", overrides), *parts)
+    assert not (place / "outputs" / "evaluate" / "bad").exists()

@@ -1,0 +1,82 @@
+"""A regression for the mean of the field and a network for what it misses (CorrDiff: Mardani et al., 2025).
+
+One network gives mu(y), the mean of the field given what is known of it; it sees no noise. The other denoises the
+residual r = x0 - mu, told mu beside what is known. With w the standard deviation of the residual, r / w is data of unit
+variance at the noise level s / w, and the denoiser of the field is
+
+    D(z, s, y) = mu + w D_r((z - mu) / w, s / w, [y, mu])
+
+for any formulation (doi:10.1038/s43247-025-02042-5, whose two networks are trained one after the other). mu is constant
+in z, so this is exactly E[x0 | z, y] where D_r is exact, whatever mu is. `diffusion/denoiser.py` puts D together.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vecfield_diffusion.models.unet import UNet
+
+FIELD = 2  # channels of the noisy field; what is known follows
+#: The share of the last batch in the running variance: a memory of about 100 batches.
+RATE = 0.01
+#: The smallest variance, in that of the data: observations may leave nothing to be found.
+FLOOR = 1e-4
+
+
+class Residual(nn.Module):
+    """Two UNets of one size: `mean`, of what is known alone, and `forward`, of the noisy residual.
+
+    Arguments:
+        in_channels: Channels of the noisy field and of what is known, C.
+        out_channels: Channels of the output of `forward`.
+        periodic: Whether y and x close on themselves.
+        channels: See `UNet`; each of both networks.
+        blocks: See `UNet`.
+        attention: See `UNet`.
+        embedding: See `UNet`.
+        patch: See `UNet`.
+        dropout: See `UNet`.
+
+    Attributes:
+        variance: The mean square of the residual, a running mean over training; it is kept with the weights.
+
+    Raises:
+        ValueError: Sizes that make no network; see `UNet`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 2,
+        periodic: tuple[bool, bool] = (False, False),
+        channels: list[int] = (64, 96, 128),
+        blocks: int = 2,
+        attention: list[int] = (-1,),
+        embedding: int = 256,
+        patch: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        sizes = (channels, blocks, attention, embedding, patch, dropout)
+        self.regression = UNet(in_channels - FIELD, FIELD, periodic, *sizes)
+        self.network = UNet(in_channels + FIELD, out_channels, periodic, *sizes)
+        self.register_buffer("variance", torch.ones(()))
+
+    def mean(self, told: Tensor) -> Tensor:
+        """mu, `(B, 2, H, W)`, of what is known, `(B, C - 2, H, W)`."""
+        return self.regression(told, told.new_zeros(len(told)))
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        """`(B, C + 2, H, W)`, the noisy residual, what is known and mu, and the level `(B,)` to the raw output."""
+        return self.network(x, noise)
+
+    @property
+    def scale(self) -> Tensor:
+        """The standard deviation of the residual, w."""
+        return self.variance.clamp(min=FLOOR).sqrt()
+
+    @torch.no_grad()
+    def track(self, square: Tensor) -> None:
+        """Takes in the mean square of the residuals of a batch."""
+        self.variance.lerp_(square.to(self.variance.dtype), RATE)
