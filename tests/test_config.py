@@ -457,6 +457,8 @@ def test_the_wheel_carries_the_configurations(tmp_path: Path) -> None:
     subprocess.run(command, check=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
+        carried = {"evaluation/report.html.j2", "pretrained/turbulence.safetensors", "pretrained/agulhas.safetensors"}
+        assert {f"vecfield_diffusion/{each}" for each in carried} <= set(archive.namelist())
         names = set(archive.namelist())
         archive.extractall(tmp_path / "site")
     shipped = {f"vecfield_diffusion/conf/{file.relative_to(CONF)}" for file in CONF.rglob("*.yaml")}

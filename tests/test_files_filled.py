@@ -33,6 +33,7 @@ def radar(folder, name="radar.nc", **changes):
         {"title": "an hour of radar", "history": "made by hand"},
     )
     data["latitude"].attrs["units"], data["longitude"].attrs["units"] = "degrees_north", "degrees_east"
+    (folder / name).unlink(missing_ok=True)  # an earlier test may have it open
     packing = {"dtype": "int16", "scale_factor": -1e-4, "_FillValue": -32768}
     data.assign(**changes).to_netcdf(folder / name, engine="h5netcdf", encoding={"ugos": packing, "vgos": packing})
     return data

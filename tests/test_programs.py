@@ -394,7 +394,7 @@ INFER = [
     ("input=bad/text.nc", ("no file that can be read", "input=")),
     ("input=bad/truncated.h5", ("is truncated", "input=")),
     ("input=bad/nan.h5", ("all values are NaN", "input=")),
-    ("input=bad/other.h5", ("two components on the same points", "input=", "names=[u,v]")),
+    ("input=bad/other.h5", ("two components on the same points", "input=", "names=[U,V]")),
     ("input=bad/size.h5", ("bad/size.h5 has fields of 16x12", "16x16", "window=")),
     ("input=bad/south.h5", ("rows of bad/south.h5 run the other way",)),
     ("time=99", ("time=99: there are 5 snapshots, 0 to 4",)),

@@ -8,6 +8,7 @@ import math
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from torch import Tensor
 from vecfield_diffusion.apps.assemble import held_out, load_trained
 from vecfield_diffusion.apps.build import build
 from vecfield_diffusion.apps.config import option
-from vecfield_diffusion.apps.evaluate import main, named_runs
+from vecfield_diffusion.apps.evaluate import fit_baselines, main, named_runs
 from vecfield_diffusion.apps.infer import fill
 from vecfield_diffusion.apps.posterior import Seen, build_posterior, settle
 from vecfield_diffusion.evaluation.comparison import (
@@ -41,6 +42,7 @@ from vecfield_diffusion.evaluation.metrics import scores
 from vecfield_diffusion.evaluation.report import Generated, Section, compared, render, spread_sentence
 from vecfield_diffusion.inference.cases import make_cases
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.physics.operators import divergence
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 
 N, H, W = 6, 8, 10
@@ -93,8 +95,7 @@ def test_a_calibrated_law_is_found_calibrated() -> None:
     assert float(values["mae"]) == pytest.approx(float(truth.abs().mean()), rel=1e-12)
     ranks = sums["ranks"].sum(dim=0)
     assert ranks.shape == (10,) and float(ranks.sum()) == truth.numel()
-    low = float((torch.special.ndtr(truth / std) < 0.1).sum())
-    assert float(ranks[0]) == low
+    assert torch.equal(ranks, torch.histc(torch.special.ndtr(truth / std), 10, 0, 1))
 
 
 # Scores.
@@ -249,6 +250,16 @@ def test_the_report_holds_all_that_it_shows(tmp_path: Path) -> None:
 # The program.
 
 
+@pytest.mark.parametrize(("share", "names"), [(0.1, ["OI without divergence"]), (0.3, [])])
+def test_a_covariance_without_divergence_is_for_flows_without(share: float, names: list[str]) -> None:
+    stub = SimpleNamespace(statistics=SimpleNamespace(divergence_rms=share, vorticity_rms=1.0))
+    fitted = fit_baselines(stub, SimpleNamespace(grid=GRID), ["oi_solenoidal"], noise(20, 2, H, W, seed=18))
+    assert list(fitted) == names
+    for baseline in fitted.values():
+        mean, _ = baseline.posterior(noise(2, H, W, seed=19).numpy(), np.eye(H, W, dtype=bool), 0.1)
+        assert divergence(torch.from_numpy(mean)[None], GRID).abs().max() < 1e-12
+
+
 def rows_of(place: Path, name: str) -> list[dict[str, str]]:
     with (place / "outputs" / "evaluate" / name / "scores.csv").open() as stream:
         return list(csv.DictReader(stream))
@@ -271,7 +282,12 @@ def twin(place: Path) -> str:
 def test_scores_are_those_of_the_members(place: Path, run: Call, tmp_path: Path) -> None:
     few = ["cases=4", "members=3", "sampler.steps=2", "batch=6", "sigma_obs=0.02"]
     code, out, err = run(
-        "evaluate", "ckpt=outputs/train/run", "name=exact", "masks=[block]", *few, "baselines=[linear,oi]"
+        "evaluate",
+        "ckpt=outputs/train/run",
+        "name=exact",
+        "masks=[block]",
+        *few,
+        "baselines=[linear,oi,oi_solenoidal,dineof]",
     )
     assert (code, err) == (0, "")
     rows = rows_of(place, "exact")
@@ -292,6 +308,9 @@ def test_scores_are_those_of_the_members(place: Path, run: Call, tmp_path: Path)
     )
     assert table["diffusion", "crps"]["cells"] == str(int(cases.hidden.sum()))
     assert "of the Gaussian law of optimal interpolation" in out
+    rates = {row["method"]: float(row["value"]) for row in rows if row["metric"] == "divergence_rms"}
+    assert "DINEOF" in rates and "OI without divergence" not in rates
+    assert "oi_solenoidal is left out: the divergence of the data is" in out  # central differences see it
     assert len(read((place / "outputs/evaluate/exact/report.html").read_text(), tmp_path).images) == 6
 
 

@@ -27,6 +27,7 @@ from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.guidance.physics import NoPhysics
 from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.inference.ensemble import sample_ensemble
+from vecfield_diffusion.inference.export import save_program
 from vecfield_diffusion.inference.windows import Windowed
 from vecfield_diffusion.models.residual import RATE, Residual
 from vecfield_diffusion.physics.grid import Grid
@@ -266,6 +267,14 @@ def test_the_mean_alone_is_told_the_first_guess():
     members = sample_ensemble(alone, sampler, Conditional(), NoPhysics(), observation, GRID, members=2, seed=0)
     with torch.no_grad():
         torch.testing.assert_close(members, denoiser.mean(prepared).expand(2, -1, -1, -1, -1), rtol=1e-3, atol=1e-3)
+
+
+def test_a_residual_is_exported_as_a_program(tmp_path):
+    """Which compares what it gives with the denoiser, for more than one size of batch."""
+    denoiser = tiny().eval().requires_grad_(False)
+    denoiser.network.variance.fill_(0.1)
+    save_program(tmp_path / "residual.pt2", denoiser, GRID)
+    assert (tmp_path / "residual.pt2").stat().st_size > 0
 
 
 # The programs.

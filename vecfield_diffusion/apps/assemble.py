@@ -21,6 +21,7 @@ from vecfield_diffusion.data.formats import open_fields
 from vecfield_diffusion.data.points import open_points
 from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.denoiser import Denoiser
+from vecfield_diffusion.diffusion.formulations import Regression
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.errors import UserError
@@ -116,6 +117,12 @@ def check_combination(diffusion: Diffusion, parts: Posterior) -> None:
             f"inpainting={type(inpainting).__name__.lower()} needs. Use another sampler, or inpainting=conditional"
         )
     told = inpainting is None or inpainting.told
+    plain = isinstance(parts.guidance, NoGuidance) and parts.sensor is None and not isinstance(parts.physics, Physics)
+    if isinstance(diffusion, Regression) and not (plain and isinstance(inpainting, Conditional | None)):
+        raise UserError(
+            "diffusion=regression gives the mean alone: it goes with inpainting=conditional, physics=none, "
+            "guidance=none and sensor=none"
+        )
     if isinstance(parts.guidance, ClassifierFree) and (parts.sensor is not None or not told):
         raise UserError(
             "guidance=cfg stresses the cells that the network is told: use sensor=none and inpainting=conditional, or "

@@ -300,7 +300,7 @@ def fit_baselines(
         "cubic": baselines.Cubic,
         "biharmonic": baselines.Biharmonic,
         "oi": baselines.OptimalInterpolation,
-        "oi_solenoidal": lambda: baselines.OptimalInterpolation(divergence_free=True),
+        "oi_solenoidal": lambda: baselines.OptimalInterpolation("homogeneous", divergence_free=True),
         "gappy_pod": modes.GappyPOD,
         "dineof": modes.DINEOF,
     }

@@ -136,9 +136,12 @@ def choose(parts: Posterior, trained: Trained, seen: Seen) -> tuple[str, str]:
     """`conditional` or `mmps`, and the reason."""
     import torch
 
+    from vecfield_diffusion.diffusion.formulations import Regression
     from vecfield_diffusion.guidance.cfg import ClassifierFree
     from vecfield_diffusion.guidance.physics import Physics
 
+    if isinstance(trained.denoiser.diffusion, Regression):
+        return "conditional", "a regression is no prior"
     if isinstance(parts.guidance, ClassifierFree):
         return "conditional", "guidance=cfg needs it"
     if trained.config["trainer"]["condition_dropout"] == 0 and parts.sensor is None:

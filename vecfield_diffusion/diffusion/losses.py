@@ -6,8 +6,8 @@ For a time t drawn by the formulation, `x_t = alpha x0 + sigma eps`, and
 
 the mean taken over the cells where the truth is known and both components (Karras et al., NeurIPS 2022, equation 2).
 Training adds what a formulation learns beside the mean: the variational bound of a learned reverse variance, and the
-uncertainty of the levels. Where the network predicts the mean mu(y) and denoises what it misses, mu is a constant in all
-this, and its own mean squared error is added with the weight 1: the two share no weights, and each learns from its own.
+uncertainty of the levels. Where the network predicts the mean mu(y) and denoises what it misses, mu is a constant in
+all this, and its own mean squared error is added with the weight 1: the two share no weights, each learns from its own.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ of the members, the closed form of the law (Gneiting & Raftery 2007, eq. 21), wi
 
     CRPS = s (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi)),
 
-the absolute error of the point; the energy score of a law is that of its mean alone. `mae` is the absolute error of the mean, of all. The mean of a law is exact: its
-spread_skill is spread / rmse_component, and its ranks are Phi(z) in as many bins as those of the ensembles.
+the absolute error of the point. `mae` is the absolute error of the mean, of all. The mean of a law is exact: its
+spread_skill is spread / rmse_component, and its ranks are Phi(z) in as many bins as those of the ensembles; its energy
+score is that of the mean alone.
 
 Intervals are those of the moving-block bootstrap over cases (see `bootstrap`), with the same resamples for all methods:
 a ratio of two methods is formed within each resample.

@@ -65,7 +65,7 @@ class Residual(nn.Module):
 
     def mean(self, told: Tensor) -> Tensor:
         """mu, `(B, 2, H, W)`, of what is known, `(B, C - 2, H, W)`."""
-        return self.regression(told, told.new_zeros(len(told)))
+        return self.regression(told, told.new_zeros(told.shape[0]))
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         """`(B, C + 2, H, W)`, the noisy residual, what is known and mu, and the level `(B,)` to the raw output."""
