@@ -14,6 +14,8 @@ from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.operators import divergence, vorticity
 
 _PROJECTIONS = 256
+#: A divergence of a hundredth of the vorticity is none, and so is a millionth of the energy.
+NEGLIGIBLE = 1e-2
 _TINY = 1e-30
 
 
@@ -52,7 +54,8 @@ def features(fields: Tensor, grid: Grid) -> Tensor:
     """What a physicist would look at, of `fields` `(N, 2, H, W)`, as `(N, F)`.
 
     The logarithms of the energy in octaves of the wavenumber (shells 1, 2-3, 4-7, ..), of the enstrophy and of the mean
-    squared divergence; the mean of u and of v; the skewness and the logarithm of the kurtosis of the vorticity.
+    squared divergence, floored where negligible; the mean of u and of v; the skewness and the logarithm of the kurtosis
+    of the vorticity.
     """
     flat, inside = measured(fields, grid)
     spectrum = spectra(fields, grid)
@@ -61,7 +64,11 @@ def features(fields: Tensor, grid: Grid) -> Tensor:
         bands.append(spectrum.energy[:, low : min(2 * low, spectrum.whole)].sum(dim=1) * spectrum.width)
         low *= 2
     curl, div = vorticity(flat, inside)[:, 0, inside.valid], divergence(flat, inside)[:, 0, inside.valid]
-    sizes = torch.stack((*bands, curl.square().mean(dim=1), div.square().mean(dim=1)), dim=1)
+    enstrophy = curl.square().mean(dim=1)
+    # What is next to nothing is as good as nothing: its logarithm would say more of rounding than of the flow.
+    floor = NEGLIGIBLE**3 * torch.stack(bands).sum(dim=0)
+    bands = [band + floor for band in bands]
+    sizes = torch.stack((*bands, enstrophy, div.square().mean(dim=1) + NEGLIGIBLE**2 * enstrophy), dim=1)
     anomaly = curl - curl.mean(dim=1, keepdim=True)
     moments = [anomaly.pow(n).mean(dim=1) for n in (2, 3, 4)]
     variance = moments[0].clamp(min=_TINY)
