@@ -6,8 +6,10 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import xarray as xr
 from programs import FEW, ROOT, Call, is_message
 
 from vecfield_diffusion.apps.config import option
@@ -145,6 +147,18 @@ def test_the_script_fits_on_the_validation_snapshots(
         process = describe_process(evaluate.config(*given), option("mask", name), "Conditional")
         factor = load_factor(checkpoint, state["counters"]["step"], process)
         assert 0 < factor < 100 and f"{name}: factor {factor:.4g} on 3 validation snapshots" in said
+    filled = {}
+    for name, extra in (("plain", []), ("scaled", ["calibrate=true"])):
+        how = ["ckpt=outputs/train/run", "mask=block", "inpainting=conditional", f"name={name}", *FEW, *extra]
+        assert run("infer", *how)[0] == 0
+        with xr.open_dataset(place / "outputs" / "infer" / name / "fields.nc") as data:
+            filled[name] = data.load()
+    block = describe_process(evaluate.config(*given), option("mask", "block"), "Conditional")
+    factor = load_factor(checkpoint, state["counters"]["step"], block)
+    np.testing.assert_allclose(filled["scaled"]["u_std"], factor * filled["plain"]["u_std"], rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(filled["scaled"]["u"], filled["plain"]["u"], rtol=1e-4, atol=1e-6)
+    other = ["ckpt=outputs/train/run", "mask=swath", "inpainting=conditional", "name=bad", *FEW, "calibrate=true"]
+    is_message(run("infer", *other), "calibrate=true", "mask=")
     for mask, part in (
         ("auto", "hides nothing of its own"),
         ("gaps", "gaps cannot be calibrated: members must differ"),

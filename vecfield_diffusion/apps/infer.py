@@ -60,6 +60,7 @@ main = Program(
         "time": "int | list[int] | str | None",
         "sigma_obs": "float | str | list[str]",
         "hide": "float",
+        "calibrate": "bool",
         "colour": "Literal['speed', 'vorticity']",
         "likelihood": "Literal['none', 'hutchinson', 'exact']",
         "likelihood_steps": "int",
@@ -102,6 +103,7 @@ def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
     if config["likelihood"] != "none":
         parts = replace(parts, inpainting=Conditional())
     task.parts = settle(parts, trained, seen, config["sigma_obs"])
+    task.factor = calibration(task) if config["calibrate"] else 1.0
     writer = FieldsWriter(
         folder / "fields.nc", template(task), trained.grid.valid.numpy(), config["members"], key(config, task)
     )
@@ -128,7 +130,7 @@ class Task:
         self, config: dict[str, Any], trained: Trained, fields: Fields, indices: list[int], mask: Any, parts: Posterior
     ) -> None:
         self.config, self.trained, self.fields, self.indices = config, trained, fields, indices
-        self.mask, self.parts = mask, parts
+        self.mask, self.parts, self.factor = mask, parts, 1.0
 
     @property
     def twin(self) -> bool:
@@ -413,9 +415,25 @@ def names(fields: Fields) -> tuple[str, str]:
     return fields.names if own else ("u", "v")
 
 
+def calibration(task: Task) -> float:
+    """The factor of the spread that was fitted for what is done here. Raises UserError where there is none."""
+    from vecfield_diffusion.apps.config import option
+    from vecfield_diffusion.inference.calibration import describe_process, load_factor
+
+    config, trained = task.config, task.trained
+    mask = config["mask"] or option("mask", "block" if task.twin else "gaps")
+    factor = load_factor(
+        trained.path, trained.step, describe_process(config, mask, type(task.parts.inpainting).__name__)
+    )
+    print(f"spread times {factor:.3f}, as fitted on the validation snapshots")
+    return factor
+
+
 def fill_all(task: Task, writer: FieldsWriter) -> None:
     """Fills every block of snapshots that is not finished, with one progress bar over all."""
     from tqdm import tqdm
+
+    from vecfield_diffusion.inference.calibration import apply_factor
 
     done = writer.done()
     left = [[position for position in block if position not in done] for block in task.blocks()]
@@ -428,7 +446,9 @@ def fill_all(task: Task, writer: FieldsWriter) -> None:
             bar.set_postfix_str(f"snapshot {block[0] + 1} of {len(task.indices)}")
             cases = task.cases([task.indices[position] for position in block])
             members = fill(task.config, task.trained, task.parts, cases, bar)
-            observed = (cases.observed | cases.single).numpy()
+            known = cases.observed | cases.single
+            members = members if task.factor == 1 else apply_factor(members, task.factor, known, cases.sigma_obs)
+            observed = known.numpy()
             truth = cases.truth.numpy() if cases.hidden.any() else None
             writer.write(block, members.numpy(), observed, truth)
     say_guard(task.parts)
