@@ -255,6 +255,17 @@ def test_the_output_of_a_native_file_is_read_again(trained, run):
     np.testing.assert_array_equal(again.read([0, 1])[:, 0], data["u"])
 
 
+def test_variables_in_a_group(trained, run):
+    """The output has their names, and none of the group's."""
+    given = radar(trained)
+    given[["ugos", "vgos"]].to_netcdf(trained / "group.nc", engine="h5netcdf", group="forecast")
+    names = ["names=[forecast/ugos,forecast/vgos]", "time=0"]
+    code, _, err = run("infer", "ckpt=outputs/train/net", "name=group", *FEW, "input=group.nc", *names)
+    assert (code, err) == (0, "")
+    with xr.open_dataset(trained / "outputs" / "infer" / "group" / "fields.nc") as data:
+        assert data["ugos"].dims == ("time", "latitude", "longitude") and "ugos_std" in data
+
+
 def test_another_place_and_a_domain_of_ones_own(trained, run):
     """Fields of the same size elsewhere keep their own domain; cells never measured are inside where one says so."""
     given = radar(trained)

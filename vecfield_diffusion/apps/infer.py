@@ -387,14 +387,16 @@ def template(task: Task) -> Template:
         "seed": config["seed"],
         "vecfield_diffusion_version": __version__,
     }
-    named = dict(zip(fields.dims, fields.coordinates(task.indices).values(), strict=True))
+    dims = tuple(map(bare, fields.dims))
+    named = dict(zip(dims, fields.coordinates(task.indices).values(), strict=True))
+    others = {bare(name): (tuple(map(bare, along)), *rest) for name, (along, *rest) in fields.extra_coords.items()}
     return Template(
         names=names(fields),
-        dims=fields.dims,
+        dims=dims,
         coordinates={name: values for name, values in named.items() if values[0] is not None},
         units=fields.units,
         component_attrs=fields.component_attrs,
-        extra_coords=fields.extra_coords,
+        extra_coords=others,
         attributes={name: stored(value) for name, value in provenance.items()},
     )
 
@@ -411,8 +413,13 @@ def stored(value: Any) -> Any:
 
 def names(fields: Fields) -> tuple[str, str]:
     """The components in the output: as in the source, where it has two variables."""
-    own = all(name.isidentifier() for name in fields.names) and fields.names[0] != fields.names[1]
-    return fields.names if own else ("u", "v")
+    own = tuple(map(bare, fields.names))
+    return own if all(name.isidentifier() for name in own) and own[0] != own[1] else ("u", "v")
+
+
+def bare(name: str) -> str:
+    """A name without the groups of the file that it lies in."""
+    return name.rpartition("/")[2]
 
 
 def calibration(task: Task) -> float:
