@@ -31,13 +31,15 @@ def generation_scores(samples: Tensor, reference: Tensor, train: Tensor, grid: G
 
     Returns:
         `energy_ratio` and `enstrophy_ratio` (1: as the reference), `spectrum_distance` (mean |ln| of the ratio of the
-        energy spectra, over whole shells), `vorticity_distance` (1-D Wasserstein, in standard deviations of the
-        reference), `frechet_distance`, `sliced_wasserstein` (in the units of the field) and `memorisation` (the
-        median; 1: as far from the training fields as unseen ones are, 0: copies).
+        energy spectra, over whole shells, a millionth of the peak added to both), `vorticity_distance` (1-D Wasserstein,
+        in standard deviations of the reference), `frechet_distance`, `sliced_wasserstein` (in the units of the field)
+        and `memorisation` (the median; 1: as far from the training fields as unseen ones are, 0: copies).
     """
     ours, theirs = spectra(samples, grid), spectra(reference, grid)
     shells = slice(1, ours.whole)
-    ratio = ours.energy.mean(dim=0)[shells] / theirs.energy.mean(dim=0)[shells]
+    energies = [each.energy.mean(dim=0)[shells] for each in (ours, theirs)]
+    floor = NEGLIGIBLE**3 * energies[1].max()
+    ratio = (energies[0] + floor) / (energies[1] + floor)
     curls = [_vorticity(fields, grid) for fields in (samples, reference)]
     return {
         "energy_ratio": float(kinetic_energy(samples, grid).mean() / kinetic_energy(reference, grid).mean()),
@@ -54,8 +56,8 @@ def features(fields: Tensor, grid: Grid) -> Tensor:
     """What a physicist would look at, of `fields` `(N, 2, H, W)`, as `(N, F)`.
 
     The logarithms of the energy in octaves of the wavenumber (shells 1, 2-3, 4-7, ..), of the enstrophy and of the mean
-    squared divergence, floored where negligible; the mean of u and of v; the skewness and the logarithm of the kurtosis
-    of the vorticity.
+    squared divergence, floored where negligible; the means of u and v over the RMS component; the skewness and the
+    logarithm of the kurtosis of the vorticity.
     """
     flat, inside = measured(fields, grid)
     spectrum = spectra(fields, grid)
@@ -73,19 +75,20 @@ def features(fields: Tensor, grid: Grid) -> Tensor:
     moments = [anomaly.pow(n).mean(dim=1) for n in (2, 3, 4)]
     variance = moments[0].clamp(min=_TINY)
     shape = torch.stack((moments[1] / variance**1.5, (moments[2] / variance**2).clamp(min=_TINY).log()), dim=1)
-    return torch.cat((sizes.clamp(min=_TINY).log(), flat[:, :, inside.valid].mean(dim=-1), shape), dim=1)
+    values = flat[:, :, inside.valid]
+    drift = values.mean(dim=2) / values.square().mean(dim=(1, 2)).sqrt().clamp(min=_TINY)[:, None]
+    return torch.cat((sizes.clamp(min=_TINY).log(), drift, shape), dim=1)
 
 
 def frechet_distance(samples: Tensor, reference: Tensor, grid: Grid) -> float:
     """The `frechet` distance of the `features` of two sets of fields, in standard deviations of the reference.
 
     The formula is that of Heusel et al. (2017) with features of the flow in place of those of a network.
-    A feature that does not vary over the reference (the divergence of fields without any) does not enter.
+    A feature that varies by less than a hundredth over the reference counts in hundredths.
     """
     ours, theirs = features(samples, grid), features(reference, grid)
-    scale = theirs.std(dim=0)
-    varies = scale > 1e-6 * theirs.abs().amax(dim=0)
-    return frechet(ours[:, varies] / scale[varies], theirs[:, varies] / scale[varies])
+    scale = theirs.std(dim=0).clamp(min=NEGLIGIBLE)
+    return frechet(ours / scale, theirs / scale)
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
