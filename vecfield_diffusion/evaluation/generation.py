@@ -31,9 +31,10 @@ def generation_scores(samples: Tensor, reference: Tensor, train: Tensor, grid: G
 
     Returns:
         `energy_ratio` and `enstrophy_ratio` (1: as the reference), `spectrum_distance` (mean |ln| of the ratio of the
-        energy spectra, over whole shells, a millionth of the peak added to both), `vorticity_distance` (1-D Wasserstein,
-        in standard deviations of the reference), `frechet_distance`, `sliced_wasserstein` (in the units of the field)
-        and `memorisation` (the median; 1: as far from the training fields as unseen ones are, 0: copies).
+        energy spectra, over whole shells, a millionth of the peak added to both), `vorticity_distance` (1-D
+        Wasserstein, in standard deviations of the reference), `frechet_distance`, `sliced_wasserstein` (in the units
+        of the field) and `memorisation` (the median; 1: as far from the training fields as unseen ones are, 0:
+        copies).
     """
     ours, theirs = spectra(samples, grid), spectra(reference, grid)
     shells = slice(1, ours.whole)
