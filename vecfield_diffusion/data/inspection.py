@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vecfield_diffusion.data.augment import Augmentation
 from vecfield_diffusion.data.fields import Fields, blocks
-from vecfield_diffusion.data.splits import THRESHOLD, TimeBlocks, _anomalies
+from vecfield_diffusion.data.splits import THRESHOLD, TimeBlocks, sampled_anomalies
 from vecfield_diffusion.data.statistics import homogeneous, measure
 from vecfield_diffusion.diffusion.normalizer import Statistics
 from vecfield_diffusion.errors import UserError
@@ -391,7 +391,7 @@ def largest_rectangle(cells: NDArray[np.bool_]) -> tuple[slice, slice]:
 
 def autocorrelation(fields: Fields, longest: int) -> Floats:
     """rho at lags 0 to `longest`, as `splits` defines it for the guard."""
-    anomalies, measured = _anomalies(fields)
+    anomalies, measured = sampled_anomalies(fields)
     rho = []
     for lag in range(longest + 1):
         end = len(anomalies) - lag

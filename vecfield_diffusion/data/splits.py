@@ -86,7 +86,7 @@ class TimeBlocks:
         """The guard in snapshots: as given, or measured, at most a tenth of the snapshots."""
         if self.guard != "auto":
             return self.guard
-        anomalies, measured = _anomalies(fields)
+        anomalies, measured = sampled_anomalies(fields)
         variance = anomalies.square().sum() / measured.sum()
         longest = len(fields) // 10
         for lag in range(1, min(longest, len(anomalies) // 2) + 1):
@@ -97,7 +97,7 @@ class TimeBlocks:
         return longest
 
 
-def _anomalies(fields: Fields, snapshots: int = 4096, cells: int = 256) -> tuple[Tensor, Tensor]:
+def sampled_anomalies(fields: Fields, snapshots: int = 4096, cells: int = 256) -> tuple[Tensor, Tensor]:
     """Values less their time mean, 0 where not measured, and where they are measured, both `(T, components)`.
 
     At most `cells` valid cells, evenly picked, and `snapshots` consecutive ones from the middle.

@@ -14,11 +14,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from vecfield_diffusion.data.inspection import largest_rectangle
 from vecfield_diffusion.evaluation.physical import measured
 from vecfield_diffusion.physics.grid import Grid
 
@@ -97,21 +96,6 @@ def _windowed(part: Tensor, windowed: tuple[bool, bool]) -> Tensor:
             hann = torch.sin(math.pi * middle).square() * math.sqrt(8 / 3)
             part = part * (hann[:, None] if axis == -2 else hann)
     return part
-
-
-def largest_rectangle(valid: NDArray[np.bool_]) -> tuple[slice, slice]:
-    """The rows and columns of the largest rectangle of `valid` `(H, W)` that is all True."""
-    best, found = 0, (slice(0, 0), slice(0, 0))
-    column = np.arange(valid.shape[1])
-    for top in range(len(valid)):
-        alive = np.logical_and.accumulate(valid[top:], axis=0)
-        run = column - np.maximum.accumulate(np.where(alive, -1, column), axis=1)
-        area = run.max(axis=1) * np.arange(1, len(alive) + 1)
-        rows = int(area.argmax())
-        if area[rows] > best:
-            best, end = int(area[rows]), int(run[rows].argmax()) + 1
-            found = slice(top, top + rows + 1), slice(end - int(run[rows].max()), end)
-    return found
 
 
 def effective_resolution(estimate: Tensor, truth: Tensor, grid: Grid, ratio: float = 0.5) -> float:
