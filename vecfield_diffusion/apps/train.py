@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from vecfield_diffusion.data.context import Context
     from vecfield_diffusion.data.fields import Fields
     from vecfield_diffusion.diffusion.denoiser import Denoiser
-    from vecfield_diffusion.diffusion.normalizer import Statistics
+    from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
+    from vecfield_diffusion.models.gaussian import Modes
     from vecfield_diffusion.physics.grid import Grid
     from vecfield_diffusion.training.trainer import Run
 
@@ -34,6 +35,8 @@ main = Program(
     metric="val/crps",
 )
 
+#: Snapshots that a covariance is learnt from, at most.
+SNAPSHOTS = 2000
 #: Keys that may change between the command that began a run and the one that goes on with it.
 FREE = {"name", "device", "logger", "trainer.max_steps", "trainer.max_minutes", "trainer.log_every"} | {
     "trainer.checkpoint_minutes"
@@ -99,6 +102,8 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
     diffusion = build(config["diffusion"], "diffusion", trusted=True)
     own = (copy.deepcopy(diffusion), copy.deepcopy(normalizer), fields.grid, device, context)
     denoiser = make_denoiser(config, *own, trusted=True)
+    if hasattr(denoiser.network, "learn"):
+        denoiser.network.learn(gaussian_field(fields, split["train"], normalizer, denoiser.network.modes))
     announce(denoiser, statistics, names)
     keep_config(config, folder)
 
@@ -165,6 +170,8 @@ def checked_window(config: dict[str, Any], fields: Fields) -> tuple[int, int] | 
     height, width = fields.shape
     if not (8 <= window[0] <= height and 8 <= window[1] <= width):
         raise UserError(f"window={list(window)}: expected [height, width] from 8 to the {height}x{width} of the fields")
+    if config["model"]["_target_"].endswith(".GaussianResidual"):
+        raise UserError("window does not go with model=gaussian, which knows the covariance of whole fields")
     if config["physics"] is not None and config["physics"]["_target_"].endswith(".Physics"):
         raise UserError("window does not go with physics in training: a window does not know its own spacings")
     return tuple(window)
@@ -179,6 +186,28 @@ def cutter(grid: Grid, window: tuple[int, int] | None, seed: int) -> Callable[[T
         return whole
     generator = seeded(seed, 2)
     return lambda fields: windows(grid, window, len(fields), generator)(fields)
+
+
+def gaussian_field(fields: Fields, indices: range, normalizer: Normalizer, modes: int) -> Modes:
+    """The Gaussian field with the covariance of the training snapshots, at most 2000 of them, in normalised units."""
+    import numpy as np
+    import torch
+
+    from vecfield_diffusion.data.statistics import homogeneous
+    from vecfield_diffusion.evaluation.covariance import Homogeneous, LowRank
+    from vecfield_diffusion.models.gaussian import Eigenfields, Waves
+
+    read = normalizer.normalize(fields.read(indices[:: -(-len(indices) // SNAPSHOTS)])).double().numpy()
+    zero, valid = np.zeros(read.shape[1:]), fields.grid.valid.numpy()
+    if homogeneous(fields):
+        spectrum = Homogeneous.of(read, zero, valid, fields.grid.periodic, nugget=0.0).spectrum
+        return Waves(torch.from_numpy(spectrum), modes)
+    covariance = LowRank.of(read, zero, valid)
+    vectors = torch.zeros(len(covariance.variances), *zero.shape)
+    vectors[:, :, fields.grid.valid] = torch.from_numpy(covariance.modes.T.copy()).float().unflatten(1, (2, -1))
+    return Eigenfields(
+        vectors[:modes], torch.from_numpy(covariance.variances[:modes].copy()).float(), covariance.nugget
+    )
 
 
 def coordinates(fields: Fields) -> dict[str, Any]:

@@ -7,6 +7,7 @@ than a callable of these three arguments; whatever wraps a denoiser is one itsel
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,19 @@ from vecfield_diffusion.errors import UserError
 
 #: `(z (B, 2, H, W), s (B,), observation) -> x_hat (B, 2, H, W)`
 DenoiserFunction = Callable[[Tensor, Tensor, Observation], Tensor]
+
+
+class Estimate(NamedTuple):
+    """What a denoiser says of the clean field.
+
+    `mean` `(B, 2, H, W)`; `fraction` `(B, 2, H, W)`, where it is learned, tells where the reverse variance lies between
+    its bounds: 0 is the small one and 1 the large one, see `reverse_variances`; `scale` `(B,)` is what the output of
+    the network was multiplied with, where that is not the c_out of the formulation.
+    """
+
+    mean: Tensor
+    fraction: Tensor | None = None
+    scale: Tensor | None = None
 
 
 class Denoiser(nn.Module):
@@ -40,6 +54,8 @@ class Denoiser(nn.Module):
         self, network: nn.Module, diffusion: Diffusion, normalizer: Normalizer, autocast: torch.dtype | None = None
     ) -> None:
         super().__init__()
+        if isinstance(diffusion, Regression) and hasattr(network, "posterior"):
+            raise UserError("model=gaussian builds on noisy fields, which diffusion=regression has none of")
         if isinstance(diffusion, Regression) and hasattr(network, "mean"):
             raise UserError("model=residual holds a regression already: take another diffusion, or another model")
         self.network, self.diffusion, self.normalizer, self.autocast = network, diffusion, normalizer, autocast
@@ -71,24 +87,40 @@ class Denoiser(nn.Module):
         mean = self._run(self.network.mean, observation.channels())
         return torch.where(observation.valid, mean, 0.0)
 
-    def moments(
-        self, z: Tensor, s: Tensor, observation: Observation, mean: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The posterior mean and, where it is learned, where the reverse variance lies between its bounds.
+    def moments(self, z: Tensor, s: Tensor, observation: Observation) -> tuple[Tensor, Tensor | None]:
+        """The posterior mean and, where it is learned, the fraction of the reverse variance; see `Estimate`."""
+        return self.estimate(z, s, observation)[:2]
 
-        The second, `(B, 2, H, W)`, is 0 at the small bound and 1 at the large one; see `reverse_variances`. `mean` is
-        what the method `mean` gives, where that is known already; it counts as a constant.
+    def estimate(self, z: Tensor, s: Tensor, observation: Observation, mean: Tensor | None = None) -> Estimate:
+        """What the network says of fields `z` at noise levels `s` `(B,)`, given the observation.
+
+        `mean` is what the method `mean` gives, where that is known already; it counts as a constant.
         """
+        if hasattr(self.network, "posterior"):
+            return self._beyond_gaussian(z, s, observation)
         told, valid = observation.channels(), observation.valid
         mean = self.mean(observation) if mean is None else mean
         if mean is None:
-            return self._moments(z, s, told, valid)
+            return self._estimate(z, s, told, valid)
         mean, scale = mean.detach(), self.network.scale
         told = torch.cat([told, mean], dim=1)
-        residual, fraction = self._moments((z - mean) / scale, s / scale, told, valid)
-        return mean + scale * residual, fraction
+        residual, fraction, _ = self._estimate((z - mean) / scale, s / scale, told, valid)
+        return Estimate(mean + scale * residual, fraction)
 
-    def _moments(self, z: Tensor, s: Tensor, told: Tensor, valid: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _beyond_gaussian(self, z: Tensor, s: Tensor, observation: Observation) -> Estimate:
+        """The moments where the network is for what a Gaussian field misses (`models/gaussian.py`)."""
+        valid, observed = observation.valid, observation.observed
+        z, y = torch.where(valid, z, 0.0), torch.where(observed, observation.y, 0.0)
+        given = (y, observed, torch.where(observed, observation.error, 0.0), valid)
+        mean, scale = self.network.posterior(z, s, *given)
+        innovation = torch.where(observed, (y - mean) / column(scale), 0.0)
+        level = self.diffusion.inputs(self.diffusion.time(s.double()))[1].to(z.dtype)
+        told = [torch.where(valid, (z - mean) / column(s), 0.0), observation.channels(), mean, innovation]
+        output = self._run(self.network, torch.cat(told, dim=1), level)
+        x_hat = torch.where(valid, mean + column(scale) * output[:, :2], 0.0)
+        return Estimate(x_hat, torch.sigmoid(output[:, 2:4]) if self.diffusion.learned_variance else None, scale)
+
+    def _estimate(self, z: Tensor, s: Tensor, told: Tensor, valid: Tensor) -> Estimate:
         """The moments of data of unit variance, given channels `told`."""
         z = torch.where(valid, z, 0.0)
         # A few numbers a sample, in float64: near the end of a path alpha is a small difference.
@@ -98,7 +130,7 @@ class Denoiser(nn.Module):
         # c_in scales the noisy state alone: at high noise it would drown the observations.
         output = self._run(self.network, torch.cat([column(c_in * alpha) * z, told], dim=1), c_noise)
         x_hat = torch.where(valid, column(c_skip * alpha) * z + column(c_out) * output[:, :2], 0.0)
-        return x_hat, torch.sigmoid(output[:, 2:4]) if self.diffusion.learned_variance else None
+        return Estimate(x_hat, torch.sigmoid(output[:, 2:4]) if self.diffusion.learned_variance else None)
 
     def _run(self, network: Callable[..., Tensor], channels: Tensor, *level: Tensor) -> Tensor:
         """A network in its own precision, its result in that of `channels`."""

@@ -5,6 +5,7 @@ For a time t drawn by the formulation, `x_t = alpha x0 + sigma eps`, and
     loss = weight(t) mean_measured (D(x_t / alpha, s, y) - x0)^2,
 
 the mean taken over the cells where the truth is known and both components (Karras et al., NeurIPS 2022, equation 2).
+Beyond a Gaussian field (`models/gaussian.py`) the weight is 1 / c^2: the squared error of the output again.
 Training adds what a formulation learns beside the mean: the variational bound of a learned reverse variance, and the
 uncertainty of the levels. Where the network predicts the mean mu(y) and denoises what it misses, mu is a constant in
 all this, and its own mean squared error is added with the weight 1: the two share no weights, each learns from its own.
@@ -52,8 +53,9 @@ def denoising_loss(
     s = level.to(x0.dtype)
     z = x0 + column(s) * noise
     mean = denoiser.mean(observation)
-    x_hat, fraction = denoiser.moments(z, s, observation, mean)
-    loss = diffusion.weight(t).to(x0.dtype) * mean_measured((x_hat - x0).square(), measured)
+    x_hat, fraction, scale = denoiser.estimate(z, s, observation, mean)
+    weight = diffusion.weight(t).to(x0.dtype) if scale is None else scale**-2
+    loss = weight * mean_measured((x_hat - x0).square(), measured)
     if training and fraction is not None:
         bound = variational_bound(x0, x_hat.detach(), fraction, level, diffusion.below(level))
         # One of the M terms of the chain stands for all.
