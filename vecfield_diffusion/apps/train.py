@@ -199,7 +199,7 @@ def gaussian_field(fields: Fields, indices: range, normalizer: Normalizer, modes
 
     read = normalizer.normalize(fields.read(indices[:: -(-len(indices) // SNAPSHOTS)])).double().numpy()
     zero, valid = np.zeros(read.shape[1:]), fields.grid.valid.numpy()
-    if homogeneous(fields):
+    if homogeneous(fields) and np.isfinite(read).all():  # waves have no gaps
         spectrum = Homogeneous.of(read, zero, valid, fields.grid.periodic, nugget=0.0).spectrum
         return Waves(torch.from_numpy(spectrum), modes)
     covariance = LowRank.of(read, zero, valid)

@@ -134,7 +134,7 @@ def _joined(node: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _halved(name: str, tensor: Tensor) -> Tensor:
-    if not (name.startswith("ema/") and tensor.is_floating_point()):
+    if not (name.startswith("ema/") and tensor.dtype == torch.float32):
         return tensor
     half = tensor.half()
     if not torch.equal(half.isfinite(), tensor.isfinite()):

@@ -187,13 +187,13 @@ class Table:
         values, basis = torch.linalg.eigh(spectrum.reshape(size, 2, 2))
         values = values.clamp(min=0.0)
         basis[own] = torch.linalg.eigh(spectrum.reshape(size, 2, 2)[own].real)[1].to(basis)
-        # Of a wave and its conjugate the first stands for both; their eigenvectors are conjugate as well.
-        ranked = torch.where((cells <= opposite)[:, None], values, -1.0).flatten().argsort(descending=True, stable=True)
+        # Of a wave and its conjugate the first stands for both.
+        first = (cells <= opposite)[:, None].expand(size, 2)
+        ranked = torch.where(first, values, -1.0).flatten().argsort(descending=True, stable=True)[: int(first.sum())]
         energy = torch.where(own[:, None], 1.0, 2.0).mul(values).flatten()[ranked]
         enough = int((energy.cumsum(0) < (1 - left_out) * values.sum()).sum()) + 1
         ranked = ranked[: min(enough, max(modes // 2, 1))]
         wave, index = ranked // 2, ranked % 2
-        basis = torch.where((cells <= opposite)[:, None, None], basis, basis[opposite].conj())
         vector = basis[wave, :, index]
         strength = values[wave, index]
         rest = values.clone()
