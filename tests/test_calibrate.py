@@ -15,18 +15,21 @@ from programs import FEW, ROOT, Call, is_message
 from vecfield_diffusion.apps.config import option
 from vecfield_diffusion.apps.evaluate import main as evaluate
 from vecfield_diffusion.apps.infer import main as infer
+from vecfield_diffusion.apps.infer import process_of
+from vecfield_diffusion.apps.posterior import Posterior
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.metrics import scores
+from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.inference.calibration import (
     apply_factor,
-    calibration_path,
     describe_process,
+    find_factor,
     fit_factor,
-    load_factor,
     store_factor,
 )
-from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint
+from vecfield_diffusion.inference.export import load_weights, save_weights
+from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 
 SHAPE = (40, 2, 20, 20)
 
@@ -88,31 +91,32 @@ def test_what_has_no_factor():
             fit_factor(*given)
 
 
-def test_factors_are_kept_by_process_and_step(tmp_path):
-    checkpoint = tmp_path / "best.pt"
-    config = {"sigma_obs": 0.0, "history": "masked", "sampler": {"steps": (4, 5)}, "inpainting": None, "physics": None}
-    track, block = (describe_process(config, {"_target_": name}, "Conditional") for name in ("Track", "Block"))
-    with pytest.raises(UserError, match=r"best.calibration.json is not there. Run python scripts/calibrate.py ckpt="):
-        load_factor(checkpoint, 7, track)
-    store_factor(checkpoint, 7, track, 1.5)
-    store_factor(checkpoint, 7, block, 1.25)
-    store_factor(checkpoint, 7, track, 0.1 + 0.2)
-    assert load_factor(checkpoint, 7, track) == 0.1 + 0.2 and load_factor(checkpoint, 7, block) == 1.25
-    noisy = describe_process(config | {"sigma_obs": 0.05}, {"_target_": "Track"}, "Conditional")
-    with pytest.raises(UserError, match="is for sigma_obs=0.0, not 0.05. Run"):
-        load_factor(checkpoint, 7, noisy)
-    other = describe_process(config, {"_target_": "Track"}, "MMPS")
-    with pytest.raises(UserError, match="is for inpainting=Conditional, not MMPS"):
-        load_factor(checkpoint, 7, other)
-    with pytest.raises(UserError, match="is of step 7, the checkpoint of step 8"):
-        load_factor(checkpoint, 8, track)
-    store_factor(checkpoint, 8, noisy, 2.0)
-    with pytest.raises(UserError, match="is for sigma_obs"):
-        load_factor(checkpoint, 8, track)
-    calibration_path(checkpoint).write_text('{"step": 8, "factors": [{"process": {}}]}')
-    with pytest.raises(UserError, match="not a file of scripts/calibrate.py"):
-        load_factor(checkpoint, 8, track)
-    assert [path.name for path in tmp_path.iterdir()] == ["best.calibration.json"]
+@pytest.mark.parametrize("name", ["best.pt", "shipped.safetensors"])
+def test_factors_are_kept_by_process_in_the_checkpoint(tmp_path, name):
+    checkpoint, shipped = tmp_path / name, name.endswith("safetensors")
+    state = {"ema": {"weight": torch.randn(5, generator=torch.Generator().manual_seed(0))}, "config": "a: 1"}
+    save_weights(checkpoint, state, "float16") if shipped else save_checkpoint(checkpoint, state)
+    load = load_weights if shipped else load_checkpoint
+    before = load(checkpoint)
+    config = {"sigma_obs": 0.0, "history": "masked", "sampler": {"steps": (4, 5)}, "physics": None}
+    how = {"_target_": "Conditional"}
+    track, block = (describe_process(config, {"_target_": each}, how) for each in ("Track", "Block"))
+    with pytest.raises(UserError, match=rf"{name} was not calibrated. Run python scripts/calibrate.py ckpt="):
+        find_factor(before.get("calibration", ()), track, checkpoint)
+    for process, factor in ((track, 1.5), (block, 1.25), (track, 0.1 + 0.2)):
+        store_factor(checkpoint, process, factor)
+    after = load(checkpoint)
+    known = after.pop("calibration")
+    assert len(known) == 2
+    assert find_factor(known, track, checkpoint) == 0.1 + 0.2 and find_factor(known, block, checkpoint) == 1.25
+    assert after.keys() == before.keys() and torch.equal(after["ema"]["weight"], before["ema"]["weight"])
+    noisy = describe_process(config | {"sigma_obs": 0.05}, {"_target_": "Track"}, how)
+    with pytest.raises(UserError, match="was calibrated for sigma_obs=0.0, not 0.05. Run"):
+        find_factor(known, noisy, checkpoint)
+    other = describe_process(config, {"_target_": "Track"}, {"_target_": "MMPS"})
+    with pytest.raises(UserError, match="for inpainting={'_target_': 'Conditional'}, not {'_target_': 'MMPS'}"):
+        find_factor(known, other, checkpoint)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("given", [[], ["sigma_obs=0.05", "sampler=heun", "physics=divergence", "inpainting=mmps"]])
@@ -120,7 +124,10 @@ def test_both_programs_describe_the_same_process_alike(given):
     node = option("mask", "track")
     filled = infer.config("ckpt=run", "mask=track", *given)
     scored = evaluate.config("ckpt=run", "masks=[track]", *given)
-    assert describe_process(filled, filled["mask"], "MMPS") == describe_process(scored, node, "MMPS")
+    parts = Posterior(None, MMPS(), None, None)
+    assert process_of(filled, filled["mask"], parts) == process_of(scored, node, parts)
+    named = infer.config("ckpt=run", "mask=track", *given, "inpainting=mmps")
+    assert process_of(named, named["mask"], parts) == process_of(filled, filled["mask"], parts)
 
 
 def calibrate(*arguments: str) -> int:
@@ -144,8 +151,8 @@ def test_the_script_fits_on_the_validation_snapshots(
     state = load_checkpoint(checkpoint)
     assert read and set(map(int, read)) <= set(range(*state["data"]["split"]["validation"]))
     for name in ("block", "track"):
-        process = describe_process(evaluate.config(*given), option("mask", name), "Conditional")
-        factor = load_factor(checkpoint, state["counters"]["step"], process)
+        process = process_of(evaluate.config(*given), option("mask", name), None)
+        factor = find_factor(load_checkpoint(checkpoint)["calibration"], process, checkpoint)
         assert 0 < factor < 100 and f"{name}: factor {factor:.4g} on 3 validation snapshots" in said
     filled = {}
     for name, extra in (("plain", []), ("scaled", ["calibrate=true"])):
@@ -153,10 +160,14 @@ def test_the_script_fits_on_the_validation_snapshots(
         assert run("infer", *how)[0] == 0
         with xr.open_dataset(place / "outputs" / "infer" / name / "fields.nc") as data:
             filled[name] = data.load()
-    block = describe_process(evaluate.config(*given), option("mask", "block"), "Conditional")
-    factor = load_factor(checkpoint, state["counters"]["step"], block)
+    block = process_of(evaluate.config(*given), option("mask", "block"), None)
+    factor = find_factor(load_checkpoint(checkpoint)["calibration"], block, checkpoint)
     np.testing.assert_allclose(filled["scaled"]["u_std"], factor * filled["plain"]["u_std"], rtol=1e-3, atol=1e-7)
     np.testing.assert_allclose(filled["scaled"]["u"], filled["plain"]["u"], rtol=1e-4, atol=1e-6)
+    assert calibrate("ckpt=outputs/train/run", "masks=[pixels]", "cases=2", *FEW) == 0  # auto, which here is:
+    for chosen in ("auto", "conditional"):
+        how = ["ckpt=outputs/train/run", "mask=pixels", f"inpainting={chosen}", "name=c", *FEW, "calibrate=true"]
+        assert run("infer", *how)[0] == 0
     other = ["ckpt=outputs/train/run", "mask=swath", "inpainting=conditional", "name=bad", *FEW, "calibrate=true"]
     is_message(run("infer", *other), "calibrate=true", "mask=")
     for mask, part in (

@@ -28,14 +28,13 @@ from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.cfg import ClassifierFree, NoGuidance
 from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.guidance.physics import Physics
-from vecfield_diffusion.inference.export import load_weights
+from vecfield_diffusion.inference.export import SHIPPED, load_weights
 from vecfield_diffusion.inference.windows import Windowed
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.samplers.adaptive import Adaptive
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint
 from vecfield_diffusion.training.trainer import network_precision
 
-SHIPPED = ".safetensors"
 #: Where shipped networks lie: in a wheel inside the package, in a checkout beside it.
 PRETRAINED = [CONF.parent / "pretrained"]
 
@@ -142,7 +141,8 @@ class Trained:
     """All that a checkpoint says: the denoiser with averaged weights, the grid, the data that it was trained on.
 
     `coordinates` are `x` and `y` with their names, as `Fields` has them, where the checkpoint knows them; `context` is
-    what the network is told beside observations; `window` is the size of its fields, where they were windows.
+    what the network is told beside observations; `window` is the size of its fields, where they were windows;
+    `calibration` are the factors of its spread, see `inference/calibration.py`.
     """
 
     denoiser: Denoiser
@@ -155,6 +155,7 @@ class Trained:
     step: int
     context: Context | None = None
     coordinates: Mapping[str, Any] | None = None
+    calibration: Sequence[Mapping[str, Any]] = ()
 
     @property
     def window(self) -> tuple[int, int]:
@@ -198,8 +199,8 @@ def load_trained(ckpt: str, device: torch.device, trust: Sequence[str] = ()) -> 
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: the checkpoint does not fit this program ({reason})") from error
     denoiser = denoiser.eval().requires_grad_(False)
-    coordinates = state.get("coordinates")
-    return Trained(denoiser, grid, statistics, units, split, config, path, step, context, coordinates)
+    rest = context, state.get("coordinates"), state.get("calibration", ())
+    return Trained(denoiser, grid, statistics, units, split, config, path, step, *rest)
 
 
 def open_input(

@@ -1,4 +1,12 @@
-"""`python evaluate.py`: scores ensembles beside the baselines on fields that training kept aside, and reports."""
+"""`python evaluate.py`: scores ensembles beside the baselines on fields that training kept aside, and reports.
+
+A regression, be it a checkpoint of `diffusion=regression` or what a network with `model=residual` holds, is a baseline,
+too: it says one field, which is evaluated once, whatever the sampler and the number of members. With `calibrate=true`
+the members of each ensemble are scored again with their spread put right (see `inference/calibration.py`).
+
+With `sensor=` the ensembles are told what an instrument reads of the cells that the mask shows. Cells where it read
+anything count as observed, the others are scored; baselines that cannot take such values are left out.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +20,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vecfield_diffusion.apps.config import Program, option
-from vecfield_diffusion.apps.infer import SAMPLING, at_once, axes, check_ranges, errors, fill, say_guard
+from vecfield_diffusion.apps.infer import (
+    SAMPLING,
+    at_once,
+    axes,
+    check_ranges,
+    errors,
+    fill,
+    place,
+    process_of,
+    say_guard,
+)
 from vecfield_diffusion.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -24,6 +42,7 @@ if TYPE_CHECKING:
     from vecfield_diffusion.evaluation.baselines import Baseline
     from vecfield_diffusion.evaluation.comparison import Estimate, Scored, Setting
     from vecfield_diffusion.evaluation.report import Section
+    from vecfield_diffusion.guidance.sensors import Sensor
     from vecfield_diffusion.inference.cases import Cases
 
 main = Program(
@@ -36,6 +55,7 @@ main = Program(
         "masks": "list[str]",
         "cases": "int",
         "baselines": "str | list[str]",
+        "calibrate": "bool",
     },
     examples={"ckpt": "python evaluate.py ckpt=outputs/train/run 'masks=[track,block,pixels]'"},
     lists={"masks": "mask"},
@@ -59,6 +79,10 @@ BASELINES = {
     "gappy_pod": "gappy POD",
     "dineof": "DINEOF",
 }
+#: The baseline that checkpoints hold, beside those that are fitted here.
+REGRESSION = "regression"
+#: Baselines that look at no observation of the present.
+BLIND = ("climatology", "persistence")
 FAST = ("climatology", "nearest", "linear", "biharmonic", "oi")
 #: Correlation from one snapshot to the next, from which the last one is worth a baseline.
 THRESHOLD = 0.2
@@ -72,7 +96,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     """Scores every mask and method; prints a table, writes `scores.csv`, then `report.html`.
 
     Raises:
-        UserError: A checkpoint, mask or baseline that does not fit.
+        UserError: A checkpoint, mask or baseline that does not fit, or a spread that was not calibrated.
     """
     from vecfield_diffusion.apps.build import build
     from vecfield_diffusion.evaluation.metrics import table
@@ -80,13 +104,17 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
 
     check_ranges(config)
     wanted = chosen_baselines(config["baselines"])
+    if config["sensor"] and (lost := [name for name in wanted if name not in BLIND]):
+        print(f"note: {', '.join(lost)} take velocities of single cells alone, and are left out beside a sensor")
+        wanted = [name for name in wanted if name in BLIND]
     masks = {name: build(option("mask", name), "mask", trusted=True) for name in config["masks"]}
     if not masks or None in masks.values():
         raise UserError(f"masks={list(masks)}: name options of conf/mask that hide something, such as masks=[block]")
     task = open_task(config, wanted)
+    trials = [prepare(task, name, mask) for name, mask in masks.items()]
     sections, rows = [], []
-    for name, mask in masks.items():
-        sections.append(section(task, name, mask))
+    for trial in trials:
+        sections.append(section(task, trial))
         rows += sections[-1].rows(task.fields.units)
         write_text_atomic(folder / "scores.csv", as_csv(rows))
     print(table([line for each in sections for line in printed(each)], COLUMNS))
@@ -97,7 +125,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
         f"{task.fields.units}; crps: of members, of the Gaussian law of optimal interpolation, else the absolute error"
     )
     write_report(task, sections, folder)
-    return summary(sections, [each.name for each in task.contestants])
+    return summary(sections)
 
 
 # What is compared.
@@ -105,11 +133,22 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A network and the way its ensembles are made."""
+    """A network and the way its fields are made; `factor` is that of the spread, where it is to be calibrated."""
 
     name: str
     trained: Trained
     parts: Posterior
+    factor: float | None = None
+
+    @property
+    def regression(self) -> bool:
+        """Whether it says one field, the mean."""
+        return is_regression(self.trained)
+
+    @property
+    def methods(self) -> list[str]:
+        """What tables call its ensembles: plain and, where there is a factor, calibrated."""
+        return [self.name] if self.factor is None else [self.name, f"{self.name} calibrated"]
 
 
 @dataclass(frozen=True)
@@ -127,6 +166,19 @@ class Task:
     def first(self) -> Trained:
         """The network whose data, grid and scale are those of all."""
         return self.contestants[0].trained
+
+    @property
+    def sensor(self) -> Sensor | None:
+        """What the fields are seen through; None for velocities of single cells."""
+        return self.contestants[0].parts.sensor
+
+    def cases(self, mask: Any) -> Cases:
+        """The snapshots through a mask, and through the instrument where there is one."""
+        from vecfield_diffusion.inference.cases import make_cases
+
+        error = errors(self.config["sigma_obs"], self.fields, self.indices)
+        how = {"add_error": True, "sensor": self.sensor}
+        return make_cases(self.fields, self.indices, mask, self.config["seed"], error, **how)
 
     @cached_property
     def training(self) -> torch.Tensor:
@@ -168,36 +220,51 @@ class Task:
         return torch.from_numpy(Climatology().fit(self.training.numpy(), self.fields.grid).mean)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What is done under one mask.
+
+    Attributes:
+        setting: The cases as methods are scored on them.
+        mask: What is observed.
+        cases: As the baselines are told them.
+        entries: The networks with nothing left open, and the cases as each is told them.
+    """
+
+    setting: Setting
+    mask: Any
+    cases: Cases
+    entries: list[tuple[Contestant, Cases]]
+
+    @property
+    def networks(self) -> list[str]:
+        """The methods that are judged: ensembles; regressions, baselines otherwise, where there is nothing else."""
+        ensembles = [each for each, _ in self.entries if not each.regression]
+        return [name for each in ensembles or [each for each, _ in self.entries] for name in each.methods]
+
+
 def chosen_baselines(given: str | Sequence[str]) -> list[str]:
-    """The baselines that `baselines=` names, in the order of `BASELINES`. Raises UserError."""
+    """The baselines that `baselines=` names, in the order of `BASELINES`, then the regression. Raises UserError."""
+    known = [*BASELINES, REGRESSION]
     if given == "all":
-        return list(BASELINES)
+        return known
     named = [given] if isinstance(given, str) else given
     for name in named:
-        if name not in BASELINES:
-            hint = nearest(name, [*BASELINES, "all"])
-            raise UserError(f"baselines={name}: there is none of this name.{hint} Known: all, {', '.join(BASELINES)}")
-    return [name for name in BASELINES if name in named]
+        if name not in known:
+            hint = nearest(name, [*known, "all"])
+            raise UserError(f"baselines={name}: there is none of this name.{hint} Known: all, {', '.join(known)}")
+    return [name for name in known if name in named]
 
 
-def open_task(config: dict[str, Any], wanted: list[str]) -> Task:
-    """The networks, and the data that they were trained on. Raises UserError."""
-    from vecfield_diffusion.apps.assemble import check_grid, choose_device, fit_size, held_out, load_trained
-    from vecfield_diffusion.apps.posterior import build_posterior
+def open_task(config: dict[str, Any], wanted: list[str], split: str = "test") -> Task:
+    """The networks, and the snapshots of a split of the data that they were trained on. Raises UserError."""
+    from vecfield_diffusion.apps.assemble import choose_device, held_out
 
     device = choose_device(config["device"])
-    trained = {name: load_trained(path, device, config["trust"]) for name, path in named_runs(config["ckpt"]).items()}
-    check_alike(trained)
-    built = {name: build_posterior(config, each, device) for name, each in trained.items()}
-    fields, offered = held_out(next(iter(trained.values())), "test", config["trust"], config["data"])
-    contestants = []
-    for name, each in trained.items():
-        check_grid(fields, each)
-        if built[name].weak is not None:
-            weak = fit_size(built[name].weak, fields, config["overlap"], config["batch"])
-            built[name].guidance.weak = weak.denoiser
-        fitted = fit_size(each, fields, config["overlap"], config["batch"])
-        contestants.append(Contestant(name, fitted, built[name]))
+    trained = load_runs(config, wanted, device)
+    built = {name: build_parts(config, each, device) for name, each in trained.items()}
+    fields, offered = held_out(next(iter(trained.values())), split, config["trust"], config["data"])
+    contestants = [enter(config, fields, name, each, built[name]) for name, each in trained.items()]
     count = min(config["cases"], len(offered))
     spaced = [offered[i * len(offered) // count] for i in range(count)]
     indices = [i for i in spaced if fields.read([i]).isfinite().any()]
@@ -207,7 +274,84 @@ def open_task(config: dict[str, Any], wanted: list[str]) -> Task:
         said = "" if len(contestants) == 1 else f"{each.name}: "
         print(f"{said}{each.trained.path}: step {each.trained.step}")
     print(f"{len(indices)} unseen snapshots of {fields.source}")
-    return Task(config, contestants, fields, offered, indices, wanted)
+    return Task(config, contestants, fields, offered, indices, [name for name in wanted if name != REGRESSION])
+
+
+def load_runs(config: dict[str, Any], wanted: Sequence[str], device: torch.device) -> dict[str, Trained]:
+    """The networks by the names of their methods, then the regressions within them, where these are wanted.
+
+    Raises:
+        UserError: Checkpoints that do not fit, or that leave nothing to do what the configuration asks for.
+    """
+    from vecfield_diffusion.apps.assemble import load_trained
+
+    runs = named_runs(config["ckpt"])
+    trained = {name: load_trained(path, device, config["trust"]) for name, path in runs.items()}
+    check_alike(trained)
+    alone = [name for name, each in trained.items() if is_regression(each)]
+    if alone == ["diffusion"]:
+        trained = {REGRESSION: trained.pop("diffusion")}
+    if alone and config["sensor"]:
+        raise UserError(f"ckpt={runs[alone[0]]}: a regression takes velocities of single cells alone: use sensor=none")
+    if config["calibrate"] and len(alone) == len(trained):
+        raise UserError("calibrate=true: a regression has no spread. Use calibrate=false")
+    if REGRESSION not in wanted:
+        return trained
+    within = regressions(trained)
+    if not (within or alone or config["baselines"] == "all"):
+        raise UserError(
+            f"baselines={REGRESSION}: no checkpoint holds one. Train one by train.py diffusion=regression and add its "
+            "run, ckpt=[...,RUN], or train with model=residual"
+        )
+    return trained | within
+
+
+def is_regression(trained: Trained) -> bool:
+    """Whether a network gives the mean alone."""
+    from vecfield_diffusion.diffusion.formulations import Regression
+
+    return isinstance(trained.denoiser.diffusion, Regression)
+
+
+def regressions(trained: dict[str, Trained]) -> dict[str, Trained]:
+    """The regressions within networks that have one (`model=residual`), by name."""
+    from vecfield_diffusion.diffusion.denoiser import mean_only
+
+    holders = {name: each for name, each in trained.items() if hasattr(each.denoiser.network, "mean")}
+    one = len(holders) == 1 and REGRESSION not in trained
+    return {
+        REGRESSION if one else f"{REGRESSION} of {name}": replace(each, denoiser=mean_only(each.denoiser))
+        for name, each in holders.items()
+    }
+
+
+def build_parts(config: dict[str, Any], trained: Trained, device: torch.device) -> Posterior:
+    """How fields are made: as the configuration says; of a regression by one evaluation. Raises UserError."""
+    from vecfield_diffusion.apps.posterior import Posterior, build_posterior
+    from vecfield_diffusion.guidance.cfg import NoGuidance
+    from vecfield_diffusion.guidance.inpainting import Conditional
+    from vecfield_diffusion.guidance.physics import NoPhysics
+    from vecfield_diffusion.samplers.deterministic import DPMpp2M
+
+    if is_regression(trained):  # the last step of this sampler returns what the denoiser gives
+        return Posterior(DPMpp2M(steps=1), Conditional(), NoPhysics(), NoGuidance())
+    return build_posterior(config, trained, device)
+
+
+def enter(config: dict[str, Any], fields: Fields, name: str, trained: Trained, parts: Posterior) -> Contestant:
+    """A network fitted to the data, its instrument placed among them. Raises UserError."""
+    from vecfield_diffusion.apps.assemble import check_grid, fit_size
+
+    check_grid(fields, trained)
+    if parts.weak is not None:
+        parts.guidance.weak = fit_size(parts.weak, fields, config["overlap"], config["batch"]).denoiser
+    if config["sensor"] and config["sensor"].get("velocity"):
+        raise UserError(
+            "sensor.velocity: what a radar recorded has no truth to be scored against; it is for infer.py. Give "
+            "sensor.sites=[[X,Y]], through which the known fields are seen"
+        )
+    place(parts.sensor, fields)
+    return Contestant(name, fit_size(trained, fields, config["overlap"], config["batch"]), parts)
 
 
 def named_runs(ckpt: str | Sequence[str]) -> dict[str, str]:
@@ -317,53 +461,102 @@ def fit_baselines(
 # One mask.
 
 
-def section(task: Task, name: str, mask: Any) -> Section:
-    """All methods under one mask. Raises UserError where it hides nothing."""
-    from vecfield_diffusion.data.masks import Empty
+def prepare(task: Task, name: str, mask: Any) -> Trial:
+    """The cases of a mask, and all that was left open chosen, before anything is computed.
+
+    Raises:
+        UserError: A mask that hides nothing, parts that do not go with it, or a spread that was not calibrated for it.
+    """
     from vecfield_diffusion.evaluation.comparison import Setting
-    from vecfield_diffusion.evaluation.report import Section
-    from vecfield_diffusion.inference.cases import make_cases
 
-    config, first = task.config, task.first
-    error = errors(config["sigma_obs"], task.fields, task.indices)
-    cases = make_cases(task.fields, task.indices, mask, config["seed"], error, add_error=True)
-    if not cases.hidden.any():
+    config, first, cases = task.config, task.first, task.cases(mask)
+    seen = cases.observed | cases.single.any(dim=1, keepdim=True)
+    if not (cases.hidden & ~seen).any():
         raise UserError(f"masks={config['masks']}: {name} hides no cell, so that there is nothing to score")
-    told = (cases.numbers, cases.truth, cases.observed, first.grid, task.climatology, first.statistics.std)
-    setting = Setting(name, *told, config["members"])
-    collected: dict[str, list[torch.Tensor]] = {}
-    scored = [contestant_scored(task, each, setting, cases, mask, collected) for each in task.contestants]
-    scored += baselines_scored(task, setting, cases, mask)
-    found = Section(setting, scored, [each.name for each in task.contestants])
-    return replace(found, generated=generation(task, collected)) if isinstance(mask, Empty) else found
+    told = (cases.numbers, cases.truth, seen, first.grid, task.climatology, first.statistics.std)
+    entries = [settled(task, each, name, mask, cases) for each in task.contestants]
+    # What an instrument reads is no velocity of a cell, and y not what a baseline may see.
+    blind = cases if task.sensor is None else replace(cases, observed=cases.observed & False)
+    return Trial(Setting(name, *told, config["members"]), mask, blind, entries)
 
 
-def contestant_scored(
-    task: Task, contestant: Contestant, setting: Setting, cases: Cases, mask: Any, collected: dict[str, Any]
-) -> Scored:
-    """A network's ensembles, scored; some of its fields are added to `collected`."""
-    from tqdm import tqdm
-
+def settled(task: Task, contestant: Contestant, name: str, mask: Any, cases: Cases) -> tuple[Contestant, Cases]:
+    """A network with all parts chosen and, where it is asked for, its factor; the cases as it is told them."""
     from vecfield_diffusion.apps.posterior import Seen, settle
-    from vecfield_diffusion.evaluation.comparison import Estimate, score
     from vecfield_diffusion.inference.cases import with_context
 
     config, trained = task.config, contestant.trained
     past = mask if config["history"] == "masked" else None
     cases = with_context(cases, task.fields, trained.context, trained.denoiser.normalizer, config["seed"], past, True)
     parts = settle(contestant.parts, trained, Seen().add(cases), config["sigma_obs"])
-    kept = collected.setdefault(contestant.name, [])
+    factor = factor_of(config, contestant, name, parts) if config["calibrate"] and not contestant.regression else None
+    return replace(contestant, parts=parts, factor=factor), cases
+
+
+def factor_of(config: dict[str, Any], contestant: Contestant, name: str, parts: Posterior) -> float:
+    """The factor of the spread that was fitted under a mask. Raises UserError where there is none."""
+    from vecfield_diffusion.inference.calibration import find_factor
+
+    trained = contestant.trained
+    try:
+        factor = find_factor(trained.calibration, process_of(config, option("mask", name), parts), trained.path)
+    except UserError as error:
+        raise UserError(f"masks=[{name}]: {error}") from error
+    print(f"{name}: {contestant.name} calibrated has its spread times {factor:.3f}, as fitted on validation snapshots")
+    return factor
+
+
+def section(task: Task, trial: Trial) -> Section:
+    """All methods under one mask."""
+    from vecfield_diffusion.data.masks import Empty
+    from vecfield_diffusion.evaluation.report import Section
+
+    collected: dict[str, list[torch.Tensor]] = {}
+    scored = [each for entry in trial.entries for each in contestant_scored(task, *entry, trial.setting, collected)]
+    scored += baselines_scored(task, trial)
+    found = Section(trial.setting, scored, trial.networks)
+    return replace(found, generated=generation(task, collected)) if isinstance(trial.mask, Empty) else found
+
+
+def contestant_scored(
+    task: Task, contestant: Contestant, cases: Cases, setting: Setting, collected: dict[str, Any]
+) -> Iterator[Scored]:
+    """What a network says, scored, then the same members with their spread calibrated.
+
+    Some of the fields of ensembles are added to `collected`. All members are kept where they serve twice.
+    """
+    from tqdm import tqdm
+
+    from vecfield_diffusion.evaluation.comparison import Estimate, score
+    from vecfield_diffusion.inference.calibration import apply_factor
+
+    trained, parts, factor = contestant.trained, contestant.parts, contestant.factor
+    config = task.config | ({"members": 1} if contestant.regression else {})
+    size, kept = max(1, at_once(config, trained) // config["members"]), []
     total = None if parts.evaluations is None else len(cases.y) * config["members"] * parts.evaluations
+
+    def told(name: str, members: torch.Tensor) -> Estimate:
+        if not contestant.regression:
+            collected.setdefault(name, []).append(members[: -(-GENERATED // len(cases.y))].flatten(0, 1))
+        return Estimate(members)
+
     with tqdm(total=total, unit=" evaluations", unit_scale=True, disable=None, desc=contestant.name) as bar:
 
         def ensemble(chosen: slice) -> Estimate:
             members = fill(config, trained, parts, part_of(cases, chosen), bar)
-            kept.append(members[: -(-GENERATED // len(cases.y))].flatten(0, 1))
-            return Estimate(members)
+            kept.extend([] if factor is None else [members])
+            return told(contestant.name, members)
 
-        found = score(contestant.name, ensemble, setting, max(1, at_once(config, trained) // config["members"]))
+        found = score(contestant.name, ensemble, setting, size)
     say_guard(parts)
-    return found
+    yield found
+    for name in contestant.methods[1:]:
+
+        def scaled(chosen: slice, name: str = name) -> Estimate:
+            known = (cases.observed | cases.single)[chosen]
+            return told(name, apply_factor(kept.pop(0), factor, known, cases.sigma_obs[chosen]))
+
+        yield replace(score(name, scaled, setting, size), seconds=found.seconds)
 
 
 def part_of(cases: Cases, chosen: slice) -> Cases:
@@ -372,14 +565,14 @@ def part_of(cases: Cases, chosen: slice) -> Cases:
     return replace(cases, **{name: value[chosen] for name, value in values.items() if value is not None})
 
 
-def baselines_scored(task: Task, setting: Setting, cases: Cases, mask: Any) -> Iterator[Scored]:
-    """Every baseline, scored."""
+def baselines_scored(task: Task, trial: Trial) -> Iterator[Scored]:
+    """Every baseline that is fitted here, scored."""
     from vecfield_diffusion.evaluation.comparison import score
 
     floor = NUGGET * task.first.statistics.std
     for name, baseline in task.baselines.items():
-        before = previous(task, cases, mask) if name == BASELINES["persistence"] else None
-        yield score(name, baseline_fill(baseline, cases, floor, before), setting)
+        before = previous(task, trial.cases, trial.mask) if name == BASELINES["persistence"] else None
+        yield score(name, baseline_fill(baseline, trial.cases, floor, before), trial.setting)
 
 
 def previous(task: Task, cases: Cases, mask: Any) -> torch.Tensor:
@@ -449,7 +642,7 @@ def generation(task: Task, collected: dict[str, list[torch.Tensor]]) -> Any:
         each[each.isfinite().all(dim=1)[:, task.first.grid.valid].all(dim=1)] for each in (reference, train)
     )
     fields = {name: torch.cat(parts) for name, parts in collected.items()}
-    if min(len(reference) // 2, len(train), *map(len, fields.values())) < 2:
+    if not fields or min(len(reference) // 2, len(train), *map(len, fields.values())) < 2:
         print("note: generated fields are not scored: too few fields, generated or unseen, are known everywhere")
         return None
     return Generated.of(fields, reference, train, task.first.grid)
@@ -483,9 +676,9 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def summary(sections: list[Section], names: list[str]) -> dict[str, float]:
+def summary(sections: list[Section]) -> dict[str, float]:
     """The CRPS of every mask and network, and as `crps` the mean over the masks of the best network."""
-    found, means = {}, []
+    found, means, names = {}, [], sections[0].networks
     for name in names:
         values = {each.setting.mask: each.find(name).scores["hidden"]["crps"].value for each in sections}
         found |= {f"{mask}/crps" if len(names) == 1 else f"{mask}/{name}/crps": crps for mask, crps in values.items()}

@@ -425,15 +425,22 @@ def bare(name: str) -> str:
 def calibration(task: Task) -> float:
     """The factor of the spread that was fitted for what is done here. Raises UserError where there is none."""
     from vecfield_diffusion.apps.config import option
-    from vecfield_diffusion.inference.calibration import describe_process, load_factor
+    from vecfield_diffusion.inference.calibration import find_factor
 
     config, trained = task.config, task.trained
     mask = config["mask"] or option("mask", "block" if task.twin else "gaps")
-    factor = load_factor(
-        trained.path, trained.step, describe_process(config, mask, type(task.parts.inpainting).__name__)
-    )
+    factor = find_factor(trained.calibration, process_of(config, mask, task.parts), trained.path)
     print(f"spread times {factor:.3f}, as fitted on the validation snapshots")
     return factor
+
+
+def process_of(config: dict[str, Any], mask: dict[str, Any], parts: Posterior) -> dict[str, Any]:
+    """What a factor of the spread is fitted on, `parts` with nothing left open."""
+    from vecfield_diffusion.apps.config import option
+    from vecfield_diffusion.inference.calibration import describe_process
+
+    node = config["inpainting"] or option("inpainting", type(parts.inpainting).__name__.lower())
+    return describe_process(config, mask, node)
 
 
 def fill_all(task: Task, writer: FieldsWriter) -> None:

@@ -6,23 +6,23 @@ scored. It is linear: the mean stays as it is, and so does whatever all members 
 observed exactly.
 
 A factor holds for the process that it was fitted on (mask, error of the observations, sampler, guidance) and for the
-weights of one step. Factors are kept in `<checkpoint>.calibration.json` beside the checkpoint:
-
-    {"step": 20000, "factors": [{"process": {"mask": ..., "sigma_obs": ..., ...}, "factor": 1.21}, ...]}
+weights that it was fitted with: it is kept in their checkpoint, as `calibration: [{process, factor}, ...]`, and goes
+with them when a run goes on.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.atomic import replacing
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.inference.export import SHIPPED, amend_weights, load_weights
+from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 
 #: The parts of a configuration, beside mask and error, that the spread of an ensemble depends on.
 PARTS = ("history", "sampler", "inpainting", "physics", "guidance", "sensor")
@@ -66,75 +66,53 @@ def apply_factor(members: Tensor, factor: float, observed: Tensor, sigma_obs: Te
     return torch.where(held, members, torch.lerp(mean, members, factor))
 
 
-def describe_process(config: Mapping[str, Any], mask: Mapping[str, Any], inpainting: str) -> Process:
+def describe_process(config: Mapping[str, Any], mask: Mapping[str, Any], inpainting: Mapping[str, Any]) -> Process:
     """What a factor is fitted on, in plain values.
 
     Arguments:
         config: The configuration of the program that fills.
         mask: The node of the mask.
-        inpainting: What `inpainting=auto` has come to.
+        inpainting: The node of the way to condition, or of what `inpainting=auto` has come to.
     """
     process = {"mask": mask, "sigma_obs": config["sigma_obs"]} | {name: config.get(name) or None for name in PARTS}
-    process["inpainting"] = process["inpainting"] or inpainting
-    return json.loads(json.dumps(process))
+    return json.loads(json.dumps(process | {"inpainting": inpainting}))
 
 
-def calibration_path(checkpoint: Path) -> Path:
-    """Where the factors of a checkpoint lie."""
-    return checkpoint.with_suffix(".calibration.json")
-
-
-def store_factor(checkpoint: Path, step: int, process: Process, factor: float) -> Path:
-    """Adds a factor to those of a checkpoint, in the place of one of the same process; those of other steps go.
+def store_factor(checkpoint: Path, process: Process, factor: float) -> None:
+    """Adds a factor to those of a checkpoint, in the place of one of the same process.
 
     Raises:
-        UserError: The file that is there already is damaged.
+        UserError: A checkpoint that cannot be read, or not be written.
     """
-    path = calibration_path(checkpoint)
-    known = _read(path) if path.exists() else {"step": step, "factors": []}
-    kept = known["factors"] if known["step"] == step else []
-    factors = [each for each in kept if each["process"] != process] + [{"process": process, "factor": factor}]
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps({"step": step, "factors": factors}, indent=2) + "\n")
-    return path
+    shipped = checkpoint.suffix == SHIPPED
+    state = load_weights(checkpoint) if shipped else load_checkpoint(checkpoint)
+    kept = [each for each in state.get("calibration", []) if each["process"] != process]
+    factors = [*kept, {"process": process, "factor": factor}]
+    if shipped:
+        amend_weights(checkpoint, "calibration", factors)
+    else:
+        save_checkpoint(checkpoint, state | {"calibration": factors})
 
 
-def load_factor(checkpoint: Path, step: int, process: Process) -> float:
-    """The factor of a checkpoint for a process.
+def find_factor(factors: Sequence[Mapping[str, Any]], process: Process, checkpoint: Path) -> float:
+    """The factor for a process among those of a checkpoint.
 
     Raises:
-        UserError: There is none, or only for other weights or another process.
+        UserError: There is none, or only for another process.
     """
-    path = calibration_path(checkpoint)
     again = f"Run python scripts/calibrate.py ckpt={checkpoint} with the same options, or calibrate=false"
-    if not path.exists():
-        raise UserError(f"calibrate=true: {path} is not there. {again}")
-    known = _read(path)
-    if known["step"] != step:
-        raise UserError(f"calibrate=true: {path} is of step {known['step']}, the checkpoint of step {step}. {again}")
-    for each in known["factors"]:
+    if not factors:
+        raise UserError(f"calibrate=true: {checkpoint} was not calibrated. {again}")
+    for each in factors:
         if each["process"] == process:
             return each["factor"]
-    raise UserError(f"calibrate=true: {path} is for {_nearest(process, known['factors'])}. {again}")
+    raise UserError(f"calibrate=true: {checkpoint} was calibrated for {_nearest(process, factors)}. {again}")
 
 
-def _nearest(process: Process, factors: list[dict[str, Any]]) -> str:
+def _nearest(process: Process, factors: Sequence[Mapping[str, Any]]) -> str:
     """How the known process that differs least differs."""
     differences = []
     for known in (each["process"] for each in factors):
         keys = [key for key in process if known.get(key) != process[key]]
         differences.append(", ".join(f"{key}={known.get(key)}, not {process[key]}" for key in keys))
     return min(differences, key=len)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The file. Raises UserError."""
-    try:
-        known = json.loads(path.read_text())
-        # Each once, as what it should be.
-        _ = int(known["step"]), [(dict(each["process"]), float(each["factor"])) for each in known["factors"]][0]
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise UserError(
-            f"{path}: not a file of scripts/calibrate.py ({error}). Remove it and calibrate anew"
-        ) from error
-    return known

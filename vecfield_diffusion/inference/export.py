@@ -40,6 +40,8 @@ VERSION = 1
 #: What of a checkpoint is not shipped: marks of the file itself, and what only resuming needs.
 LEFT = ("format", "version", "network", "optimizer", "losses")
 MARK = "tensor"
+#: The ending of files of weights.
+SHIPPED = ".safetensors"
 PROGRAM_FILE = "vecfield.json"
 STEPS = 32
 REFUSED = "format=program: this network cannot be exported"
@@ -112,6 +114,15 @@ def load_weights(path: Path) -> dict[str, Any]:
         return {key: _joined(value, tensors) for key, value in plain.items()}
     except (ValueError, LookupError, RecursionError) as error:
         raise UserError(f"{path}: its metadata cannot be read ({error!r}). Export the run again") from error
+
+
+def amend_weights(path: Path, key: str, value: Any) -> None:
+    """Puts a plain value into a file of weights that `load_weights` can read; the tensors stay bit for bit."""
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata = {name: text for name, text in metadata.items() if name != "sha256"} | {key: json.dumps(value)}
+    metadata["sha256"] = _digest(tensors, metadata)
+    _write(path, save(tensors, metadata))
 
 
 def _parted(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -1,0 +1,291 @@
+"""What `evaluate.py` makes of regressions, of calibrated spreads and of instruments, against direct computations."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import xarray as xr
+from programs import FEW, SMALL, TINY, Call, is_message
+from torch import Tensor
+
+from vecfield_diffusion.apps.assemble import Trained, held_out, load_trained
+from vecfield_diffusion.apps.build import build
+from vecfield_diffusion.apps.config import option
+from vecfield_diffusion.apps.evaluate import (
+    Contestant,
+    build_parts,
+    chosen_baselines,
+    contestant_scored,
+    main,
+    regressions,
+)
+from vecfield_diffusion.apps.infer import process_of
+from vecfield_diffusion.diffusion.denoiser import Denoiser
+from vecfield_diffusion.diffusion.formulations import EDM
+from vecfield_diffusion.diffusion.normalizer import Normalizer
+from vecfield_diffusion.evaluation.comparison import Scored, Setting
+from vecfield_diffusion.evaluation.metrics import scores
+from vecfield_diffusion.inference.calibration import store_factor
+from vecfield_diffusion.inference.cases import Cases, make_cases
+from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
+
+N, H, W = 5, 6, 7
+TAU, SIGMA, STD = 0.8, 0.3, 2.0
+GRID = Grid(torch.ones(H, W, dtype=torch.bool), 1000.0, 1000.0, "periodic", "periodic")
+CPU = torch.device("cpu")
+
+
+class Constant(torch.nn.Module):
+    """Two networks for fields c ~ N(0, TAU^2), the same in all cells: the mean given n values with the error SIGMA,
+
+    E[c | y] = sum(y) / (n + SIGMA^2 / TAU^2), and any denoiser of the residual. `fields` counts what each worked on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fields = {"mean": 0, "residual": 0}
+        self.scale = torch.tensor(0.5, dtype=torch.float64)
+
+    def mean(self, told: Tensor) -> Tensor:
+        self.fields["mean"] += len(told)
+        total = told[:, :2].sum(dim=(2, 3), keepdim=True)
+        n = told[:, 2:3].sum(dim=(2, 3), keepdim=True)
+        return (total / (n + (SIGMA / TAU) ** 2)).expand(-1, -1, H, W)
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        self.fields["residual"] += len(x)
+        return x[:, :2] / 3
+
+
+def constant() -> tuple[Trained, Cases]:
+    """A network with a regression, and cases of constant fields of which some cells are observed with an error."""
+    generator = torch.Generator().manual_seed(0)
+    normalizer = Normalizer(torch.zeros(2, H, W, dtype=torch.float64), STD).double()
+    denoiser = Denoiser(Constant(), EDM(sigma_max=20.0), normalizer).eval()
+    config = {"window": None, "trainer": {"condition_dropout": 0.1, "sigma_obs": 1.0}}
+    trained = Trained(denoiser, GRID, SimpleNamespace(std=STD), "m s-1", {}, config, Path("run.pt"), 7)
+    truth = (STD * TAU * torch.randn(N, 2, 1, 1, dtype=torch.float64, generator=generator)).expand(N, 2, H, W)
+    observed = torch.rand(N, 1, H, W, generator=generator) < 0.4
+    y = truth + STD * SIGMA * torch.randn(N, 2, H, W, dtype=torch.float64, generator=generator)
+    sigma = torch.full((N, 1, 1, 1), STD * SIGMA, dtype=torch.float64)
+    none = torch.zeros(N, 2, H, W, dtype=torch.bool)
+    return trained, Cases(list(range(N)), truth, observed, none, torch.where(observed, y, math.nan), sigma, GRID)
+
+
+def scored(name: str, trained: Trained, cases: Cases, **options: Any) -> tuple[list[Scored], dict[str, Any]]:
+    """What `contestant_scored` makes of a network, and the fields that it collects."""
+    config = main.config("ckpt=run", "members=4", "sampler.steps=3", "inpainting=conditional", "batch=8")
+    parts = build_parts(config, trained, CPU)
+    setting = Setting("mine", cases.numbers, cases.truth, cases.observed, GRID, torch.zeros(2, H, W), STD, 4)
+    collected: dict[str, Any] = {}
+    given = (SimpleNamespace(config=config), Contestant(name, trained, parts, **options), cases, setting, collected)
+    return list(contestant_scored(*given)), collected
+
+
+def test_the_regression_in_a_residual_is_one_evaluation_of_the_mean() -> None:
+    """Its row is the closed form, worked out here in physical units."""
+    trained, cases = constant()
+    ((name, alone),) = regressions({"diffusion": trained}).items()
+    (found,), collected = scored(name, alone, cases)
+    assert (name, found.law, collected) == ("regression", "point", {})
+    assert trained.denoiser.network.fields == {"mean": N, "residual": 0}
+    mean = torch.stack([y[:, seen[0]].sum(dim=1) for y, seen in zip(cases.y, cases.observed, strict=True)])
+    mean = mean / (cases.observed.sum(dim=(1, 2, 3)) + (SIGMA / TAU) ** 2)[:, None]
+    error = (mean[..., None, None] - cases.truth).movedim(1, 0)[:, ~cases.observed[:, 0]]
+    values = found.scores["hidden"]
+    assert values["crps"].value == values["mae"].value == pytest.approx(error.abs().mean().item(), rel=1e-12)
+    assert values["rmse_component"].value == pytest.approx(error.square().mean().sqrt().item(), rel=1e-12)
+    rows = {row["metric"] for row in found.rows("mine", "m s-1") if row["region"] == "hidden"}
+    assert not rows & {"spread", "spread_skill", "coverage_90", "reliability_index"} and "crps" in rows
+
+
+def test_regressions_are_named_by_whose_they_are() -> None:
+    trained, _ = constant()
+    alone = regressions({"a": trained})["regression"]
+    assert list(regressions({"a": trained, "b": alone})) == ["regression"]
+    assert list(regressions({"a": trained, "b": trained})) == ["regression of a", "regression of b"]
+    assert list(regressions({"a": trained, "regression": alone})) == ["regression of a"]
+    assert chosen_baselines("all")[-1] == "regression" and chosen_baselines(["regression", "oi"]) == [
+        "oi",
+        "regression",
+    ]
+
+
+def test_a_calibrated_ensemble_is_the_same_members_with_their_spread_times_the_factor() -> None:
+    factor = 1.7
+    (plain,), _ = scored("diffusion", constant()[0], constant()[1])
+    trained, cases = constant()
+    (same, calibrated), collected = scored("diffusion", trained, cases, factor=factor)
+    assert trained.denoiser.network.fields["residual"] == N * 4 * 3  # members, steps: nothing is sampled twice
+    assert (same.method, calibrated.method) == ("diffusion", "diffusion calibrated") == tuple(collected)
+    assert calibrated.seconds == same.seconds
+    for before, after in zip(plain.example.members, same.example.members, strict=True):
+        torch.testing.assert_close(after, before, rtol=0, atol=0)
+    old, new = same.example.members, calibrated.example.members
+    torch.testing.assert_close(new.mean(0), old.mean(0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(new - new.mean(0), factor * (old - old.mean(0)), rtol=1e-10, atol=1e-12)
+    for region in ("hidden", "observed"):
+        first, second = same.scores[region], calibrated.scores[region]
+        assert second["spread"].value == pytest.approx(factor * first["spread"].value, rel=1e-12)
+        assert second["spread_skill"].value == pytest.approx(factor * first["spread_skill"].value, rel=1e-12)
+        assert second["rmse_component"].value == pytest.approx(first["rmse_component"].value, rel=1e-12)
+    assert calibrated.scores["hidden"]["crps"].value != same.scores["hidden"]["crps"].value
+    fields = torch.cat(collected["diffusion calibrated"]), torch.cat(collected["diffusion"])
+    assert len(fields[0]) == len(fields[1]) == 4 * N and not torch.equal(*fields)
+
+
+# The program.
+
+RUN, RESIDUAL, REGRESSION = (f"outputs/train/{name}" for name in ("run", "residual", "regression"))
+FOUR = ["cases=4", "members=3", "sampler.steps=2"]
+
+
+@pytest.fixture(scope="module")
+def networks(place: Path) -> None:
+    """A regression, and a network that has one, beside the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        from vecfield_diffusion.apps.train import main as program
+        from vecfield_diffusion.apps.train import train
+
+        short = [*TINY, *SMALL, "trainer.max_steps=3"]
+        for name, given in (("regression", ["diffusion=regression"]), ("residual", ["model=residual"])):
+            train(program.config(*short, *given, f"name={name}"), Path("outputs/train") / name)
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the report out, whose figures take seconds."""
+    monkeypatch.setattr("vecfield_diffusion.apps.evaluate.write_report", lambda *given: None)
+
+
+def table(place: Path, name: str) -> dict[tuple[str, str, str], dict[str, float]]:
+    """The scores by mask, method and region."""
+    found: dict[tuple[str, str, str], dict[str, float]] = {}
+    with (place / "outputs" / "evaluate" / name / "scores.csv").open() as stream:
+        for row in csv.DictReader(stream):
+            at = (row["mask"], row["method"], row["region"])
+            found.setdefault(at, {})[row["metric"]] = float(row["value"])
+    return found
+
+
+def direct(ckpt: str) -> dict[str, float]:
+    """The scores of the mean that a checkpoint gives of four cases behind a block, without a sampler."""
+    trained = load_trained(ckpt, CPU)
+    fields, offered = held_out(trained, "test")
+    indices = [offered[i * len(offered) // 4] for i in range(4)]
+    cases = make_cases(fields, indices, build(option("mask", "block"), "mask", trusted=True), 0, 0.02, add_error=True)
+    denoiser = trained.denoiser
+    observation = cases.observation(denoiser.normalizer, CPU)
+    mean = denoiser.mean(observation)
+    if mean is None:
+        mean = denoiser(torch.zeros_like(observation.y), torch.full((4,), 100.0), observation)
+    return scores(denoiser.normalizer.denormalize(mean)[None], cases.truth, cases.hidden, trained.grid)
+
+
+def test_regressions_are_scored_beside_ensembles(place: Path, networks: None, run: Call) -> None:
+    given = ["masks=[block]", "sigma_obs=0.02", *FOUR, "baselines=[climatology,regression]"]
+    given += [f"ckpt=[{RUN},{RESIDUAL},{REGRESSION}]", "name=beside", "physics=divergence"]
+    assert run("evaluate", *given)[::2] == (0, "")
+    found = table(place, "beside")
+    methods = {method for _, method, _ in found}
+    assert methods == {"run", "residual", "regression", "regression of residual", "climatology"}
+    for method, ckpt in (("regression", REGRESSION), ("regression of residual", RESIDUAL)):
+        got, want = found["block", method, "hidden"], direct(ckpt)
+        close = {name: value for name, value in want.items() if math.isfinite(value) and name != "divergence_rms"}
+        assert {name: got[name] for name in close} == pytest.approx(close, rel=1e-3)  # bf16
+        assert got["crps"] == got["mae"] and not got.keys() & {"spread", "spread_skill", "coverage_90"}
+    assert "spread_skill" in found["block", "residual", "hidden"]
+    text = (place / "outputs/evaluate/beside/report.html").read_text()
+    assert "The error of run" in text and "The error of regression" not in text
+
+
+def test_a_regression_by_itself_is_what_is_judged(place: Path, networks: None, run: Call) -> None:
+    few = ["masks=[none]", "baselines=climatology", *FOUR]
+    assert run("evaluate", f"ckpt={REGRESSION}", "name=alone", *few)[::2] == (0, "")
+    assert ("none", "regression", "hidden") in table(place, "alone")
+    assert "The error of regression" in (place / "outputs/evaluate/alone/report.html").read_text()
+
+
+def test_calibrated_rows(place: Path, networks: None, plain: None, run: Call) -> None:
+    """Every mask needs a factor, before anything is sampled; rows of calibrated ensembles stand beside the plain."""
+    given = [f"ckpt=[{RUN},{REGRESSION}]", "inpainting=conditional", *FOUR, "calibrate=true", "baselines=climatology"]
+    trained = load_trained(RUN, CPU)
+    config = main.config(*given)
+    for name, factor in (("block", 2.5), ("none", 30.0)):
+        store_factor(trained.path, process_of(config, option("mask", name), None), factor)
+    bad = run("evaluate", *given, "name=lacking", "masks=[block,track]")
+    is_message(bad, "masks=[track]: calibrate=true:", "scripts/calibrate.py")
+    is_message(run("evaluate", *given, "name=lacking", "masks=[block]", "sigma_obs=0.1"), "sigma_obs=0.0, not 0.1")
+    assert not (place / "outputs/evaluate/lacking").exists()
+    assert run("evaluate", *given, "name=scaled", "masks=[block,none]")[::2] == (0, "")
+    found = table(place, "scaled")
+    for mask, factor in (("block", 2.5), ("none", 30.0)):
+        plain, scaled = (found[mask, name, "hidden"] for name in ("run", "run calibrated"))
+        assert scaled["spread_skill"] == pytest.approx(factor * plain["spread_skill"], rel=1e-3)
+        assert scaled["rmse_component"] == pytest.approx(plain["rmse_component"], rel=1e-4)
+        assert (mask, "regression", "hidden") in found and (mask, "regression calibrated", "hidden") not in found
+    held = [found["block", name, "observed"]["rmse_component"] for name in ("run", "run calibrated")]
+    assert max(held) < 1e-6  # what was observed without error stays
+    assert ("none", "run calibrated", "generated") in found
+    state = load_checkpoint(trained.path)
+    del state["calibration"]
+    save_checkpoint(trained.path, state)
+    is_message(run("evaluate", f"ckpt={REGRESSION}", "name=lacking", *FEW, "calibrate=true"), "has no spread")
+
+
+@pytest.mark.parametrize(
+    "sensor", ["sensor=component", "sensor=footprint", "sensor=radial sensor.sites=[[20e3,30e3],[600e3,100e3]]"]
+)
+def test_ensembles_of_what_an_instrument_sees_are_those_of_infer(
+    place: Path, plain: None, run: Call, sensor: str
+) -> None:
+    """Both programs fill the same snapshots; what `fields.nc` holds is scored here."""
+    how = [f"ckpt={RUN}", *sensor.split(), "members=3", "sampler.steps=2", "sigma_obs=0.02"]
+    code, out, err = run("evaluate", *how, "name=seen", "masks=[pixels]", "cases=5", "baselines=[climatology,linear]")
+    assert (code, err) == (0, "") and "note: linear take" in out
+    found = table(place, "seen")
+    assert {method for _, method, _ in found} == {"diffusion", "climatology"}
+    assert run("infer", *how, "name=seen", "mask=pixels", "time=all")[::2] == (0, "")
+    with xr.open_dataset(place / "outputs/infer/seen/fields.nc") as data:
+        members = torch.stack([torch.from_numpy(data[f"{name}_members"].values) for name in "uv"], dim=2)
+        truth = torch.stack([torch.from_numpy(data[f"{name}_truth"].values) for name in "uv"], dim=1)
+        seen = torch.from_numpy(data["observed"].values > 0)[:, None]  # 2 and 3: one component
+    assert len(truth) == 5
+    for region, where in (("hidden", ~seen), ("observed", seen)):
+        want = scores(members, truth, where)
+        got = found["pixels", "diffusion", region]
+        chosen = ("rmse_component", "crps", "spread", "correlation")
+        assert {name: got[name] for name in chosen} == pytest.approx({name: want[name] for name in chosen}, rel=1e-2)
+    # A baseline sees nothing of it: where the instrument looked it knows no more than elsewhere.
+    blind = [found["pixels", "climatology", region]["rmse_component"] for region in ("observed", "hidden")]
+    assert blind[0] == pytest.approx(blind[1], rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ("baselines=regression", ("baselines=regression: no checkpoint holds one", "diffusion=regression", "ckpt=[")),
+        ("baselines=[regresion]", ("Did you mean 'regression'?",)),
+        ("sensor=radial sensor.velocity=[vr] sensor.bearing=[head]", ("sensor.velocity", "sensor.sites=")),
+        ("sensor=footprint inpainting=conditional", ("sensor=footprint needs inpainting=mmps",)),
+        (f"ckpt=[{RUN},{REGRESSION}] sensor=component", (f"ckpt={REGRESSION}: a regression takes", "sensor=none")),
+    ],
+)
+def test_what_does_not_go_together(place: Path, networks: None, run: Call, given: str, parts: tuple[str, ...]) -> None:
+    ckpt = [] if given.startswith("ckpt") else [f"ckpt={RUN}"]
+    is_message(run("evaluate", *ckpt, "name=bad", *FEW, "cases=2", *given.split()), *parts)
+    assert not (place / "outputs/evaluate/bad").exists()
+
+
+def test_all_baselines_leave_out_a_regression_that_there_is_not(place: Path, plain: None, run: Call) -> None:
+    few = ["masks=[block]", "cases=2", *FEW]
+    assert run("evaluate", f"ckpt={RUN}", "name=all", "baselines=all", *few)[::2] == (0, "")
+    assert not any("regression" in method for _, method, _ in table(place, "all"))
