@@ -8,16 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from vecfield_diffusion.evaluation.comparison import Score, distance
 from vecfield_diffusion.evaluation.generation import (
     features,
     frechet,
     frechet_distance,
     generation_scores,
     memorisation,
+    resampled,
     sliced_wasserstein,
     wasserstein,
 )
+from vecfield_diffusion.evaluation.physical import kinetic_energy
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.physics.operators import vorticity
 
 H, W = 12, 16
 
@@ -124,17 +128,86 @@ def test_copies_are_found() -> None:
     assert new[0].item() == pytest.approx(expected.item())
 
 
+def values(found: dict[str, Score]) -> dict[str, float]:
+    return {name: each.value for name, each in found.items()}
+
+
 def test_all_scores_on_land() -> None:
     """The reference itself is perfect; twice as strong a field has 4 times the energy; land does not matter."""
     grid = Grid(torch.ones(H, W, dtype=torch.bool), 2.0, 2.0)
     grid.valid[:3, :4] = False
     reference, train = (torch.where(grid.valid, fields(40, seed=seed), math.nan) for seed in (0, 1))
     ideal = {"energy_ratio": 1, "enstrophy_ratio": 1, "memorisation": 1}
-    found = generation_scores(reference, reference, train, grid)
+    found = values(generation_scores(reference, reference, train, grid))
     assert found == pytest.approx({name: ideal.get(name, 0) for name in found}, abs=1e-6)
-    double = generation_scores(2 * reference, reference, train, grid)
+    double = values(generation_scores(2 * reference, reference, train, grid))
     assert double["energy_ratio"] == pytest.approx(4) and double["enstrophy_ratio"] == pytest.approx(4)
     assert double["spectrum_distance"] == pytest.approx(math.log(4), rel=1e-4)
     assert double["vorticity_distance"] > 0.5 and double["frechet_distance"] > 1 and double["sliced_wasserstein"] > 0
-    other = generation_scores((2 * reference).where(grid.valid, 9.0), reference, train, grid)
+    other = values(generation_scores((2 * reference).where(grid.valid, 9.0), reference, train, grid))
     assert other["sliced_wasserstein"] == double["sliced_wasserstein"]
+
+
+def test_resamples_are_scored_as_if_their_fields_were_looked_at_again() -> None:
+    """Those of the samples in all scores, those of the reference in all that do not take their unit from it."""
+    samples, reference, train = fields(30), fields(25, seed=1), fields(20, seed=2)
+    first, second = (torch.randint(n, (3, n), generator=torch.Generator().manual_seed(n)) for n in (30, 25))
+    found = resampled(samples, reference, train, domain(), (first, torch.arange(25).expand(3, -1)))
+    for k in (1, 2):
+        want = values(generation_scores(samples[first[k]], reference, train, domain()))
+        assert {name: float(each[k]) for name, each in found.items()} == pytest.approx(want, rel=2e-3)
+    both = resampled(samples, reference, train, domain(), (first, second))
+    for k in (1, 2):
+        want = values(generation_scores(samples[first[k]], reference[second[k]], train, domain()))
+        for name in ("energy_ratio", "enstrophy_ratio", "spectrum_distance", "memorisation"):
+            assert float(both[name][k]) == pytest.approx(want[name])
+        scale = [curl(each).std() for each in (reference[second[k]], reference)]
+        expected = want["vorticity_distance"] * scale[0] / scale[1]
+        assert float(both["vorticity_distance"][k]) == pytest.approx(expected.item(), rel=1e-2)
+        parts = [
+            each / features(reference, domain()).std(0)
+            for each in (features(f, domain()) for f in (samples[first[k]], reference[second[k]]))
+        ]
+        assert float(both["frechet_distance"][k]) == pytest.approx(float(frechet(*parts)))
+
+
+def curl(flow: Tensor) -> Tensor:
+    return vorticity(flow, domain())
+
+
+def test_the_interval_of_a_ratio_of_energies() -> None:
+    """Of many fields whose energies are known: 1.96 times the error of the logarithm of a ratio of two means."""
+    energies = [
+        1 + 0.5 * torch.rand(200, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) for k in (0, 1)
+    ]
+    pattern = fields(1) / kinetic_energy(fields(1), domain()).sqrt()
+    samples, reference = (each.sqrt().view(-1, 1, 1, 1) * pattern for each in energies)
+    value, low, high, count, _ = generation_scores(samples, reference, reference[:9], domain())["energy_ratio"]
+    error = math.hypot(*(float(each.std() / each.mean()) / math.sqrt(200) for each in energies))
+    assert count == 200 and value == pytest.approx(float(energies[0].mean() / energies[1].mean()))
+    assert math.log(high / low) == pytest.approx(2 * 1.96 * error, rel=0.12)
+    assert low < value < high
+
+
+def test_fields_that_resemble_their_neighbours_widen_the_interval() -> None:
+    """Four equal fields in a row tell less than four others; the samples as the reference, where they have an order."""
+    calm = torch.arange(48) // 4 % 2 == 0
+    ordered = torch.where(calm.view(-1, 1, 1, 1), 1.0, 2.0) * fields(1)
+    mixed = ordered.view(4, 12, 2, H, W).transpose(0, 1).flatten(0, 1)[torch.arange(48) * 5 % 48]
+    train = fields(9, seed=3)
+
+    def width(samples: Tensor, reference: Tensor, block: int | None = 1) -> float:
+        _, low, high, *_ = generation_scores(samples, reference, train, domain(), block=block)["energy_ratio"]
+        return math.log(high / low)
+
+    even = fields(1).expand(48, 2, H, W)
+    assert width(even, ordered) > 1.2 * width(even, mixed)
+    assert width(ordered, even, None) > 1.2 * width(ordered, even) > 0
+    assert width(ordered, ordered, None) > 1.2 * width(even, ordered)  # both sets are drawn, each for itself
+
+
+def test_a_distance_is_inside_its_interval() -> None:
+    found = generation_scores(fields(40), fields(40, seed=1), fields(20, seed=2), domain())
+    for score in found.values():
+        assert 0 <= score.low < score.value < score.high
+    assert distance(torch.tensor([0.1, 0.2, 0.4, 0.9])).low == 0

@@ -26,6 +26,7 @@ from vecfield_diffusion.apps.config import option
 from vecfield_diffusion.apps.evaluate import fit_baselines, main, named_runs
 from vecfield_diffusion.apps.infer import fill
 from vecfield_diffusion.apps.posterior import Seen, build_posterior, settle
+from vecfield_diffusion.evaluation.bootstrap import resamples
 from vecfield_diffusion.evaluation.comparison import (
     Estimate,
     Score,
@@ -35,11 +36,13 @@ from vecfield_diffusion.evaluation.comparison import (
     gaussian_crps,
     method_sums,
     ratio,
+    scales,
     score,
     spread_bins,
 )
 from vecfield_diffusion.evaluation.metrics import scores
 from vecfield_diffusion.evaluation.report import Generated, Section, compared, render, spread_sentence
+from vecfield_diffusion.evaluation.spectra import resolved
 from vecfield_diffusion.inference.cases import make_cases
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.operators import divergence
@@ -163,6 +166,49 @@ def test_spectra_of_truth_members_and_error() -> None:
     assert float(got.noise.abs().max()) < 1e-12 * float(got.signal[peak])
 
 
+def test_scales_of_members_and_of_the_error() -> None:
+    """Members of 1.1 the amplitude of the truth have 1.21 its energy; the error of their mean is 0.01 of it."""
+    truth = noise(N, 2, H, W, seed=20)
+    got = found(Estimate(torch.stack((1.1 * truth, 1.1 * truth))), setting(truth)).scores["field"]
+    assert got["spectrum_error"] == pytest.approx((0.21, 0.21, 0.21, N, 0))
+    assert got["effective_resolution"] == pytest.approx((2000.0, 2000.0, 2000.0, N, 0))  # two cells
+    none = found(Estimate(torch.zeros(1, N, 2, H, W)), setting(truth))
+    assert none.scores["field"]["spectrum_error"].value == pytest.approx(1.0)
+    assert none.scores["field"]["effective_resolution"][:3] == (math.inf,) * 3
+    lines = {line["metric"]: line for line in none.rows("strip", "m s-1") if line["region"] == "field"}
+    assert (lines["effective_resolution"]["units"], lines["spectrum_error"]["units"]) == ("m", "1")
+
+
+def test_scales_are_resampled_with_their_cases() -> None:
+    """Resamples taken one by one; the spectrum of the truth ends before its last shell, and errors grow with it."""
+    cases, shells = 9, 12
+    k = torch.arange(shells).double()
+    signal = (k + 1) ** -2 * (1 + 0.3 * noise(cases, shells, seed=21).abs()) * torch.where(k < 9, 1.0, 1e-9)
+    spectrum = signal * (1 + 0.2 * noise(cases, shells, seed=22))
+    error = signal * k / 10 * noise(cases, 1, seed=23).abs()
+    got = scales(k, spectrum, error, signal)
+    deviation, length = [], []
+    for chosen in [torch.arange(cases), *resamples(cases)]:
+        energy, missed, truth = (each[chosen].mean(dim=0) for each in (spectrum, error, signal))
+        deviation.append(float(max(abs(energy[j] / truth[j] - 1) for j in range(1, 7))))  # 3/4 of shell 8
+        length.append(2 * math.pi / float(resolved(k, missed, truth)))
+    low, middle, high = np.quantile(deviation[1:], [0.025, 0.5, 0.975]) - deviation[0]
+    assert got["spectrum_error"].value == pytest.approx(deviation[0])
+    assert got["spectrum_error"].low == pytest.approx(max(0, deviation[0] + low - middle), abs=1e-4)
+    assert got["spectrum_error"].high == pytest.approx(deviation[0] + high - middle, abs=1e-4)
+    ends = np.quantile(length[1:], [0.025, 0.975])
+    assert got["effective_resolution"][:3] == pytest.approx([length[0], *ends], rel=1e-2)
+    assert ends[0] < 0.95 * length[0] < 0.9 * ends[1]
+
+
+def test_without_a_rectangle_there_are_no_scales() -> None:
+    truth = noise(N, 2, H, W, seed=24)
+    truth[:, :, ::3] = math.nan
+    got = found(Estimate(truth.nan_to_num()[None]), setting(truth))
+    assert got.spectrum is None and math.isnan(got.scores["field"]["spectrum_error"].value)
+    assert not {"spectrum_error", "effective_resolution"} & {line["metric"] for line in got.rows("strip", "m s-1")}
+
+
 # Words.
 
 
@@ -238,8 +284,13 @@ def test_the_report_holds_all_that_it_shows(tmp_path: Path) -> None:
     train = noise(20, 2, H, W, seed=14)
     generated = Generated.of({"a <b>": noise(16, 2, H, W, seed=15)}, noise(16, 2, H, W, seed=16), train, GRID)
     sections = [Section(given, scored, ["a <b>"]), Section(given, scored, ["a <b>"], generated)]
-    reader = read(render("trial", sections, {"data": "file.nc", "note": "x\ny"}, "m s-1"), tmp_path)
-    assert len(reader.images) == 5 + 6 + 1
+    text = render("trial", sections, {"data": "file.nc", "note": "x\ny"}, "m s-1")
+    assert len(read(text, tmp_path).images) == 5 + 6 + 1
+    assert "effective resolution, whole field [m]" in text and "<th>energy ratio</th>" in text
+    first = next(line for line in sections[1].rows("m s-1") if line["region"] == "generated")
+    assert first["low"] < first["value"] < first["high"] and first["cases"] == 16
+    half = (first["high"] - first["low"]) / 2
+    assert f"<td>a &lt;b&gt;</td><td>{first['value']:.3f} ± {half:.3f}</td>" in text
     assert [each["metric"] for each in sections[1].rows("m s-1") if each["region"] == "generated"][:1] == [
         "energy_ratio"
     ]

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.evaluation.spectra import effective_resolution, largest_rectangle, spectra, structure_functions
+from vecfield_diffusion.evaluation.spectra import (
+    cut_off,
+    effective_resolution,
+    largest_rectangle,
+    resolved,
+    spectra,
+    spectrum_error,
+    structure_functions,
+)
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.operators import vorticity
 
@@ -149,6 +157,28 @@ def test_resolution_is_interpolated_between_shells() -> None:
     truth = normal(2, 2, H, W)
     error = torch.fft.ifft2(torch.fft.fft2(truth) * shell / 10).real
     assert effective_resolution(truth + error, truth, grid) == pytest.approx(H / math.sqrt(50))
+
+
+def test_spectra_are_resolved_one_by_one() -> None:
+    """Quotients 1/8 and 2 at wavenumbers 2 and 4: 1/2 is passed half-way in the logarithms."""
+    signal = torch.ones(4).double()
+    noise = torch.tensor([[9, 0.125, 2, 0], [9, 0.7, 0, 0], [9, 0, 0.1, 0.4], [0, 0.1, 0.5, 8]]).double()
+    k = resolved(torch.tensor([0.0, 2, 4, 6]).double(), noise, signal)
+    assert k.tolist() == pytest.approx([math.sqrt(8), 0, 6, 4])
+    assert float(resolved(torch.tensor([0.0, 2, 4, 6]), noise[0], signal, 1.0)) == pytest.approx(2 * 2**0.75)
+
+
+def test_where_a_spectrum_ends() -> None:
+    """A wave more than a millionth of the peak counts, the mean does not; nor does an empty shell in between."""
+    assert cut_off(torch.tensor([1e9, 1, 0.5, 0, 2e-6, 5e-7, 0]).double()) == 4
+    assert cut_off(torch.arange(8).double()) == 7
+
+
+def test_error_of_a_spectrum_is_that_of_the_worst_shell() -> None:
+    truth = torch.tensor([1.0, 4, 2, 1]).double()
+    members = torch.tensor([[5.0, 5, 1.8, 1], [1, 4, 1, 1.2], [1, 4, 2, 9]]).double()
+    assert spectrum_error(members, truth, 2).tolist() == pytest.approx([0.25, 0.5, 0])
+    assert spectrum_error(members, truth, 3).tolist() == pytest.approx([0.25, 0.5, 8])
 
 
 @pytest.mark.parametrize("axis", ["x", "y"])

@@ -1,4 +1,4 @@
-"""The turbulence solver against exact solutions of the Navier-Stokes equations, and the file that it makes."""
+"""The turbulence solver against exact solutions of the Navier-Stokes equations, its twin, and the files they make."""
 
 import math
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vecfield_diffusion.data.turbulence import Turbulence, coarsen, generator, open_turbulence
+from vecfield_diffusion.evaluation.spectra import spectra
 
 
 def spectral(solver, function):
@@ -111,6 +112,80 @@ def test_file_says_what_it_holds(tmp_path):
     assert (kx * spectrum[:, 0] + ky * spectrum[:, 1]).abs().max() < 1e-5 * spectrum.abs().max()
     with h5py.File(fields.source) as file:
         assert file.attrs["licence"] == "CC0-1.0" and '"seed": 0' in file.attrs["source"]
+
+
+# The Gaussian twin.
+
+
+def test_vorticity_undoes_velocity():
+    solver = Turbulence(16)
+    w = solver.start([generator(0, 0)]).to(torch.complex128)
+    torch.testing.assert_close(solver.vorticity(solver.velocity(w)), w)
+
+
+def test_covariance_of_the_twin_is_that_of_all_shifts_of_the_flows():
+    """The twin is linear in white noise: the matrix of that map times its transpose, against pairs of values."""
+    solver = Turbulence(8, k_peak=2.0)
+    w = solver.start([generator(0, i) for i in range(5)]).to(torch.complex128)
+    flows = solver.velocity(w)
+    power = solver.vorticity(flows).abs().square().mean(dim=0)
+    unit = torch.eye(64, dtype=torch.float64).view(64, 8, 8)
+    fields = solver.velocity(solver.gaussian(power, unit)).flatten(1)
+    shifts = torch.stack([flows.roll((y, x), (2, 3)) for y in range(8) for x in range(8)]).flatten(0, 1).flatten(1)
+    torch.testing.assert_close(fields.mT @ fields, shifts.mT @ shifts / len(shifts))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Flows with coherent vortices and their twin, `(48, 2, 32, 32)` each."""
+    given = dict(resolution=32, solver_resolution=64, snapshots=48, folder=str(tmp_path_factory.mktemp("twins")))
+    return [open_turbulence(**given, twin=twin) for twin in (False, True)]
+
+
+def test_twin_has_the_spectrum_but_not_the_vortices(pair):
+    """Mean energies of 48 fields scatter by 1 / sqrt(48) over the root of the independent waves of a shell."""
+    flows, twin = (fields.read(range(48)).double() for fields in pair)
+    found = [spectra(fields, pair[0].grid) for fields in (flows, twin)]
+    assert found[0].energy[:, 0].abs().max() + found[1].energy[:, 0].abs().max() < 1e-12 * found[0].energy.max()
+    ky, kx = torch.fft.fftfreq(32)[:, None] * 32, torch.fft.fftfreq(32) * 32
+    waves = torch.bincount(torch.hypot(kx, ky).round().long().flatten())[1:16]
+    means = [each.energy.mean(dim=0)[1:16] for each in found]
+    assert (((means[1] / means[0] - 1) * (48 * waves / 2).sqrt()).abs() < 5).all()  # powers in a shell differ
+    solver = Turbulence(32)
+    kurtosis = []
+    for fields in (flows, twin):
+        curl = torch.fft.irfft2(solver.vorticity(fields))
+        kurtosis.append(curl.pow(4).mean().item() / curl.square().mean().item() ** 2)
+    assert kurtosis[0] > 4.5 and kurtosis[1] == pytest.approx(3, abs=0.15)
+
+
+def test_waves_of_the_twin_have_random_amplitudes(pair):
+    """|w|^2 over its mean is exponential, of variance 1; with the amplitude of the mean it would be 0."""
+    power = Turbulence(32).vorticity(pair[1].read(range(48)).double()).abs().square()[:, 1:15, 1:15]
+    assert (power / power.mean(dim=0)).square().mean().item() == pytest.approx(2, abs=0.1)
+
+
+def test_twin_has_no_divergence_and_says_what_it_is(pair):
+    ky, kx = Turbulence(32).wavenumbers()
+    spectrum = torch.fft.rfft2(pair[1].read(range(48)))
+    assert (kx * spectrum[:, 0] + ky * spectrum[:, 1]).abs().max() < 1e-5 * spectrum.abs().max()
+    flows, twin = pair
+    assert (len(twin), twin.grid.shape, twin.units) == (len(flows), flows.grid.shape, flows.units)
+    assert torch.equal(twin.grid.dx, flows.grid.dx) and twin.grid.periodic == (True, True)
+    assert flows.source != twin.source
+    with h5py.File(twin.source) as file:
+        assert "Gaussian twin" in file.attrs["source"] and '"twin": true' in file.attrs["source"]
+
+
+def test_twin_is_made_once_and_new_for_every_seed(tmp_path):
+    given = dict(snapshots=9, folder=str(tmp_path), twin=True, **QUICK)
+    first = open_turbulence(**given)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert open_turbulence(**given).source == first.source and len(before) == 2
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    other = open_turbulence(**{**given, "seed": 1})
+    both = torch.stack([each.read(range(9)) for each in (first, other)]).flatten(1)
+    assert abs(torch.corrcoef(both)[0, 1].item()) < 0.2
 
 
 @pytest.mark.parametrize(

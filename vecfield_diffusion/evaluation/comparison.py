@@ -9,8 +9,13 @@ the absolute error of the point. `mae` is the absolute error of the mean, of all
 spread_skill is spread / rmse_component, and its ranks are Phi(z) in as many bins as those of the ensembles; its energy
 score is that of the mean alone.
 
+Two scores compare scales, where the cases have a rectangle for spectra in common: the `spectrum_error` of the members,
+in whose place a law has its mean, and the `effective_resolution` of their mean (see `spectra`).
+
 Intervals are those of the moving-block bootstrap over cases (see `bootstrap`), with the same resamples for all methods:
-a ratio of two methods is formed within each resample.
+a ratio of two methods is formed within each resample. A distance, such as the `spectrum_error`, is never negative, and
+chance adds to it in a resample what it has added already: its interval is that of its resamples, moved so that their
+median is its value. It tells how far chance moves the distance, not by how much it has moved it from 0.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ from torch import Tensor
 from vecfield_diffusion.evaluation.bootstrap import bootstrap, resamples
 from vecfield_diffusion.evaluation.metrics import derive, sums
 from vecfield_diffusion.evaluation.regions import regions, seam_index
-from vecfield_diffusion.evaluation.spectra import spectra
+from vecfield_diffusion.evaluation.spectra import SHARE, cut_off, resolved, spectra, spectrum_error
 from vecfield_diffusion.physics.grid import Grid
 
 #: Edges of the bins of the spread, in standard deviations of the data.
@@ -149,7 +154,8 @@ def unit(metric: str, units: str) -> str:
     if metric in _VELOCITIES:
         return units
     rate = "s-1" if units == "m s-1" else f"{units} m-1"
-    others = {"veering": "degrees", "angular_error": "degrees", "divergence_rms": rate, "seconds_per_field": "s"}
+    others = {"veering": "degrees", "angular_error": "degrees", "divergence_rms": rate}
+    others |= {"effective_resolution": "m", "seconds_per_field": "s"}
     return others.get(metric, "1")
 
 
@@ -179,18 +185,48 @@ def score(method: str, fill: Callable[[slice], Estimate], setting: Setting, at_o
         name: {key: torch.cat([part["sums"][name][key] for part in parts]) for key in parts[0]["sums"][name]}
         for name in setting.regions
     }
-    waves = {key: _mean([part[key] for part in parts]) for key in ("spectrum", "noise", "signal")}
+    waves = {key: _cat([part[key] for part in parts]) for key in ("spectrum", "noise", "signal")}
     seam, bins = torch.cat([part["seam"] for part in parts]), torch.stack([part["bins"] for part in parts]).sum(dim=0)
     wavenumber = parts[0]["wavenumber"]
-    found = Scored(method, law, seconds / fields, gathered, seam, bins, **waves, wavenumber=wavenumber, example=example)
+    means = {key: None if each is None else each.mean(dim=0) for key, each in waves.items()}
+    found = Scored(method, law, seconds / fields, gathered, seam, bins, **means, wavenumber=wavenumber, example=example)
     found.scores = {region: judged(part, law) for region, part in gathered.items()}
     index = Score(float(seam.nanmean()), *bootstrap(seam), int(seam.isfinite().sum()))
-    found.scores["field"] = {"seam_index": index}
+    found.scores["field"] = {"seam_index": index, **scales(wavenumber, **waves)}
     return found
 
 
-def _mean(parts: Sequence[Tensor | None]) -> Tensor | None:
-    return None if parts[0] is None else torch.cat(parts).mean(dim=0)
+def scales(
+    wavenumber: Tensor | None, spectrum: Tensor | None, noise: Tensor | None, signal: Tensor | None
+) -> dict[str, Score]:
+    """The scores that compare scales; not numbers where there is no spectrum.
+
+    Arguments:
+        wavenumber: `(K,)`.
+        spectrum: Energy of the members by case, `(N, K)`.
+        noise: The same of the error of their mean.
+        signal: The same of the truth.
+    """
+    if wavenumber is None:
+        return dict.fromkeys(("spectrum_error", "effective_resolution"), Score(math.nan))
+    cases = len(signal)
+    drawn = torch.cat((torch.ones(1, cases, dtype=torch.float64), counts(resamples(cases))))  # all, then resamples
+    energy, error, truth = drawn @ spectrum, drawn @ noise, drawn @ signal
+    deviation = spectrum_error(energy, truth, max(1, int(SHARE * cut_off(truth[0]))))
+    k = resolved(wavenumber, error, truth)
+    length = [2 * math.pi / each if each > 0 else math.inf for each in (float(k[0]), *reversed(interval(k[1:])))]
+    return {"spectrum_error": distance(deviation, cases), "effective_resolution": Score(*length, cases)}
+
+
+def distance(values: Tensor, cases: int = 0) -> Score:
+    """A distance, the first of `values`, with an interval from its resamples, the others: see the module."""
+    value, middle = float(values[0]), float(values[1:].nanquantile(0.5))
+    low, high = (max(0.0, value + each - middle) for each in interval(values[1:]))
+    return Score(value, low, high, cases)
+
+
+def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
+    return None if parts[0] is None else torch.cat(parts)
 
 
 def _part(estimate: Estimate, chosen: slice, setting: Setting) -> dict:
@@ -289,12 +325,14 @@ def derived(totals: Mapping[str, Tensor], law: str) -> dict[str, Tensor]:
 
 def resampled(parts: Mapping[str, Tensor], law: str) -> dict[str, Tensor]:
     """The scores `(repeats,)` of the resamples of the cases."""
-    n = len(parts["cells"])
-    chosen = resamples(n)
-    drawn = torch.zeros(len(chosen), n, dtype=torch.float64).scatter_add_(
-        1, chosen, torch.ones(1, 1, dtype=torch.float64).expand_as(chosen)
-    )
+    drawn = counts(resamples(len(parts["cells"])))
     return derived({name: drawn @ value for name, value in parts.items()}, law)
+
+
+def counts(chosen: Tensor) -> Tensor:
+    """How often each case is in every resample, `(repeats, cases)`, of the numbers `(repeats, cases)` of its cases."""
+    ones = torch.ones(1, 1, dtype=torch.float64).expand_as(chosen)
+    return torch.zeros(chosen.shape, dtype=torch.float64).scatter_add_(1, chosen, ones)
 
 
 def judged(parts: Mapping[str, Tensor], law: str) -> dict[str, Score]:

@@ -1,6 +1,11 @@
 """Whether generated fields are such as the data: distances between samples and unseen fields of the reference.
 
 Each number is to be read beside the same one for two halves of the reference: chance alone is not zero.
+
+Intervals are those of a bootstrap over both sets (see `bootstrap`): generated fields are drawn one by one, those of
+the reference in blocks of consecutive ones. Fields are looked at once, and resamples are made of what was seen. The
+training fields stay, and so do the units, that is the standard deviations and principal components of the reference.
+The intervals of distances are those of `comparison.distance`.
 """
 
 from __future__ import annotations
@@ -8,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vecfield_diffusion.evaluation.bootstrap import resamples
+from vecfield_diffusion.evaluation.comparison import Score, counts, distance, interval
 from vecfield_diffusion.evaluation.physical import kinetic_energy, measured
 from vecfield_diffusion.evaluation.spectra import spectra
 from vecfield_diffusion.physics.grid import Grid
@@ -17,17 +24,25 @@ _PROJECTIONS = 256
 #: A divergence of a hundredth of the vorticity is none, and so is a millionth of the energy.
 NEGLIGIBLE = 1e-2
 _TINY = 1e-30
+_LEVELS = 1000  # of the vorticity, at which its distributions in resamples are compared
+_RATIOS = ("energy_ratio", "enstrophy_ratio", "memorisation")  # the others are distances
+
+#: The numbers `(R, N)` and `(R, M)` of the samples and the reference fields in R resamples.
+Drawn = tuple[Tensor, Tensor]
 
 
-def generation_scores(samples: Tensor, reference: Tensor, train: Tensor, grid: Grid, seed: int = 0) -> dict[str, float]:
-    """All scores of generated fields.
+def generation_scores(
+    samples: Tensor, reference: Tensor, train: Tensor, grid: Grid, seed: int = 0, block: int | None = 1
+) -> dict[str, Score]:
+    """All scores of generated fields, with their intervals.
 
     Arguments:
         samples: Generated fields `(N, 2, H, W)` in physical units, NaN on land.
-        reference: Fields of the data that training has not seen, `(R, 2, H, W)`.
+        reference: Fields of the data that training has not seen, in the order of time, `(R, 2, H, W)`.
         train: Fields that it has seen, `(T, 2, H, W)`.
         grid: Their grid.
         seed: Of the directions of the sliced distance.
+        block: Consecutive samples that are drawn together; those that are in the order of time as for `resamples`.
 
     Returns:
         `energy_ratio` and `enstrophy_ratio` (1: as the reference), `spectrum_distance` (mean |ln| of the ratio of the
@@ -36,21 +51,60 @@ def generation_scores(samples: Tensor, reference: Tensor, train: Tensor, grid: G
         of the field) and `memorisation` (the median; 1: as far from the training fields as unseen ones are, 0:
         copies).
     """
-    ours, theirs = spectra(samples, grid), spectra(reference, grid)
-    shells = slice(1, ours.whole)
-    energies = [each.energy.mean(dim=0)[shells] for each in (ours, theirs)]
-    floor = NEGLIGIBLE**3 * energies[1].max()
-    ratio = (energies[0] + floor) / (energies[1] + floor)
-    curls = [_vorticity(fields, grid) for fields in (samples, reference)]
+    sets = ((len(samples), block), (len(reference), None))
+    drawn = tuple(  # all of them first
+        torch.cat((torch.arange(size)[None], resamples(size, length, seed=number)))
+        for number, (size, length) in enumerate(sets)
+    )
+    values = resampled(samples, reference, train, grid, drawn, seed)
+    count = len(samples)
     return {
-        "energy_ratio": float(kinetic_energy(samples, grid).mean() / kinetic_energy(reference, grid).mean()),
-        "enstrophy_ratio": float(curls[0].square().mean() / curls[1].square().mean()),
-        "spectrum_distance": float(ratio.clamp(min=_TINY).log().abs().mean()),
-        "vorticity_distance": float(wasserstein(curls[0].flatten(), curls[1].flatten()) / curls[1].std()),
-        "frechet_distance": frechet_distance(samples, reference, grid),
-        "sliced_wasserstein": sliced_wasserstein(samples, reference, grid, seed=seed),
-        "memorisation": float(memorisation(samples, train, reference, grid).median()),
+        name: Score(float(each[0]), *interval(each[1:]), count) if name in _RATIOS else distance(each, count)
+        for name, each in values.items()
     }
+
+
+def resampled(
+    samples: Tensor, reference: Tensor, train: Tensor, grid: Grid, drawn: Drawn, seed: int = 0
+) -> dict[str, Tensor]:
+    """The scores `(R,)` of the resamples `drawn`, the first of which are all fields; else as `generation_scores`."""
+    sets = samples, reference
+    weights = [counts(each) / each.shape[1] for each in drawn]
+    energy, waves = ([of(fields, grid) for fields in sets] for of in (kinetic_energy, spectra))
+    curls = [_vorticity(fields, grid) for fields in sets]
+    means = [w @ each.energy[:, 1 : each.whole] for w, each in zip(weights, waves, strict=True)]
+    floor = NEGLIGIBLE**3 * means[1].amax(dim=1, keepdim=True)
+    ratio = (means[0] + floor) / (means[1] + floor)
+    return {
+        "energy_ratio": _ratio(weights, energy),
+        "enstrophy_ratio": _ratio(weights, [curl.square().mean(dim=1) for curl in curls]),
+        "spectrum_distance": ratio.clamp(min=_TINY).log().abs().mean(dim=1),
+        "vorticity_distance": _vorticity_distances(weights, curls),
+        "frechet_distance": _frechet_distances(samples, reference, grid, drawn),
+        "sliced_wasserstein": _sliced_distances(samples, reference, grid, drawn, seed=seed),
+        "memorisation": _memorisations(samples, train, reference, grid, drawn),
+    }
+
+
+def _ratio(weights: list[Tensor], values: list[Tensor]) -> Tensor:
+    ours, theirs = (w @ each for w, each in zip(weights, values, strict=True))
+    return ours / theirs
+
+
+def _vorticity_distances(weights: list[Tensor], curls: list[Tensor]) -> Tensor:
+    """Of all fields exactly; of resamples, the integral of |F_a - F_b|, F being the mean of those of the fields."""
+    top = max(float(curl.abs().max()) for curl in curls)
+    levels = torch.linspace(-top, top, _LEVELS, dtype=torch.float64, device=curls[0].device)
+    ours, theirs = (w @ _below(curl, levels) for w, curl in zip(weights, curls, strict=True))
+    distances = torch.trapezoid((ours - theirs).abs(), levels)
+    distances[0] = wasserstein(curls[0].flatten(), curls[1].flatten())
+    return distances / curls[1].std()
+
+
+def _below(values: Tensor, levels: Tensor) -> Tensor:
+    """The share of each row of `values` `(N, K)` that is at most each of the levels `(L,)`, `(N, L)`."""
+    at = levels.expand(len(values), -1).contiguous()
+    return torch.searchsorted(values.sort(dim=1).values, at, right=True).double() / values.shape[1]
 
 
 def features(fields: Tensor, grid: Grid) -> Tensor:
@@ -87,22 +141,36 @@ def frechet_distance(samples: Tensor, reference: Tensor, grid: Grid) -> float:
     The formula is that of Heusel et al. (2017) with features of the flow in place of those of a network.
     A feature that varies by less than a hundredth over the reference counts in hundredths.
     """
+    return float(_frechet_distances(samples, reference, grid, _all(samples, reference)))
+
+
+def _all(samples: Tensor, reference: Tensor) -> Drawn:
+    return torch.arange(len(samples))[None], torch.arange(len(reference))[None]
+
+
+def _frechet_distances(samples: Tensor, reference: Tensor, grid: Grid, drawn: Drawn) -> Tensor:
     ours, theirs = features(samples, grid), features(reference, grid)
     scale = theirs.std(dim=0).clamp(min=NEGLIGIBLE)
-    return frechet(ours / scale, theirs / scale)
+    return frechet(*((each / scale)[chosen] for each, chosen in zip((ours, theirs), drawn, strict=True)))
 
 
-def frechet(a: Tensor, b: Tensor) -> float:
-    """The squared 2-Wasserstein distance of the Gaussians fitted to `(N, F)` and `(M, F)` (Dowson & Landau 1982).
+def frechet(a: Tensor, b: Tensor) -> Tensor:
+    """The squared 2-Wasserstein distance of the Gaussians fitted to `(..., N, F)` and `(..., M, F)`, `(...)`.
 
-    |m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) with the means m and covariances A, B.
+    |m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) with the means m and covariances A, B (Dowson & Landau 1982).
     """
-    gap = (a.mean(dim=0) - b.mean(dim=0)).square().sum()
-    first, second = a.mT.cov().view(a.shape[1], -1), b.mT.cov().view(a.shape[1], -1)
+    gap = (a.mean(dim=-2) - b.mean(dim=-2)).square().sum(dim=-1)
+    first, second = _covariance(a), _covariance(b)
     values, vectors = torch.linalg.eigh(first)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.mT
-    cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
-    return float(gap + first.trace() + second.trace() - 2 * cross)
+    root = vectors * values.clamp(min=0).sqrt()[..., None, :] @ vectors.mT
+    cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum(dim=-1)
+    return gap + (first + second).diagonal(dim1=-2, dim2=-1).sum(dim=-1) - 2 * cross
+
+
+def _covariance(x: Tensor) -> Tensor:
+    """Of `(..., N, F)`, as `(..., F, F)`."""
+    anomaly = x - x.mean(dim=-2, keepdim=True)
+    return anomaly.mT @ anomaly / (x.shape[-2] - 1)
 
 
 def wasserstein(a: Tensor, b: Tensor, p: int = 1) -> Tensor:
@@ -110,10 +178,15 @@ def wasserstein(a: Tensor, b: Tensor, p: int = 1) -> Tensor:
 
     The integral of |F_a^-1 - F_b^-1|^p, whose integrand is constant between the levels i / N and j / M: exact.
     """
+    return _transport(a.sort(dim=-1).values, b.sort(dim=-1).values, p)
+
+
+def _transport(a: Tensor, b: Tensor, p: int) -> Tensor:
+    """`wasserstein` of sorted samples."""
     n, m = a.shape[-1], b.shape[-1]
     levels = torch.cat((torch.arange(n + 1) * m, torch.arange(m + 1) * n)).unique()  # in units of 1 / (N M)
     at = levels[:-1].to(a.device)
-    gap = a.sort(dim=-1).values[..., at // m] - b.sort(dim=-1).values[..., at // n]
+    gap = a[..., at // m] - b[..., at // n]
     return (gap.abs().pow(p) * (levels.diff().to(a.device) / (n * m))).sum(dim=-1)
 
 
@@ -131,14 +204,30 @@ def sliced_wasserstein(samples: Tensor, reference: Tensor, grid: Grid, modes: in
         modes: How many components, at most.
         seed: Of the directions.
     """
+    return float(_sliced_distances(samples, reference, grid, _all(samples, reference), modes, seed))
+
+
+def _sliced_distances(
+    samples: Tensor, reference: Tensor, grid: Grid, drawn: Drawn, modes: int = 32, seed: int = 0
+) -> Tensor:
     ours, theirs = _common(grid, samples, reference)
     mean = theirs.mean(dim=0)
     vectors = torch.linalg.svd(theirs - mean, full_matrices=False).Vh[:modes]
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(_PROJECTIONS, len(vectors), dtype=torch.float64, generator=generator).to(ours.device)
     directions = directions / directions.norm(dim=1, keepdim=True)
-    lines = [directions @ (vectors @ (fields - mean).mT) for fields in (ours, theirs)]
-    return float((len(vectors) * wasserstein(*lines, p=2).mean() / ours.shape[1]).sqrt())
+    lines = [(directions @ (vectors @ (fields - mean).mT)).sort(dim=1) for fields in (ours, theirs)]
+    often = [counts(chosen).long() for chosen in drawn]
+    squares = [
+        _transport(*(_repeated(*line, each[k]) for line, each in zip(lines, often, strict=True)), p=2).mean()
+        for k in range(len(often[0]))
+    ]
+    return (len(vectors) * torch.stack(squares) / ours.shape[1]).sqrt()
+
+
+def _repeated(values: Tensor, order: Tensor, often: Tensor) -> Tensor:
+    """Sorted `values` `(D, N)` of the samples `order` `(D, N)`, each sample as `often` `(N,)` as a resample has it."""
+    return values.flatten().repeat_interleave(often[order].flatten()).view(values.shape)
 
 
 def memorisation(samples: Tensor, train: Tensor, reference: Tensor, grid: Grid) -> Tensor:
@@ -152,10 +241,22 @@ def memorisation(samples: Tensor, train: Tensor, reference: Tensor, grid: Grid) 
         reference: Unseen fields of the data, `(R, 2, H, W)`.
         grid: Their grid.
     """
+    ours, theirs = _nearest(samples, train, reference, grid)
+    return ours / theirs.median()
+
+
+def _memorisations(samples: Tensor, train: Tensor, reference: Tensor, grid: Grid, drawn: Drawn) -> Tensor:
+    """The medians of `memorisation`."""
+    near = _nearest(samples, train, reference, grid)
+    ours, theirs = (each[chosen].median(dim=1).values for each, chosen in zip(near, drawn, strict=True))
+    return ours / theirs
+
+
+def _nearest(samples: Tensor, train: Tensor, reference: Tensor, grid: Grid) -> list[Tensor]:
+    """The distances of samples `(N,)` and of reference fields `(R,)` to the nearest training field."""
     new, seen, unseen = _common(grid, samples, train, reference)
     exact = "donot_use_mm_for_euclid_dist"  # the difference of squares cannot tell a copy
-    typical = torch.cdist(unseen, seen, compute_mode=exact).amin(dim=1).median()
-    return torch.cdist(new, seen, compute_mode=exact).amin(dim=1) / typical
+    return [torch.cdist(fields, seen, compute_mode=exact).amin(dim=1) for fields in (new, unseen)]
 
 
 def _common(grid: Grid, *sets: Tensor) -> list[Tensor]:

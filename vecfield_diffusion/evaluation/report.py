@@ -29,7 +29,7 @@ from vecfield_diffusion.physics.operators import vorticity
 
 #: How far the spread may be from the error of a method that is called calibrated.
 TOLERANCE = 0.1
-#: Scores in the tables of the report, and the words for them.
+#: Scores in the tables of the report, and the words for them; of hidden cells unless they are those of the field.
 COLUMNS = {
     "rmse_component": "RMSE, component",
     "rmse_vector": "RMSE, vector",
@@ -38,6 +38,8 @@ COLUMNS = {
     "spread_skill": "spread / error",
     "coverage_90": "in 90 % interval",
     "correlation": "correlation",
+    "spectrum_error": "spectrum error, whole field",
+    "effective_resolution": "effective resolution, whole field",
 }
 UNSEEN, HALVES = "unseen fields", "halves of the unseen fields"
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -56,7 +58,7 @@ class Generated:
         densities: Of vorticity by set of fields.
     """
 
-    scores: Mapping[str, Mapping[str, float]]
+    scores: Mapping[str, Mapping[str, Score]]
     wavenumber: Tensor
     spectra: Mapping[str, Tensor]
     edges: np.ndarray
@@ -74,7 +76,7 @@ class Generated:
         """
         half = len(reference) // 2
         scores = {name: generation_scores(each, reference, train, grid) for name, each in fields.items()}
-        scores[HALVES] = generation_scores(reference[:half], reference[half:], train, grid)
+        scores[HALVES] = generation_scores(reference[:half], reference[half:], train, grid, block=None)
         sets = {UNSEEN: reference, **fields}
         waves = {name: spectra(each, grid) for name, each in sets.items()}
         whole, first = waves[UNSEEN].whole, waves[UNSEEN]
@@ -125,12 +127,13 @@ class Section:
         found = [line for each in self.scored for line in each.rows(self.setting.mask, units)]
         for name, values in ({} if self.generated is None else self.generated.scores).items():
             told = (self.setting.mask, name)
-            found += [row(*told, metric, "generated", Score(value), units) for metric, value in values.items()]
+            found += [row(*told, metric, "generated", score, units) for metric, score in values.items()]
         return found
 
     def generated_lines(self) -> list[dict[str, object]]:
         """The scores of generated fields, a line for each set of fields."""
-        return [] if self.generated is None else [{"fields": k, **v} for k, v in self.generated.scores.items()]
+        found = {} if self.generated is None else self.generated.scores
+        return [{"fields": name} | {key: score.value for key, score in each.items()} for name, each in found.items()]
 
     def sentences(self, units: str) -> list[str]:
         """What was found, a sentence for each question."""
@@ -188,14 +191,18 @@ def spread_sentence(ours: Scored) -> str | None:
     return f"Spread: {ours.method} {said} {numbers}{cover}."
 
 
-def generated_sentence(name: str, scores: Mapping[str, Mapping[str, float]]) -> str:
+def generated_sentence(name: str, scores: Mapping[str, Mapping[str, Score]]) -> str:
     """In words, how generated fields compare with unseen ones."""
-    ours, chance = scores[name], scores[HALVES]
+    ours, chance = scores[name], scores[HALVES]["vorticity_distance"].value
+    energy, enstrophy, copies = (
+        f"{value:.2f} ({low:.2f} to {high:.2f})"
+        for value, low, high, *_ in (ours[key] for key in ("energy_ratio", "enstrophy_ratio", "memorisation"))
+    )
     return (
-        f"Generated: fields of {name} have {ours['energy_ratio']:.2f} of the energy and {ours['enstrophy_ratio']:.2f} "
-        f"of the enstrophy of unseen ones; their vorticity is {ours['vorticity_distance']:.2g} standard deviations "
-        f"away (chance: {chance['vorticity_distance']:.2g}); they are {ours['memorisation']:.2f} times as far from the "
-        "training fields as unseen ones are (0: copies)."
+        f"Generated: fields of {name} have {energy} of the energy and {enstrophy} of the enstrophy of unseen ones; "
+        f"their vorticity is {ours['vorticity_distance'].value:.2g} standard deviations away (chance: {chance:.2g}); "
+        f"they are {copies} times as far from the training fields as unseen ones are (0: copies). In brackets: 95 % "
+        "intervals."
     )
 
 
@@ -227,7 +234,7 @@ def render(
             "cases": len(each.setting.truth),
             "sentences": each.sentences(units),
             "table": _table(each),
-            "generated": each.generated_lines(),
+            "generated": {} if each.generated is None else each.generated.scores,
             "figures": [(name, _embedded(picture)) for name, picture in figures(each, units, styles, coordinates)],
         }
         for each in sections
@@ -235,6 +242,7 @@ def render(
     return template.render(
         title=title,
         parts=parts,
+        cell=_cell,
         columns={name: f"{words} [{_brief(unit(name, units))}]".replace(" [1]", "") for name, words in COLUMNS.items()},
         cost=_embedded(plots.figure_cost(costs, styles)),
         provenance=provenance,
@@ -262,17 +270,18 @@ def _table(section: Section) -> list[dict[str, Any]]:
             "network": each.method in section.networks,
             "best": each is best,
             "seconds": f"{each.seconds:.2g}",
-            "scores": {name: _cell(each.scores["hidden"][name]) for name in COLUMNS},
+            "scores": {name: _cell((each.scores["field"] | each.scores["hidden"])[name]) for name in COLUMNS},
         }
         for each in sorted(section.scored, key=order)
     ]
 
 
 def _cell(score: Score) -> str:
-    if math.isnan(score.value):
-        return "–"
+    if not math.isfinite(score.value):
+        return "–" if math.isnan(score.value) else "∞"
     half = (score.high - score.low) / 2
-    digits = max(0, min(6, 1 - math.floor(math.log10(half)))) if half > 0 else 4
+    least = half if 0 < half < math.inf else abs(score.value) / 100
+    digits = max(0, min(6, 1 - math.floor(math.log10(least)))) if least > 0 else 4
     return f"{score.value:.{digits}f}" + (f" ± {half:.{digits}f}" if math.isfinite(half) else "")
 
 
