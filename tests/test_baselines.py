@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from vecfield_diffusion.evaluation.baselines import (
     Baseline,
@@ -492,3 +493,21 @@ def test_bad_arguments() -> None:
             Linear().fit(draw(3, 2, H, W), grid).fill(draw(2, H, W), hole(), sigma)
     with pytest.raises(ValueError, match="training fields that vary, got 1 without"):
         OptimalInterpolation("pca").fit(draw(1, 2, H, W), grid)
+
+
+def test_leading_eigenvectors_of_a_rectangle_are_those_of_the_dense_covariance():
+    """On a domain with one periodic axis and borders; the nugget is what the trace leaves."""
+    rng = np.random.default_rng(3)
+    fields = gaussian_filter(rng.standard_normal((40, 2, 9, 8)), (0, 0, 1, 1), mode="wrap")
+    covariance = Homogeneous.of(fields, np.zeros((2, 9, 8)), np.ones((9, 8), dtype=bool), (False, True), 0.0)
+    offsets = np.fft.ifft2(covariance.spectrum).real
+    for shape in ((9, 8), (5, 6)):
+        row, column = (each.ravel() for each in np.indices(shape))
+        down, right = (row[:, None] - row) % 18, (column[:, None] - column) % 8
+        dense = np.block([[offsets[c, d][down, right] for d in range(2)] for c in range(2)])
+        modes, variances, nugget = covariance.leading(12, shape)
+        flat = modes.reshape(12, -1)
+        np.testing.assert_allclose(variances, np.linalg.eigvalsh(dense)[::-1][:12], rtol=1e-10)
+        np.testing.assert_allclose(flat @ flat.T, np.eye(12), atol=1e-10)
+        np.testing.assert_allclose(dense @ flat.T, flat.T * variances, atol=1e-10)
+        assert nugget == pytest.approx((np.trace(dense) - variances.sum()) / len(dense), rel=1e-10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -310,8 +311,6 @@ def test_without_a_field_there_is_no_posterior():
     z, *given = data(LAND)
     with pytest.raises(ValueError, match="field must be learnt"):
         GaussianResidual(7, 2, **SIZES).posterior(z, torch.ones(3), *given)
-    with pytest.raises(ValueError, match="modes must be >= 2, got 1"):
-        GaussianResidual(7, 2, **SIZES, modes=1)
 
 
 # The programs.
@@ -336,6 +335,15 @@ def test_a_network_beyond_the_gaussian_trains_resumes_and_fills(place: Path, run
     assert run("evaluate", "ckpt=outputs/train/gaussian", "masks=[block]", "cases=2", *FEW)[::2] == (0, "")
 
 
-def test_what_does_not_go_with_it_is_said(place: Path, run: Call) -> None:
-    is_message(run("train", *TINY, *MODEL, "window=[8,8]", "name=w"), "window", "model=gaussian")
+@pytest.mark.parametrize("overrides", ["window=[12,8]", "diffusion=iddpm diffusion.learned_variance=true"])
+def test_it_goes_with_windows_and_learned_variances(place: Path, run: Call, overrides: str) -> None:
+    given = [*TINY, *MODEL, *overrides.split(), "name=with", "trainer.max_steps=2", "trainer.validate_every=2"]
+    shutil.rmtree("outputs/train/with", ignore_errors=True)
+    assert run("train", *given)[::2] == (0, "")
+    field = load_trained("outputs/train/with", torch.device("cpu")).denoiser.network.field
+    assert isinstance(field, Eigenfields if "window" in overrides else Waves)
+    assert run("infer", "ckpt=outputs/train/with", "inpainting=conditional", *FEW)[::2] == (0, "")
+
+
+def test_it_does_not_go_with_a_regression(place: Path, run: Call) -> None:
     is_message(run("train", *TINY, *MODEL, "diffusion=regression", "name=r"), "diffusion=regression", "model=gaussian")

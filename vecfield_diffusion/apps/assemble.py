@@ -308,10 +308,6 @@ def fit_size(trained: Trained, fields: Fields, overlap: float = 0.25, batch: int
                 f"{said} on {grid.shape[0]}x{grid.shape[1]} around the mean field of that domain. Give data of that "
                 "size, or train with mean_field=false"
             )
-        if hasattr(denoiser.network, "posterior"):
-            raise UserError(
-                f"{said} on {grid.shape[0]}x{grid.shape[1]} with model=gaussian, which knows that domain alone"
-            )
         if trained.config["window"] is None and any(grid.periodic) and fields.shape != grid.shape:
             raise UserError(
                 f"{said} on a periodic domain of {grid.shape[0]}x{grid.shape[1]}. Give data of that size, or train "

@@ -43,6 +43,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, eigh, solve_triangular
 from scipy.ndimage import distance_transform_edt
+from scipy.sparse.linalg import LinearOperator, eigsh
 
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.projection import leray
@@ -101,6 +102,29 @@ class Homogeneous:
         kept = np.where(length > 0, t[:, None] * t * power, self.spectrum)
         left_out = np.trace(self.spectrum - kept).real.mean() / 2
         return type(self)(kept, self.valid, white=False), float(left_out)
+
+    def leading(self, count: int, shape: tuple[int, int]) -> tuple[Floats, Floats, float]:
+        """The covariance on a rectangle of cells by eigenvectors: V L V^T + nugget I, the nugget all that they miss.
+
+        Arguments:
+            count: Eigenvectors, below the number of values of the rectangle.
+            shape: `(h, w)`, at most that of the domain.
+
+        Returns:
+            Eigenvectors `(count, 2, h, w)`, eigenvalues `(count,)`, largest first, and the nugget.
+        """
+        h, w = shape
+        torus = np.zeros((2, *self.spectrum.shape[-2:]))
+
+        def product(field: Floats) -> Floats:
+            torus[:, :h, :w] = field.reshape(2, h, w)
+            return _apply(self.spectrum, torus)[:, :h, :w].ravel()
+
+        operator = LinearOperator((2 * h * w, 2 * h * w), matvec=product, dtype=np.float64)
+        values, vectors = eigsh(operator, k=count, v0=np.random.default_rng(0).standard_normal(2 * h * w))
+        variance = np.fft.ifft2(np.einsum("cchw->chw", self.spectrum)).real[:, 0, 0].mean()
+        modes = vectors.T[::-1].reshape(count, 2, h, w)
+        return modes.copy(), values[::-1].copy(), float(max(variance - values.sum() / (2 * h * w), 0.0))
 
     def condition(
         self, y: Floats, observed: Bools, noise: float | Floats, with_variance: bool = False

@@ -108,9 +108,10 @@ class Waves(Modes):
         modes: The number K at most; waves that carry 1e-4 of the variance together are left out in any case.
     """
 
-    LEFT_OUT = 1e-4
+    #: The number of modes K that is taken, at most, and the share of the variance that they may leave out.
+    MODES, LEFT_OUT = 1000, 1e-4
 
-    def __init__(self, spectrum: Tensor | None = None, modes: int = 0) -> None:
+    def __init__(self, spectrum: Tensor | None = None, modes: int = MODES) -> None:
         super().__init__()
         spectrum = torch.zeros(2, 2, 1, 1, dtype=torch.complex128) if spectrum is None else spectrum
         # Real and in float64, as checkpoints keep it: half precision would make gradients of what has none.
@@ -279,17 +280,20 @@ def alike(rows: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 class Eigenfields(Modes):
-    """Any field: the leading eigenvectors of its covariance, and a white part beside them in every cell.
+    """Any field on a rectangle of cells: modes of its covariance, and a white part beside them in every cell.
 
     The posterior is exact. In each cell y and z together are one value m of the variance p = 1 / (1/s^2 + 1/error^2);
     it measures the modes with the variance nugget + p, and what is left of it is shared between the white part and
     the noise.
 
     Arguments:
-        modes: V, `(K, 2, H, W)`, orthonormal over the values of the domain, 0 outside.
+        modes: V, `(K, 2, H, W)`, orthonormal.
         variances: The diagonal of L, `(K,)`.
         nugget: The white variance.
     """
+
+    #: The number of modes K that is taken.
+    MODES = 500
 
     def __init__(self, modes: Tensor | None = None, variances: Tensor | None = None, nugget: float = 0.0) -> None:
         super().__init__()
@@ -306,14 +310,28 @@ class Eigenfields(Modes):
         weight = torch.where(valid, 1 / (nugget + p).clamp(min=least(variances)), 0.0)
         kinds, which = alike(weight.flatten(1))
         basis = modes.flatten(1)
-        gram = torch.stack([(basis * row.repeat(2)) @ basis.T for row in kinds])
-        coefficients, trace = self.solve(gram, variances, (weight * m).flatten(1) @ basis.T, which)
+        coefficients, trace = self.solve(self.gram(basis, kinds), variances, (weight * m).flatten(1) @ basis.T, which)
         smooth = (coefficients @ basis).unflatten(1, z.shape[1:])
         mean = smooth + torch.where(valid, nugget / (nugget + p), 0.0) * (m - smooth)
         white = torch.where(valid, nugget * p / (nugget + p), 0.0).sum(dim=(1, 2, 3))
         cells = valid.sum(dim=(1, 2, 3)).clamp(min=1)
         kept = torch.where(valid, p / (nugget + p), 0.0).square().sum(dim=(1, 2, 3)) / cells
         return torch.where(valid, mean, 0.0), kept * trace / (2 * cells) + white / cells
+
+    @staticmethod
+    def gram(basis: Tensor, weight: Tensor) -> Tensor:
+        """V^T w V, `(U, K, K)`, for V^T `(K, 2 H W)` and weights of the cells `(U, H W)`."""
+        if basis.device.type != "cpu":
+            return torch.stack([(basis * row.repeat(2)) @ basis.T for row in weight])
+        gram = torch.zeros(len(weight), len(basis), len(basis), dtype=basis.dtype)
+        for row, into in zip(weight, gram, strict=True):
+            # V^T V is the identity: only cells of another weight than most take work.
+            most = row.mode().values
+            other = (row != most).repeat(2)
+            part = basis[:, other]
+            torch.mm(part * (row - most).repeat(2)[other], part.T, out=into)
+            into.diagonal().add_(most)
+        return gram
 
 
 class GaussianResidual(nn.Module):
@@ -329,7 +347,6 @@ class GaussianResidual(nn.Module):
         embedding: See `UNet`.
         patch: See `UNet`.
         dropout: See `UNet`.
-        modes: The number of modes that are estimated together, at most.
 
     Attributes:
         field: The Gaussian field; None until `learn`, or until it is loaded.
@@ -349,14 +366,11 @@ class GaussianResidual(nn.Module):
         embedding: int = 256,
         patch: int = 1,
         dropout: float = 0.0,
-        modes: int = 1000,
     ) -> None:
         super().__init__()
-        if modes < 2:
-            raise ValueError(f"modes must be >= 2, got {modes}")
         sizes = (channels, blocks, attention, embedding, patch, dropout)
         self.network = UNet(in_channels + 2 * FIELD, out_channels, periodic, *sizes)
-        self.modes, self.field = modes, None
+        self.field = None
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         kinds = {"field.power": Waves, "field.nugget": Eigenfields}
