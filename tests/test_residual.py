@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,29 @@ def test_mean_and_residual_together_are_the_conditional_denoiser(name, predictio
     z = x0 + s.view(-1, 1, 1, 1) * torch.randn(x0.shape, dtype=torch.float64, generator=generator)
     mean, centred = posterior_mean(observation.y), GaussianConditional(ZERO, COVARIANCE)
     torch.testing.assert_close(denoiser(z, s, observation), mean + centred(z - mean, s), rtol=1e-6, atol=1e-6)
+
+
+def test_a_sampler_asks_for_the_mean_of_an_observation_once():
+    """And gets that of another observation anew, and that of nothing beside it."""
+    denoiser, calls = tiny().eval().requires_grad_(False), []
+    denoiser.network.regression.register_forward_hook(lambda *given: calls.append(1))
+    _, observation, _ = draws(2, dtype=torch.float32)
+    nothing, z = observation.nothing(), torch.ones_like(observation.y)
+
+    def estimate(made, told, s):
+        return made(z, torch.full((2,), s), told)
+
+    for s in (3.0, 1.0, 0.3):
+        estimate(denoiser, observation, s), estimate(denoiser, nothing, s)
+    assert len(calls) == 2
+    other = replace(observation, y=2 * observation.y)
+    for told in (observation, nothing, other, observation):
+        fresh = Denoiser(denoiser.network, denoiser.diffusion, NORMALIZER).eval()
+        assert torch.equal(estimate(denoiser, told, 1.0), estimate(fresh, told, 1.0))
+    assert not torch.equal(estimate(denoiser, other, 1.0), estimate(denoiser, observation, 1.0))
+    torch.nn.init.normal_(denoiser.network.regression.head[-1].weight, std=0.2)
+    trained = [denoiser.train().mean(observation), denoiser.eval().mean(replace(observation))]
+    assert torch.equal(*trained)  # a mean of older weights is not given to training
 
 
 class Shifted(IdealNetwork):

@@ -59,6 +59,7 @@ class Denoiser(nn.Module):
         if isinstance(diffusion, Regression) and hasattr(network, "mean"):
             raise UserError("model=residual holds a regression already: take another diffusion, or another model")
         self.network, self.diffusion, self.normalizer, self.autocast = network, diffusion, normalizer, autocast
+        self._means: tuple[tuple[Observation, Tensor], ...] = ()
 
     def in_float32(self) -> Denoiser:
         """The same denoiser without autocast, for derivatives: they are small differences of large numbers.
@@ -81,11 +82,19 @@ class Denoiser(nn.Module):
         return self.moments(z, s, observation)[0]
 
     def mean(self, observation: Observation) -> Tensor | None:
-        """mu(y), `(B, 2, H, W)`, where the network predicts it (`models/residual.py`), 0 outside; None elsewhere."""
+        """mu(y), `(B, 2, H, W)`, where the network predicts it (`models/residual.py`), 0 outside; None elsewhere.
+
+        The last two are remembered: a sampler asks for that of one observation, or of one and of nothing, at each step.
+        """
         if not hasattr(self.network, "mean"):
             return None
-        mean = self._run(self.network.mean, observation.channels())
-        return torch.where(observation.valid, mean, 0.0)
+        for known, mean in self._means:
+            if known is observation and not self.training:
+                return mean
+        mean = torch.where(observation.valid, self._run(self.network.mean, observation.channels()), 0.0)
+        if not (self.training or mean.requires_grad):
+            self._means = ((observation, mean), *self._means[:1])
+        return mean
 
     def moments(self, z: Tensor, s: Tensor, observation: Observation) -> tuple[Tensor, Tensor | None]:
         """The posterior mean and, where it is learned, the fraction of the reverse variance; see `Estimate`."""
