@@ -24,6 +24,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any, Self
 
 import torch
@@ -80,9 +81,7 @@ class Modes(nn.Module, ABC):
         d = variances.sqrt()
         gram.mul_(d[:, None]).mul_(d).diagonal(dim1=1, dim2=2).add_(1.0)
         factor = torch.linalg.cholesky(gram)
-        # Always the same probes: the same posterior has the same spread whenever it is asked for.
-        signs = torch.randint(2, (len(d), cls.PROBES), generator=torch.Generator().manual_seed(0))
-        probes = d[:, None] * (2 * signs - 1).to(d)
+        probes = d[:, None] * signs(len(d), cls.PROBES, d.dtype, d.device)
         half = torch.linalg.solve_triangular(factor, probes.expand(len(factor), -1, -1), upper=False)
         trace = half.square().sum(dim=(1, 2)) / cls.PROBES
         if which is None:
@@ -91,6 +90,13 @@ class Modes(nn.Module, ABC):
         parts = [torch.cholesky_solve((d * right[which == u]).mT, factor[u]).mT * d for u in range(len(factor))]
         order = torch.cat([(which == u).nonzero()[:, 0] for u in range(len(factor))])
         return torch.cat(parts)[order.argsort()], trace[which]
+
+
+@lru_cache(maxsize=8)
+def signs(n: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Random signs `(n, count)`, always the same: a posterior has the same spread whenever it is asked for."""
+    drawn = torch.randint(2, (n, count), generator=torch.Generator().manual_seed(0))
+    return (2 * drawn - 1).to(device, dtype)
 
 
 class Waves(Modes):
