@@ -3,8 +3,8 @@
 python scripts/calibrate.py ckpt=outputs/train/run 'masks=[track,block]'
 python scripts/calibrate.py ckpt=outputs/train/run 'masks=[track]' sigma_obs=0.05 cases=100 sampler.steps=16
 
-Options are those of evaluate.py. The factors are kept in the checkpoint and applied with calibrate=true, for the same
-masks, errors, sampler, inpainting, physics, guidance and sensor alone.
+Options are those of evaluate.py. The factors are written into the checkpoint, also into one that is shipped, and
+are applied with calibrate=true, for the same masks, errors, sampler, inpainting, physics, guidance and sensor alone.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def fit_mask(task: Task, name: str) -> None:
         factor = fit_factor(members, cases.truth, hidden)
     except ValueError as error:
         raise UserError(f"masks={task.config['masks']}: {name} cannot be calibrated: {error}") from error
-    store_factor(network.trained.path, process_of(task.config, node, network.parts), factor)
+    store_factor(network.trained.path, network.trained.step, process_of(task.config, node, network.parts), factor)
     print(f"{name}: factor {factor:.4g} on {len(task.indices)} validation snapshots, in {network.trained.path}")
 
 

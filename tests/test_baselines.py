@@ -511,3 +511,20 @@ def test_leading_eigenvectors_of_a_rectangle_are_those_of_the_dense_covariance()
         np.testing.assert_allclose(flat @ flat.T, np.eye(12), atol=1e-10)
         np.testing.assert_allclose(dense @ flat.T, flat.T * variances, atol=1e-10)
         assert nugget == pytest.approx((np.trace(dense) - variances.sum()) / len(dense), rel=1e-10)
+
+
+def test_gaps_do_not_whiten_the_homogeneous_covariance():
+    """Half of the cells missing at random: the covariance is that of whole fields to sampling error, with borders, too.
+
+    Without the correction the correlation of neighbours would be half of what it is.
+    """
+    rng = np.random.default_rng(5)
+    for periodic in ((True, True), (False, False)):
+        fields = gaussian_filter(rng.standard_normal((300, 2, 12, 14)), (0, 0, 2, 2), mode="wrap")
+        gappy = np.where(rng.random((300, 1, 12, 14)) < 0.5, fields, np.nan)
+        given = (np.zeros((2, 12, 14)), np.ones((12, 14), dtype=bool), periodic, 1e-9)
+        whole, holes = (np.fft.ifft2(Homogeneous.of(each, *given).spectrum).real for each in (fields, gappy))
+        scale = whole[0, 0, 0, 0]
+        assert abs(holes - whole).max() < 0.06 * scale
+        assert abs(holes[0, 0, 0, 1] / holes[0, 0, 0, 0] - whole[0, 0, 0, 1] / scale) < 0.04
+        assert np.linalg.eigvalsh(np.moveaxis(Homogeneous.of(gappy, *given).spectrum, (0, 1), (-2, -1))).min() > 0

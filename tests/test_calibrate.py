@@ -94,7 +94,11 @@ def test_what_has_no_factor():
 @pytest.mark.parametrize("name", ["best.pt", "shipped.safetensors"])
 def test_factors_are_kept_by_process_in_the_checkpoint(tmp_path, name):
     checkpoint, shipped = tmp_path / name, name.endswith("safetensors")
-    state = {"ema": {"weight": torch.randn(5, generator=torch.Generator().manual_seed(0))}, "config": "a: 1"}
+    state = {
+        "counters": {"step": 7},
+        "ema": {"weight": torch.randn(5, generator=torch.Generator().manual_seed(0))},
+        "config": "a: 1",
+    }
     save_weights(checkpoint, state, "float16") if shipped else save_checkpoint(checkpoint, state)
     load = load_weights if shipped else load_checkpoint
     before = load(checkpoint)
@@ -104,7 +108,9 @@ def test_factors_are_kept_by_process_in_the_checkpoint(tmp_path, name):
     with pytest.raises(UserError, match=rf"{name} was not calibrated. Run python scripts/calibrate.py ckpt="):
         find_factor(before.get("calibration", ()), track, checkpoint)
     for process, factor in ((track, 1.5), (block, 1.25), (track, 0.1 + 0.2)):
-        store_factor(checkpoint, process, factor)
+        store_factor(checkpoint, 7, process, factor)
+    with pytest.raises(UserError, match="is of step 7 now, but the factor was fitted at step 6"):
+        store_factor(checkpoint, 6, track, 9.0)
     after = load(checkpoint)
     known = after.pop("calibration")
     assert len(known) == 2

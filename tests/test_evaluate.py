@@ -220,7 +220,7 @@ def test_calibrated_rows(place: Path, networks: None, plain: None, run: Call) ->
     trained = load_trained(RUN, CPU)
     config = main.config(*given)
     for name, factor in (("block", 2.5), ("none", 30.0)):
-        store_factor(trained.path, process_of(config, option("mask", name), None), factor)
+        store_factor(trained.path, trained.step, process_of(config, option("mask", name), None), factor)
     bad = run("evaluate", *given, "name=lacking", "masks=[block,track]")
     is_message(bad, "masks=[track]: calibrate=true:", "scripts/calibrate.py")
     is_message(run("evaluate", *given, "name=lacking", "masks=[block]", "sigma_obs=0.1"), "sigma_obs=0.0, not 0.1")

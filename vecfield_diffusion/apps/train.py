@@ -199,7 +199,8 @@ def gaussian_field(fields: Fields, indices: range, normalizer: Normalizer, windo
     from vecfield_diffusion.evaluation.covariance import Homogeneous
     from vecfield_diffusion.models.gaussian import Eigenfields, Waves
 
-    read = normalizer.normalize(fields.read(indices[:: -(-len(indices) // SNAPSHOTS)])).double().numpy()
+    read = normalizer.normalize(fields.read(indices[:: -(-len(indices) // SNAPSHOTS)])).numpy()
+    print(f"covariance of {len(read)} training snapshots")
     zero, valid = np.zeros(read.shape[1:]), fields.grid.valid.numpy()
     covariance = Homogeneous.of(read, zero, valid, fields.grid.periodic, nugget=0.0)
     if window is None and homogeneous(fields) and np.isfinite(read).all():  # waves have no gaps

@@ -47,7 +47,8 @@ class Denoiser(nn.Module):
             stays in the type of the field.
 
     Raises:
-        UserError: A network that predicts the mean beside a formulation that is nothing else.
+        UserError: A network that predicts the mean beside a formulation that is nothing else, or one that starts from a
+            noisy field beside a formulation that has none.
     """
 
     def __init__(

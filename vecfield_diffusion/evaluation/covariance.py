@@ -11,11 +11,12 @@ Here R is diagonal, of a variance that may differ from cell to cell.
 
 Homogeneous: the covariance depends on the offset alone. Its Fourier transform is the mean 2 x 2 cross-periodogram of
 the components over the torus that the grid forms where its axes are periodic, or that doubling them forms,
-P(k) = mean F(k) F(k)^H / (valid cells) of the anomalies, 0 in gaps: non-negative by construction, at the price of a
-taper with the share of pairs that the domain holds at an offset. The estimate solves a system of the size of the
-observations, as above, or of all other values of the torus: let r be the least variance of the noise, k the cells that
-have it and f all others. z = x + noise of variance r has the precision Q = (S + r I)^-1, circulant like S; it is known
-in k, and in f measured with the rest of the noise, of precision D = 1 / (r_i - r) (0 where hidden), so that
+P(k) = mean F(k) F(k)^H / (valid cells) of the anomalies: non-negative by construction, at the price of a taper with the
+share of pairs that the domain holds at an offset. What gaps take away beyond that is put right offset by offset. The
+estimate solves a system of the size of the observations, as above, or of all other values of the torus: let r be the
+least variance of the noise, k the cells that have it and f all others. z = x + noise of variance r has the precision
+Q = (S + r I)^-1, circulant like S; it is known in k, and in f measured with the rest of the noise, of precision
+D = 1 / (r_i - r) (0 where hidden), so that
 
     z^_k = y_k        (Q_ff + D) z^_f = D y_f - Q_fk y_k        x^ = z^ - r Q z^
     Cov = r I - r^2 Q + G^T (Q_ff + D)^-1 G,   G = (I - r Q)_f
@@ -75,14 +76,17 @@ class Homogeneous:
     ) -> Self:
         """Of training fields `(N, 2, H, W)`, with a white part of `nugget` times their variance."""
         torus = [size if close else 2 * size for size, close in zip(valid.shape, periodic, strict=True)]
-        spectrum, cells = np.zeros((2, 2, *torus), dtype=np.complex128), 0
+        spectrum, pairs = np.zeros((2, 2, *torus), dtype=np.complex128), np.zeros(torus)
         for start in range(0, len(fields), 256):
             part = fields[start : start + 256]
             measured = np.isfinite(part).all(axis=1, keepdims=True) & valid
             waves = np.fft.fft2(np.where(measured, part - mean, 0.0), torus)
             spectrum += np.einsum("nchw,ndhw->cdhw", waves, waves.conj())
-            cells += int(measured.sum())
-        spectrum /= cells
+            pairs += np.square(np.abs(np.fft.fft2(measured[:, 0], torus))).sum(axis=0)
+        domain = len(fields) * np.square(np.abs(np.fft.fft2(valid, torus)))
+        if not np.allclose(pairs, domain):
+            spectrum = _without_gaps(spectrum, pairs, domain)
+        spectrum /= len(fields) * valid.sum()
         variance = np.trace(spectrum).real.mean() / 2
         return cls(spectrum + nugget * variance * np.eye(2)[:, :, None, None], valid)
 
@@ -124,6 +128,7 @@ class Homogeneous:
         values, vectors = eigsh(operator, k=count, v0=np.random.default_rng(0).standard_normal(2 * h * w))
         variance = np.fft.ifft2(np.einsum("cchw->chw", self.spectrum)).real[:, 0, 0].mean()
         modes = vectors.T[::-1].reshape(count, 2, h, w)
+        values = values.clip(min=0.0)  # but for rounding
         return modes.copy(), values[::-1].copy(), float(max(variance - values.sum() / (2 * h * w), 0.0))
 
     def condition(
@@ -309,6 +314,26 @@ def _block(offsets: Floats, rows: Bools, columns: Bools) -> Floats:
 def _apply(spectrum: NDArray[np.complex128], field: Floats) -> Floats:
     """The circulant matrix of `spectrum` `(2, 2, H, W)` times `field` `(2, H, W)`."""
     return np.fft.ifft2(np.einsum("cdhw,dhw->chw", spectrum, np.fft.fft2(field))).real
+
+
+def _without_gaps(spectrum: NDArray[np.complex128], pairs: Floats, domain: Floats) -> NDArray[np.complex128]:
+    """The spectrum that fields without gaps would have: sums over the pairs of the domain, not over the measured ones.
+
+    At offsets with less than a hundredth of their pairs the sum stays as it is. Eigenvalues that this makes negative
+    are set to 0.
+
+    Arguments:
+        spectrum: Of the sums of products at every offset, `(2, 2, H, W)`.
+        pairs: The spectrum of the number of measured pairs, `(H, W)`.
+        domain: That of the pairs of the domain.
+    """
+    pairs, domain = np.fft.ifft2(pairs).real, np.fft.ifft2(domain).real
+    enough = pairs > np.maximum(0.01 * domain, 0.5)
+    ratio = np.where(enough, domain / np.where(enough, pairs, 1.0), 1.0)
+    whole = np.fft.fft2(np.fft.ifft2(spectrum) * ratio)
+    values, vectors = np.linalg.eigh(np.moveaxis(whole, (0, 1), (-2, -1)))
+    blocks = np.einsum("hwci,hwi,hwdi->cdhw", vectors, values.clip(min=0.0), vectors.conj())
+    return blocks
 
 
 def _inverse(spectrum: NDArray[np.complex128], noise: float) -> NDArray[np.complex128]:

@@ -78,14 +78,19 @@ def describe_process(config: Mapping[str, Any], mask: Mapping[str, Any], inpaint
     return json.loads(json.dumps(process | {"inpainting": inpainting}))
 
 
-def store_factor(checkpoint: Path, process: Process, factor: float) -> None:
+def store_factor(checkpoint: Path, step: int, process: Process, factor: float) -> None:
     """Adds a factor to those of a checkpoint, in the place of one of the same process.
 
     Raises:
-        UserError: A checkpoint that cannot be read, or not be written.
+        UserError: A checkpoint that cannot be read, is no longer that of `step`, or cannot be written.
     """
     shipped = checkpoint.suffix == SHIPPED
     state = load_weights(checkpoint) if shipped else load_checkpoint(checkpoint)
+    if (now := state["counters"]["step"]) != step:
+        raise UserError(
+            f"{checkpoint} is of step {now} now, but the factor was fitted at step {step}. Calibrate when its training "
+            "has ended"
+        )
     kept = [each for each in state.get("calibration", []) if each["process"] != process]
     factors = [*kept, {"process": process, "factor": factor}]
     if shipped:

@@ -200,6 +200,11 @@ def save_program(path: Path, denoiser: Denoiser, grid: Grid, units: str = "m s-1
     Raises:
         UserError: The formulation needs more than the observation, or the denoiser cannot be exported.
     """
+    if hasattr(denoiser.network, "posterior"):
+        raise UserError(
+            "format=program: model=gaussian solves a system of its own for each observation, which no program holds. "
+            "Use format=safetensors"
+        )
     if denoiser.diffusion.coupled:
         raise UserError(
             f"format=program: {type(denoiser.diffusion).__name__} starts from a first guess, which is no part of the "
