@@ -31,7 +31,7 @@ from vecfield_diffusion.inference.cases import make_cases
 
 MASKS = ("pixels", "block", "track")
 CASES, MEMBERS = 50, 8
-#: The recipe of experiment=demo, which knows its own data alone.
+#: A recipe for the data of experiment=demo, with a plain UNet.
 RECIPE = ["model=unet_tiny", "diffusion.noise=log_normal", "diffusion.P_mean=0.3", "diffusion.P_std=1.6"]
 RECIPE += ["optimizer.lr=1e-3", "trainer.batch_size=16", "trainer.cooldown=0.6", "trainer.warmup=1600"]
 RECIPE += ["trainer.max_steps=4000", "trainer.score_cases=0", "splits.guard=0"]
