@@ -17,9 +17,10 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from vecfield_diffusion.apps.train import main, prepare
+from vecfield_diffusion.commands import train as main
 from vecfield_diffusion.data.formats import open_fields
 from vecfield_diffusion.data.hdf5 import write_hdf5
+from vecfield_diffusion.programs.train import prepare
 
 
 def seconds(call: Callable[[], object]) -> float:

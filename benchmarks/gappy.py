@@ -16,18 +16,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vecfield_diffusion.apps.assemble import held_out, load_trained
-from vecfield_diffusion.apps.build import build
-from vecfield_diffusion.apps.config import option
-from vecfield_diffusion.apps.evaluate import fit_baselines
-from vecfield_diffusion.apps.infer import fill
-from vecfield_diffusion.apps.infer import main as infer
-from vecfield_diffusion.apps.posterior import Seen, build_posterior, settle
+from vecfield_diffusion.commands import infer as infer
+from vecfield_diffusion.config.build import build
+from vecfield_diffusion.config.program import option
 from vecfield_diffusion.data.hdf5 import write_hdf5
 from vecfield_diffusion.data.masks import Clouds
 from vecfield_diffusion.data.turbulence import open_turbulence
 from vecfield_diffusion.evaluation.metrics import scores, table
 from vecfield_diffusion.inference.cases import make_cases
+from vecfield_diffusion.programs.evaluate import fit_baselines
+from vecfield_diffusion.programs.infer import fill
+from vecfield_diffusion.programs.method import Seen, build_posterior, settle
+from vecfield_diffusion.programs.trained import held_out, load_trained
 
 MASKS = ("pixels", "block", "track")
 CASES, MEMBERS = 50, 8

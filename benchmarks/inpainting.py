@@ -11,14 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vecfield_diffusion.apps.assemble import check_grid, choose_device, held_out, load_trained
-from vecfield_diffusion.apps.build import build
-from vecfield_diffusion.apps.evaluate import main
-from vecfield_diffusion.apps.infer import fill
-from vecfield_diffusion.apps.posterior import Seen, build_posterior, settle
+from vecfield_diffusion.commands import evaluate as main
+from vecfield_diffusion.config.build import build
 from vecfield_diffusion.evaluation.metrics import divergence_rms, scores, table
 from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.inference.cases import make_cases
+from vecfield_diffusion.programs.infer import fill
+from vecfield_diffusion.programs.method import Seen, build_posterior, settle
+from vecfield_diffusion.programs.trained import check_grid, choose_device, held_out, load_trained
 
 MASKS = {
     "pixels 1 %": {"_target_": "vecfield_diffusion.data.masks.Pixels", "fraction": 0.01},

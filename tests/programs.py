@@ -8,15 +8,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from vecfield_diffusion.apps import evaluate, infer, train
+from vecfield_diffusion import commands
+from vecfield_diffusion.programs import evaluate, infer, train
 
 ROOT = Path(__file__).parents[1]
 FLOWS = ["resolution=16", "solver_resolution=32", "snapshots=48", "viscosity=1e-6", "order=2", "duration=5"]
 TINY = ["debug=fast", *(f"dataset.{each}" for each in FLOWS)]
 SMALL = ["model.channels=[8,8]", "model.embedding=16", "trainer.score_cases=0"]
 FEW = ["members=2", "sampler.steps=2"]
-PROGRAMS = {"train": (train.main, train.train), "infer": (infer.main, infer.infer)}
-PROGRAMS |= {"evaluate": (evaluate.main, evaluate.evaluate)}
+PROGRAMS = {"train": (commands.train, train.train), "infer": (commands.infer, infer.infer)}
+PROGRAMS |= {"evaluate": (commands.evaluate, evaluate.evaluate)}
 
 Call = Callable[..., tuple[int, str, str]]
 

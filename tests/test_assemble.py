@@ -6,9 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from vecfield_diffusion.apps import assemble
-from vecfield_diffusion.apps.posterior import Posterior, Seen
-from vecfield_diffusion.apps.train import describe
 from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import DDPM, EDM
@@ -18,6 +15,9 @@ from vecfield_diffusion.guidance.cfg import NoGuidance
 from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.guidance.physics import NoPhysics
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.programs import trained as assemble
+from vecfield_diffusion.programs.method import Posterior, Seen
+from vecfield_diffusion.programs.train import describe
 from vecfield_diffusion.samplers.deterministic import Euler
 
 

@@ -12,11 +12,9 @@ import torch
 import xarray as xr
 from programs import FEW, ROOT, Call, is_message
 
-from vecfield_diffusion.apps.config import option
-from vecfield_diffusion.apps.evaluate import main as evaluate
-from vecfield_diffusion.apps.infer import main as infer
-from vecfield_diffusion.apps.infer import process_of
-from vecfield_diffusion.apps.posterior import Posterior
+from vecfield_diffusion.commands import evaluate as evaluate
+from vecfield_diffusion.commands import infer as infer
+from vecfield_diffusion.config.program import option
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.metrics import scores
@@ -29,6 +27,8 @@ from vecfield_diffusion.inference.calibration import (
     store_factor,
 )
 from vecfield_diffusion.inference.export import load_weights, save_weights
+from vecfield_diffusion.programs.infer import process_of
+from vecfield_diffusion.programs.method import Posterior
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 
 SHAPE = (40, 2, 20, 20)

@@ -12,10 +12,10 @@ import xarray as xr
 import yaml
 from programs import FEW, SMALL, TINY, Call, is_message
 
-from vecfield_diffusion.apps import train
-from vecfield_diffusion.apps.config import CONF
-from vecfield_diffusion.apps.train import make_parts
+from vecfield_diffusion import commands
+from vecfield_diffusion.config.program import CONF
 from vecfield_diffusion.diffusion.base import HEADS, GridName
+from vecfield_diffusion.programs.train import make_parts
 from vecfield_diffusion.training.checkpoint import load_checkpoint
 
 
@@ -178,7 +178,7 @@ def test_what_does_not_go_together_is_said_before_data_are_read(
     def unread(*args: object) -> None:
         raise RuntimeError("data were read")
 
-    monkeypatch.setattr("vecfield_diffusion.apps.assemble.held_out", unread)
+    monkeypatch.setattr("vecfield_diffusion.programs.trained.held_out", unread)
     is_message(run("infer", "ckpt=outputs/train/run", "name=odd", *overrides.split(" ")), *parts)
 
 
@@ -288,7 +288,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_of_the_literature_have_the_published_numbers(name: str) -> None:
-    config = train.main.config(f"experiment={name}")
+    config = commands.train.config(f"experiment={name}")
     parts = make_parts(config)
     trainer, optimizer = parts["trainer"], config["optimizer"]
     lr, batch, warmup, steps, dropout, half_life, evaluations = RECIPES[name]

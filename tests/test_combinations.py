@@ -17,8 +17,8 @@ import torch
 from ideal import FORMULATIONS, NORMALIZER, IdealNetwork
 from oracle import GaussianConditional
 
-from vecfield_diffusion.apps.build import build
-from vecfield_diffusion.apps.config import CONF, option
+from vecfield_diffusion.config.build import build
+from vecfield_diffusion.config.program import CONF, option
 from vecfield_diffusion.diffusion.base import HEADS, GridName
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.observation import Observation

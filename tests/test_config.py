@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from vecfield_diffusion.apps import config as config_module
-from vecfield_diffusion.apps import sweep
-from vecfield_diffusion.apps.config import CONF, Program, guarded, option
+from vecfield_diffusion.config import program as config_module
+from vecfield_diffusion.config import sweep
+from vecfield_diffusion.config.program import CONF, Program, guarded, option
 from vecfield_diffusion.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -97,7 +97,7 @@ class File:
 SCRIPT = """
 import sys
 from pathlib import Path
-from vecfield_diffusion.apps import config, schema
+from vecfield_diffusion.config import program as config, schema
 schema.PACKAGES = ("parts",)
 config.CONF = Path(__file__).parent / "conf"
 main = config.Program("train", "job:train", {keys}, metric="loss")
@@ -134,9 +134,9 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(config_module, "CONF", tmp_path / "conf")
-    monkeypatch.setattr("vecfield_diffusion.apps.schema.PACKAGES", ("parts",))
+    monkeypatch.setattr("vecfield_diffusion.config.schema.PACKAGES", ("parts",))
     for cache in ("_module_file", "_module", "signature"):
-        getattr(sys.modules["vecfield_diffusion.apps.schema"], cache).cache_clear()
+        getattr(sys.modules["vecfield_diffusion.config.schema"], cache).cache_clear()
     for module in ("job", "parts"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     return tmp_path
@@ -433,10 +433,12 @@ def test_a_reader_that_goes_away_is_no_error(tree: Path) -> None:
 @pytest.mark.parametrize("name", ["train", "infer", "evaluate"])
 def test_the_scripts_and_entry_points_name_the_same_light_main(name: str, tmp_path: Path) -> None:
     entry = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"][f"vecfield-{name}"]
-    assert entry == f"vecfield_diffusion.apps.{name}:main"
+    assert entry == f"vecfield_diffusion.commands:{name}"
     script = (ROOT / f"{name}.py").read_text()
-    assert f"from vecfield_diffusion.apps.{name} import main" in script and "@hydra.main" in script
-    code = f"import sys; from vecfield_diffusion.apps.{name} import main; print(callable(main), 'torch' in sys.modules)"
+    assert f"from vecfield_diffusion.commands import {name}" in script and "@hydra.main" in script
+    code = (
+        f"import sys; from vecfield_diffusion.commands import {name} as it; print(callable(it), 'torch' in sys.modules)"
+    )
     done, _ = process(tmp_path, "-c", code)
     assert done.stdout == "True False\n", done.stderr
 
@@ -465,7 +467,7 @@ def test_the_wheel_carries_the_configurations(tmp_path: Path) -> None:
     assert shipped and shipped <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any(name.startswith(("tests/", "outputs/")) for name in names)
-    code = "from vecfield_diffusion.apps.config import CONF; print(CONF)"
+    code = "from vecfield_diffusion.config.program import CONF; print(CONF)"
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout.strip() == str(tmp_path / "site" / "vecfield_diffusion" / "conf")

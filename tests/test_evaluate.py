@@ -14,18 +14,8 @@ import xarray as xr
 from programs import FEW, SMALL, TINY, Call, is_message
 from torch import Tensor
 
-from vecfield_diffusion.apps.assemble import Trained, held_out, load_trained
-from vecfield_diffusion.apps.build import build
-from vecfield_diffusion.apps.config import option
-from vecfield_diffusion.apps.evaluate import (
-    Contestant,
-    build_parts,
-    chosen_baselines,
-    contestant_scored,
-    main,
-    regressions,
-)
-from vecfield_diffusion.apps.infer import process_of
+from vecfield_diffusion.config.build import build
+from vecfield_diffusion.config.program import option
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import EDM
 from vecfield_diffusion.diffusion.normalizer import Normalizer
@@ -34,6 +24,16 @@ from vecfield_diffusion.evaluation.metrics import scores
 from vecfield_diffusion.inference.calibration import store_factor
 from vecfield_diffusion.inference.cases import Cases, make_cases
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.programs.evaluate import (
+    Contestant,
+    build_parts,
+    chosen_baselines,
+    contestant_scored,
+    main,
+    regressions,
+)
+from vecfield_diffusion.programs.infer import process_of
+from vecfield_diffusion.programs.trained import Trained, held_out, load_trained
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 
 N, H, W = 5, 6, 7
@@ -152,8 +152,8 @@ def networks(place: Path) -> None:
     """A regression, and a network that has one, beside the run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        from vecfield_diffusion.apps.train import main as program
-        from vecfield_diffusion.apps.train import train
+        from vecfield_diffusion.commands import train as program
+        from vecfield_diffusion.programs.train import train
 
         short = [*TINY, *SMALL, "trainer.max_steps=3"]
         for name, given in (("regression", ["diffusion=regression"]), ("residual", ["model=residual"])):
@@ -163,7 +163,7 @@ def networks(place: Path) -> None:
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the report out, whose figures take seconds."""
-    monkeypatch.setattr("vecfield_diffusion.apps.evaluate.write_report", lambda *given: None)
+    monkeypatch.setattr("vecfield_diffusion.programs.evaluate.write_report", lambda *given: None)
 
 
 def table(place: Path, name: str) -> dict[tuple[str, str, str], dict[str, float]]:

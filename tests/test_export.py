@@ -17,7 +17,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vecfield_diffusion.apps.assemble import load_trained
 from vecfield_diffusion.data.hdf5 import write_hdf5
 from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.denoiser import Denoiser
@@ -28,6 +27,7 @@ from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.export import load_weights, save_program, save_weights
 from vecfield_diffusion.models.unet import UNet
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.programs.trained import load_trained
 from vecfield_diffusion.samplers.deterministic import Euler
 from vecfield_diffusion.training.checkpoint import load_checkpoint
 

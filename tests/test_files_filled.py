@@ -131,7 +131,7 @@ def test_some_of_what_was_observed_can_be_hidden_and_scored(trained, run):
 
 def test_an_interrupted_run_goes_on(trained, run, monkeypatch):
     """What was finished is not computed again, and the file is what it is without the interruption."""
-    from vecfield_diffusion.apps import infer
+    from vecfield_diffusion.programs import infer
 
     radar(trained)
     options = ["input=radar.nc", "time=all", "batch=2", "inpainting=conditional"]
@@ -234,7 +234,7 @@ def test_the_past_is_told(trained, run):
 
 def test_what_one_time_lacks_decides_for_all(trained, run, monkeypatch):
     """A lone component, or a gap, at a time that the probe for `auto` would pass over."""
-    from vecfield_diffusion.apps import infer
+    from vecfield_diffusion.programs import infer
 
     monkeypatch.setattr(infer, "PROBE", 2)
     radar(trained)

@@ -13,8 +13,8 @@ import yaml
 from torch import nn
 from torch.nn import functional as F
 
-from vecfield_diffusion.apps import train
-from vecfield_diffusion.apps.build import build
+from vecfield_diffusion import commands
+from vecfield_diffusion.config.build import build
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.models.foreign import Foreign
 from vecfield_diffusion.models.unet import UNet
@@ -458,8 +458,8 @@ def test_mistakes_in_a_configuration_name_the_key(strangers, change, message):
 def test_the_option_takes_its_network_from_the_command_line():
     """`model=foreign` with what it must be given; without, one is told so."""
     with pytest.raises(UserError, match=r"^model\.(network|arguments)= is missing"):
-        train.main.config("model=foreign")
-    config = train.main.config(
+        commands.train.config("model=foreign")
+    config = commands.train.config(
         "model=foreign",
         "model.network={_target_: torch.nn.Conv2d, in_channels: 7, out_channels: 2, kernel_size: 1}",
         "model.arguments={input: input}",

@@ -6,8 +6,8 @@ import pytest
 import torch
 from ideal import FORMULATIONS, Trigonometric
 
-from vecfield_diffusion.apps.build import build
-from vecfield_diffusion.apps.config import option
+from vecfield_diffusion.config.build import build
+from vecfield_diffusion.config.program import option
 from vecfield_diffusion.diffusion.base import HEADS, Diffusion, karras, reverse_variances, stratified
 from vecfield_diffusion.diffusion.formulations import DDPM, EDM, IDDPM, OU, VE, VP, Flow, Interpolant
 

@@ -13,7 +13,6 @@ import xarray as xr
 from ideal import FORMULATIONS, NORMALIZER
 from programs import FEW, SMALL, TINY, Call, is_message
 
-from vecfield_diffusion.apps.assemble import load_trained
 from vecfield_diffusion.diffusion.base import HEADS
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import EDM
@@ -23,6 +22,7 @@ from vecfield_diffusion.evaluation.covariance import Homogeneous
 from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.inference.export import load_weights, save_weights
 from vecfield_diffusion.models.gaussian import Eigenfields, GaussianResidual, Modes, Waves
+from vecfield_diffusion.programs.trained import load_trained
 
 H, W = 6, 8
 D = 2 * H * W

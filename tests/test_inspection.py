@@ -13,9 +13,9 @@ import pytest
 import torch
 from programs import ROOT, is_message
 
-from vecfield_diffusion.apps import train
-from vecfield_diffusion.apps.config import CONF
-from vecfield_diffusion.apps.overrides import Composer
+from vecfield_diffusion import commands
+from vecfield_diffusion.config.overrides import Composer
+from vecfield_diffusion.config.program import CONF
 from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.data.hdf5 import write_hdf5
 from vecfield_diffusion.data.inspection import (
@@ -234,10 +234,10 @@ def test_the_recipe_works_as_pasted(tmp_path: Path, path: str) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(plan.yaml())
     composer = Composer(CONF, "train", str(tmp_path))
-    pasted = train.main._check(composer.compose(["experiment=mine"]), composer, True)
+    pasted = commands.train._check(composer.compose(["experiment=mine"]), composer, True)
     command = shlex.split(plan.command())
     assert command[:2] == ["python", "train.py"]
-    typed = train.main.config(*command[2:])
+    typed = commands.train.config(*command[2:])
     assert pasted == typed
     assert {key: typed["dataset"][key] for key in given} == given
     assert (typed["splits"]["guard"], typed["name"]) == (5, "mine")

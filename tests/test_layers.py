@@ -18,14 +18,14 @@ FLOORS = [
     {"samplers"},
     {"guidance"},
     {"training", "inference", "evaluation"},
-    {"apps"},
+    {"config", "programs", "commands"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 
 # Where a library may be imported; one that is not listed may be imported wherever the room is not a pure one.
 ROOMS = {
-    "hydra": ["apps/"],
-    "omegaconf": ["apps/"],
+    "hydra": ["config/"],
+    "omegaconf": ["config/"],
     "h5py": ["data/"],
     "xarray": ["data/", "inference/files.py"],
     "h5netcdf": ["data/", "inference/files.py"],
@@ -86,7 +86,7 @@ def test_imports_keep_the_floors(file: str) -> None:
         ("training/trainer.py", "from omegaconf import OmegaConf"),
         ("training/trainer.py", "import wandb"),
         ("inference/ensemble.py", "import xarray as xr"),
-        ("evaluation/report.py", "from vecfield_diffusion.apps import config"),
+        ("evaluation/report.py", "from vecfield_diffusion.programs import train"),
     ],
 )
 def test_an_import_that_goes_up_is_seen(file: str, source: str) -> None:
@@ -96,7 +96,7 @@ def test_an_import_that_goes_up_is_seen(file: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("apps/config.py", "import hydra\nfrom vecfield_diffusion.errors import UserError"),
+        ("config/program.py", "import hydra\nfrom vecfield_diffusion.errors import UserError"),
         ("physics/grid.py", "import math, numpy, torch.fft\nfrom ..errors import UserError"),
         ("data/hdf5.py", "import h5py\nfrom vecfield_diffusion.atomic import replacing"),
         ("inference/files.py", "import xarray\nfrom ..data import fields\nfrom .. import __version__"),

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vecfield_diffusion.apps import evaluate, infer, train
+from vecfield_diffusion import commands
+from vecfield_diffusion.programs import infer, train
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -22,7 +23,7 @@ COMMANDS = [
     for line in re.findall(r"python (?:train|infer|evaluate)\.py[^#\n]*", block)
     if "..." not in line
 ]
-MAINS = {"train.py": train.main, "infer.py": infer.main, "evaluate.py": evaluate.main}
+MAINS = {"train.py": commands.train, "infer.py": commands.infer, "evaluate.py": commands.evaluate}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -60,7 +61,7 @@ def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     small = ["resolution=16", "snapshots=60", "solver_resolution=32", "viscosity=1e-6", "order=2", "duration=5"]
     overrides = [f"dataset.{key}" for key in (*small, f"folder={folder}")]
-    train.train(train.main.config("debug=fast", "trainer.score_cases=0", *overrides), folder / "run")
+    train.train(commands.train.config("debug=fast", "trainer.score_cases=0", *overrides), folder / "run")
     return folder / "run"
 
 
@@ -83,7 +84,7 @@ def test_own_formulations_train_from_the_command_line(run_folder, tmp_path, monk
     own = ["diffusion=custom", f"diffusion._target_=mine.{name}", "diffusion.t_max=0.99"]
     small = ["resolution=16", "snapshots=60", "solver_resolution=32", "viscosity=1e-6", "order=2", "duration=5"]
     overrides = [f"dataset.{key}" for key in (*small, f"folder={run_folder.parent}")]
-    config = train.main.config("debug=fast", "trainer.score_cases=0", "trainer.max_steps=2", *overrides, *own)
+    config = commands.train.config("debug=fast", "trainer.score_cases=0", "trainer.max_steps=2", *overrides, *own)
     assert math.isfinite(train.train(config, tmp_path / "run")["val/loss"])
 
 
@@ -95,7 +96,7 @@ def test_own_sampler_runs_from_the_command_line(run_folder, tmp_path, monkeypatc
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     monkeypatch.chdir(tmp_path)
     chosen = ["sampler=euler", "sampler._target_=mine.Ralston", "sampler.steps=4", "members=2"]
-    config = infer.main.config(f"ckpt={run_folder}", "mask=block", *chosen)
+    config = commands.infer.config(f"ckpt={run_folder}", "mask=block", *chosen)
     infer.infer(config, tmp_path / "filled")
     assert {"fields.nc", "figure.png", "metrics.json"} <= set(os.listdir(tmp_path / "filled"))
     ralston = sys.modules["mine"].Ralston

@@ -20,12 +20,8 @@ from scipy.integrate import quad
 from scipy.stats import norm
 from torch import Tensor
 
-from vecfield_diffusion.apps.assemble import held_out, load_trained
-from vecfield_diffusion.apps.build import build
-from vecfield_diffusion.apps.config import option
-from vecfield_diffusion.apps.evaluate import fit_baselines, main, named_runs
-from vecfield_diffusion.apps.infer import fill
-from vecfield_diffusion.apps.posterior import Seen, build_posterior, settle
+from vecfield_diffusion.config.build import build
+from vecfield_diffusion.config.program import option
 from vecfield_diffusion.evaluation.bootstrap import resamples
 from vecfield_diffusion.evaluation.comparison import (
     Estimate,
@@ -46,6 +42,10 @@ from vecfield_diffusion.evaluation.spectra import resolved
 from vecfield_diffusion.inference.cases import make_cases
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.operators import divergence
+from vecfield_diffusion.programs.evaluate import fit_baselines, main, named_runs
+from vecfield_diffusion.programs.infer import fill
+from vecfield_diffusion.programs.method import Seen, build_posterior, settle
+from vecfield_diffusion.programs.trained import held_out, load_trained
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 
 N, H, W = 6, 8, 10

@@ -15,9 +15,8 @@ from oracle import GaussianConditional
 from programs import FEW, SMALL, TINY, Call, is_message
 from test_choices import options
 
-from vecfield_diffusion.apps.assemble import load_trained
-from vecfield_diffusion.apps.build import build
-from vecfield_diffusion.apps.config import option
+from vecfield_diffusion.config.build import build
+from vecfield_diffusion.config.program import option
 from vecfield_diffusion.diffusion.base import HEADS
 from vecfield_diffusion.diffusion.denoiser import Denoiser, mean_only
 from vecfield_diffusion.diffusion.formulations import EDM, IDDPM, Flow, Interpolant, Regression
@@ -32,6 +31,7 @@ from vecfield_diffusion.inference.export import save_program
 from vecfield_diffusion.inference.windows import Windowed
 from vecfield_diffusion.models.residual import RATE, Residual
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.programs.trained import load_trained
 
 SIGMA = 0.1
 MASK = torch.rand(6, 8, generator=torch.Generator().manual_seed(5)) < 0.2

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from vecfield_diffusion.apps import build as builder
-from vecfield_diffusion.apps import schema
-from vecfield_diffusion.apps.build import build, resolve
-from vecfield_diffusion.apps.config import CONF
-from vecfield_diffusion.apps.infer import main as infer
-from vecfield_diffusion.apps.overrides import Composer, plain
-from vecfield_diffusion.apps.schema import Checker, fit, kind, signature
-from vecfield_diffusion.apps.train import main as train
+from vecfield_diffusion.commands import infer as infer
+from vecfield_diffusion.commands import train as train
+from vecfield_diffusion.config import build as builder
+from vecfield_diffusion.config import schema
+from vecfield_diffusion.config.build import build, resolve
+from vecfield_diffusion.config.overrides import Composer, plain
+from vecfield_diffusion.config.program import CONF
+from vecfield_diffusion.config.schema import Checker, fit, kind, signature
 from vecfield_diffusion.errors import UserError
 
 SHAPES = """
@@ -267,7 +267,7 @@ def test_a_checkpoint_may_not_name_what_lies_outside(shapes: None, target: str) 
 
 
 def test_a_checkpoint_may_not_name_the_applications() -> None:
-    for target in ("vecfield_diffusion.apps.build.build", "vecfield_diffusion.apps.config.Program"):
+    for target in ("vecfield_diffusion.config.build.build", "vecfield_diffusion.config.program.Program"):
         with pytest.raises(UserError, match="may name only"):
             resolve(target)
 

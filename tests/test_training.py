@@ -20,8 +20,6 @@ import yaml
 from oracle import GaussianPrior
 from torch import nn
 
-from vecfield_diffusion.apps.assemble import choose_device, load_trained
-from vecfield_diffusion.apps.train import check_config, keep_config
 from vecfield_diffusion.data.augment import Augmentation
 from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.data.masks import Pixels
@@ -33,6 +31,8 @@ from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.models.unet import UNet
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.programs.train import check_config, keep_config
+from vecfield_diffusion.programs.trained import choose_device, load_trained
 from vecfield_diffusion.training import checkpoint as checkpoint_module
 from vecfield_diffusion.training.batches import Batches
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
@@ -600,7 +600,7 @@ class Net(torch.nn.Linear):
 
 
 @pytest.mark.parametrize(
-    "target", ["os.system", "subprocess.call", "torch.hub.load", "vecfield_diffusion.apps.build.build"]
+    "target", ["os.system", "subprocess.call", "torch.hub.load", "vecfield_diffusion.config.build.build"]
 )
 def test_a_checkpoint_that_names_code_runs_none(saved: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "system", lambda command: pytest.fail(f"{command} was run"))

@@ -19,9 +19,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vecfield_diffusion.apps.config import Program, option
-from vecfield_diffusion.apps.infer import (
-    SAMPLING,
+from vecfield_diffusion.config.program import option
+from vecfield_diffusion.errors import UserError, nearest
+from vecfield_diffusion.programs.infer import (
     at_once,
     axes,
     check_ranges,
@@ -31,36 +31,19 @@ from vecfield_diffusion.apps.infer import (
     process_of,
     say_guard,
 )
-from vecfield_diffusion.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import torch
 
-    from vecfield_diffusion.apps.assemble import Trained
-    from vecfield_diffusion.apps.posterior import Posterior
     from vecfield_diffusion.data.fields import Fields
     from vecfield_diffusion.evaluation.baselines import Baseline
     from vecfield_diffusion.evaluation.comparison import Estimate, Scored, Setting
     from vecfield_diffusion.evaluation.report import Section
     from vecfield_diffusion.guidance.sensors import Sensor
     from vecfield_diffusion.inference.cases import Cases
+    from vecfield_diffusion.programs.method import Posterior
+    from vecfield_diffusion.programs.trained import Trained
 
-main = Program(
-    "evaluate",
-    "vecfield_diffusion.apps.evaluate:evaluate",
-    keys={
-        **SAMPLING,
-        "ckpt": "str | list[str]",
-        "sigma_obs": "float | str | list[str]",
-        "masks": "list[str]",
-        "cases": "int",
-        "baselines": "str | list[str]",
-        "calibrate": "bool",
-    },
-    examples={"ckpt": "python evaluate.py ckpt=outputs/train/run 'masks=[track,block,pixels]'"},
-    lists={"masks": "mask"},
-    metric="crps",
-)
 
 #: The columns of the printed table; `scores.csv` has all.
 COLUMNS = ("mask", "method", "rmse_component", "rmse_vector", "crps", "spread_skill", "rmse / OI", "s per field")
@@ -98,7 +81,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     Raises:
         UserError: A checkpoint, mask or baseline that does not fit, or a spread that was not calibrated.
     """
-    from vecfield_diffusion.apps.build import build
+    from vecfield_diffusion.config.build import build
     from vecfield_diffusion.evaluation.metrics import table
     from vecfield_diffusion.inference.files import write_text_atomic
 
@@ -258,7 +241,7 @@ def chosen_baselines(given: str | Sequence[str]) -> list[str]:
 
 def open_task(config: dict[str, Any], wanted: list[str], split: str = "test") -> Task:
     """The networks, and the snapshots of a split of the data that they were trained on. Raises UserError."""
-    from vecfield_diffusion.apps.assemble import choose_device, held_out
+    from vecfield_diffusion.programs.trained import choose_device, held_out
 
     device = choose_device(config["device"])
     trained = load_runs(config, wanted, device)
@@ -283,7 +266,7 @@ def load_runs(config: dict[str, Any], wanted: Sequence[str], device: torch.devic
     Raises:
         UserError: Checkpoints that do not fit, or that leave nothing to do what the configuration asks for.
     """
-    from vecfield_diffusion.apps.assemble import load_trained
+    from vecfield_diffusion.programs.trained import load_trained
 
     runs = named_runs(config["ckpt"])
     trained = {name: load_trained(path, device, config["trust"]) for name, path in runs.items()}
@@ -327,10 +310,10 @@ def regressions(trained: dict[str, Trained]) -> dict[str, Trained]:
 
 def build_parts(config: dict[str, Any], trained: Trained, device: torch.device) -> Posterior:
     """How fields are made: as the configuration says; of a regression by one evaluation. Raises UserError."""
-    from vecfield_diffusion.apps.posterior import Posterior, build_posterior
     from vecfield_diffusion.guidance.cfg import NoGuidance
     from vecfield_diffusion.guidance.inpainting import Conditional
     from vecfield_diffusion.guidance.physics import NoPhysics
+    from vecfield_diffusion.programs.method import Posterior, build_posterior
     from vecfield_diffusion.samplers.deterministic import DPMpp2M
 
     if is_regression(trained):  # the last step of this sampler returns what the denoiser gives
@@ -340,7 +323,7 @@ def build_parts(config: dict[str, Any], trained: Trained, device: torch.device) 
 
 def enter(config: dict[str, Any], fields: Fields, name: str, trained: Trained, parts: Posterior) -> Contestant:
     """A network fitted to the data, its instrument placed among them. Raises UserError."""
-    from vecfield_diffusion.apps.assemble import check_grid, fit_size
+    from vecfield_diffusion.programs.trained import check_grid, fit_size
 
     check_grid(fields, trained)
     if parts.weak is not None:
@@ -377,7 +360,7 @@ def named_runs(ckpt: str | Sequence[str]) -> dict[str, str]:
 
 def numbered(place: str) -> list[tuple[str, str]]:
     """Name and folder of each run of a sweep that has a checkpoint; the name tells what sets it apart."""
-    from vecfield_diffusion.apps.sweep import read
+    from vecfield_diffusion.config.sweep import read
     from vecfield_diffusion.training.checkpoint import find_checkpoint
 
     folder = Path(place)
@@ -482,8 +465,8 @@ def prepare(task: Task, name: str, mask: Any) -> Trial:
 
 def settled(task: Task, contestant: Contestant, name: str, mask: Any, cases: Cases) -> tuple[Contestant, Cases]:
     """A network with all parts chosen and, where it is asked for, its factor; the cases as it is told them."""
-    from vecfield_diffusion.apps.posterior import Seen, settle
     from vecfield_diffusion.inference.cases import with_context
+    from vecfield_diffusion.programs.method import Seen, settle
 
     config, trained = task.config, contestant.trained
     past = mask if config["history"] == "masked" else None

@@ -26,9 +26,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vecfield_diffusion.apps import sweep
-from vecfield_diffusion.apps.overrides import Composer, groups, plain
-from vecfield_diffusion.apps.schema import Checker
+from vecfield_diffusion.config import sweep
+from vecfield_diffusion.config.overrides import Composer, groups, plain
+from vecfield_diffusion.config.schema import Checker
 from vecfield_diffusion.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parents[1]

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 import yaml
 
-from vecfield_diffusion.apps.build import build
-from vecfield_diffusion.apps.config import CONF
-from vecfield_diffusion.apps.posterior import Posterior
+from vecfield_diffusion.config.build import build
+from vecfield_diffusion.config.program import CONF
 from vecfield_diffusion.data.context import Context
 from vecfield_diffusion.data.fields import Fields, same_units
 from vecfield_diffusion.data.formats import open_fields
@@ -32,6 +31,7 @@ from vecfield_diffusion.inference.export import SHIPPED, load_weights
 from vecfield_diffusion.inference.windows import Windowed
 from vecfield_diffusion.models.gaussian import Waves
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.programs.method import Posterior
 from vecfield_diffusion.samplers.adaptive import Adaptive
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint
 from vecfield_diffusion.training.trainer import network_precision

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from vecfield_diffusion.apps.schema import Checker
+from vecfield_diffusion.config.schema import Checker
 from vecfield_diffusion.errors import UserError
 
 PACKAGE = "vecfield_diffusion"

@@ -11,35 +11,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vecfield_diffusion.apps.config import Program
 from vecfield_diffusion.errors import UserError
 
 if TYPE_CHECKING:
     import torch
     from tqdm import tqdm
 
-    from vecfield_diffusion.apps.assemble import Trained
-    from vecfield_diffusion.apps.posterior import Posterior, Seen
     from vecfield_diffusion.data.fields import Fields
     from vecfield_diffusion.evaluation.plots import Coordinates
     from vecfield_diffusion.inference.cases import Cases
     from vecfield_diffusion.inference.files import FieldsWriter, Template
     from vecfield_diffusion.physics.grid import Grid
+    from vecfield_diffusion.programs.method import Posterior, Seen
+    from vecfield_diffusion.programs.trained import Trained
 
-#: The keys of every program that samples.
-SAMPLING = {
-    "ckpt": "str",
-    "name": "str",
-    "members": "int",
-    "seed": "int",
-    "batch": "int",
-    "sigma_obs": "float",
-    "history": "Literal['masked', 'whole']",
-    "overlap": "float",
-    "device": "Literal['auto', 'cpu', 'cuda']",
-    "trust": "list[str]",
-    "data": "str | None",
-}
 
 #: The columns of the printed table; `metrics.json` has all.
 COLUMNS = ("cells", "rmse_component", "rmse_vector", "correlation", "crps", "spread_skill", "coverage_90")
@@ -47,28 +32,6 @@ COLUMNS = ("cells", "rmse_component", "rmse_vector", "correlation", "crps", "spr
 NATIVE = {"format", "version", "dx", "dy", "boundary_x", "boundary_y"}
 #: Snapshots whose masks decide what `inpainting=auto` is.
 PROBE = 64
-
-main = Program(
-    "infer",
-    "vecfield_diffusion.apps.infer:infer",
-    keys={
-        **SAMPLING,
-        "input": "str | None",
-        "names": "tuple[str, str] | None",
-        "bin": "float | None",
-        "domain": "str | None",
-        "time": "int | list[int] | str | None",
-        "sigma_obs": "float | str | list[str]",
-        "hide": "float",
-        "calibrate": "bool",
-        "colour": "Literal['speed', 'vorticity']",
-        "likelihood": "Literal['none', 'hutchinson', 'exact']",
-        "likelihood_steps": "int",
-    },
-    examples={"ckpt": "python infer.py ckpt=outputs/train/run mask=block"},
-    files={"mask": "file"},
-    metric="crps",
-)
 
 
 def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
@@ -80,11 +43,11 @@ def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
     Raises:
         UserError: A checkpoint, file or option that does not fit.
     """
-    from vecfield_diffusion.apps.assemble import choose_device, fit_size, load_trained
-    from vecfield_diffusion.apps.build import build
-    from vecfield_diffusion.apps.posterior import build_posterior, settle
+    from vecfield_diffusion.config.build import build
     from vecfield_diffusion.guidance.inpainting import Conditional
     from vecfield_diffusion.inference.files import FieldsWriter
+    from vecfield_diffusion.programs.method import build_posterior, settle
+    from vecfield_diffusion.programs.trained import choose_device, fit_size, load_trained
 
     check_ranges(config)
     device = choose_device(config["device"])
@@ -203,8 +166,8 @@ def check_likelihood(config: dict[str, Any], parts: Posterior, mask: Any) -> Non
 
 def chosen_snapshots(config: dict[str, Any], trained: Trained) -> tuple[Fields, list[int]]:
     """The fields of `input=`, or of the test split of the training data, and the indices that `time=` chooses."""
-    from vecfield_diffusion.apps.assemble import check_grid, held_out, open_input
     from vecfield_diffusion.data.masks import load_mask
+    from vecfield_diffusion.programs.trained import check_grid, held_out, open_input
 
     if config["input"] is not None:
         radial = radials(config)
@@ -278,8 +241,8 @@ def place(sensor: Any, fields: Fields) -> None:
 
 def default_mask(config: dict[str, Any]) -> Any:
     """The mask for `mask=auto`: the gaps of `input=` as they are, and a block where there is none."""
-    from vecfield_diffusion.apps.build import build
-    from vecfield_diffusion.apps.config import option
+    from vecfield_diffusion.config.build import build
+    from vecfield_diffusion.config.program import option
 
     return build(option("mask", "block" if config["input"] is None else "gaps"), "mask", trusted=True)
 
@@ -323,9 +286,9 @@ def survey(task: Task) -> Seen:
     Raises:
         UserError: There is nothing to fill, or nothing to fill it from.
     """
-    from vecfield_diffusion.apps.assemble import check_error
-    from vecfield_diffusion.apps.posterior import Seen
     from vecfield_diffusion.data.masks import Empty
+    from vecfield_diffusion.programs.method import Seen
+    from vecfield_diffusion.programs.trained import check_error
 
     seen, lacking, filled, chosen = Seen(), [], True, set(task.indices[:: -(-len(task.indices) // PROBE)])
     for first in range(0, len(task.indices), PROBE):
@@ -424,7 +387,7 @@ def bare(name: str) -> str:
 
 def calibration(task: Task) -> float:
     """The factor of the spread that was fitted for what is done here. Raises UserError where there is none."""
-    from vecfield_diffusion.apps.config import option
+    from vecfield_diffusion.config.program import option
     from vecfield_diffusion.inference.calibration import find_factor
 
     config, trained = task.config, task.trained
@@ -436,7 +399,7 @@ def calibration(task: Task) -> float:
 
 def process_of(config: dict[str, Any], mask: dict[str, Any], parts: Posterior) -> dict[str, Any]:
     """What a factor of the spread is fitted on, `parts` with nothing left open."""
-    from vecfield_diffusion.apps.config import option
+    from vecfield_diffusion.config.program import option
     from vecfield_diffusion.inference.calibration import describe_process
 
     node = config["inpainting"] or option("inpainting", type(parts.inpainting).__name__.lower())

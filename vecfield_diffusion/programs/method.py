@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from vecfield_diffusion.apps.assemble import Trained
     from vecfield_diffusion.guidance.cfg import Guidance
     from vecfield_diffusion.guidance.inpainting import Inpainting
     from vecfield_diffusion.guidance.physics import NoPhysics
     from vecfield_diffusion.guidance.sensors import Sensor
     from vecfield_diffusion.inference.cases import Cases
+    from vecfield_diffusion.programs.trained import Trained
     from vecfield_diffusion.samplers.base import Sampler
 
 #: Masks of training that those of a command are compared with.
@@ -60,9 +60,9 @@ def build_posterior(config: dict[str, Any], trained: Trained, device: torch.devi
     Raises:
         UserError: Parts that do not go together.
     """
-    from vecfield_diffusion.apps.assemble import check_combination, load_trained
-    from vecfield_diffusion.apps.build import build
+    from vecfield_diffusion.config.build import build
     from vecfield_diffusion.guidance.cfg import AutoGuidance
+    from vecfield_diffusion.programs.trained import check_combination, load_trained
 
     names = ("sampler", "inpainting", "physics", "guidance", "sensor")
     parts = Posterior(**{name: build(config.get(name), name, trusted=True) for name in names})
@@ -105,8 +105,8 @@ def settle(parts: Posterior, trained: Trained, seen: Seen, sigma_obs: float | st
     Raises:
         UserError: A way to inpaint that cannot take the errors.
     """
-    from vecfield_diffusion.apps.build import build
-    from vecfield_diffusion.apps.config import option
+    from vecfield_diffusion.config.build import build
+    from vecfield_diffusion.config.program import option
     from vecfield_diffusion.guidance.physics import Physics
     from vecfield_diffusion.guidance.posterior import DPS
     from vecfield_diffusion.samplers.stochastic import DDIM, Ancestral
@@ -173,7 +173,7 @@ def unfamiliar(trained: Trained, observed: Tensor) -> tuple[int, int]:
     """
     import torch
 
-    from vecfield_diffusion.apps.build import build
+    from vecfield_diffusion.config.build import build
     from vecfield_diffusion.training.batches import draw, windows
 
     mask, generator = build(trained.config["mask"], "mask", trusted=True), torch.Generator().manual_seed(0)

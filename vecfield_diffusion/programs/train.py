@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vecfield_diffusion.apps.config import Program
 from vecfield_diffusion.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,18 +21,6 @@ if TYPE_CHECKING:
     from vecfield_diffusion.physics.grid import Grid
     from vecfield_diffusion.training.trainer import Run
 
-main = Program(
-    "train",
-    "vecfield_diffusion.apps.train:train",
-    keys={
-        "name": "str",
-        "seed": "int",
-        "device": "Literal['auto', 'cpu', 'cuda']",
-        "mean_field": "bool | Literal['auto']",
-        "window": "tuple[int, int] | None",
-    },
-    metric="val/crps",
-)
 
 #: Snapshots that a covariance is learnt from, at most.
 SNAPSHOTS = 2000
@@ -77,10 +64,10 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
     """Everything that a run needs, built and checked: first what needs no data, so that mistakes show early."""
     import yaml
 
-    from vecfield_diffusion.apps.assemble import choose_device, make_denoiser
-    from vecfield_diffusion.apps.build import build
+    from vecfield_diffusion.config.build import build
     from vecfield_diffusion.data.context import Context
     from vecfield_diffusion.data.statistics import homogeneous, measure
+    from vecfield_diffusion.programs.trained import choose_device, make_denoiser
     from vecfield_diffusion.training.batches import Batches, window_grid
     from vecfield_diffusion.training.trainer import Run
 
@@ -140,12 +127,12 @@ def make_parts(config: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
-    from vecfield_diffusion.apps.assemble import check_combination, network_channels
-    from vecfield_diffusion.apps.build import build
-    from vecfield_diffusion.apps.posterior import Posterior
+    from vecfield_diffusion.config.build import build
     from vecfield_diffusion.guidance.cfg import NoGuidance
     from vecfield_diffusion.guidance.inpainting import Conditional
     from vecfield_diffusion.guidance.physics import NoPhysics
+    from vecfield_diffusion.programs.method import Posterior
+    from vecfield_diffusion.programs.trained import check_combination, network_channels
 
     if config["seed"] < 0:
         raise UserError(f"seed must be >= 0, got {config['seed']}")

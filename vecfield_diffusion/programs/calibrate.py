@@ -1,0 +1,73 @@
+"""Fits the spread of a network's ensembles on the validation snapshots, one factor for each way to observe.
+
+python scripts/calibrate.py ckpt=outputs/train/run 'masks=[track,block]'
+python scripts/calibrate.py ckpt=outputs/train/run 'masks=[track]' sigma_obs=0.05 cases=100 sampler.steps=16
+
+Options are those of evaluate.py. The factors are written into the checkpoint, also into one that is shipped, and
+are applied with calibrate=true, for the same masks, errors, sampler, inpainting, physics, guidance and sensor alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from vecfield_diffusion.commands import evaluate
+from vecfield_diffusion.config.program import option
+from vecfield_diffusion.errors import UserError
+
+if TYPE_CHECKING:
+    from vecfield_diffusion.programs.evaluate import Task
+
+
+def main() -> int:
+    """Reads the command line and does what it says. Raises UserError."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return 0
+    calibrate(evaluate.config(*sys.argv[1:]))
+    return 0
+
+
+def calibrate(config: dict[str, Any]) -> None:
+    """Fits, prints and stores one factor for each mask.
+
+    Raises:
+        UserError: A checkpoint, mask or number that does not fit.
+    """
+    from vecfield_diffusion.programs.evaluate import open_task
+    from vecfield_diffusion.programs.infer import check_ranges
+
+    check_ranges(config)
+    for key, kind, wanted in (("ckpt", str, "one run"), ("sigma_obs", int | float, "a number")):
+        if not isinstance(config[key], kind):
+            raise UserError(f"{key}={config[key]}: expected {wanted} to calibrate")
+    task = open_task({**config, "calibrate": False}, [], "validation")
+    if len(task.contestants) > 1:
+        raise UserError(f"ckpt={config['ckpt']}: expected one run to calibrate, found {len(task.contestants)}")
+    for name in config["masks"]:
+        fit_mask(task, name)
+
+
+def fit_mask(task: Task, name: str) -> None:
+    """The factor of one mask. Raises UserError where nothing is hidden, or members do not differ."""
+    from vecfield_diffusion.config.build import build
+    from vecfield_diffusion.inference.calibration import fit_factor, store_factor
+    from vecfield_diffusion.programs.evaluate import settled
+    from vecfield_diffusion.programs.infer import fill, process_of
+
+    node = option("mask", name)
+    mask = build(node, "mask", trusted=True)
+    if mask is None:
+        given = task.config["masks"]
+        raise UserError(f"masks={given}: {name} hides nothing of its own. Name masks such as [track,block]")
+    cases = task.cases(mask)
+    network, cases = settled(task, task.contestants[0], name, mask, cases)
+    members = fill(task.config, network.trained, network.parts, cases)
+    hidden = cases.hidden & ~cases.single.any(dim=1, keepdim=True)
+    try:
+        factor = fit_factor(members, cases.truth, hidden)
+    except ValueError as error:
+        raise UserError(f"masks={task.config['masks']}: {name} cannot be calibrated: {error}") from error
+    store_factor(network.trained.path, network.trained.step, process_of(task.config, node, network.parts), factor)
+    print(f"{name}: factor {factor:.4g} on {len(task.indices)} validation snapshots, in {network.trained.path}")
