@@ -14,6 +14,7 @@ import xarray as xr
 from programs import FEW, SMALL, TINY, Call, is_message
 from torch import Tensor
 
+from vecfield_diffusion.commands import evaluate as main
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.config.program import option
 from vecfield_diffusion.diffusion.denoiser import Denoiser
@@ -29,7 +30,6 @@ from vecfield_diffusion.programs.evaluate import (
     build_parts,
     chosen_baselines,
     contestant_scored,
-    main,
     regressions,
 )
 from vecfield_diffusion.programs.infer import process_of
