@@ -1,6 +1,8 @@
 # `make demo` and `make test` need nothing but Python 3.11 or newer: they make .venv and fill it with pinned versions.
 PY := .venv/bin/python
 READY := .venv/.ready
+# Two processes of one thread each: threads of small networks wait for each other most of the time.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\): .*## \(.*\)/make \1\t\2/p' Makefile
@@ -10,8 +12,11 @@ demo: $(READY)  ## make data, train shortly, fill gaps, draw the picture, print 
 	$(PY) infer.py ckpt=outputs/train/demo mask=block colour=vorticity name=demo
 	$(PY) evaluate.py ckpt=outputs/train/demo 'masks=[pixels,block,track]' sampler.steps=24 name=demo
 
-test: lint  ## lint and run the tests
-	$(PY) -m pytest -q
+test: lint  ## lint, check the types of the public face and run the tests
+	$(PYTEST) -q
+
+quick: $(READY)  ## the tests that take little time, in less than two minutes
+	$(PYTEST) -q -m 'not slow'
 
 lint: $(READY)  ## check style and formatting
 	$(PY) -m ruff check .
@@ -34,4 +39,8 @@ $(PY):
 	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then exec $$python -m venv .venv; fi; \
 	done; echo "error: Python 3.11 or newer is needed (python3.11 or python3)" >&2; exit 1
 
-.PHONY: help demo test lint format clean
+# Hooks for git: what `make lint` runs, before each commit.
+hooks: $(READY)  ## run `make lint` before each commit
+	$(PY) -m pre_commit install
+
+.PHONY: help demo test quick hooks lint format clean
