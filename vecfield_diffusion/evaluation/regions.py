@@ -23,9 +23,9 @@ def distance_to_observed(observed: Tensor, grid: Grid) -> Tensor:
     pad_y, pad_x = (size // 2 * close for size, close in zip(grid.shape, grid.periodic, strict=True))
     rows, columns = torch.arange(-pad_y, height + pad_y) % height, torch.arange(-pad_x, width + pad_x) % width
     found = torch.full(observed.shape, math.inf, dtype=torch.float64)
-    for case, seen in enumerate(observed[:, 0].cpu()):
-        if seen.any():
-            distance = torch.from_numpy(distance_transform_edt(~seen[rows][:, columns].numpy()))
+    for case, known in enumerate(observed[:, 0].cpu()):
+        if known.any():
+            distance = torch.from_numpy(distance_transform_edt(~known[rows][:, columns].numpy()))
             found[case, 0] = distance[pad_y : pad_y + height, pad_x : pad_x + width]
     return found.to(observed.device)
 

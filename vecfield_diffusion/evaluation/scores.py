@@ -1,9 +1,9 @@
 """The one table of scores: what each is called, its unit, which way is better and, where it has one, its formula.
 
-Scores are functions of sums over cells (see `metrics.sums`), so that a case, all cases and a resample of them are scored
-by one formula. To add a score, add an entry to `SCORES`: what is printed, written to `scores.csv` and set into the report
-reads this table. Scores that are no functions of those sums, such as distances of spectra, have no formula here; the
-module that computes them is the one that their line names.
+Scores are functions of sums over cells (see `metrics.sums`), so that a case, all cases and a resample of them are
+scored by one formula. To add a score, add an entry to `SCORES`: what is printed, written to `scores.csv` and set into
+the report reads this table. Scores that are no functions of those sums, such as distances of spectra, have no formula
+here; the module that computes them is named beside them.
 
 With the ensemble mean m, the truth y and the unbiased variance s^2 of a cell,
 
@@ -181,9 +181,7 @@ SCORES: dict[str, Definition] = {
     # Of whole fields: `regions.seam_index`, `comparison.scales`, and the time that a method takes.
     "seam_index": Definition("seam index", better=1.0, of_field=True),
     "spectrum_error": Definition("spectrum error", better="lower", shown=("report",), of_field=True),
-    "effective_resolution": Definition(
-        "effective resolution", _METRES, "lower", shown=("report",), of_field=True
-    ),
+    "effective_resolution": Definition("effective resolution", _METRES, "lower", shown=("report",), of_field=True),
     "seconds_per_field": Definition("time per field", _SECONDS, "lower", of_field=True),
     # Of sets of generated fields: `generation.generation_scores`.
     "energy_ratio": Definition("energy ratio", better=1.0, of_field=True),
