@@ -10,6 +10,10 @@ The intervals of distances are those of `comparison.distance`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -268,3 +272,50 @@ def _common(grid: Grid, *sets: Tensor) -> list[Tensor]:
 def _vorticity(fields: Tensor, grid: Grid) -> Tensor:
     flat, inside = measured(fields, grid)
     return vorticity(flat, inside)[:, 0, inside.valid]
+
+
+#: The names of the sets of fields that generated ones are compared with.
+UNSEEN, HALVES = "unseen fields", "halves of the unseen fields"
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Generated fields beside unseen ones.
+
+    Attributes:
+        scores: By set of fields, see `generation_scores`; those of one half of the unseen fields against the other
+            tell what chance makes.
+        wavenumber: `(K,)`.
+        spectra: Mean energy spectra `(K,)` by set of fields.
+        edges: Of the bins of vorticity.
+        densities: Of vorticity by set of fields.
+    """
+
+    scores: Mapping[str, Mapping[str, Score]]
+    wavenumber: Tensor
+    spectra: Mapping[str, Tensor]
+    edges: np.ndarray
+    densities: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Tensor], reference: Tensor, train: Tensor, grid: Grid) -> Generated:
+        """Compares sets of fields `(n, 2, H, W)` with unseen ones, both without gaps.
+
+        Arguments:
+            fields: By name.
+            reference: Unseen fields.
+            train: Training fields.
+            grid: The grid.
+        """
+        half = len(reference) // 2
+        scores = {name: generation_scores(generated, reference, train, grid) for name, generated in fields.items()}
+        scores[HALVES] = generation_scores(reference[:half], reference[half:], train, grid, block=None)
+        sets = {UNSEEN: reference, **fields}
+        waves = {name: spectra(velocity, grid) for name, velocity in sets.items()}
+        whole, first = waves[UNSEEN].whole, waves[UNSEEN]
+        curls = {name: _vorticity(velocity, grid).flatten().numpy() for name, velocity in sets.items()}
+        top = float(np.quantile(np.abs(curls[UNSEEN]), 0.9999)) * 1.3 or 1.0
+        edges = np.linspace(-top, top, 61)
+        densities = {name: np.histogram(curl, edges)[0] / curl.size / np.diff(edges) for name, curl in curls.items()}
+        means = {name: found.energy.mean(dim=0)[:whole] for name, found in waves.items()}
+        return cls(scores, first.wavenumber[:whole], means, edges, densities)

@@ -43,12 +43,9 @@ def rounded_pair(value: float, low: float = math.nan, high: float = math.nan) ->
 
 
 def _decimals(half: float) -> int:
-    """How many decimals leave one significant digit of `half`, or two where the first of them is 1."""
-    text = f"{half:.0e}"
-    if text.startswith("1"):
-        text = f"{half:.1e}"  # 0.96 is 1 to one digit, and 0.96 to two
-        return 1 - int(text.partition("e")[2])
-    return -int(text.partition("e")[2])
+    """How many decimals leave one significant digit of `half`, or two where this one is 1."""
+    digit, _, power = f"{half:.0e}".partition("e")
+    return (digit == "1") - int(power)
 
 
 def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None) -> str:
