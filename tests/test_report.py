@@ -42,7 +42,7 @@ from vecfield_diffusion.evaluation.comparison import (
 from vecfield_diffusion.evaluation.generation import Generated
 from vecfield_diffusion.evaluation.metrics import scores
 from vecfield_diffusion.evaluation.plots import NARROW, WIDE
-from vecfield_diffusion.evaluation.report import Section, render
+from vecfield_diffusion.evaluation.report import Section, _distance_label, render
 from vecfield_diffusion.evaluation.scores import columns, heading
 from vecfield_diffusion.evaluation.spectra import resolved
 from vecfield_diffusion.evaluation.tables import rounded_pair
@@ -312,7 +312,7 @@ def test_the_report_holds_all_that_it_shows(tmp_path: Path) -> None:
     text = render("trial", sections, {"data": "file.nc", "note": "x\ny"}, "m s-1", data="file.nc", network="UNet")
     assert len(read(text, tmp_path).images) == 2 * (5 + 6 + 1)
     assert "<title>UNet on file.nc</title>" in text and '<p class="name">trial</p>' in text
-    assert ">effective resolution [m] ↓</th>" in text and "<th>energy ratio → 1</th>" in text
+    assert 'effective resolution <span class="unit">[m] ↓</span></th>' in text and "<th>energy ratio → 1</th>" in text
     first = next(line for line in sections[1].rows("m s-1") if line["region"] == "generated")
     assert first["low"] < first["value"] < first["high"] and first["cases"] == 16
     value, half = rounded_pair(*(first[key] for key in ("value", "low", "high")))
@@ -383,6 +383,8 @@ def test_the_report_says_when_its_snapshots_were() -> None:
 def test_figures_come_in_two_widths_for_letters_of_one_size(tmp_path: Path) -> None:
     """On a telephone of 420 pixels a narrow figure is shrunk to seven eighths at most."""
     text = render("trial", [report(12)], {}, "m s-1")
+    assert _distance_label("d <= 1") == "≤ 1"
+    assert [_distance_label(name) for name in ("1 < d <= 2", "d > 16")] == ["1–2", "> 16"]
     assert text.count("<picture>") == text.count('media="(max-width: 800px)"') == 6
     sizes = [
         imread(io.BytesIO(base64.b64decode(source.partition(",")[2]))).shape for source in read(text, tmp_path).images

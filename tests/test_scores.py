@@ -109,4 +109,4 @@ def test_a_new_score_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [twice[key] for key in ("value", "low", "high")] == pytest.approx(
             [2 * once[key] for key in ("value", "low", "high")]
         )
-    assert ">twice the RMSE [m s⁻¹] ↓</th>" in render("trial", [section], {}, "m s-1")
+    assert 'twice the RMSE <span class="unit">[m s⁻¹] ↓</span></th>' in render("trial", [section], {}, "m s-1")

@@ -277,9 +277,14 @@ def _by_distance(section: Section, units: str, styles: plots.Styles) -> Drawing:
     bins = [name for name in section.setting.regions if name.startswith("hidden ")]
     errors = {scored.method: [scored.scores[name]["rmse_component"][:3] for name in bins] for scored in section.scored}
     spreads = {scored.method: [scored.scores[name]["spread"].value for name in bins] for scored in section.scored}
-    labels = [name.removeprefix("hidden ") for name in bins]
+    labels = [_distance_label(name.removeprefix("hidden ")) for name in bins]
     words = "Error (RMSE of a component) and spread (dashed) by the distance to the nearest observation"
     return words, partial(plots.figure_distance, labels, errors, spreads, units=units, styles=styles)
+
+
+def _distance_label(name: str) -> str:
+    """A bin of distances as a short label: `2 < d <= 4` as `2-4`."""
+    return name.replace("d <= ", "≤ ").replace(" < ≤ ", "–").replace("d > ", "> ")
 
 
 def _spectra(section: Section, styles: plots.Styles) -> Drawing:

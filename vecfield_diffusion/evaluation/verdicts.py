@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from vecfield_diffusion.evaluation.comparison import Score, Scored
 from vecfield_diffusion.evaluation.generation import HALVES
+from vecfield_diffusion.evaluation.scores import superscript
 from vecfield_diffusion.evaluation.tables import rounded
 
 #: Independent cases that a verdict needs.
@@ -55,7 +56,7 @@ def accuracy_sentence(ours: Scored, other: Scored, quotient: Score, units: str) 
     values = [f"{method.scores['hidden']['rmse_component'].value:.3g}" for method in (ours, other)]
     return (
         f"The error of {ours.method} {compared(quotient)} that of {other.method}, the best other method "
-        f"(RMSE of hidden components {values[0]} against {values[1]} {units})."
+        f"(RMSE of hidden components {values[0]} against {values[1]} {superscript(units)})."
     )
 
 
@@ -83,7 +84,7 @@ def spread_sentence(ours: Scored) -> str | None:
 def numbers_sentence(ours: Scored, other: Scored | None, units: str) -> str:
     """Returns the errors of a method and of another one, without a verdict."""
     errors = [
-        f"{rounded(*method.scores['hidden']['rmse_component'][:3])} {units} for {method.method}"
+        f"{rounded(*method.scores['hidden']['rmse_component'][:3])} {superscript(units)} for {method.method}"
         for method in (ours, other)
         if method is not None
     ]

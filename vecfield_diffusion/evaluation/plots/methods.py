@@ -45,8 +45,12 @@ def panels(count: int, height: float, width: float) -> tuple[Figure, list[Axes]]
 
 def legend(figure: Figure, axis: Axes, width: float) -> None:
     """Names the lines of `axis` beside all panels, below them where the figure is narrow."""
-    place = {"loc": "outside right upper"} if width == WIDE else {"loc": "outside lower center", "ncols": 2}
-    figure.legend(*axis.get_legend_handles_labels(), fontsize=8, frameon=False, **place)
+    handles, labels = axis.get_legend_handles_labels()
+    place = {"loc": "outside right upper"}
+    if width != WIDE:
+        place = {"loc": "outside lower center", "ncols": 2}
+        figure.set_figheight(figure.get_figheight() + 0.17 * (len(labels) + 1) / 2)
+    figure.legend(handles, labels, fontsize=8, frameon=False, **place)
 
 
 def figure_scores(
