@@ -293,6 +293,17 @@ def test_land_stands_apart_from_what_was_never_measured(drawn: list[Figure]) -> 
     assert colours[0, 0] == pytest.approx([0.70] * 3, abs=0.01) and colours[7, 0] != pytest.approx([0.70] * 3, abs=0.05)
 
 
+@pytest.mark.parametrize("m", [1, 2, 5])
+@pytest.mark.parametrize("known", [True, False])
+def test_two_rows_have_no_empty_place_where_members_can_fill_it(m: int, known: bool, drawn: list[Figure]) -> None:
+    grid = domain(10, 40)
+    field = vortex(grid)
+    figure_inpainting("x", field if known else None, grid.valid, ensemble(field, m), grid)
+    maps = [axis for axis in drawn[0].axes if axis.images]
+    assert len(maps) % 2 == 0 or m == 1
+    assert len(maps) == {(1, True): 4, (1, False): 2, (2, True): 6, (5, True): 6}.get((m, known), 4)
+
+
 @pytest.mark.parametrize("width", [WIDE, NARROW])
 @pytest.mark.parametrize("x", [np.linspace(-123.4567, -117.1234, 30), np.linspace(351.25, 368.75, 30) - 360, "metres"])
 def test_labels_do_not_collide(x: np.ndarray | str, width: float) -> None:

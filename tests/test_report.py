@@ -376,6 +376,8 @@ def test_the_report_says_when_its_snapshots_were() -> None:
     text = render("trial", [report(12, dates=dates)], {}, "m s-1")
     assert "12 unseen snapshots, 2002-07-01 to 2002-07-12</h2>" in text
     assert "<figcaption>2002-07-07, filled by ours</figcaption>" in text and "2002-07-03, 2002-07-04" in text
+    noted = render("trial", [report(12)], {}, "m s-1", notes=["test snapshots are 5 times stronger"])
+    assert noted.index("<li>test snapshots are 5 times stronger</li>") < noted.index("<h2")
     plain = render("trial", [report(12)], {}, "m s-1")
     assert "12 unseen snapshots</h2>" in plain and "<figcaption>snapshot 6, filled by ours</figcaption>" in plain
 

@@ -128,6 +128,7 @@ def render(
     *,
     data: str = "",
     network: str = "",
+    notes: Sequence[str] = (),
 ) -> str:
     """Returns the report as the text of an HTML file that needs no other.
 
@@ -139,6 +140,7 @@ def render(
         coordinates: Where the cells lie, for the axes of maps.
         data: The data in a few words, for the title.
         network: The networks in a few words, for the title.
+        notes: What a reader has to know before all numbers, such as that the snapshots are unlike those of training.
     """
     styles = plots.method_styles(sections[0].networks, [scored.method for scored in sections[0].scored])
     seconds = {name: [section.find(name).seconds for section in sections] for name in styles}
@@ -147,6 +149,7 @@ def render(
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=f"{network} on {data}" if network and data else network or data or title,
         name=title,
+        notes=notes,
         parts=[_part(section, units, styles, coordinates) for section in sections],
         pair=lambda score: rounded_pair(*score[:3]),
         columns={name: _heading(name, units) for name in columns("report")},

@@ -80,8 +80,9 @@ def figure_inpainting(
     )
     cells = np.asarray(observed, dtype=bool).reshape(grid.shape) & look.valid
     seen = _observed_panels(readings, None if measured is None else np.asarray(measured), known, cells, look.valid)
-    panels = [*_truth_panel(truth, look.valid), *seen, *_ensemble_panels(members, look)]
-    sizes = _sizes(members, truth, look.valid)
+    first, sizes = [*_truth_panel(truth, look.valid), *seen], _sizes(members, truth, look.valid)
+    even = (len(first) + len(sizes)) % 2 == 0  # two rows: the mean and two members leave no place empty, or one member
+    panels = [*first, *_ensemble_panels(members, look, at_most=1 if even or not look.wide else 2)]
     count = len(panels) + len(sizes)
     figure = _field_maps(panels, sizes, look, units, columns=-(-count // 2) if look.wide and count > 3 else count)
     figure.suptitle(", ".join(filter(None, (title, date))) or " ", fontsize=12)
