@@ -472,7 +472,7 @@ def test_equal_networks_score_equally(place: Path, run: Call, twin: str, tmp_pat
     assert {row["method"] for row in rows} == {"run", "copy", "climatology"}
     text = (place / "outputs/evaluate/two/report.html").read_text()
     read(text, tmp_path)
-    assert "Too few to tell" in text and "m s-1 for copy" in text and "network run" in text
+    assert "Too few to tell" in text and "m s⁻¹ for copy" in text and "network run" in text
 
 
 def test_a_folder_of_numbered_runs_is_all_of_them(place: Path, run: Call, monkeypatch: pytest.MonkeyPatch) -> None:
