@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from vecfield_diffusion.commands import infer as infer
-from vecfield_diffusion.commands import train as train
+from vecfield_diffusion.commands import infer, train
 from vecfield_diffusion.config import build as builder
-from vecfield_diffusion.config import schema
+from vecfield_diffusion.config import schema, sources
 from vecfield_diffusion.config.build import build, resolve
+from vecfield_diffusion.config.kinds import Kind, kind
 from vecfield_diffusion.config.overrides import Composer, plain
 from vecfield_diffusion.config.program import CONF
-from vecfield_diffusion.config.schema import Checker, fit, kind, signature
+from vecfield_diffusion.config.schema import Checker, fit, signature
 from vecfield_diffusion.errors import UserError
 
 SHAPES = """
@@ -62,14 +62,14 @@ def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(schema, "PACKAGES", ("shapes", "torch"))
     monkeypatch.setattr(builder, "PACKAGE", "shapes")
     monkeypatch.setattr(builder, "ROOMS", ("shapes",))
-    for cache in (schema._module_file, schema._module, signature):
+    for cache in (sources.module_file, sources.read_module, signature):
         cache.cache_clear()
     yield
     for name in [name for name in sys.modules if name.partition(".")[0] in ("shapes", "outside")]:
         del sys.modules[name]
 
 
-def of(text: str) -> schema.Kind:
+def of(text: str) -> Kind:
     return kind(ast.parse(text, mode="eval").body)
 
 
