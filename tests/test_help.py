@@ -127,7 +127,6 @@ def test_every_option_says_what_it_is(ask) -> None:
     ("arguments", "parts"),
     [
         (["infer", "hide"], ["hide=0.0\n", "share of the observed cells", "takes a number\n"]),
-        (["infer", "hide="], ["hide=0.0\n"]),
         (["infer", "device"], ["device=auto\n", "takes one of auto, cpu, cuda\n"]),
         (
             ["infer", "sampler=heun", "sampler.S_churn"],
@@ -135,7 +134,7 @@ def test_every_option_says_what_it_is(ask) -> None:
         ),
         (
             ["infer", "sampler"],
-            ["sampler=dpmpp_2m  (vecfield_diffusion.", "\n  sampler.steps=32 ", "\n  euler_maruyama "],
+            ["sampler=dpmpp_2m  (vecfield_diffusion.", "\n  sampler.steps=32  ", "\n  euler_maruyama "],
         ),
         (["infer", "mask=track", "mask"], ["mask=track  (", "  mask.legs=1 "]),
         (["train", "window"], ["a list of 2 (a whole number, a whole number) or null"]),
@@ -154,7 +153,7 @@ def test_a_key_or_a_group_is_explained(ask, arguments: list[str], parts: list[st
     for line in ([program, "--help", *words], [program, *words, "-h"]):
         out = ask(*line)
         assert all(part in out for part in parts), out
-        assert out.count("error: ") == parts[0].count("error: ")
+        assert out.startswith("error: ") == (words[-1] in ("hid", "sampler.stepz", "optimizer"))
 
 
 @pytest.mark.parametrize(

@@ -168,8 +168,10 @@ class Program:
 
     def _help(self, typed: Sequence[str], composer: Composer) -> str:
         """The help, or with words beside it what is known of each. Raises UserError."""
-        words = [text for text in typed if "=" not in text and not text.startswith("~") and not Path(text).suffix]
-        given = [text for text in typed if text not in words] if self.spelling.subject is None else []
+        words = [text for text in typed if "=" not in text and not text.startswith("~")]
+        given = [text for text in typed if text not in words]
+        if self.spelling.subject is not None:  # neither the file nor its keys matter
+            words, given = [word for word in words if not Path(word).suffix and not Path(word).exists()], []
         composed = composer.compose(Reader(self.spelling, self.keys, composer, multirun=False).read(given))
         chosen = {str(key): str(name) for key, name in composed.hydra.runtime.choices.items()}
         text = Help(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,4 +77,5 @@ def first_sentence(name: str) -> str:
     """What the docstring of a dotted name says first; empty where there is none."""
     found = find(name)
     text = ast.get_docstring(found[1]) if found is not None else None
-    return " ".join((text or "").partition("\n\n")[0].split()).partition(". ")[0].rstrip(".")
+    first = " ".join((text or "").partition("\n\n")[0].split())
+    return re.split(r"(?<! al)\. ", first)[0].rstrip(".")
