@@ -233,7 +233,7 @@ MASKS = "Options: block, file, none."
         ("-m name=a,b", "name=a,b: a sweep has one name, its jobs are numbered"),
         ("-m seed=1,2,x", "seed=x: expected a whole number, got 'x'"),
         ("seed=1,x -m rate=1,2", "seed=x: expected a whole number, got 'x'"),
-        ("-m sampler=heun,euler sampler.churn=0,1", "unknown key sampler.churn."),
+        ("-m sampler=heun,euler sampler.churn=0,1", "unknown key sampler.churn. It is a key of sampler=heun."),
         ("-m sampler=heun,eulr", "sampler=eulr: there is no such option. Did you mean 'euler'?"),
         ("-m seed=range(0)", "seed=range(0): there is nothing to sweep over"),
         ("-m rate=interval(0,1)", "rate=interval(0,1): an interval is for a sweeper that searches"),

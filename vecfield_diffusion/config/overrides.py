@@ -223,7 +223,10 @@ class Composer:
         listed = f" The keys{where} are: {', '.join(beside)}." if beside else f" There are no keys{where}."
         if owner and not _present(config, owner):
             listed = ""
-        return UserError(f"unknown key {path}.{_nearest_path(path, config, beside, self.all_groups())}{listed}")
+        holders = [name for name, node in self.nodes(owner).items() if path.rpartition(".")[2] in node] if owner else []
+        hint = f" It is a key of {owner}={', '.join(holders)}." if holders else ""
+        hint = hint or _nearest_path(path, config, beside, self.all_groups())
+        return UserError(f"unknown key {path}.{hint}{listed}")
 
 
 def _nearest_path(path: str, config: DictConfig, beside: Sequence[str], names: Sequence[str]) -> str:
