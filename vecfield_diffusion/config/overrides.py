@@ -7,6 +7,7 @@ others: the sum of the choices, not their product.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,11 +139,7 @@ class Composer:
 
     def nodes(self, group: str) -> dict[str, Any]:
         """Every option of a group by its name, as it is composed by itself. Raises UserError."""
-        names = self.options(group)
-        composer = Composer(self.folders[-1], None, str(self.folders[0]) if len(self.folders) > 1 else None)
-        places = [f"+{group}@options.o{number}={name}" for number, name in enumerate(names)]
-        composed = plain(composer.compose(places)).get("options", {})
-        return {name: composed.get(f"o{number}", {}) for number, name in enumerate(names)}
+        return _nodes(tuple(self.folders), group)
 
     def file(self, group: str, name: str) -> Path | None:
         """Where an option lies; the empty group holds the primary configurations."""
@@ -227,6 +224,16 @@ class Composer:
         hint = f" It is a key of {owner}={', '.join(holders)}." if holders else ""
         hint = hint or _nearest_path(path, config, beside, self.all_groups())
         return UserError(f"unknown key {path}.{hint}{listed}")
+
+
+@functools.cache
+def _nodes(folders: tuple[Path, ...], group: str) -> dict[str, Any]:
+    """The options of a group, composed side by side; files are taken not to change while a program runs."""
+    composer = Composer(folders[-1], None, str(folders[0]) if len(folders) > 1 else None)
+    names = composer.options(group)
+    places = [f"+{group}@options.o{number}={name}" for number, name in enumerate(names)]
+    composed = plain(composer.compose(places)).get("options", {})
+    return {name: composed.get(f"o{number}", {}) for number, name in enumerate(names)}
 
 
 def _nearest_path(path: str, config: DictConfig, beside: Sequence[str], names: Sequence[str]) -> str:

@@ -137,9 +137,9 @@ class Program:
         if flags.help or (self.spelling.subject is not None and not flags.overrides and flags.cfg is None):
             print(self._help(flags.overrides, composer))
             return _Plan(None)
-        return self._run(arguments, flags, composer)
+        return self._plan_run(arguments, flags, composer)
 
-    def _run(self, arguments: list[str], flags: Any, composer: Composer) -> _Plan:
+    def _plan_run(self, arguments: list[str], flags: Any, composer: Composer) -> _Plan:
         reader = Reader(self.spelling, self.keys, composer, flags.multirun)
         overrides = reader.read(flags.overrides)
         start = next(composer.variants(overrides))

@@ -44,7 +44,7 @@ def ship(options: dict[str, Any], folder: Path) -> str:
         how = f'files = {{"{PROGRAM_FILE}": ""}}; torch.export.load("{out}", extra_files=files)'
     else:
         save_weights(out, located(state, options["data"]), options["dtype"])
-        how = f"python scripts/export.py from={out} out=outputs/train/NAME"
+        how = f"vecfield-export from={out} out=outputs/train/NAME"
     return f"{out}: {out.stat().st_size / 1e6:.2f} MB, step {trained.step} of {trained.path}\nnext: {how}"
 
 
@@ -74,7 +74,10 @@ def receive(options: dict[str, Any]) -> str:
         path.unlink(missing_ok=True)
         path.parent.rmdir()
         raise
-    return f"{folder}: step {trained.step} of {source}\nnext: python infer.py ckpt={folder} mask=block"
+    # A file from elsewhere does not choose what is opened here: the user names the data.
+    data = trained.config["dataset"].get("path")
+    data = "" if data is None else f" data={data}"
+    return f"{folder}: step {trained.step} of {source}\nnext: python infer.py ckpt={folder} mask=block{data}"
 
 
 def run_name(trained: Trained) -> str:
