@@ -204,6 +204,7 @@ MASKS = "Options: block, file, none."
         ("steps=3", f"unknown key steps. Did you mean 'sampler.steps'? {TOP_KEYS}"),
         ("sede=3", f"unknown key sede. Did you mean 'seed'? {TOP_KEYS}"),
         ("samplr=heun", f"unknown key samplr. Did you mean 'sampler'? {TOP_KEYS}"),
+        ("~sensors", "unknown key sensors."),
         ("~sede", f"unknown key sede. Did you mean 'seed'? {TOP_KEYS}"),
         ("+seed=3", "seed is in the configuration already: write seed=3"),
         ("samplr/x=heun", "samplr/x: there is no such group of options."),
@@ -228,6 +229,7 @@ MASKS = "Options: block, file, none."
         ("window=[64,", "cannot read 'window=[64,'"),
         ("window=[64, seed=3]", "cannot read 'window=[64,'"),
         ("+options=3", "unknown key options"),
+        ("sampler.mask=3", "unknown key sampler.mask."),
         ("mask=file mask.path=1e3", "mask.path=1000.0: expected text, got 1000.0. Text that reads as a number"),
         ("-m masks=[a],[b]", "mask=a: there is no such option."),
         ("-m name=a,b", "name=a,b: a sweep has one name, its jobs are numbered"),
@@ -386,6 +388,11 @@ def test_what_can_mean_one_thing_is_understood(
         (code, err) == (0, "") and out.startswith(note) and out.count("\n") == note.count("\n") + note.count("sensors")
     )
     assert sys.modules["job"].calls[-1][0] == MAIN.config(*meant) == MAIN.config(*arguments)
+
+
+def test_values_side_by_side_are_a_list_where_one_is_taken(tree: Path) -> None:
+    main = Program(name="train", job="job:train", keys=KEYS | {"ckpt": "str | list[str] | None"})
+    assert main.config("ckpt=a,b")["ckpt"] == ["a", "b"] and main.config("ckpt=a")["ckpt"] == "a"
 
 
 def test_lists_are_swept_without_brackets(run: Callable[..., Any]) -> None:

@@ -105,9 +105,8 @@ class Reader:
         override = self.composer.parse(text)
         key = override.key_or_group
         self._refuse_answered(override)
-        if key in self.spelling.instead and not self.composer.has([], key):
-            text = self._note(text, f"{self.spelling.instead[key]}{text[text.index('=') :]}") if "=" in text else text
-            return self._meant(text)
+        if "=" in text and key in self.spelling.instead and not self.composer.has([], key):
+            return self._meant(self._note(text, f"{self.spelling.instead[key]}={text.partition('=')[2]}"))
         if override.is_delete():
             return [text]
         return self._file(override) or [self._value(text, override)]
@@ -115,7 +114,7 @@ class Reader:
     def _refuse_answered(self, override: Override) -> None:
         key = override.key_or_group
         last = key.rpartition(".")[2]
-        if last in self.spelling.answers and not self.composer.options(key) and key not in self.kinds:
+        if last in self.spelling.answers and not self.composer.options(last) and key not in self.kinds:
             if not self.composer.has([], key):
                 raise UserError(f"{override.input_line}: {self.spelling.answers[last]}")
         elif key in self.spelling.answers and override.is_sweep_override() and not self.multirun:
@@ -152,15 +151,14 @@ class Reader:
         sweep, name = override.value(), text.partition("=")[0]
         if not isinstance(sweep, ChoiceSweep) or not sweep.simple_form:
             return text
-        choices = [choice for choice in sweep.list if not isinstance(choice, list)]
-        if len(choices) < len(sweep.list) or any(wanted.takes(_plain(choice)) for choice in choices):
+        choices = [_plain(choice) for choice in sweep.list]
+        if any(isinstance(choice, list) for choice in choices):
             return text
-        if self.multirun:
-            lists = ",".join(f"[{choice}]" for choice in override.sweep_string_iterator())
-            return self._note(text, f"{name}={lists}") if wanted.takes([_plain(choices[0])]) else text
-        if wanted.takes([_plain(choice) for choice in choices]):
-            return self._note(text, f"{name}=[{text.partition('=')[2]}]")
-        return text
+        if not self.multirun:
+            return self._note(text, f"{name}=[{text.partition('=')[2]}]") if wanted.takes(choices) else text
+        if any(map(wanted.takes, choices)) or not wanted.takes(choices[:1]):
+            return text
+        return self._note(text, f"{name}={','.join(f'[{choice}]' for choice in override.sweep_string_iterator())}")
 
     def _implied(self, overrides: Sequence[str]) -> list[str]:
         """The options that keys call for where no other one is chosen."""
