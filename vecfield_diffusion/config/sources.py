@@ -39,7 +39,7 @@ def read_module(name: str) -> Module | None:
         return None
     body = ast.parse(file.read_text(encoding="utf-8")).body
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    imports = {}
+    imports: dict[str, str] = {}
     for node in body:
         if isinstance(node, ast.ImportFrom):
             parent = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
