@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from programs import PROGRAMS, TINY, Call, process
 
-from vecfield_diffusion.config.program import guarded
+from vecfield_diffusion.config.ending import guarded
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ TRAINED = SimpleNamespace(
     grid=fields().grid,
     units="m s-1",
     path="run/best.pt",
+    files=[],
     split={"test": range(7, 10)},
     config={"dataset": {"_target_": "vecfield_diffusion.data.hdf5.open_hdf5"}, "trainer": {"sigma_obs": 0.1}},
     statistics=SimpleNamespace(std=0.5),

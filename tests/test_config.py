@@ -17,9 +17,12 @@ from typing import Any
 
 import pytest
 
+from vecfield_diffusion import __version__
 from vecfield_diffusion.config import program as config_module
-from vecfield_diffusion.config import sweep
-from vecfield_diffusion.config.program import CONF, Program, guarded, option
+from vecfield_diffusion.config import schema, sources, sweep
+from vecfield_diffusion.config.ending import guarded
+from vecfield_diffusion.config.program import CONF, Program, option
+from vecfield_diffusion.config.spelling import Spelling
 from vecfield_diffusion.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +35,10 @@ FILES = {
         rate: 1e-3
         ckpt: null
         masks: [block]
+        device: auto  # where it
+                      # computes
+        window: null
+        hydra: {help: {header: Trains.}}
     """,
     "sampler/heun.yaml": "{_target_: parts.Heun, steps: 32, churn: 0.0}",
     "sampler/euler.yaml": "{_target_: parts.Euler, steps: 16}",
@@ -100,7 +107,7 @@ from pathlib import Path
 from vecfield_diffusion.config import program as config, schema
 schema.PACKAGES = ("parts",)
 config.CONF = Path(__file__).parent / "conf"
-main = config.Program("train", "job:train", {keys}, metric="loss")
+main = config.Program(name="train", job="job:train", keys={keys}, metric="loss")
 if __name__ == "__main__":
     try:
         main()
@@ -108,9 +115,31 @@ if __name__ == "__main__":
         print("torch" if "torch" in sys.modules else "light", "hydra" in sys.modules)
 """
 
-KEYS = {"name": "str", "seed": "int", "rate": "float", "ckpt": "str | None", "masks": "list[str]"}
-LISTS, READERS = {"masks": "mask"}, {"mask": "file"}
-MAIN = Program("train", "job:train", KEYS, {"ckpt": "python infer.py ckpt=RUN"}, READERS, LISTS)
+KEYS = {
+    "name": "str",
+    "seed": "int",
+    "rate": "float",
+    "ckpt": "str | None",
+    "masks": "list[str]",
+    "device": "Literal['auto', 'cpu', 'cuda']",
+    "window": "tuple[int, int] | None",
+}
+SPELLING = Spelling(
+    files={"mask": "file"},
+    implied={"mask.size": "mask=block"},
+    instead={"sensors": "masks"},
+    values={"device": {"gpu": "cuda"}},
+    answers={"epochs": "count in steps", "mask": "score them side by side"},
+)
+MAIN = Program(
+    name="train",
+    job="job:train",
+    keys=KEYS,
+    examples={"ckpt": "python infer.py ckpt=RUN"},
+    lists={"masks": "mask"},
+    resolves=("sampler",),
+    spelling=SPELLING,
+)
 
 
 def unindent(text: str) -> str:
@@ -135,8 +164,8 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(config_module, "CONF", tmp_path / "conf")
     monkeypatch.setattr("vecfield_diffusion.config.schema.PACKAGES", ("parts",))
-    for cache in ("_module_file", "_module", "signature"):
-        getattr(sys.modules["vecfield_diffusion.config.schema"], cache).cache_clear()
+    for cache in (sources.module_file, sources.read_module, schema.signature):
+        cache.cache_clear()
     for module in ("job", "parts"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     return tmp_path
@@ -159,7 +188,7 @@ def run(tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 # Mistakes.
 
 SAMPLER_KEYS = "The keys of sampler are: churn, steps."
-TOP_KEYS = "The keys are: ckpt, mask, masks, name, rate, sampler, seed."
+TOP_KEYS = "The keys are: ckpt, device, mask, masks, name, rate, sampler, seed, window."
 MASKS = "Options: block, file, none."
 
 
@@ -175,6 +204,7 @@ MASKS = "Options: block, file, none."
         ("steps=3", f"unknown key steps. Did you mean 'sampler.steps'? {TOP_KEYS}"),
         ("sede=3", f"unknown key sede. Did you mean 'seed'? {TOP_KEYS}"),
         ("samplr=heun", f"unknown key samplr. Did you mean 'sampler'? {TOP_KEYS}"),
+        ("~sensors", "unknown key sensors."),
         ("~sede", f"unknown key sede. Did you mean 'seed'? {TOP_KEYS}"),
         ("+seed=3", "seed is in the configuration already: write seed=3"),
         ("samplr/x=heun", "samplr/x: there is no such group of options."),
@@ -191,11 +221,21 @@ MASKS = "Options: block, file, none."
         ("ckpt=a=b", "cannot read 'ckpt=a=b': a value that holds one of"),
         ("name=../x", "name=../x: a folder is called so"),
         ('name="a=b"', "name=a=b: a folder is called so"),
-        ("other=thing", "Could not override 'other'. No match in the defaults list."),
+        ("other=thing", "other: there is no such group here. The groups are: experiment, mask, sampler."),
+        ("mask=none,block", "mask=none,block holds several options: score them side by side"),
+        ("sampler=heun,euler", "sampler=heun,euler holds several values: add -m to run each\n"),
+        ("trainer.epochs=3", "trainer.epochs=3: count in steps"),
+        ("+epochs=3", "+epochs=3: count in steps"),
+        ("window=[64,", "cannot read 'window=[64,'"),
+        ("window=[64, seed=3]", "cannot read 'window=[64,'"),
+        ("+options=3", "unknown key options"),
+        ("sampler.mask=3", "unknown key sampler.mask."),
+        ("mask=file mask.path=1e3", "mask.path=1000.0: expected text, got 1000.0. Text that reads as a number"),
+        ("-m masks=[a],[b]", "mask=a: there is no such option."),
         ("-m name=a,b", "name=a,b: a sweep has one name, its jobs are numbered"),
         ("-m seed=1,2,x", "seed=x: expected a whole number, got 'x'"),
         ("seed=1,x -m rate=1,2", "seed=x: expected a whole number, got 'x'"),
-        ("-m sampler=heun,euler sampler.churn=0,1", "unknown key sampler.churn."),
+        ("-m sampler=heun,euler sampler.churn=0,1", "unknown key sampler.churn. It is a key of sampler=heun."),
         ("-m sampler=heun,eulr", "sampler=eulr: there is no such option. Did you mean 'euler'?"),
         ("-m seed=range(0)", "seed=range(0): there is nothing to sweep over"),
         ("-m rate=interval(0,1)", "rate=interval(0,1): an interval is for a sweeper that searches"),
@@ -230,8 +270,21 @@ def test_the_job_gets_plain_values_as_annotated(run: Callable[..., Any], tree: P
         "rate": 1.0,
         "ckpt": None,
         "masks": ["block"],
+        "device": "auto",
+        "window": None,
         "sampler": {"_target_": "parts.Heun", "steps": 32, "churn": 0.0},
         "mask": {"_target_": "parts.Block", "size": (2, 3)},
+        "options": {
+            "sampler": {
+                "euler": {"_target_": "parts.Euler", "steps": 16},
+                "heun": {"_target_": "parts.Heun", "steps": 32, "churn": 0.0},
+            },
+            "mask": {
+                "none": {},
+                "block": {"_target_": "parts.Block", "size": 3},
+                "file": {"_target_": "parts.File", "path": "???"},
+            },
+        },
     }
     assert type(got) is dict and type(got["rate"]) is float and type(got["mask"]["size"]) is tuple
     assert folder == Path("outputs/train/7") and [*(tree / folder).iterdir()] == []
@@ -259,7 +312,8 @@ def test_an_overlay_adds_options(run: Callable[..., Any], tree: Path) -> None:
     (tree / "mine" / "mask").mkdir(parents=True)
     (tree / "mine" / "mask" / "huge.yaml").write_text("{_target_: parts.Block, size: 99}")
     assert run("--config-dir", "mine", "mask=huge", "masks=[huge,block]")[0] == 0
-    assert sys.modules["job"].calls[-1][0]["mask"]["size"] == 99
+    got = sys.modules["job"].calls[-1][0]
+    assert got["mask"]["size"] == got["options"]["mask"]["huge"]["size"] == 99
 
 
 @pytest.mark.parametrize(
@@ -288,10 +342,86 @@ def test_other_errors_of_files_are_bugs() -> None:
         guarded(job)
 
 
-@pytest.mark.parametrize("flag", [["--help"], ["--cfg", "job"]])
-def test_the_configuration_is_shown_with_a_value_missing(run: Callable[..., Any], flag: list[str]) -> None:
-    code, out, err = run(*flag, "ckpt=???", "sampler=euler")
+def test_the_configuration_is_shown_with_a_value_missing(run: Callable[..., Any]) -> None:
+    code, out, err = run("--cfg", "job", "ckpt=???", "sampler=euler")
     assert (code, err) == (0, "") and "parts.Euler" in out
+
+
+def test_the_version_is_ours(run: Callable[..., Any]) -> None:
+    assert run("--version") == (0, f"vecfield-diffusion {__version__}\n", "")
+
+
+def test_a_command_without_a_folder_leaves_none(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main = Program(name="train", job="job:train", keys=KEYS, folder=False)
+    for arguments, code in ([], 0), (["seed=13"], 1), (["-m", "seed=1,2"], 1):
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == code
+    assert [folder for _, folder in sys.modules["job"].calls] == [Path("outputs/train")] * 2
+    assert not (tree / "outputs").exists()
+
+
+# What is typed, and what is meant.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant", "note"),
+    [
+        (["device=gpu"], ["device=cuda"], "note: device=gpu is read as device=cuda\n"),
+        (["device=GPU"], ["device=cuda"], "note: device=GPU is read as device=cuda\n"),
+        (["masks=block"], ["masks=[block]"], "note: masks=block is read as masks=[block]\n"),
+        (["masks=block,none"], ["masks=[block,none]"], "note: masks=block,none is read as masks=[block,none]\n"),
+        (["sensors=block"], ["masks=[block]"], "note: sensors=block is read as masks=block\n"),
+        (["window=64,32"], ["window=[64,32]"], "note: window=64,32 is read as window=[64,32]\n"),
+        (["window=[64,", "32]"], ["window=[64,32]"], ""),
+        (["mask.size=5"], ["mask=block", "mask.size=5"], "note: mask.size= calls for mask=block\n"),
+        (["mask=block", "mask.size=5"], ["mask=block", "mask.size=5"], ""),
+        (["mask.size=5", "mask=block"], ["mask=block", "mask.size=5"], ""),
+    ],
+)
+def test_what_can_mean_one_thing_is_understood(
+    run: Callable[..., Any], arguments: list[str], meant: list[str], note: str
+) -> None:
+    code, out, err = run(*arguments)
+    assert (
+        (code, err) == (0, "") and out.startswith(note) and out.count("\n") == note.count("\n") + note.count("sensors")
+    )
+    assert sys.modules["job"].calls[-1][0] == MAIN.config(*meant) == MAIN.config(*arguments)
+
+
+def test_values_side_by_side_are_a_list_where_one_is_taken(tree: Path) -> None:
+    main = Program(name="train", job="job:train", keys=KEYS | {"ckpt": "str | list[str] | None"})
+    assert main.config("ckpt=a,b")["ckpt"] == ["a", "b"] and main.config("ckpt=a")["ckpt"] == "a"
+
+
+def test_lists_are_swept_without_brackets(run: Callable[..., Any]) -> None:
+    assert run("-m", "masks=block,none")[0] == 0
+    assert [call[0]["masks"] for call in sys.modules["job"].calls] == [["block"], ["none"]]
+
+
+@pytest.mark.parametrize("name", ["inf", "nan", "1e3", "1.50", "1_000", "true", "null", "7", "-inf", "007"])
+def test_a_name_may_read_as_a_number(run: Callable[..., Any], tree: Path, name: str) -> None:
+    assert run(f"name={name}") == (0, "", "")
+    got, folder = sys.modules["job"].calls[-1]
+    assert got["name"] == name and folder == Path("outputs/train") / name
+    assert MAIN.config(f"name={name}")["name"] == name
+
+
+def test_null_stays_null_where_it_may_be(tree: Path) -> None:
+    assert MAIN.config("ckpt=null")["ckpt"] is None and MAIN.config("ckpt=1e3")["ckpt"] == "1e3"
+    assert MAIN.config("ckpt='null'")["ckpt"] == "null"
+
+
+def test_the_subject_of_a_command_is_its_first_word(tree: Path) -> None:
+    main = Program(name="train", job="job:train", keys=KEYS, spelling=Spelling(subject="mask"))
+    for arguments, path in (["m.npy"], "m.npy"), (["a=b's.npy"], "a=b's.npy"):
+        (tree / path).touch()
+        assert main.config(*arguments[:1], "mask=file")["mask"] == {"_target_": "parts.File", "path": path}
+    with pytest.raises(UserError, match=r"^unknown key mask\.pth\."):
+        main.config("m.npy", "mask=file", "pth=3")
+    with pytest.raises(UserError, match="the file comes first"):
+        main.config("path=3", "m.npy")
 
 
 # Sweeps.
@@ -430,12 +560,13 @@ def test_a_reader_that_goes_away_is_no_error(tree: Path) -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("name", ["train", "infer", "evaluate"])
+@pytest.mark.parametrize("name", ["train", "infer", "evaluate", "inspect", "calibrate", "export"])
 def test_the_scripts_and_entry_points_name_the_same_light_main(name: str, tmp_path: Path) -> None:
     entry = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"][f"vecfield-{name}"]
     assert entry == f"vecfield_diffusion.commands:{name}"
-    script = (ROOT / f"{name}.py").read_text()
-    assert f"from vecfield_diffusion.commands import {name}" in script and "@hydra.main" in script
+    doors = {"inspect": "scripts/inspect_data", "calibrate": "scripts/calibrate", "export": "scripts/export"}
+    script = (ROOT / f"{doors.get(name, name)}.py").read_text()
+    assert f"from vecfield_diffusion.commands import {name}" in script and ("@hydra.main" in script or name in doors)
     code = (
         f"import sys; from vecfield_diffusion.commands import {name} as it; print(callable(it), 'torch' in sys.modules)"
     )

@@ -129,16 +129,20 @@ def test_there_and_back_by_the_command_line(
 ) -> None:
     monkeypatch.chdir(run.parents[2])
     assert export("ckpt=outputs/train/run") == 0
-    assert "next: python scripts/export.py from=outputs/export/run.safetensors" in capsys.readouterr().out
+    assert "next: vecfield-export from=outputs/export/run.safetensors" in capsys.readouterr().out
     assert export("from=outputs/export/run.safetensors", "out=outputs/train/shipped") == 0
-    assert "next: python infer.py ckpt=outputs/train/shipped" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"next: python infer.py ckpt=outputs/train/shipped mask=block data={run.parents[2]}/fields.h5" in said
     first, second = (load_trained(f"outputs/train/{name}", CPU) for name in ("run", "shipped"))
     assert identical(dict(first.denoiser.state_dict()), dict(second.denoiser.state_dict()))
     assert identical(first.grid.state_dict(), second.grid.state_dict())
     for name in ("config", "statistics", "split", "step", "units"):
         assert getattr(first, name) == getattr(second, name)
     main, infer = PROGRAMS["infer"]
-    infer(main.config("ckpt=outputs/train/shipped", "mask=block", *FEW), Path("outputs/infer/shipped"))
+    with pytest.raises(UserError, match="a checkpoint does not choose what is opened here .* data=FILE"):
+        infer(main.config("ckpt=outputs/train/shipped", "mask=block", *FEW), Path("outputs/infer/refused"))
+    data = f"data={first.config['dataset']['path']}"
+    infer(main.config("ckpt=outputs/train/shipped", "mask=block", data, *FEW), Path("outputs/infer/shipped"))
     assert Path("outputs/infer/shipped/fields.nc").exists()
     capsys.readouterr()
     code = export("from=outputs/export/run.safetensors", "out=outputs/train/shipped")

@@ -491,7 +491,9 @@ def test_checkpoints_that_do_not_fit_or_do_harm(place: Path, bad: Path, run: Cal
     for name in (*changed, "cut.pt", "pickle.pt", "torch.pt"):
         is_message(run("infer", f"ckpt=bad/{name}", "name=bad", *FEW))
     is_message(run("evaluate", "ckpt=bad/dataset.pt", "name=bad"), "may name only")
-    is_message(run("infer", "ckpt=bad/gone.pt", "name=bad"), "no file 'gone.h5'", "infer.py also takes input=FILE")
+    refused = "dataset.path=gone.h5: a checkpoint does not choose what is opened here"
+    is_message(run("infer", "ckpt=bad/gone.pt", "name=bad"), refused, "infer.py also takes input=FILE")
+    is_message(run("infer", "ckpt=bad/gone.pt", "data=gone.h5", "name=bad"), "no file 'gone.h5'")
     assert not (place / "pwned").exists() and not (place / "outputs" / "infer" / "bad").exists()
 
 

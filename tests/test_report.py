@@ -512,7 +512,7 @@ def test_persistence_is_scored_where_snapshots_resemble_each_other(place: Path, 
     other = {**yaml.safe_load(config["config"]), "dataset": dataset}
     save_checkpoint(place / "grows.pt", {**config, "config": yaml.safe_dump(other)})
     given = ["name=grows", "masks=[block]", "history=whole", "cases=3", *FEW, "baselines=[persistence]"]
-    code, _, err = run("evaluate", "ckpt=grows.pt", *given)
+    code, _, err = run("evaluate", "ckpt=grows.pt", "data=grows.h5", *given)
     assert (code, err) == (0, "")
     relative = values(rows_of(place, "grows"), "persistence")["relative_l2"]
     assert relative == pytest.approx(0.1 / 1.1, rel=1e-4)

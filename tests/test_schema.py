@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 
 import pytest
 
-from vecfield_diffusion.commands import infer as infer
-from vecfield_diffusion.commands import train as train
+from vecfield_diffusion.commands import calibrate, evaluate, export, infer, train
+from vecfield_diffusion.commands import inspect as inspect_command
 from vecfield_diffusion.config import build as builder
-from vecfield_diffusion.config import schema
-from vecfield_diffusion.config.build import build, resolve
+from vecfield_diffusion.config import schema, sources
+from vecfield_diffusion.config.build import MOVED, build, named_files, resolve
+from vecfield_diffusion.config.kinds import Kind, kind
+from vecfield_diffusion.config.moved import present_names
 from vecfield_diffusion.config.overrides import Composer, plain
-from vecfield_diffusion.config.program import CONF
-from vecfield_diffusion.config.schema import Checker, fit, kind, signature
+from vecfield_diffusion.config.program import CONF, Program
+from vecfield_diffusion.config.schema import Checker, fit, signature
 from vecfield_diffusion.errors import UserError
 
 SHAPES = """
@@ -62,14 +65,14 @@ def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(schema, "PACKAGES", ("shapes", "torch"))
     monkeypatch.setattr(builder, "PACKAGE", "shapes")
     monkeypatch.setattr(builder, "ROOMS", ("shapes",))
-    for cache in (schema._module_file, schema._module, signature):
+    for cache in (sources.module_file, sources.read_module, signature):
         cache.cache_clear()
     yield
     for name in [name for name in sys.modules if name.partition(".")[0] in ("shapes", "outside")]:
         del sys.modules[name]
 
 
-def of(text: str) -> schema.Kind:
+def of(text: str) -> Kind:
     return kind(ast.parse(text, mode="eval").body)
 
 
@@ -317,10 +320,126 @@ def test_every_option_binds_to_its_signature(option: Path) -> None:
 
 
 def _targets(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        yield from ([node["_target_"]] if "_target_" in node else [])
-        for each in node.values():
-            yield from _targets(each)
-    elif isinstance(node, list):
-        for each in node:
-            yield from _targets(each)
+    yield from (found["_target_"] for found in _nodes(node))
+
+
+def _nodes(node: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping with a `_target_` inside."""
+    if isinstance(node, dict) and "_target_" in node:
+        yield node
+    for entry in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
+        yield from _nodes(entry)
+
+
+#: Where a configuration and the constructor that it names differ by default, and why. This list may only shrink.
+MEANT = {
+    "diffusion/custom": ({"t_min", "t_max"}, "with sigma = t the levels of EDM; the base class knows no scale"),
+    "diffusion/edm": ({"sigma_max"}, "auto is resolved by the data, which a formulation does not know"),
+    "diffusion/flow": ({"sigma_max"}, "the same"),
+    "diffusion/interpolant": ({"sigma_max"}, "the same"),
+    "diffusion/ou": ({"sigma_max"}, "the same"),
+    "diffusion/ve": ({"sigma_max"}, "the same"),
+    "inpainting/replacement": ({"resamples"}, "RePaint without its resampling"),
+    "mask/mixture": (
+        {"fraction", "legs", "width", "count", "slope", "aspect"},
+        "masks of training vary; by itself each is one typical case",
+    ),
+    "model/gaussian": ({"channels", "embedding"}, "as small as unet_small"),
+    "model/residual": ({"channels", "embedding"}, "as small as unet_small"),
+    "model/unet_tiny": ({"channels", "blocks", "embedding"}, "one class in four sizes"),
+    "model/unet_small": ({"channels", "embedding"}, "one class in four sizes"),
+    "model/unet_base": ({"channels", "attention"}, "one class in four sizes"),
+    "model/unet_large": ({"channels", "blocks", "attention", "embedding"}, "one class in four sizes"),
+    "optimizer/adamw": ({"betas"}, "the class is torch's"),
+    "physics/divergence_curl": ({"curl"}, "one class for several sets of terms"),
+    "sampler/edm_stochastic": (
+        {"steps", "S_churn", "S_min", "S_max", "S_noise"},
+        "Heun's method with the churn of a published table",
+    ),
+}
+
+
+@pytest.mark.parametrize("option", LOCAL, ids=str)
+def test_a_default_is_the_same_in_yaml_and_in_python(option: Path) -> None:
+    group, name = option.parts
+    composed = plain(Composer(CONF, None).compose([f"+{group}={name}"])).get(group, {})
+    differing = set()
+    for node in _nodes(Checker(train.keys | infer.keys, complete=False).node(composed, group)):
+        for key, parameter in inspect.signature(resolve(node["_target_"], trusted=True)).parameters.items():
+            if key in node and parameter.default is not parameter.empty:
+                ours, theirs = (list(v) if isinstance(v, tuple) else v for v in (node[key], parameter.default))
+                if ours != theirs:
+                    differing.add(key)
+    assert differing == MEANT.get(f"{group}/{name}", (set(), ""))[0]
+
+
+@pytest.mark.parametrize("program", [train, infer, evaluate, export, calibrate, inspect_command], ids=lambda p: p.name)
+def test_a_program_describes_just_the_keys_of_its_configuration(program: Program) -> None:
+    """The types stand in `commands`, the defaults and their meaning in YAML: neither has a key that the other lacks."""
+    composed = Composer(CONF, program.name).compose([])
+    groups = {str(key) for key in composed.hydra.runtime.choices}
+    own = {str(key) for key in composed if key not in groups | {"hydra"}}
+    assert own - {"splits", "augment"} == set(program.keys)
+
+
+# What moved.
+
+
+@pytest.mark.parametrize("old", [*MOVED, pytest.param("", id="none")])
+def test_a_name_that_moved_leads_to_what_is_there(old: str) -> None:
+    assert not old or (callable(resolve(old)) and signature(old) is not None and MOVED[old] not in MOVED)
+
+
+def test_configurations_from_before_a_move_are_read(shapes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MOVED, "shapes.before.Old", "shapes.forms.Base")
+    monkeypatch.setitem(MOVED, "shapes.before.bad", "os.system")
+    node = {"_target_": "shapes.before.Old", "steps": 3}
+    assert build({"a": [node]}, "m")["a"][0].steps == 3
+    with pytest.raises(UserError, match=r"^unknown key m\.stepz\. Did you mean 'steps'"):
+        build(node | {"stepz": 1}, "m")
+    with pytest.raises(UserError, match="may name only"):
+        resolve("shapes.before.bad")
+    assert present_names({"a": [node], "b": ("x", 1)}) == {
+        "a": [{**node, "_target_": "shapes.forms.Base"}],
+        "b": ("x", 1),
+    }
+
+
+# Files that a checkpoint names.
+
+
+def test_a_checkpoint_opens_only_what_the_user_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret").write_text("password")
+    for target in ("formats.open_fields", "hdf5.open_hdf5", "netcdf.open_netcdf", "masks.MaskFile"):
+        node = {"_target_": f"vecfield_diffusion.data.{target}", "path": "secret"}
+        with pytest.raises(UserError, match=r"^dataset\.path=secret: a checkpoint does not choose what is opened here"):
+            build(node, "dataset")
+        with pytest.raises(UserError, match=r"^dataset\.path=secret: a checkpoint does not choose"):
+            build(node, "dataset", paths=["secret2", "./secret"])
+        for allowed in ({"paths": ["secret"]}, {"trusted": True}):
+            try:
+                build(node, "dataset", **allowed)
+            except UserError as error:
+                assert "does not choose" not in str(error)  # it was opened, and is no file of fields
+
+
+def test_a_checkpoint_makes_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = {"resolution": 8, "solver_resolution": 8, "snapshots": 2, "viscosity": 1e-3, "order": 1, "duration": 0.1}
+    node = {"_target_": "vecfield_diffusion.data.turbulence.open_turbulence", "k_peak": 2.0, **sizes}
+    with pytest.raises(UserError, match=r"^dataset\.folder=made: a checkpoint does not choose"):
+        build(node | {"folder": "made"}, "dataset")
+    assert not list(tmp_path.iterdir())
+    assert len(build(node | {"folder": "made"}, "dataset", paths=["made"])) == 2
+    assert len(build(node | {"folder": "outputs/data"}, "dataset")) == len(build(node, "dataset")) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "outputs"]
+
+
+def test_the_files_of_a_configuration() -> None:
+    config = {
+        "dataset": {"path": "a.nc", "u": "b"},
+        "mask": {"masks": {"x": {"path": "c.npy"}}},
+        "data": [{"folder": "d"}],
+    }
+    assert named_files(config) == ["a.nc", "c.npy", "d"]

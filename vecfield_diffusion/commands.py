@@ -1,12 +1,20 @@
 """What each command of the command line takes, and the name of its job: all console scripts start here.
 
-Nothing here imports torch, so that `--help`, `--cfg job` and every tab of completion answer at once; the job, a
-function `(configuration, folder) -> scores` of `programs/`, is imported when it is run.
+The types of the keys stand here, their defaults and what they mean in `conf/<command>.yaml`. Nothing here imports
+torch, so that `--help`, `--cfg job` and every tab of completion answer at once; the job, a function
+`(configuration, folder) -> scores` of `programs/`, is imported when it is run.
 """
 
 from __future__ import annotations
 
 from vecfield_diffusion.config.program import Program
+from vecfield_diffusion.config.spelling import Spelling
+
+_DEVICE = "Literal['auto', 'cpu', 'cuda']"
+_GPU = {"device": {"gpu": "cuda"}}
+_SEVERAL = (
+    "add -m to run each by itself, or score them side by side: python evaluate.py ckpt=RUN 'masks=[track,block,pixels]'"
+)
 
 #: The keys of every program that samples.
 SAMPLING = {
@@ -15,30 +23,39 @@ SAMPLING = {
     "members": "int",
     "seed": "int",
     "batch": "int",
-    "sigma_obs": "float",
+    "sigma_obs": "float | str | list[str]",
+    "calibrate": "bool",
     "history": "Literal['masked', 'whole']",
     "overlap": "float",
-    "device": "Literal['auto', 'cpu', 'cuda']",
+    "device": _DEVICE,
     "trust": "list[str]",
     "data": "str | None",
 }
 
 train = Program(
-    "train",
-    "vecfield_diffusion.programs.train:train",
+    name="train",
+    job="vecfield_diffusion.programs.train:train",
     keys={
         "name": "str",
         "seed": "int",
-        "device": "Literal['auto', 'cpu', 'cuda']",
+        "device": _DEVICE,
         "mean_field": "bool | Literal['auto']",
         "window": "tuple[int, int] | None",
     },
+    spelling=Spelling(
+        implied={"dataset.path": "dataset=file"},
+        values=_GPU,
+        answers={
+            "epochs": "training is counted in steps, each of one batch: n epochs are trainer.max_steps = n x snapshots"
+            " / trainer.batch_size; 10 epochs of 1024 snapshots in batches of 32 are trainer.max_steps=320"
+        },
+    ),
     metric="val/crps",
 )
 
 infer = Program(
-    "infer",
-    "vecfield_diffusion.programs.infer:infer",
+    name="infer",
+    job="vecfield_diffusion.programs.infer:infer",
     keys={
         **SAMPLING,
         "input": "str | None",
@@ -46,31 +63,63 @@ infer = Program(
         "bin": "float | None",
         "domain": "str | None",
         "time": "int | list[int] | str | None",
-        "sigma_obs": "float | str | list[str]",
         "hide": "float",
-        "calibrate": "bool",
         "colour": "Literal['speed', 'vorticity']",
         "likelihood": "Literal['none', 'hutchinson', 'exact']",
         "likelihood_steps": "int",
     },
     examples={"ckpt": "python infer.py ckpt=outputs/train/run mask=block"},
-    files={"mask": "file"},
+    resolves=("mask", "inpainting"),
+    spelling=Spelling(files={"mask": "file"}, values=_GPU, answers={"mask": _SEVERAL}),
     metric="crps",
 )
 
+_SCORING = {**SAMPLING, "ckpt": "str | list[str]", "masks": "list[str]", "cases": "int", "baselines": "str | list[str]"}
+_MASKS = Spelling(instead={"mask": "masks"}, values=_GPU)
+
 evaluate = Program(
-    "evaluate",
-    "vecfield_diffusion.programs.evaluate:evaluate",
-    keys={
-        **SAMPLING,
-        "ckpt": "str | list[str]",
-        "sigma_obs": "float | str | list[str]",
-        "masks": "list[str]",
-        "cases": "int",
-        "baselines": "str | list[str]",
-        "calibrate": "bool",
-    },
+    name="evaluate",
+    job="vecfield_diffusion.programs.evaluate:evaluate",
+    keys=_SCORING,
     examples={"ckpt": "python evaluate.py ckpt=outputs/train/run 'masks=[track,block,pixels]'"},
     lists={"masks": "mask"},
+    resolves=("mask", "inpainting"),
+    spelling=_MASKS,
     metric="crps",
+)
+
+calibrate = Program(
+    name="calibrate",
+    job="vecfield_diffusion.programs.calibrate:calibrate",
+    keys=_SCORING,
+    examples={"ckpt": "vecfield-calibrate ckpt=outputs/train/run 'masks=[track,block]'"},
+    lists={"masks": "mask"},
+    resolves=("mask", "inpainting"),
+    spelling=_MASKS,
+    folder=False,
+)
+
+export = Program(
+    name="export",
+    job="vecfield_diffusion.programs.export:export",
+    keys={
+        "ckpt": "str | None",
+        "from": "str | None",
+        "format": "Literal['safetensors', 'program']",
+        "dtype": "Literal['float32', 'float16']",
+        "data": "str | None",
+        "out": "str | None",
+        "trust": "list[str]",
+    },
+    folder=False,
+)
+
+inspect = Program(
+    name="inspect",
+    job="vecfield_diffusion.programs.inspect:inspect_file",
+    keys={},
+    examples={"dataset.path": "vecfield-inspect my.nc"},
+    resolves=("dataset",),
+    spelling=Spelling(subject="dataset"),
+    folder=False,
 )

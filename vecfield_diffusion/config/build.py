@@ -4,7 +4,7 @@ A configuration that the user types may name any class or function that can be i
 checkpoint was typed by somebody else, and a name in it could otherwise run any code: it may name the classes of this
 package that describe data, diffusions and networks, the functions `open_...` that open data, the classes of `torch.nn`
 and `torch.optim`, and what the modules define that the user lists in `trust=[...]`. What is named must be defined
-there, not merely be in reach from there (`torch.os`).
+there, not merely be in reach from there (`torch.os`). Of files and folders it may open only those that the user allows.
 """
 
 from __future__ import annotations
@@ -16,15 +16,28 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+from vecfield_diffusion.config.moved import MOVED, present_name
 from vecfield_diffusion.config.schema import Checker
 from vecfield_diffusion.errors import UserError
 
 PACKAGE = "vecfield_diffusion"
 ROOMS = tuple(f"{PACKAGE}.{room}" for room in ("data", "diffusion", "models"))
 CLASSES = ("torch.nn", "torch.optim")
+#: The arguments of this package's classes and functions that name a file or a folder.
+FILES = frozenset({"path", "folder", "file", "ckpt"})
+
+__all__ = ["MOVED", "build", "named_files", "resolve"]
 
 
-def build(node: Any, path: str = "", *, trusted: bool = False, trust: Sequence[str] = (), **extra: Any) -> Any:
+def build(
+    node: Any,
+    path: str = "",
+    *,
+    trusted: bool = False,
+    trust: Sequence[str] = (),
+    paths: Sequence[str] = (),
+    **extra: Any,
+) -> Any:
     """The object that a node of a configuration describes, with every node inside it.
 
     Args:
@@ -33,30 +46,58 @@ def build(node: Any, path: str = "", *, trusted: bool = False, trust: Sequence[s
         path: where the node stands in the configuration, for messages.
         trusted: whether the user typed the configuration, so that it may name whatever can be imported.
         trust: further modules that an untrusted configuration may name.
+        paths: the files and folders that an untrusted configuration may open, as it spells them.
         extra: arguments of the outermost target that no configuration can hold, such as the parameters of a network.
 
     Raises:
-        UserError: the target is not allowed or does not exist, or it refuses its arguments.
+        UserError: the target is not allowed or does not exist, it refuses its arguments, or it would open a file that
+            is not allowed.
     """
     if node is None or node == {}:
         return None
-    return _build(Checker().node(node, path), path, lambda target: resolve(target, trusted, trust), extra)
+
+    def call(name: str, arguments: dict[str, Any], place: str) -> Any:
+        try:
+            target = resolve(name, trusted, trust)
+        except UserError as error:
+            raise UserError(f"{place}._target_={name}: {error}".lstrip(".")) from None
+        if not trusted and _within(str(getattr(target, "__module__", "")), ROOMS):
+            _refuse_files(target, arguments, place, paths)
+        return _call(target, arguments, place)
+
+    return _build(Checker().node(node, path), path, call, extra)
 
 
-def _build(node: Any, path: str, resolver: Callable[[str], Callable[..., Any]], extra: Mapping[str, Any]) -> Any:
+def named_files(config: Any) -> list[str]:
+    """The files and folders that a configuration names, as it spells them: `paths` for `build`."""
+    if isinstance(config, list | tuple):
+        return [name for entry in config for name in named_files(entry)]
+    if not isinstance(config, Mapping):
+        return []
+    own = [entry for key, entry in config.items() if key in FILES and isinstance(entry, str)]
+    return own + [name for entry in config.values() for name in named_files(entry)]
+
+
+def _build(node: Any, path: str, call: Callable[[str, dict[str, Any], str], Any], extra: Mapping[str, Any]) -> Any:
     if isinstance(node, list | tuple):
-        return type(node)(_build(each, f"{path}[{index}]", resolver, {}) for index, each in enumerate(node))
+        return type(node)(_build(entry, f"{path}[{index}]", call, {}) for index, entry in enumerate(node))
     if not isinstance(node, Mapping):
         return node
     prefix = f"{path}." if path else ""
-    built = {key: _build(each, prefix + key, resolver, {}) for key, each in node.items() if key != "_target_"}
+    built = {key: _build(entry, prefix + key, call, {}) for key, entry in node.items() if key != "_target_"}
     if "_target_" not in node:
         return built
-    try:
-        target = resolver(node["_target_"])
-    except UserError as error:
-        raise UserError(f"{prefix}_target_={node['_target_']}: {error}") from None
-    return _call(target, built | dict(extra), path)
+    return call(node["_target_"], built | dict(extra), path)
+
+
+def _refuse_files(target: Callable[..., Any], arguments: Mapping[str, Any], path: str, paths: Sequence[str]) -> None:
+    """Raises UserError for a file that is neither the default of the target nor among the allowed ones."""
+    parameters = inspect.signature(target).parameters
+    for name in FILES & set(arguments):
+        value = arguments[name]
+        ours = name in parameters and value == parameters[name].default
+        if value is not None and not ours and value not in paths:
+            raise UserError(f"{path}.{name}={value}: a checkpoint does not choose what is opened here")
 
 
 def _call(target: Callable[..., Any], arguments: dict[str, Any], path: str) -> Any:
@@ -91,7 +132,7 @@ def resolve(target: str, trusted: bool = False, trust: Sequence[str] = ()) -> Ca
     Raises:
         UserError: the name is not allowed, or nothing has it.
     """
-    parts = target.split(".")
+    parts = present_name(target).split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise UserError("expected a dotted name, such as package.module.Class")
     if trusted:
@@ -100,6 +141,7 @@ def resolve(target: str, trusted: bool = False, trust: Sequence[str] = ()) -> Ca
             raise UserError("expected a class or a function")
         return found
     allowed = [*ROOMS, *CLASSES, *trust]
+    target = ".".join(parts)
     if not _within(target, allowed) or any(part.startswith("_") for part in parts):
         raise _refused(allowed, parts)
     found = _import(parts)

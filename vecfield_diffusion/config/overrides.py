@@ -7,6 +7,7 @@ others: the sum of the choices, not their product.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,9 @@ class Composer:
         folder: the folder of the configurations.
         name: the primary configuration; None for single options.
         extra: a second folder (`--config-dir`) that adds options.
+
+    Attributes:
+        folders: where options lie, the first one first.
     """
 
     def __init__(self, folder: Path, name: str | None, extra: str | None = None) -> None:
@@ -66,6 +70,7 @@ class Composer:
             anchor = SearchPathQuery(provider="schema")
             search.prepend(provider="command-line", path=f"file://{Path(extra).absolute()}", anchor=anchor)
         self.name = name
+        self.folders = [Path(folder) for folder in (extra, folder) if folder is not None]
         self.loader = ConfigLoaderImpl(config_search_path=search)
         self.parser = OverridesParser.create(config_loader=self.loader)
 
@@ -75,7 +80,7 @@ class Composer:
         Raises:
             UserError: an override is at fault, or a configuration file.
         """
-        parsed = [self.parse(each) for each in overrides]
+        parsed = [self.parse(text) for text in overrides]
         try:
             return self._load(overrides)
         except _FAILURES as error:
@@ -105,14 +110,14 @@ class Composer:
             overrides: the command line.
             params: what the sweeper sweeps over by configuration (`hydra.sweeper.params`).
         """
-        parsed = [self.parse(each) for each in overrides]
-        given = {each.get_key_element() for each in parsed}
+        parsed = [self.parse(text) for text in overrides]
+        given = {override.get_key_element() for override in parsed}
         parsed += [self.parse(f"{key}={value}") for key, value in (params or {}).items() if key not in given]
-        choices = [self._choices(each) for each in parsed]
-        first = [each[0] for each in choices]
+        choices = [self._choices(override) for override in parsed]
+        first = [texts[0] for texts in choices]
         yield first
-        for index, each in enumerate(choices):
-            for choice in each[1:]:
+        for index, texts in enumerate(choices):
+            for choice in texts[1:]:
                 yield [*first[:index], choice, *first[index + 1 :]]
 
     def _choices(self, override: Override) -> list[str]:
@@ -132,6 +137,22 @@ class Composer:
         """The options of a group; none where there is no such group."""
         return self.loader.get_group_options(group)
 
+    def nodes(self, group: str) -> dict[str, Any]:
+        """Every option of a group by its name, as it is composed by itself. Raises UserError."""
+        return _nodes(tuple(self.folders), group)
+
+    def file(self, group: str, name: str) -> Path | None:
+        """Where an option lies; the empty group holds the primary configurations."""
+        files = [folder / group / f"{name}.yaml" for folder in self.folders]
+        return next((file for file in files if file.is_file()), None)
+
+    def has(self, overrides: Sequence[str], path: str) -> bool:
+        """Whether the configuration that overrides give has a key; also where they are at fault."""
+        try:
+            return _present(self._load(overrides), path)
+        except _FAILURES:
+            return True
+
     def refuse_unknown(self, group: str, name: Any) -> None:
         """Raises UserError unless `name` is an option of the group."""
         options = self.options(group)
@@ -146,8 +167,11 @@ class Composer:
 
     def _blame_options(self, parsed: Sequence[Override]) -> None:
         """Raises UserError for the first override that chooses an option which a group does not have."""
+        chosen = self._groups()
         for override in parsed:
             group = override.key_or_group
+            if self.options(group) and chosen and group not in chosen and not group.startswith("hydra/"):
+                raise UserError(f"{group}: there is no such group here. The groups are: {', '.join(sorted(chosen))}.")
             if not self.options(group):
                 if "/" in group or override.package is not None:
                     raise UserError(f"{group}: there is no such group of options.{nearest(group, self._known(group))}")
@@ -157,16 +181,23 @@ class Composer:
                 if not override.is_delete():
                     self.refuse_unknown(group, choice)
 
+    def _groups(self) -> set[str]:
+        """The groups that the primary configuration chooses from; none where it cannot be composed."""
+        try:
+            return groups(self._load([]).hydra.runtime.choices)
+        except _FAILURES:
+            return set()
+
     def _known(self, group: str) -> list[str]:
         owner = group.rpartition("/")[0]
-        inner = [f"{owner}/{each}" for each in self.loader.list_groups(owner)] if owner else []
+        inner = [f"{owner}/{name}" for name in self.loader.list_groups(owner)] if owner else []
         return [*self.all_groups(), *inner]
 
     def _blame_keys(self, parsed: Sequence[Override]) -> None:
         """Raises UserError for the first override of a key that is not there, or added though it is."""
-        kept = [each for each in parsed if self.options(each.key_or_group)]
+        kept = [override for override in parsed if self.options(override.key_or_group)]
         try:
-            config = self._load([str(each.input_line) for each in kept])
+            config = self._load([str(override.input_line) for override in kept])
         except _FAILURES:
             return  # no key is to blame
         for override in parsed:
@@ -189,18 +220,31 @@ class Composer:
         listed = f" The keys{where} are: {', '.join(beside)}." if beside else f" There are no keys{where}."
         if owner and not _present(config, owner):
             listed = ""
-        return UserError(f"unknown key {path}.{_nearest_path(path, config, beside, self.all_groups())}{listed}")
+        holders = [name for name, node in self.nodes(owner).items() if path.rpartition(".")[2] in node] if owner else []
+        hint = f" It is a key of {owner}={', '.join(holders)}." if holders else ""
+        hint = hint or _nearest_path(path, config, beside, self.all_groups())
+        return UserError(f"unknown key {path}.{hint}{listed}")
+
+
+@functools.cache
+def _nodes(folders: tuple[Path, ...], group: str) -> dict[str, Any]:
+    """The options of a group, composed side by side; files are taken not to change while a program runs."""
+    composer = Composer(folders[-1], None, str(folders[0]) if len(folders) > 1 else None)
+    names = composer.options(group)
+    places = [f"+{group}@options.o{number}={name}" for number, name in enumerate(names)]
+    composed = plain(composer.compose(places)).get("options", {})
+    return {name: composed.get(f"o{number}", {}) for number, name in enumerate(names)}
 
 
 def _nearest_path(path: str, config: DictConfig, beside: Sequence[str], names: Sequence[str]) -> str:
     """` Did you mean ...?`: a key beside it, else one of the same name elsewhere, else any that looks like it."""
     owner, _, last = path.rpartition(".")
     prefix = f"{owner}." if owner else ""
-    if hint := nearest(path, [prefix + each for each in beside] if nearest(last, beside) else []):
+    if hint := nearest(path, [prefix + key for key in beside] if nearest(last, beside) else []):
         return hint
-    paths = [each for each in _paths(config) if not each.startswith("hydra.")]
-    same = [each for each in paths if each.rpartition(".")[2] == last]
-    others = [each for each in (*paths, *names) if not path.startswith(each)]
+    paths = [key for key in _paths(config) if not key.startswith("hydra.")]
+    same = [key for key in paths if key.rpartition(".")[2] == last]
+    others = [key for key in (*paths, *names) if not path.startswith(key)]
     return f" Did you mean '{same[0]}'?" if same else nearest(path, others)
 
 

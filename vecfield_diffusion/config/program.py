@@ -1,24 +1,22 @@
 """The programs as Hydra runs them: where the configuration lies, how it is checked, how a run ends.
 
 `Program` makes a `main` of a function `job(config, folder) -> metrics` that knows no Hydra: it gets the configuration
-in plain Python, each value as the annotation of its constructor says, and the folder of its run. The function is
-named, not passed, so that it is imported, and torch with it, when a job really runs.
+in plain Python, each value as the annotation of its constructor says, and the folder of its run. Options that the job
+may choose from stand resolved in `config["options"][group][name]`. The function is named, not passed, so that it is
+imported, and torch with it, when a job really runs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import math
-import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -26,45 +24,58 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from vecfield_diffusion import __version__
 from vecfield_diffusion.config import sweep
+from vecfield_diffusion.config.ending import guarded, or_exit, report
+from vecfield_diffusion.config.help import Help
 from vecfield_diffusion.config.overrides import Composer, groups, plain
 from vecfield_diffusion.config.schema import Checker
+from vecfield_diffusion.config.spelling import Reader, Spelling, joined, quoted
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.resources import resource
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-# A wheel carries the folder inside the package; a checkout, installed editable or not, has it beside the package.
-CONF = next((each for each in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if each.is_dir()), _PACKAGE / "conf")
+CONF = resource("conf")
+#: The reserved key of a configuration under which whole groups of options stand.
+OPTIONS = "options"
 
 _NAME = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*")
-_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
 _BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 Job = Callable[[dict[str, Any], Path], Mapping[str, float] | None]
-Result = TypeVar("Result")
 
 
 def option(group: str, name: str) -> dict[str, Any]:
-    """One option of a group by itself, such as `conf/mask/track.yaml`, checked. Raises UserError."""
-    composer = Composer(CONF, None, _overlay())
+    """One option of a group by itself, such as `conf/mask/track.yaml`, checked. Raises UserError.
+
+    To be deleted: a job finds it in `config["options"]`.
+    """
+    composer = Composer(CONF, None, _sources().get("command-line"))
     composer.refuse_unknown(group, name)
     return Checker().node(plain(composer.compose([f"+{group}={name}"])).get(group, {}), group)
 
 
-def _overlay() -> str | None:
-    """The folder that `--config-dir` named, in a running job."""
+def _sources() -> dict[str, str]:
+    """The folders of configurations in a running job: `main`, and `command-line` for that of `--config-dir`."""
     sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else ()
-    return next((source.path for source in sources if source.provider == "command-line"), None)
+    return {source.provider: source.path for source in sources if source.schema == "file"}
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the command line asks for: the arguments for Hydra, and the folder where a sweep leaves its table."""
+    """What the command line asks for.
 
-    arguments: list[str]
+    Attributes:
+        arguments: those for Hydra; None where it has nothing to do.
+        sweep: the folder where a sweep leaves its table.
+        config: the configuration of a command that leaves no folder of its own.
+    """
+
+    arguments: list[str] | None
     sweep: Path | None = None
+    config: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Program:
     """A program: calling it reads the command line, runs the job or the sweep, and exits.
 
@@ -73,19 +84,22 @@ class Program:
         job: `module:function` of the job.
         keys: the annotations of the keys outside every `_target_`, such as `{"seed": "int"}`.
         examples: for a key that must be given, a command that gives it.
-        files: groups whose option may also be a file, with the option that reads its `path`:
-            `{"mask": "file"}` makes `mask=file mask.path=m.npy` of `mask=m.npy`.
         lists: keys that hold names of options, with their group: `{"masks": "mask"}`.
+        resolves: groups of which the job gets every option, resolved, in `config["options"]`.
+        spelling: the freedoms of the command line.
         metric: the entry of the metrics that sorts the table of a sweep, lower is better.
+        folder: whether a run has a folder of its own, and may be part of a sweep; else the job writes where it says.
     """
 
     name: str
     job: str
     keys: Mapping[str, str]
     examples: Mapping[str, str] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)
     lists: Mapping[str, str] = field(default_factory=dict)
+    resolves: Sequence[str] = ()
+    spelling: Spelling = field(default_factory=Spelling)
     metric: str = "loss"
+    folder: bool = True
 
     def __call__(self) -> NoReturn:
         sys.stdout.reconfigure(line_buffering=True)  # what a killed run said is in its log
@@ -94,10 +108,15 @@ class Program:
     def config(self, *overrides: str, complete: bool = True) -> dict[str, Any]:
         """The configuration that a command line gives the job, checked; nothing is run. Raises UserError."""
         composer = Composer(CONF, self.name)
-        return self._check(composer.compose(self._with_files(overrides, composer)), composer, complete)
+        meant = Reader(self.spelling, self.keys, composer, multirun=False).read(joined(overrides))
+        return self._check(composer.compose(meant), composer, complete)
 
     def _main(self) -> int:
-        plan = self._plan(sys.argv[1:])
+        plan = self._plan(joined(sys.argv[1:]))
+        if plan.config is not None:
+            _import(self.job)(plan.config, Path("outputs") / self.name)
+        if plan.arguments is None:
+            return 0
         sys.argv[1:] = plan.arguments
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=self.name)(self.task)()
@@ -106,62 +125,93 @@ class Program:
         return 0 if plan.sweep is None or sweep.summarise(plan.sweep, self.metric) else 1
 
     def _plan(self, arguments: list[str]) -> _Plan:
-        """Checks the command line and makes the folder of the run. Raises UserError, OSError."""
+        """Checks the command line, answers questions, and makes the folder of the run. Raises UserError, OSError."""
+        if "--version" in arguments:
+            print(f"vecfield-diffusion {__version__}")
+            return _Plan(None)
         flags = _flags(arguments)
         if flags.shell_completion or flags.hydra_help or flags.info or flags.experimental_rerun:
             return _Plan(arguments)
         folder = Path(flags.config_path).absolute() if flags.config_path else CONF
         composer = Composer(folder, flags.config_name or self.name, flags.config_dir)
-        overrides = self._with_files(flags.overrides, composer)
+        if flags.help or (self.spelling.subject is not None and not flags.overrides and flags.cfg is None):
+            print(self._help(flags.overrides, composer))
+            return _Plan(None)
+        return self._plan_run(arguments, flags, composer)
+
+    def _plan_run(self, arguments: list[str], flags: Any, composer: Composer) -> _Plan:
+        reader = Reader(self.spelling, self.keys, composer, flags.multirun)
+        overrides = reader.read(flags.overrides)
         start = next(composer.variants(overrides))
         first = composer.compose(start)
-        only_shown = flags.help or flags.cfg is not None
         multirun = flags.multirun or first.hydra.mode == RunMode.MULTIRUN
         _refuse_sweeps(overrides, composer, multirun, first.hydra.sweeper._target_ == _BASIC)
+        if multirun and not self.folder:
+            raise UserError("-m: this command runs once; sweeps are for train, infer and evaluate")
+        only_shown = flags.cfg is not None
         params = first.hydra.sweeper.get("params") if multirun else None
         for variant in composer.variants(overrides, params):
             composed = first if variant == start else composer.compose(variant)
-            self._check(composed, composer, complete=not only_shown)
+            checked = self._check(composed, composer, complete=not only_shown)
         plan = [*_without(arguments, flags.overrides), *overrides]
         if only_shown:
             return _Plan(plan)
-        target = Path(first.hydra.sweep.dir if multirun else first.hydra.run.dir)
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"the folder {target} cannot be made: {error.strerror}") from error
+        for note in reader.notes:
+            print(note)
+        if not self.folder:
+            return _Plan(None, config=checked)
+        target = _made(Path(first.hydra.sweep.dir if multirun else first.hydra.run.dir))
         if not multirun:
             return _Plan(plan)
         # Pinned, for a job whose own choices set another name would leave its result where no table is made.
-        quoted = str(target).replace("\\", "\\\\").replace("'", "\\'")
-        return _Plan([*plan, f"hydra.sweep.dir='{quoted}'"], target)
+        return _Plan([*plan, f"hydra.sweep.dir={quoted(str(target))}"], target)
 
-    def _with_files(self, overrides: Sequence[str], composer: Composer) -> list[str]:
-        result = []
-        for text in overrides:
-            override = composer.parse(text)
-            group, value = override.key_or_group, override.value()
-            named = group in self.files and isinstance(value, str) and value not in composer.options(group)
-            if named and (Path(value).suffix or Path(value).is_file()):
-                result += [f"{group}={self.files[group]}", f"{group}.path={override.get_value_string()}"]
-            else:
-                result.append(text)
-        return result
+    def _help(self, typed: Sequence[str], composer: Composer) -> str:
+        """The help, or with words beside it what is known of each. Raises UserError."""
+        words = [text for text in typed if "=" not in text and not text.startswith("~")]
+        given = [text for text in typed if text not in words]
+        if self.spelling.subject is not None:  # neither the file nor its keys matter
+            words, given = [word for word in words if not Path(word).suffix and not Path(word).exists()], []
+        composed = composer.compose(Reader(self.spelling, self.keys, composer, multirun=False).read(given))
+        chosen = {str(key): str(name) for key, name in composed.hydra.runtime.choices.items()}
+        text = Help(
+            composer,
+            Checker(self.keys),
+            plain(composed),
+            {key: name for key, name in chosen.items() if "/" not in key and "@" not in key},
+            header=composed.hydra.help.header,
+            subject=self.spelling.subject,
+        )
+        return "\n\n".join(map(text.explain, words)) if words else text.overview()
 
     def _check(self, config: DictConfig, composer: Composer, complete: bool) -> dict[str, Any]:
         known = groups(config.hydra.runtime.choices) | set(composer.all_groups())
-        checked = self._checked(plain(config), known, complete)
-        for key, group in self.lists.items():
-            for name in checked.get(key) or ():
-                composer.refuse_unknown(group, name)
-        return checked
+        return self._checked(plain(config), known, composer, complete)
 
-    def _checked(self, config: dict[str, Any], known: set[str], complete: bool = True) -> dict[str, Any]:
+    def _checked(
+        self, config: dict[str, Any], known: set[str], composer: Composer, complete: bool = True
+    ) -> dict[str, Any]:
+        """The configuration with each value as its constructor receives it, and the options. Raises UserError."""
+        if OPTIONS in config:
+            raise UserError(f"unknown key {OPTIONS}: it is kept for the options of the groups")
         checked = Checker(self.keys, known, self.examples, complete).root(config)
         name = checked.get("name")
         if name is not None and not _NAME.fullmatch(str(name)):
             raise UserError(f"name={name}: a folder is called so: expected letters, digits and . _ - + only")
-        return checked
+        options = self._options(composer)
+        for key, group in self.lists.items():
+            for option_name in checked.get(key) or ():
+                composer.refuse_unknown(group, option_name)
+                Checker().node(options[group][option_name], group)
+        return checked | {OPTIONS: options} if options else checked
+
+    def _options(self, composer: Composer) -> dict[str, dict[str, Any]]:
+        """Every option of the groups that the job chooses from; what is missing in one may stay missing."""
+        checker = Checker(complete=False)
+        wanted = dict.fromkeys([*self.resolves, *self.lists.values()])
+        return {
+            group: {name: checker.node(node, group) for name, node in composer.nodes(group).items()} for group in wanted
+        }
 
     # In the job's process, which may be another one than that of the sweep.
 
@@ -172,7 +222,9 @@ class Program:
         folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
         def run() -> Mapping[str, float] | None:
-            checked = self._checked(plain(config), groups(settings.runtime.choices))
+            places = _sources()
+            composer = Composer(Path(places.get("main", CONF)), self.name, places.get("command-line"))
+            checked = self._checked(plain(config), groups(settings.runtime.choices), composer)
             return _import(self.job)(checked, folder)
 
         if settings.mode == RunMode.MULTIRUN:
@@ -181,13 +233,13 @@ class Program:
         return None
 
     def _swept(self, run: Callable[[], Mapping[str, float] | None], folder: Path, settings: Any) -> float | None:
-        overrides = [str(each) for each in settings.overrides.task]
+        overrides = [str(text) for text in settings.overrides.task]
         title = f"job {settings.job.num} ({' '.join(overrides)})"
 
         def note(status: str, **entries: Any) -> None:
-            _or_exit(lambda: sweep.write(folder, overrides, status, **entries))
+            or_exit(lambda: sweep.write(folder, overrides, status, **entries))
 
-        metrics = _or_exit(lambda: sweep.finished(folder, overrides))
+        metrics = or_exit(lambda: sweep.finished(folder, overrides))
         if metrics is not None:
             print(f"{title}: done already", flush=True)
             return metrics.get(self.metric)
@@ -196,7 +248,7 @@ class Program:
         try:
             metrics = self._scores(run())
         except Exception as error:  # whatever it was, the other jobs go on, and the table says that this one failed
-            _report(error)
+            report(error)
             note("failed", error=" ".join(f"{type(error).__name__}: {error}".split()))
             if settings.sweeper._target_ != _BASIC:
                 raise  # a sweeper that searches must know
@@ -219,27 +271,11 @@ def _import(job: str) -> Job:
 def _alone(run: Callable[[], Any], folder: Path) -> None:
     """Runs a single job; where it fails with a message, a folder that it left empty goes."""
     try:
-        _or_exit(run)
+        or_exit(run)
     except SystemExit:
         with contextlib.suppress(OSError):
             folder.rmdir()
         raise
-
-
-def _or_exit(run: Callable[[], Result]) -> Result:
-    """What `run` gives. Where it ends with a message, so does the program, past Hydra's traceback.
-
-    In a sweep the other jobs would meet the same: the folder of another sweep, a full disk.
-    """
-    results: list[Result] = []
-
-    def once() -> int:
-        results.append(run())
-        return 0
-
-    if code := guarded(once):
-        raise SystemExit(code)
-    return results[0]
 
 
 # The command line.
@@ -256,6 +292,14 @@ def _flags(arguments: list[str]) -> Any:
     return parser.parse_intermixed_args(arguments)
 
 
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from error
+    return folder
+
+
 def _without(arguments: list[str], overrides: list[str]) -> list[str]:
     rest = list(arguments)
     for override in overrides:
@@ -269,50 +313,10 @@ def _refuse_sweeps(overrides: list[str], composer: Composer, multirun: bool, bas
         if not override.is_sweep_override():
             continue
         if not multirun:
-            raise UserError(
-                f"{override.input_line} holds several values: add -m to run each, or write"
-                f" {override.get_key_element()}=[...] for a list"
-            )
+            key = override.get_key_element()
+            as_list = "" if composer.options(override.key_or_group) else f", or write {key}=[...] for a list"
+            raise UserError(f"{override.input_line} holds several values: add -m to run each{as_list}")
         if override.key_or_group == "name":
             raise UserError(f"{override.input_line}: a sweep has one name, its jobs are numbered")
         if basic and override.is_interval_sweep():
             raise UserError(f"{override.input_line}: an interval is for a sweeper that searches: hydra/sweeper=optuna")
-
-
-# How a run ends.
-
-
-def guarded(run: Callable[[], int]) -> int:
-    """Runs, and turns what only the user can mend into one message: gives the exit code.
-
-    `UserError` and a disk or folder that refuses to be written end with 1, Ctrl-C with 130. Any other exception is
-    an error of the program and keeps its traceback.
-    """
-    try:
-        return run()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `--help | head`: nobody reads on, not even what is left in the buffer
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (UserError, OSError) as error:
-        if not _is_message(error):
-            raise
-        _report(error)
-        return 1
-
-
-def _is_message(error: Exception) -> bool:
-    return isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in _REFUSED)
-
-
-def _report(error: Exception) -> None:
-    """One line for what the user can mend, a traceback for the rest, or for all with HYDRA_FULL_ERROR=1."""
-    if not _is_message(error) or os.environ.get("HYDRA_FULL_ERROR") == "1":
-        traceback.print_exception(error)
-    elif isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename is not None else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-    else:
-        print(f"error: {error}", file=sys.stderr)

@@ -59,7 +59,7 @@ class ClassifierFree(Guidance):
         ValueError: A negative scale.
     """
 
-    def __init__(self, scale: float = 1.0) -> None:
+    def __init__(self, scale: float = 1.5) -> None:
         self.scale = positive(scale)
 
     def wrap(self, denoiser: Denoiser) -> DenoiserFunction:

@@ -1,36 +1,22 @@
 """Fits the spread of a network's ensembles on the validation snapshots, one factor for each way to observe.
 
-python scripts/calibrate.py ckpt=outputs/train/run 'masks=[track,block]'
-python scripts/calibrate.py ckpt=outputs/train/run 'masks=[track]' sigma_obs=0.05 cases=100 sampler.steps=16
-
-Options are those of evaluate.py. The factors are written into the checkpoint, also into one that is shipped, and
-are applied with calibrate=true, for the same masks, errors, sampler, inpainting, physics, guidance and sensor alone.
+The factors are written into the checkpoint, also into one that is shipped, and are applied with `calibrate=true`, for
+the same masks, errors, sampler, inpainting, physics, guidance and sensor alone.
 """
 
 from __future__ import annotations
 
-import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vecfield_diffusion.commands import evaluate
-from vecfield_diffusion.config.program import option
 from vecfield_diffusion.errors import UserError
 
 if TYPE_CHECKING:
     from vecfield_diffusion.programs.evaluate import Task
 
 
-def main() -> int:
-    """Reads the command line and does what it says. Raises UserError."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        return 0
-    calibrate(evaluate.config(*sys.argv[1:]))
-    return 0
-
-
-def calibrate(config: dict[str, Any]) -> None:
-    """Fits, prints and stores one factor for each mask.
+def calibrate(config: dict[str, Any], folder: Path) -> None:
+    """Fits, prints and stores one factor for each mask; `folder` is not needed.
 
     Raises:
         UserError: A checkpoint, mask or number that does not fit.
@@ -56,7 +42,7 @@ def fit_mask(task: Task, name: str) -> None:
     from vecfield_diffusion.programs.evaluate import settled
     from vecfield_diffusion.programs.infer import fill, process_of
 
-    node = option("mask", name)
+    node = task.config["options"]["mask"][name]
     mask = build(node, "mask", trusted=True)
     if mask is None:
         given = task.config["masks"]

@@ -692,7 +692,9 @@ def write_report(task: Task, sections: list[Section], folder: Path) -> None:
         },
         "seed": config["seed"],
         "program": f"vecfield_diffusion {__version__}, torch {torch.__version__}",
-        "configuration": yaml.safe_dump(config, sort_keys=False),
+        "configuration": yaml.safe_dump(
+            {key: value for key, value in config.items() if key != "options"}, sort_keys=False
+        ),
     }
     text = render(config["name"], sections, provenance, fields.units, axes(fields))
     write_text_atomic(folder / "report.html", text)

@@ -1,84 +1,39 @@
-"""A trained model in one file, to be shipped, and back.
-
-python scripts/export.py ckpt=outputs/train/run                           weights: outputs/export/run.safetensors
-python scripts/export.py ckpt=outputs/train/run dtype=float16             half the size
-python scripts/export.py ckpt=outputs/train/run format=program            runs by torch alone: outputs/export/run.pt2
-python scripts/export.py from=run.safetensors out=outputs/train/shipped   a run folder that infer.py takes
-
-ckpt      a run folder or a checkpoint file
-from      a file that this program wrote with format=safetensors
-format    safetensors (default) | program
-dtype     float32 (default) | float16, of the weights in a safetensors file
-data      the path of the training data that is noted, where the one of this machine means nothing elsewhere
-out       the file to write; with from=, the run folder to make
-trust     modules of other packages that the configuration may name, e.g. trust=[diffusers]
-"""
+"""A trained model in one file, to be shipped, and back."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from vecfield_diffusion.config.overrides import Composer
-from vecfield_diffusion.config.program import CONF
-from vecfield_diffusion.config.schema import Checker
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.export import PROGRAM_FILE, load_weights, save_program, save_weights
 from vecfield_diffusion.programs.trained import Trained, load_trained
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 
-KEYS = {
-    "ckpt": "str | None",
-    "from": "str | None",
-    "format": "Literal['safetensors', 'program']",
-    "dtype": "Literal['float32', 'float16']",
-    "data": "str | None",
-    "out": "str | None",
-    "trust": "list[str]",
-}
-DEFAULTS = {
-    "ckpt": None,
-    "from": None,
-    "format": "safetensors",
-    "dtype": "float32",
-    "data": None,
-    "out": None,
-    "trust": [],
-}
 ENDINGS = {"safetensors": ".safetensors", "program": ".pt2"}
 
 
-def main() -> int:
-    """Reads the command line and does what it says. Raises UserError."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        return 0
-    options = read_options(sys.argv[1:])
-    print((ship if options["from"] is None else receive)(options))
-    return 0
+def export(config: dict[str, Any], folder: Path) -> None:
+    """Writes the file of a run into `folder`, or makes a run folder of a file, and says how to use it.
 
-
-def read_options(arguments: list[str]) -> dict[str, Any]:
-    """The options of a command line, checked. Raises UserError."""
-    composer = Composer(CONF, None)
-    given = {override.get_key_element(): override.value() for override in map(composer.parse, arguments)}
-    options = Checker(KEYS).root(DEFAULTS | given)
-    if (options["ckpt"] is None) == (options["from"] is None):
+    Raises:
+        UserError: neither or both are given, or they cannot be read or written.
+    """
+    if (config["ckpt"] is None) == (config["from"] is None):
         raise UserError("give either ckpt=outputs/train/NAME, to export it, or from=FILE.safetensors, to read one back")
-    if options["format"] == "program" and options["dtype"] != "float32":
+    if config["format"] == "program" and config["dtype"] != "float32":
         raise UserError("dtype=float16 is for format=safetensors: a program computes in float32")
-    return options
+    print(ship(config, folder) if config["from"] is None else receive(config))
 
 
-def ship(options: dict[str, Any]) -> str:
+def ship(options: dict[str, Any], folder: Path) -> str:
     """Writes the file of a checkpoint and says how to use it."""
     trained = load_trained(options["ckpt"], torch.device("cpu"), options["trust"])
     ending = ENDINGS[options["format"]]
-    out = Path(options["out"] or f"outputs/export/{run_name(trained)}{ending}")
+    out = Path(options["out"] or folder / f"{run_name(trained)}{ending}")
     if out.suffix != ending:
         raise UserError(f"out={out}: a file that ends in {ending} is expected")
     state = load_checkpoint(trained.path)
@@ -89,7 +44,7 @@ def ship(options: dict[str, Any]) -> str:
         how = f'files = {{"{PROGRAM_FILE}": ""}}; torch.export.load("{out}", extra_files=files)'
     else:
         save_weights(out, located(state, options["data"]), options["dtype"])
-        how = f"python scripts/export.py from={out} out=outputs/train/NAME"
+        how = f"vecfield-export from={out} out=outputs/train/NAME"
     return f"{out}: {out.stat().st_size / 1e6:.2f} MB, step {trained.step} of {trained.path}\nnext: {how}"
 
 
@@ -119,7 +74,10 @@ def receive(options: dict[str, Any]) -> str:
         path.unlink(missing_ok=True)
         path.parent.rmdir()
         raise
-    return f"{folder}: step {trained.step} of {source}\nnext: python infer.py ckpt={folder} mask=block"
+    # A file from elsewhere does not choose what is opened here: the user names the data.
+    data = trained.config["dataset"].get("path")
+    data = "" if data is None else f" data={data}"
+    return f"{folder}: step {trained.step} of {source}\nnext: python infer.py ckpt={folder} mask=block{data}"
 
 
 def run_name(trained: Trained) -> str:

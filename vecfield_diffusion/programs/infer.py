@@ -312,7 +312,7 @@ def survey(task: Task) -> Seen:
 
 def key(config: dict[str, Any], task: Task) -> str:
     """What the filled fields depend on, in short: an interrupted run goes on only with the same."""
-    free = ("name", "batch", "device", "colour")
+    free = ("name", "batch", "device", "colour", "options")
     told = {name: value for name, value in config.items() if name not in free}
     files = [task.trained.path, *sources(task.fields.source), *filter(None, [getattr(task.mask, "path", None)])]
     files += [task.parts.weak.path] if task.parts.weak is not None else []
@@ -345,7 +345,7 @@ def template(task: Task) -> Template:
         "source": fields.source,
         **{name: value for name, value in {**fields.global_attrs, **fields.attrs}.items() if name not in NATIVE},
         "history": "\n".join([done, *filter(None, [str(fields.global_attrs.get("history", ""))])]),
-        "config": yaml.safe_dump(config, sort_keys=False),
+        "config": yaml.safe_dump({key: value for key, value in config.items() if key != "options"}, sort_keys=False),
         "ckpt": str(task.trained.path),
         "seed": config["seed"],
         "vecfield_diffusion_version": __version__,

@@ -176,7 +176,8 @@ def unfamiliar(trained: Trained, observed: Tensor) -> tuple[int, int]:
     from vecfield_diffusion.config.build import build
     from vecfield_diffusion.training.batches import draw, windows
 
-    mask, generator = build(trained.config["mask"], "mask", trusted=True), torch.Generator().manual_seed(0)
+    mask = build(trained.config["mask"], "mask", trust=trained.trust, paths=trained.files)
+    generator = torch.Generator().manual_seed(0)
     grid = trained.grid.to("cpu")
     size, domain = tuple(map(min, trained.window, grid.shape)), grid.valid
     if size != grid.shape:

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 import yaml
 
-from vecfield_diffusion.config.build import build
-from vecfield_diffusion.config.program import CONF
+from vecfield_diffusion.config.build import build, named_files
 from vecfield_diffusion.data.context import Context
 from vecfield_diffusion.data.fields import Fields, same_units
 from vecfield_diffusion.data.formats import open_fields
@@ -32,12 +31,13 @@ from vecfield_diffusion.inference.windows import Windowed
 from vecfield_diffusion.models.gaussian import Waves
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.method import Posterior
+from vecfield_diffusion.resources import resource
 from vecfield_diffusion.samplers.adaptive import Adaptive
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint
 from vecfield_diffusion.training.trainer import network_precision
 
 #: Where shipped networks lie: in a wheel inside the package, in a checkout beside it.
-PRETRAINED = [CONF.parent / "pretrained"]
+PRETRAINED = [resource("pretrained")]
 
 
 def choose_device(name: str) -> torch.device:
@@ -143,7 +143,8 @@ class Trained:
 
     `coordinates` are `x` and `y` with their names, as `Fields` has them, where the checkpoint knows them; `context` is
     what the network is told beside observations; `window` is the size of its fields, where they were windows;
-    `calibration` are the factors of its spread, see `inference/calibration.py`.
+    `calibration` are the factors of its spread, see `inference/calibration.py`. `trust` and `files` are the modules and
+    the files that its configuration may name.
     """
 
     denoiser: Denoiser
@@ -157,6 +158,8 @@ class Trained:
     context: Context | None = None
     coordinates: Mapping[str, Any] | None = None
     calibration: Sequence[Mapping[str, Any]] = ()
+    trust: Sequence[str] = ()
+    files: Sequence[str] = ()
 
     @property
     def window(self) -> tuple[int, int]:
@@ -200,8 +203,19 @@ def load_trained(ckpt: str, device: torch.device, trust: Sequence[str] = ()) -> 
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: the checkpoint does not fit this program ({reason})") from error
     denoiser = denoiser.eval().requires_grad_(False)
-    rest = context, state.get("coordinates"), state.get("calibration", ())
+    rest = context, state.get("coordinates"), state.get("calibration", ()), trust, allowed_files(path)
     return Trained(denoiser, grid, statistics, units, split, config, path, step, *rest)
+
+
+def allowed_files(path: Path) -> list[str]:
+    """The files that a checkpoint may open: those that the configuration of its run folder names, and no others."""
+    config = path.parent.parent / "config.yaml"
+    if path.parent.name != "checkpoints" or not config.is_file():
+        return []
+    try:
+        return named_files(yaml.safe_load(config.read_text()))
+    except (OSError, ValueError, yaml.YAMLError):
+        return []
 
 
 def open_input(
@@ -270,8 +284,9 @@ def held_out(trained: Trained, split: str, trust: Sequence[str] = (), data: str 
     node = trained.config["dataset"]
     if data is not None and "path" not in node:
         raise UserError(f"data={data}: {trained.path} was trained on data that are made, not read")
+    paths = [*trained.files, *([] if data is None else [data])]
     try:
-        fields = build(node if data is None else {**node, "path": data}, "dataset", trust=trust)
+        fields = build(node if data is None else {**node, "path": data}, "dataset", trust=trust, paths=paths)
     except UserError as error:
         raise UserError(
             f"the data that {trained.path} was trained on: {error} (run it from the folder where it was trained, or "

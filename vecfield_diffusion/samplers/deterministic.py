@@ -22,6 +22,9 @@ from vecfield_diffusion.samplers.base import LevelDenoiser, NoiseFunction, Sampl
 class Euler(Sampler):
     """First order: `z_r = D + (r / s)(z - D)`, which is DDIM (Song et al., ICLR 2021, equation 12 with eta = 0)."""
 
+    def __init__(self, steps: int = 64, grid: GridName = "native") -> None:
+        super().__init__(steps, grid)
+
     @property
     def evaluations(self) -> int:
         return self.steps
@@ -94,6 +97,9 @@ class Midpoint(Sampler):
     The last step, r = 0, is no exception. A run costs two evaluations a step.
     """
 
+    def __init__(self, steps: int = 16, grid: GridName = "native") -> None:
+        super().__init__(steps, grid)
+
     @property
     def evaluations(self) -> int:
         return 2 * self.steps
@@ -115,6 +121,9 @@ class DPMpp2M(Sampler):
 
     The first step is of first order; so is the last, which returns D.
     """
+
+    def __init__(self, steps: int = 32, grid: GridName = "log_snr") -> None:
+        super().__init__(steps, grid)
 
     @property
     def evaluations(self) -> int:

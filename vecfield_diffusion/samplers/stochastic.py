@@ -87,7 +87,7 @@ class Ancestral(Sampler):
 
     def __init__(
         self,
-        steps: int = 1000,
+        steps: int = 256,
         grid: GridName = "native",
         variance: Literal["small", "large", "learned"] = "small",
     ) -> None:
@@ -122,6 +122,9 @@ class EulerMaruyama(Sampler):
     The last step, r = 0, returns D: the noise of its Euler step would be as large as what it removes.
     """
 
+    def __init__(self, steps: int = 256, grid: GridName = "native") -> None:
+        super().__init__(steps, grid)
+
     @property
     def evaluations(self) -> int:
         return self.steps
@@ -146,6 +149,9 @@ class HeunSDE(Sampler):
     rule with one shared noise is of weak order 2 (Kloeden & Platen, 1992, section 15.1). The last step, r = 0, returns
     D; a run costs 2 n - 1 evaluations.
     """
+
+    def __init__(self, steps: int = 64, grid: GridName = "native") -> None:
+        super().__init__(steps, grid)
 
     @property
     def evaluations(self) -> int:
@@ -185,7 +191,7 @@ class PredictorCorrector(EulerMaruyama):
     """
 
     def __init__(
-        self, steps: int = 1000, grid: GridName = "native", corrector_steps: int = 1, snr: float = 0.16
+        self, steps: int = 256, grid: GridName = "native", corrector_steps: int = 1, snr: float = 0.16
     ) -> None:
         super().__init__(steps, grid)
         if corrector_steps < 0:
