@@ -233,7 +233,7 @@ def network(field, diffusion=None, head=0.0, dtype=torch.float64):
     torch.manual_seed(0)
     channels = 7 if diffusion is None else 7 + 2 * diffusion.coupled
     network = GaussianResidual(channels, 2, (True, True), **SIZES)
-    network.learn(field)
+    network.learn(lambda: field)
     if head:
         torch.nn.init.normal_(network.network.head[-1].weight, std=head)
     network.network.to(dtype)

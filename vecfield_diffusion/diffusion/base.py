@@ -65,8 +65,10 @@ class Diffusion(nn.Module):
 
     #: Whether the network gives, beside the mean, where the reverse variance lies between its bounds.
     learned_variance: bool = False
-    #: Whether the path runs through the first guess of the observation, which the network is then told.
+    #: Whether the path runs through the background of the observation, which the network then sees.
     coupled: bool = False
+    #: Whether there are noisy fields that a network could learn from; a regression has none.
+    noisy: bool = True
     #: The exponent of the `karras` grid.
     rho: float = 7.0
 

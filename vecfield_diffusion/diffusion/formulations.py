@@ -541,15 +541,25 @@ class Interpolant(Diffusion):
 
 
 class Regression(Diffusion):
-    """No diffusion, a baseline: the network is told the observation alone and gives the mean of the field, D = F(0, y).
+    """No diffusion, a baseline: the network sees the observation alone and gives the mean of the field, D = F(0, y).
 
     c_in = c_skip = 0 and c_out = 1 at every level, so that D is that of infinite noise, the loss is the mean squared
     error, and whatever the sampler, every member is the mean: `sampler.steps=1` is enough. There is no spread, and no
     derivative by the state for methods that ask for one.
+
+    Arguments:
+        conditioned_as: A formulation whose background the network sees as well; None for none.
     """
 
-    def __init__(self) -> None:
+    noisy = False
+
+    def __init__(self, conditioned_as: Diffusion | None = None) -> None:
         super().__init__(1.0, 1e3, "sample")
+        self.conditioned_as = conditioned_as
+        self.coupled = conditioned_as is not None and conditioned_as.coupled
+
+    def prepare(self, observation: Observation, grid: Grid) -> Observation:
+        return observation if self.conditioned_as is None else self.conditioned_as.prepare(observation, grid)
 
     def time(self, s: Tensor) -> Tensor:
         return s

@@ -9,7 +9,6 @@ usual one, at low noise a Wiener filter. Let c(s, y) be the standard deviation o
 for any formulation. With F = 0 it samples the Gaussian posterior; what is learned is what sets the fields apart from
 Gaussian ones. The scalars c_skip and c_out of Karras et al. (NeurIPS 2022, table 1) are the case of white fields and no
 observations; Wang & Vastola (TMLR 2024) measured that learned denoisers are nearly Gaussian over most noise levels.
-`diffusion/denoiser.py` puts D together.
 
 The covariance is V L V^T of orthonormal modes V, and something simple beside them: see `Waves` and `Eigenfields`. Data
 with weights w of the cells give the coefficients of the modes the posterior precision
@@ -22,7 +21,7 @@ No eigenvalue of what is factorised is below 1: float32 is enough.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, Self
@@ -30,6 +29,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from vecfield_diffusion.models.base import Known, Parametrization, Preconditioned, Scalars, column
 from vecfield_diffusion.models.unet import UNet
 
 FIELD = 2  # channels of the noisy field; what is known follows
@@ -57,6 +57,8 @@ class Modes(nn.Module, ABC):
         valid: The cells of the domain, boolean `(B, 1, H, W)`.
     """
 
+    #: Whether all cells of the rectangle must belong to the domain.
+    fills_domain: bool = False
     #: Random vectors that estimate the trace of the posterior covariance, to a few hundredths.
     PROBES = 16
 
@@ -116,6 +118,7 @@ class Waves(Modes):
         modes: The number K at most; waves that carry 1e-4 of the variance together are left out in any case.
     """
 
+    fills_domain = True
     #: The number of modes K that is taken, at most, and the share of the variance that they may leave out.
     MODES, LEFT_OUT = 1000, 1e-4
 
@@ -352,7 +355,7 @@ class Eigenfields(Modes):
         return gram
 
 
-class GaussianResidual(nn.Module):
+class GaussianResidual(nn.Module, Parametrization):
     """The posterior of a Gaussian field, and a UNet for what it misses.
 
     Arguments:
@@ -372,6 +375,9 @@ class GaussianResidual(nn.Module):
     Raises:
         ValueError: Sizes that make no network; see `UNet`.
     """
+
+    traceable = False  # it solves a system of its own for each observation
+    needs_noise = "model=gaussian builds on noisy fields, which diffusion=regression has none of"
 
     def __init__(
         self,
@@ -397,13 +403,28 @@ class GaussianResidual(nn.Module):
             self.field = found[0]().to(next(self.parameters()).device)
         super()._load_from_state_dict(state, prefix, *rest)
 
-    def learn(self, field: Modes) -> None:
-        """Takes the Gaussian field, which training leaves as it is."""
-        self.field = field.to(next(self.parameters()).device)
+    @property
+    def fills_domain(self) -> bool:
+        """Whether the field is one of waves, which have no gaps."""
+        return self.field is not None and self.field.fills_domain
 
-    def posterior(
-        self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def learn(self, field: Callable[[], Modes]) -> None:
+        """Takes the Gaussian field `field()`, which training leaves as it is."""
+        self.field = field().to(next(self.parameters()).device)
+
+    def precondition(self, z: Tensor, s: Tensor, known: Known, scalars: Callable[[Tensor], Scalars]) -> Preconditioned:
+        """See `Parametrization`; of the formulation c_noise alone enters."""
+        mean, c = self.posterior(z, s, known.y, known.observed, known.error, known.valid)
+        innovation = torch.where(known.observed, (known.y - mean) / column(c), 0.0)
+        noise = torch.where(known.valid, (z - mean) / column(s), 0.0)
+        channels = torch.cat([noise, known.channels, mean, innovation], dim=1)
+        return Preconditioned(mean, c, channels, scalars(s).c_noise)
+
+    def weight(self, s: Tensor, out: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
+        """1 / c^2, the squared error of F."""
+        return out**-2
+
+    def posterior(self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> Posterior:
         """g, `(B, 2, H, W)`, and c, `(B,)`; arguments as for `Modes`.
 
         Raises:

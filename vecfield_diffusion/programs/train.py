@@ -89,8 +89,7 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
     diffusion = build(config["diffusion"], "diffusion", trusted=True)
     own = (copy.deepcopy(diffusion), copy.deepcopy(normalizer), fields.grid, device, context)
     denoiser = make_denoiser(config, *own, trusted=True)
-    if hasattr(denoiser.network, "learn"):
-        denoiser.network.learn(gaussian_field(fields, split["train"], normalizer, window))
+    denoiser.parametrization.learn(lambda: gaussian_field(fields, split["train"], normalizer, window))
     announce(denoiser, statistics, names)
     keep_config(config, folder)
 

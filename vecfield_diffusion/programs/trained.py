@@ -29,7 +29,6 @@ from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.guidance.physics import Physics
 from vecfield_diffusion.inference.export import SHIPPED, load_weights
 from vecfield_diffusion.inference.windows import Windowed
-from vecfield_diffusion.models.gaussian import Waves
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.method import Posterior
 from vecfield_diffusion.samplers.adaptive import Adaptive
@@ -299,7 +298,7 @@ def fit_size(trained: Trained, fields: Fields, overlap: float = 0.25, batch: int
         UserError: A network that knows its own domain alone.
     """
     denoiser, grid = trained.denoiser, trained.grid
-    if isinstance(getattr(denoiser.network, "field", None), Waves) and not fields.grid.valid.all():
+    if denoiser.parametrization.fills_domain and not fields.grid.valid.all():
         raise UserError(
             f"{fields.source} has cells outside the domain, but {trained.path} was trained with model=gaussian on "
             "waves that fill all of it. Give a file without land, or train with window=[32,32] or so"
