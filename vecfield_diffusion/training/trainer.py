@@ -198,6 +198,8 @@ class Run:
         try:
             self.denoiser.network.load_state_dict(state["network"])
             self.denoiser.diffusion.load_state_dict(state.get("diffusion", {}))
+            # Of what a run of an older version did not average, the average is what its network has.
+            self.ema = EMA(self.denoiser.network, self.trainer.ema)
             self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.counters = Counters(**state["counters"])
