@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "vecfield_diffusion"
 
 FLOORS = [
-    {"errors", "atomic", ""},
+    {"errors", "atomic", "memory", "threads", ""},
     {"models", "physics"},
     {"diffusion", "data"},
     {"samplers"},

@@ -30,6 +30,7 @@ from vecfield_diffusion.config import sweep
 from vecfield_diffusion.config.overrides import Composer, groups, plain
 from vecfield_diffusion.config.schema import Checker
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.threads import wait_passively
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # A wheel carries the folder inside the package; a checkout, installed editable or not, has it beside the package.
@@ -89,6 +90,7 @@ class Program:
 
     def __call__(self) -> NoReturn:
         sys.stdout.reconfigure(line_buffering=True)  # what a killed run said is in its log
+        wait_passively()
         sys.exit(guarded(self._main))
 
     def config(self, *overrides: str, complete: bool = True) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 from vecfield_diffusion.models.layers import Attention, Conv3x3, FourierEmbedding, groups, zero
 
+#: The most resolutions, and the most blocks at each and cells in a patch: beyond what any field or memory could fill.
+RESOLUTIONS, LARGEST = 16, 100
+
 
 class ResidualBlock(nn.Module):
     """Two convolutions with the noise level entering as scale and shift, added to a skip connection.
@@ -142,12 +145,18 @@ class UNet(nn.Module):
 
 
 def check_sizes(channels: list[int], blocks: int, attention: list[int], patch: int, dropout: float) -> None:
-    """Raises ValueError for sizes that make no network."""
+    """Raises ValueError for sizes that make no network, before anything is made of them."""
     if not channels or min(channels) < 1:
-        raise ValueError(f"channels must name at least one positive width, got {list(channels)}")
+        raise ValueError(f"channels must name at least one positive width, got {list(channels)[:8]}")
+    if len(channels) > RESOLUTIONS:
+        raise ValueError(
+            f"channels must name at most {RESOLUTIONS} resolutions, got {len(channels)}: each is half the one before"
+        )
     for name, value in (("blocks", blocks), ("patch", patch)):
         if value < 1:
             raise ValueError(f"{name} must be >= 1, got {value}")
+        if value > LARGEST:
+            raise ValueError(f"{name} must be <= {LARGEST}, got {value}")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
     for index in attention:

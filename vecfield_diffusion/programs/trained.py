@@ -23,17 +23,18 @@ from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import Regression
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.diffusion.precision import network_precision
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.cfg import ClassifierFree, NoGuidance
 from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.guidance.physics import Physics
 from vecfield_diffusion.inference.export import SHIPPED, load_weights
 from vecfield_diffusion.inference.windows import Windowed
+from vecfield_diffusion.models.budget import Budget
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.method import Posterior
 from vecfield_diffusion.samplers.adaptive import Adaptive
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint
-from vecfield_diffusion.training.trainer import network_precision
 
 #: Where shipped networks lie: in a wheel inside the package, in a checkout beside it.
 PRETRAINED = [CONF.parent / "pretrained"]
@@ -63,7 +64,8 @@ def make_denoiser(
     sizes = zip(grid.periodic, config["window"] or grid.shape, grid.shape, strict=True)
     periodic = tuple(closed and size == full for closed, size, full in sizes)
     shape = network_channels(diffusion, context) | {"periodic": periodic}
-    network = build(config["model"], "model", trusted=trusted, trust=trust, **shape)
+    with Budget():
+        network = build(config["model"], "model", trusted=trusted, trust=trust, **shape)
     dtype = network_precision(config["trainer"]["precision"], device)
     denoiser = Denoiser(network, diffusion, normalizer, autocast=dtype)
     return denoiser.to(device=device, memory_format=torch.channels_last)
