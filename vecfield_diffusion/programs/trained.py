@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import yaml
 
+from vecfield_diffusion import threads
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.config.program import CONF
 from vecfield_diffusion.data.context import Context
@@ -46,6 +47,8 @@ def choose_device(name: str) -> torch.device:
         raise UserError("device=cuda: torch sees no GPU here. Use device=auto or device=cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu" and not threads.chosen():
+        torch.set_num_threads(threads.free())
     return torch.device(name)
 
 
