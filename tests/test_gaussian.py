@@ -307,7 +307,7 @@ def test_without_training_every_formulation_has_the_gaussian_posterior(name, pre
     z, *given = data(valid)
     told = observation(*given)
     if diffusion.coupled:
-        told = Observation(told.y, told.observed, told.sigma_y, told.valid, guess=torch.zeros_like(z))
+        told = Observation(told.y, told.observed, told.sigma_y, told.valid, background=torch.zeros_like(z))
     levels = torch.tensor([0.05, 1.0, 0.9 * diffusion.sigma_max], dtype=torch.float64)
     got = denoiser(torch.where(given[3], z, torch.nan), levels, told)
     for i, s in enumerate(levels.tolist()):

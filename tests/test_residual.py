@@ -316,7 +316,7 @@ def test_the_mean_alone_is_told_the_first_guess():
     diffusion = Interpolant()
     denoiser, (_, observation, _) = tiny(diffusion).eval(), draws(3, dtype=torch.float32)
     alone = mean_only(denoiser)
-    prepared = diffusion.prepare(observation, GRID)
+    prepared = diffusion.with_background(observation, GRID)
     sampler = build(option("sampler", "euler") | {"steps": 1}, "sampler", trusted=True)
     members = sample_ensemble(alone, sampler, Conditional(), NoPhysics(), observation, GRID, members=2, seed=0)
     with torch.no_grad():

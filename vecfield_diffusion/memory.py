@@ -32,8 +32,8 @@ def available(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
 def entry(path: Path, name: str) -> int | None:
     """The number beside a name in a file of lines `name number`; None where there is none."""
     try:
-        rows = [line.split() for line in path.read_text().splitlines()]
-        return next((int(row[1]) for row in rows if row[:1] == [name] and len(row) > 1), None)
+        lines = [line.split() for line in path.read_text().splitlines()]
+        return next((int(words[1]) for words in lines if words[:1] == [name] and len(words) > 1), None)
     except (OSError, ValueError):
         return None
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.models.modes import Modes, Posterior, alike, least, of_samples, signs
+from vecfield_diffusion.models.modes import MeanVariance, Modes, alike, least, of_samples, signs
 
 #: Products of modes that float32 leaves, at most.
 ROUNDED = 1e-5
@@ -35,7 +35,7 @@ class Eigenfields(Modes):
     #: The number of modes K that is taken.
     MODES = 500
     #: The number of modes up to which the trace is exact, and the random vectors that estimate it beyond.
-    EXACT, VECTORS = 128, 32
+    EXACT, VECTORS = 128, 16
     #: Products of modes over the cells of a mask that are remembered, at most.
     REMEMBERED = 32
 
@@ -61,14 +61,14 @@ class Eigenfields(Modes):
             upright = (vectors * triangle.diagonal().sign()).T.reshape(self.modes.shape)
             self.modes = upright.to(self.modes)
 
-    def forward(self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> Posterior:
+    def forward(self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> MeanVariance:
         """See `Modes`."""
         noise, square = s[:, None, None, None].square(), error.square()
         p = torch.where(observed, noise * square / (noise + square), noise)
         m = torch.where(observed, (square * z + noise * y) / (noise + square), z)
-        nugget, modes, variances = (each.to(z.dtype) for each in (self.nugget, self.modes, self.variances))
+        nugget, modes, variances = (value.to(z.dtype) for value in (self.nugget, self.modes, self.variances))
         total = (nugget + p).clamp(min=least(variances))
-        weight, white = (torch.where(valid, each, 0.0) for each in (1 / total, nugget / total))
+        weight, white = (torch.where(valid, share, 0.0) for share in (1 / total, nugget / total))
         kept = torch.where(valid, 1 - white, 0.0)
         kinds, which = alike(torch.cat([weight.flatten(1), kept.flatten(1)], dim=1))
         kinds, kinds_kept = kinds.chunk(2, dim=1)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vecfield_diffusion.models.base import Known, Parametrization, Preconditioned, Scalars, column
 from vecfield_diffusion.models.eigenfields import Eigenfields
-from vecfield_diffusion.models.modes import Modes, Posterior
+from vecfield_diffusion.models.modes import MeanVariance, Modes
 from vecfield_diffusion.models.unet import UNet
 from vecfield_diffusion.models.waves import Waves
 
@@ -99,7 +99,9 @@ class GaussianResidual(nn.Module, Parametrization):
         """1 / c^2, the squared error of F."""
         return out**-2
 
-    def posterior(self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> Posterior:
+    def posterior(
+        self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor
+    ) -> MeanVariance:
         """g, `(B, 2, H, W)`, and c, `(B,)`; arguments as for `Modes`.
 
         Raises:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 #: The mean of x0 `(B, 2, H, W)`, and the mean variance of its error `(B,)`.
-Posterior = tuple[Tensor, Tensor]
+MeanVariance = tuple[Tensor, Tensor]
 
 
 class Modes(nn.Module, ABC):
@@ -41,7 +41,7 @@ class Modes(nn.Module, ABC):
     PROBES = 16
 
     @abstractmethod
-    def forward(self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> Posterior:
+    def forward(self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> MeanVariance:
         """See the class."""
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:

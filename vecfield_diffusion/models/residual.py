@@ -1,7 +1,7 @@
 """A regression for the mean of the field and a network for what it misses (CorrDiff: Mardani et al., 2025).
 
 One network gives mu(y), the mean of the field given what is known of it; it sees no noise. The other denoises the
-residual r = x0 - mu, told mu beside what is known. With w the standard deviation of the residual, r / w is data of unit
+residual r = x0 - mu, conditioned on mu as well. With w the standard deviation of the residual, r / w is data of unit
 variance at the noise level s / w, and the denoiser of the field is
 
     D(z, s, y) = mu + w D_r((z - mu) / w, s / w, [y, mu])
@@ -9,7 +9,7 @@ variance at the noise level s / w, and the denoiser of the field is
 for any formulation (doi:10.1038/s43247-025-02042-5, whose two networks are trained one after the other). mu is constant
 in z, so this is exactly E[x0 | z, y] where D_r is exact, whatever mu is. With the preconditioning of D_r written out,
 
-    D = mu + c_skip (x_t - alpha mu) + w c_out F,    c_in, c_noise, c_skip and c_out those at the level s / w.
+    D = mu + c_skip alpha (z - mu) + w c_out F,    all of the formulation's scalars at the level s / w.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A UNet for fields of any size: residual blocks at several resolutions, told the noise level.
+"""A UNet for fields of any size: residual blocks at several resolutions, conditioned on the noise level.
 
 Down the left side the field is halved and the channels grow, up the right side each block joins what the left side had
 at its resolution (Ronneberger et al., MICCAI 2015; residual blocks with adaptive group normalisation as Dhariwal &

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.models.modes import Modes, Posterior, alike, least, of_samples
+from vecfield_diffusion.models.modes import MeanVariance, Modes, alike, least, of_samples
 
 
 class Waves(Modes):
@@ -51,7 +51,7 @@ class Waves(Modes):
             self.tables[key] = Table.of(spectrum.cpu(), int(self.modes), self.LEFT_OUT).to(like)
         return self.tables[key]
 
-    def forward(self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> Posterior:
+    def forward(self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> MeanVariance:
         """See `Modes`."""
         table, noise = self.table(z), s[:, None].square()
         share = observed.to(z).mean(dim=(2, 3), keepdim=True)
@@ -101,7 +101,7 @@ class Table:
     def of(cls, spectrum: Tensor, modes: int, left_out: float) -> Self:
         """From the spectrum `(H, W, 2, 2)`."""
         shape, size = spectrum.shape[:2], spectrum.shape[0] * spectrum.shape[1]
-        y, x = (each.flatten() for each in torch.meshgrid(*map(torch.arange, shape), indexing="ij"))
+        y, x = (axis.flatten() for axis in torch.meshgrid(*map(torch.arange, shape), indexing="ij"))
         opposite = (-y % shape[0]) * shape[1] + -x % shape[1]
         cells = torch.arange(size)
         own = opposite == cells
@@ -122,7 +122,7 @@ class Table:
         rest[opposite[wave], index] = 0.0
 
         def at(sign: int) -> Tensor:
-            rows, columns = (each[wave][None, :] + sign * each[wave][:, None] for each in (y, x))
+            rows, columns = (axis[wave][None, :] + sign * axis[wave][:, None] for axis in (y, x))
             return rows % shape[0] * shape[1] + columns % shape[1]
 
         return cls(
@@ -147,7 +147,7 @@ class Table:
             kind = like.dtype.to_complex() if value.is_complex() else like.dtype
             return value.to(like.device, kind if value.is_complex() or value.is_floating_point() else value.dtype)
 
-        return Table(*(cast(getattr(self, each.name)) for each in fields(self)))
+        return Table(*(cast(getattr(self, field.name)) for field in fields(self)))
 
     def gram(self, weight: Tensor) -> Tensor:
         """V^T w V, `(U, K, K)`, for weights `(U, H, W)`: transforms of the weights at sums and differences of waves."""

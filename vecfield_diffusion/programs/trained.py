@@ -75,7 +75,7 @@ def make_denoiser(
 
 
 def network_channels(diffusion: Diffusion, context: Context | None = None) -> dict[str, int]:
-    """The channels of a network: the field, the observation, the guess, the context; mean and variance."""
+    """The channels of a network: the field, the observation, the background, the context; mean and variance."""
     told = Observation.CHANNELS + (2 if diffusion.coupled else 0) + (0 if context is None else len(context))
     channels = {"in_channels": 2 + told}
     return channels | {"out_channels": 4} if diffusion.learned_variance else channels

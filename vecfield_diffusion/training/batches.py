@@ -120,7 +120,7 @@ class Batches:
         sigma_y = self.sigma_obs * torch.rand(self.size, 1, 1, 1, generator=generator)
         y = x0 + sigma_y * torch.randn(x0.shape, generator=generator)
         # A cell that was not measured has no noisy value either: to the network it lies outside the domain.
-        observation = self.diffusion.prepare(Observation(y, observed, sigma_y, measured), self.grid)
+        observation = self.diffusion.with_background(Observation(y, observed, sigma_y, measured), self.grid)
         silent = torch.rand(self.size, generator=generator) < self.dropout
         t = self.diffusion.sample_times(self.size, generator)
         observation = replace(observation.forget(silent), context=context)
