@@ -197,7 +197,7 @@ def excess(run: Run, cases: list[Case]) -> list[float]:
         above = least = 0.0
         for case in cases:
             z = case.x0 + s * torch.randn(case.x0.shape, generator=generator, dtype=torch.float64)
-            told = denoiser.diffusion.prepare(case.observation, grid)
+            told = denoiser.diffusion.with_background(case.observation, grid)
             exact = case.exact(z, s)
             above += (denoiser(z.float(), torch.full((len(z),), s), told) - exact).square().sum().item()
             least += (exact - case.x0).square().sum().item()

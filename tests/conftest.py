@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there: what is equal to the last bit needs one number
 
 import pytest
 from programs import PROGRAMS, TINY, Call, process

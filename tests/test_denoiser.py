@@ -231,7 +231,7 @@ def test_learned_uncertainty_is_least_at_the_logarithm_of_the_loss():
         assert gradient.item() == pytest.approx(1 - plain[0].item() / math.exp(u), abs=1e-9)
 
 
-def test_the_network_is_told_the_guess_and_it_is_forgotten_with_the_rest():
+def test_the_network_sees_the_background_and_it_is_forgotten_with_the_rest():
     """The interpolant: harmonic between the observed cells, beside the other channels; 0 where nothing is observed."""
     interpolant, grid = Interpolant(), Grid(torch.ones(6, 8, dtype=torch.bool), 1.0, 1.0, "periodic", "open")
     y = torch.arange(6.0, dtype=torch.float64).view(1, 1, 6, 1).expand(2, 2, 6, 8).contiguous()
@@ -239,22 +239,22 @@ def test_the_network_is_told_the_guess_and_it_is_forgotten_with_the_rest():
     observed[:, :, [0, 5]] = True
     valid = torch.ones_like(observed)
     given = Observation(y.where(observed, torch.nan), observed, torch.zeros(2, 1, 1, 1).double(), valid)
-    told = interpolant.prepare(given, grid)
-    torch.testing.assert_close(told.guess, y, rtol=1e-5, atol=1e-5)  # a straight line is harmonic
-    torch.testing.assert_close(told.channels()[:, 5:], told.guess)
+    told = interpolant.with_background(given, grid)
+    torch.testing.assert_close(told.background, y, rtol=1e-5, atol=1e-5)  # a straight line is harmonic
+    torch.testing.assert_close(told.channels()[:, 5:], told.background)
     silent = told.forget(torch.tensor([True, False]))
-    assert silent.guess[0].abs().max() == 0 and (silent.guess[1] == told.guess[1]).all()
-    assert len(told[:1].guess) == 1 and EDM().prepare(given, grid) is given
+    assert silent.background[0].abs().max() == 0 and (silent.background[1] == told.background[1]).all()
+    assert len(told[:1].background) == 1 and EDM().with_background(given, grid) is given
 
 
-def test_the_guess_knows_spacing_and_boundaries():
+def test_the_background_knows_spacing_and_boundaries():
     """Against the fill itself, where rows are far apart and one axis is periodic."""
     generator = torch.Generator().manual_seed(4)
     given = some_observation(3, generator, land=True)
     for axes in (("periodic", "open"), ("open", "periodic")):
         grid = Grid(given.valid[0, 0], 1.0, torch.linspace(2, 4, 6), *axes)
         expected = harmonic_fill(given.y, given.observed, given.valid, grid.periodic, dx=grid.dx, dy=grid.dy)
-        torch.testing.assert_close(Interpolant().prepare(given, grid).guess, expected, rtol=0, atol=0)
+        torch.testing.assert_close(Interpolant().with_background(given, grid).background, expected, rtol=0, atol=0)
 
 
 def test_loss_of_a_snapshot_without_measurements_is_zero():

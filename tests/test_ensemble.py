@@ -125,7 +125,7 @@ def test_the_interpolant_starts_from_noise_around_its_guess() -> None:
     interpolant = Interpolant(sigma_min=1e-7, sigma_max=1e-6)
     network = denoiser(diffusion=interpolant)
     observation = cases.observation(network.normalizer, torch.device("cpu"))
-    guess = network.normalizer.denormalize(interpolant.prepare(observation, cases.grid).guess)
+    guess = network.normalizer.denormalize(interpolant.with_background(observation, cases.grid).background)
     out = sample(cases, Start(2), network=network, members=1)[0]
     hidden = cases.hidden.expand_as(out)
     torch.testing.assert_close(out[hidden], guess[hidden], rtol=1e-4, atol=1e-4)

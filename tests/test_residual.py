@@ -29,7 +29,7 @@ from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.inference.ensemble import sample_ensemble
 from vecfield_diffusion.inference.export import save_program
 from vecfield_diffusion.inference.windows import Windowed
-from vecfield_diffusion.models.residual import RATE, Residual
+from vecfield_diffusion.models.residual import RATE, AroundMean, Residual
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.trained import load_trained
 
@@ -45,15 +45,19 @@ def posterior_mean(y):
     return (y.flatten(1)[:, SEEN] @ GAIN.T).view(-1, *PRIOR.shape)
 
 
-class IdealResidual(IdealNetwork):
+class IdealResidual(IdealNetwork, AroundMean):
     """The exact mean, and the network that makes the denoiser of the residual over its scale exact."""
 
     def __init__(self, diffusion, scale):
         super().__init__(diffusion, GaussianConditional(ZERO, COVARIANCE / scale**2))
-        self.scale = torch.tensor(scale, dtype=torch.float64)
+        self.deviation = torch.tensor(scale, dtype=torch.float64)
 
-    def mean(self, told):
-        return posterior_mean(told[:, :2])
+    @property
+    def scale(self):
+        return self.deviation
+
+    def mean(self, channels):
+        return posterior_mean(channels[:, :2])
 
     def forward(self, channels, c_noise):
         torch.testing.assert_close(channels[:, -2:], self.mean(channels[:, 2:]))
@@ -107,16 +111,14 @@ def test_a_sampler_asks_for_the_mean_of_an_observation_once():
     assert torch.equal(*trained)  # a mean of older weights is not given to training
 
 
-class Shifted(IdealNetwork):
-    """A prior of mean 0.7 for a network that is told nothing."""
+class Shifted(IdealNetwork, AroundMean):
+    """A prior of mean 0.7 for a network that sees no observation."""
 
-    def __init__(self, diffusion):
-        super().__init__(diffusion)
-        self.scale = torch.ones((), dtype=torch.float64)
+    scale = torch.ones((), dtype=torch.float64)
 
-    def mean(self, told):
-        assert not told[:, 2].any()
-        return torch.full_like(told[:, :2], 0.7)
+    def mean(self, channels):
+        assert not channels[:, 2].any()
+        return torch.full_like(channels[:, :2], 0.7)
 
 
 def test_mmps_starts_from_the_mean_of_the_network_that_is_told_nothing():
@@ -129,6 +131,34 @@ def test_mmps_starts_from_the_mean_of_the_network_that_is_told_nothing():
     mean = 0.7 + posterior_mean(observation.y - 0.7)
     exact = mean + GaussianConditional(ZERO, COVARIANCE)(z - mean, s)
     torch.testing.assert_close(got, exact, rtol=1e-6, atol=1e-6)
+
+
+class OffByOne(IdealNetwork, AroundMean):
+    """The raw output that gives `x0` exactly at the level s / w at which the network works, plus 1."""
+
+    scale = torch.tensor(0.3, dtype=torch.float64)
+
+    def __init__(self, diffusion, x0):
+        super().__init__(diffusion, lambda z, s: x0 / self.scale)
+
+    def mean(self, channels):
+        return torch.zeros_like(channels[:, :2])
+
+    def forward(self, channels, c_noise):
+        return super().forward(channels[:, :-2], c_noise) + 1
+
+
+@pytest.mark.parametrize("prediction", HEADS)
+@pytest.mark.parametrize("name", FORMULATIONS)
+def test_the_loss_is_the_squared_error_of_the_output_at_the_level_of_the_residual(name, prediction):
+    """An output that is off by one everywhere has the loss 1 at every level; 1 / c_out(s)^2 would give w^2 and more."""
+    diffusion = FORMULATIONS[name](prediction=prediction)
+    x0, observation, generator = draws(5)
+    denoiser = Denoiser(OffByOne(diffusion, x0), diffusion, NORMALIZER)
+    t = diffusion.sample_times(5, generator)
+    noise = torch.randn(x0.shape, dtype=torch.float64, generator=generator)
+    loss = denoising_loss(denoiser, x0, torch.ones_like(observation.observed), observation, t, noise)
+    torch.testing.assert_close(loss, torch.ones_like(loss), rtol=1e-5, atol=0)
 
 
 def tiny(diffusion=None, seed=0):
@@ -286,7 +316,7 @@ def test_the_mean_alone_is_told_the_first_guess():
     diffusion = Interpolant()
     denoiser, (_, observation, _) = tiny(diffusion).eval(), draws(3, dtype=torch.float32)
     alone = mean_only(denoiser)
-    prepared = diffusion.prepare(observation, GRID)
+    prepared = diffusion.with_background(observation, GRID)
     sampler = build(option("sampler", "euler") | {"steps": 1}, "sampler", trusted=True)
     members = sample_ensemble(alone, sampler, Conditional(), NoPhysics(), observation, GRID, members=2, seed=0)
     with torch.no_grad():

@@ -28,6 +28,7 @@ from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import DDPM, EDM
 from vecfield_diffusion.diffusion.losses import denoising_loss
 from vecfield_diffusion.diffusion.normalizer import Normalizer
+from vecfield_diffusion.diffusion.precision import network_precision
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.models.unet import UNet
 from vecfield_diffusion.physics.grid import Grid
@@ -38,7 +39,7 @@ from vecfield_diffusion.training.batches import Batches
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from vecfield_diffusion.training.ema import EMA
 from vecfield_diffusion.training.loggers import JSONLines, NoLogger, TensorBoardLogger, WandbLogger
-from vecfield_diffusion.training.trainer import Counters, Run, Stopped, Trainer, network_precision
+from vecfield_diffusion.training.trainer import Counters, Run, Stopped, Trainer
 
 HEIGHT, WIDTH = 6, 8
 MODEL = {

@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from vecfield_diffusion.errors import UserError
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -33,6 +35,24 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """Writes `text` as UTF-8, whole or not at all, in a folder that is made where it is missing.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as temporary:
+            temporary.write_bytes(text.encode())
+    except OSError as error:
+        raise UserError(
+            f"cannot write {target.name} into {target.parent}: {error.strerror or error}. "
+            "Free some space or choose another folder with hydra.run.dir=..."
+        ) from error
 
 
 def _sync(path: Path) -> None:

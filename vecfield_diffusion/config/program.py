@@ -33,6 +33,7 @@ from vecfield_diffusion.config.schema import Checker
 from vecfield_diffusion.config.spelling import Reader, Spelling, joined, quoted
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.resources import resource
+from vecfield_diffusion.threads import wait_passively
 
 CONF = resource("conf")
 #: The reserved key of a configuration under which whole groups of options stand.
@@ -103,6 +104,7 @@ class Program:
 
     def __call__(self) -> NoReturn:
         sys.stdout.reconfigure(line_buffering=True)  # what a killed run said is in its log
+        wait_passively()
         sys.exit(guarded(self._main))
 
     def config(self, *overrides: str, complete: bool = True) -> dict[str, Any]:

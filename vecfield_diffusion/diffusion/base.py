@@ -65,8 +65,10 @@ class Diffusion(nn.Module):
 
     #: Whether the network gives, beside the mean, where the reverse variance lies between its bounds.
     learned_variance: bool = False
-    #: Whether the path runs through the first guess of the observation, which the network is then told.
+    #: Whether the path runs through the background of the observation, which the network then sees.
     coupled: bool = False
+    #: Whether there are noisy fields that a network could learn from; a regression has none.
+    noisy: bool = True
     #: The exponent of the `karras` grid.
     rho: float = 7.0
 
@@ -176,8 +178,8 @@ class Diffusion(nn.Module):
         """`(c_in, c_noise)`: an input of unit variance, and ln(s) / 4 (Karras et al., 2022, table 1)."""
         return (self.alpha(t) ** 2 * self.sigma_data**2 + self.sigma(t) ** 2).rsqrt(), self.level(t).log() / 4
 
-    def prepare(self, observation: Observation, grid: Grid) -> Observation:
-        """The observation with all that the formulation conditions on."""
+    def with_background(self, observation: Observation, grid: Grid) -> Observation:
+        """The observation with the background that the path runs through; here none is needed."""
         return observation
 
     # Sampling.

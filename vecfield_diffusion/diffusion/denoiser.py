@@ -1,7 +1,8 @@
 """The denoiser: the posterior mean of the clean field.
 
 `D(z, s, observation) = E[x0 | z, y]` with `z = x0 + s eps`, everything normalised. Samplers and guidance need no more
-than a callable of these three arguments; whatever wraps a denoiser is one itself.
+than a callable of these three arguments; whatever wraps a denoiser is one itself. How the output of the network becomes
+D is its parametrization, see `models/base.py`.
 """
 
 from __future__ import annotations
@@ -17,22 +18,23 @@ from vecfield_diffusion.diffusion.formulations import Regression
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.models.base import BY_SCALARS, Known, Parametrization, Scalars, column
 
 #: `(z (B, 2, H, W), s (B,), observation) -> x_hat (B, 2, H, W)`
 DenoiserFunction = Callable[[Tensor, Tensor, Observation], Tensor]
 
 
-class Estimate(NamedTuple):
-    """What a denoiser says of the clean field.
+class Moments(NamedTuple):
+    """What a denoiser predicts of the clean field, beside its mean.
 
-    `mean` `(B, 2, H, W)`; `fraction` `(B, 2, H, W)`, where it is learned, tells where the reverse variance lies between
-    its bounds: 0 is the small one and 1 the large one, see `reverse_variances`; `scale` `(B,)` is what the output of
-    the network was multiplied with, where that is not the c_out of the formulation.
+    `mean` `(B, 2, H, W)`; `fraction` `(B, 2, H, W)`, where it is learned, is where the reverse variance lies between
+    its bounds: 0 is the small one and 1 the large one, see `reverse_variances`; `out` `(B,)` is what the output of the
+    network was multiplied with.
     """
 
     mean: Tensor
-    fraction: Tensor | None = None
-    scale: Tensor | None = None
+    fraction: Tensor | None
+    out: Tensor
 
 
 class Denoiser(nn.Module):
@@ -40,27 +42,30 @@ class Denoiser(nn.Module):
 
     Arguments:
         network: `(x (B, 2 + C, H, W), c_noise (B,)) -> (B, 2, H, W)`; C channels of the observation follow the field.
-            With a learned variance 2 more channels come out.
+            With a learned variance 2 more channels come out. A network that is a `Parametrization` decides itself what
+            it sees and how its output counts.
         diffusion: The formulation that it was trained with.
         normalizer: The way back to physical units.
         autocast: The type that the network computes in, such as torch.bfloat16; None leaves it alone. All around it
             stays in the type of the field.
 
     Raises:
-        UserError: A network that predicts the mean beside a formulation that is nothing else, or one that starts from a
-            noisy field beside a formulation that has none.
+        UserError: A network that needs noisy fields beside a formulation that has none.
     """
 
     def __init__(
         self, network: nn.Module, diffusion: Diffusion, normalizer: Normalizer, autocast: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        if isinstance(diffusion, Regression) and hasattr(network, "posterior"):
-            raise UserError("model=gaussian builds on noisy fields, which diffusion=regression has none of")
-        if isinstance(diffusion, Regression) and hasattr(network, "mean"):
-            raise UserError("model=residual holds a regression already: take another diffusion, or another model")
         self.network, self.diffusion, self.normalizer, self.autocast = network, diffusion, normalizer, autocast
+        if not diffusion.noisy and self.parametrization.needs_noise:
+            raise UserError(self.parametrization.needs_noise)
         self._means: tuple[tuple[Observation, Tensor], ...] = ()
+
+    @property
+    def parametrization(self) -> Parametrization:
+        """How D is made of the output of the network: the network's own way, or by scalars."""
+        return self.network if isinstance(self.network, Parametrization) else BY_SCALARS
 
     def in_float32(self) -> Denoiser:
         """The same denoiser without autocast, for derivatives: they are small differences of large numbers.
@@ -68,7 +73,7 @@ class Denoiser(nn.Module):
         Raises:
             UserError: A regression, which has no derivatives.
         """
-        if isinstance(self.diffusion, Regression):
+        if not self.diffusion.noisy:
             raise UserError(
                 "diffusion=regression gives the mean alone, which no noisy field can change: mmps, pigdm, dps and "
                 "likelihood need a diffusion model. Use inpainting=conditional"
@@ -80,67 +85,64 @@ class Denoiser(nn.Module):
 
         Cells outside the domain are 0 in what the network sees and in what comes out, whatever `z` holds there.
         """
-        return self.moments(z, s, observation)[0]
+        return self.estimate(z, s, observation).mean
 
     def mean(self, observation: Observation) -> Tensor | None:
         """mu(y), `(B, 2, H, W)`, where the network predicts it (`models/residual.py`), 0 outside; None elsewhere.
 
         The last two are remembered: a sampler asks for that of one observation, or of one and of nothing, at each step.
         """
-        if not hasattr(self.network, "mean"):
+        if not self.parametrization.predicts_mean:
             return None
         for known, mean in self._means:
             if known is observation and not self.training:
                 return mean
-        mean = torch.where(observation.valid, self._run(self.network.mean, observation.channels()), 0.0)
+        mean = torch.where(observation.valid, self._run(self.parametrization.mean, observation.channels()), 0.0)
         if not (self.training or mean.requires_grad):
             self._means = ((observation, mean), *self._means[:1])
         return mean
 
     def moments(self, z: Tensor, s: Tensor, observation: Observation) -> tuple[Tensor, Tensor | None]:
-        """The posterior mean and, where it is learned, the fraction of the reverse variance; see `Estimate`."""
+        """The posterior mean and, where it is learned, the fraction of the reverse variance; see `Moments`."""
         return self.estimate(z, s, observation)[:2]
 
-    def estimate(self, z: Tensor, s: Tensor, observation: Observation, mean: Tensor | None = None) -> Estimate:
-        """What the network says of fields `z` at noise levels `s` `(B,)`, given the observation.
+    def estimate(self, z: Tensor, s: Tensor, observation: Observation, mean: Tensor | None = None) -> Moments:
+        """What the network predicts for fields `z` at noise levels `s` `(B,)`, given the observation.
 
-        `mean` is what the method `mean` gives, where that is known already; it counts as a constant.
+        `mean` is what the method `mean` returns, where that is known already; it counts as a constant.
         """
-        if hasattr(self.network, "posterior"):
-            return self._beyond_gaussian(z, s, observation)
-        told, valid = observation.channels(), observation.valid
-        mean = self.mean(observation) if mean is None else mean
-        if mean is None:
-            return self._estimate(z, s, told, valid)
-        mean, scale = mean.detach(), self.network.scale
-        told = torch.cat([told, mean], dim=1)
-        residual, fraction, _ = self._estimate((z - mean) / scale, s / scale, told, valid)
-        return Estimate(mean + scale * residual, fraction)
-
-    def _beyond_gaussian(self, z: Tensor, s: Tensor, observation: Observation) -> Estimate:
-        """The moments where the network is for what a Gaussian field misses (`models/gaussian.py`)."""
         valid, observed = observation.valid, observation.observed
-        z, y = torch.where(valid, z, 0.0), torch.where(observed, observation.y, 0.0)
-        given = (y, observed, torch.where(observed, observation.error, 0.0), valid)
-        mean, scale = self.network.posterior(z, s, *given)
-        innovation = torch.where(observed, (y - mean) / column(scale), 0.0)
-        level = self.diffusion.inputs(self.diffusion.time(s.double()))[1].to(z.dtype)
-        told = [torch.where(valid, (z - mean) / column(s), 0.0), observation.channels(), mean, innovation]
-        output = self._run(self.network, torch.cat(told, dim=1), level)
-        x_hat = torch.where(valid, mean + column(scale) * output[:, :2], 0.0)
-        return Estimate(x_hat, torch.sigmoid(output[:, 2:4]) if self.diffusion.learned_variance else None, scale)
-
-    def _estimate(self, z: Tensor, s: Tensor, told: Tensor, valid: Tensor) -> Estimate:
-        """The moments of data of unit variance, given channels `told`."""
+        known = Known(
+            y=torch.where(observed, observation.y, 0.0),
+            observed=observed,
+            error=torch.where(observed, observation.error, 0.0),
+            valid=valid,
+            channels=observation.channels(),
+            mean=self.mean(observation) if mean is None else mean,
+        )
         z = torch.where(valid, z, 0.0)
+        skip, out, channels, noise = self.parametrization.precondition(z, s, known, self._scalars)
+        output = self._run(self.network, channels, noise)
+        x_hat = torch.where(valid, skip + column(out) * output[:, :2], 0.0)
+        return Moments(x_hat, torch.sigmoid(output[:, 2:4]) if self.diffusion.learned_variance else None, out)
+
+    def weight(self, s: Tensor, out: Tensor) -> Tensor:
+        """The weight of the squared error of D in the training loss, `(B,)`, at levels `s` `(B,)` in float64."""
+
+        def plain(level: Tensor) -> Tensor:
+            return self.diffusion.weight(self.diffusion.time(level))
+
+        return self.parametrization.weight(s, out, plain).to(out.dtype)
+
+    def _scalars(self, s: Tensor) -> Scalars:
+        """The preconditioning at levels `s`, of z instead of x_t = alpha z."""
         # A few numbers a sample, in float64: near the end of a path alpha is a small difference.
         t = self.diffusion.time(s.double())
-        coefficients = (*self.diffusion.preconditioning(t), self.diffusion.alpha(t))
-        c_in, c_noise, c_out, c_skip, alpha = (each.to(z.dtype) for each in coefficients)
-        # c_in scales the noisy state alone: at high noise it would drown the observations.
-        output = self._run(self.network, torch.cat([column(c_in * alpha) * z, told], dim=1), c_noise)
-        x_hat = torch.where(valid, column(c_skip * alpha) * z + column(c_out) * output[:, :2], 0.0)
-        return Estimate(x_hat, torch.sigmoid(output[:, 2:4]) if self.diffusion.learned_variance else None)
+        c_in, c_noise, c_out, c_skip = self.diffusion.preconditioning(t)
+        alpha = self.diffusion.alpha(t)
+        # Products after rounding, as the networks in the world were trained.
+        c_in, c_noise, c_out, c_skip, alpha = (c.to(s.dtype) for c in (c_in, c_noise, c_out, c_skip, alpha))
+        return Scalars(c_in * alpha, c_noise, c_out, c_skip * alpha)
 
     def _run(self, network: Callable[..., Tensor], channels: Tensor, *level: Tensor) -> Tensor:
         """A network in its own precision, its result in that of `channels`."""
@@ -149,8 +151,8 @@ class Denoiser(nn.Module):
         return output.to(channels.dtype)
 
 
-class Mean(nn.Module):
-    """The regression within a network that has one, as a network of `Regression`."""
+class MeanNetwork(nn.Module):
+    """The regression within a network that predicts the mean, as a network of `Regression`."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -166,14 +168,9 @@ def mean_only(denoiser: Denoiser) -> Denoiser:
     Raises:
         ValueError: A network without one.
     """
-    if not hasattr(denoiser.network, "mean"):
+    if not denoiser.parametrization.predicts_mean:
         raise ValueError(f"denoiser must have a network that predicts the mean, got {type(denoiser.network).__name__}")
-    regression = Regression()
-    # The network is told what it was trained with, a first guess among it.
-    regression.prepare, regression.coupled = denoiser.diffusion.prepare, denoiser.diffusion.coupled
-    return Denoiser(Mean(denoiser.network), regression, denoiser.normalizer, denoiser.autocast).train(denoiser.training)
-
-
-def column(values: Tensor) -> Tensor:
-    """`(B,)` to `(B, 1, 1, 1)`."""
-    return values[:, None, None, None]
+    # The network is conditioned as it was trained, on a background among others.
+    regression = Regression(conditioned_as=denoiser.diffusion)
+    network = MeanNetwork(denoiser.network)
+    return Denoiser(network, regression, denoiser.normalizer, denoiser.autocast).train(denoiser.training)

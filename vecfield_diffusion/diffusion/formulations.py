@@ -484,7 +484,7 @@ class Interpolant(Diffusion):
         x_t = (1 - t) x0 + t x1 + gamma sqrt(t (1 - t)) eps
 
     with x1 the harmonic fill of the observed cells, a smooth field through them (0 where nothing is observed). The
-    network is told x1, and given x1 the difference `x_t - t x1` is a Gaussian path with alpha = 1 - t and
+    network sees x1, and given x1 the difference `x_t - t x1` is a Gaussian path with alpha = 1 - t and
     sigma = gamma sqrt(t (1 - t)): it stands for x_t in all that follows, scaled to unit variance it is what the
     network sees, and every sampler serves it. The velocity that is predicted is its own, -x0 + gamma' eps, which is
     that of the interpolant less x1. Sampling starts from noise around x1.
@@ -535,21 +535,31 @@ class Interpolant(Diffusion):
     def native(self, steps: int) -> Tensor:
         return geometric(self.sigma_min, self.sigma_max, steps)  # even steps in t leave out what lies below s = 0.2
 
-    def prepare(self, observation: Observation, grid: Grid) -> Observation:
-        seen = observation.observed, observation.valid
-        return replace(observation, guess=harmonic_fill(observation.y, *seen, grid.periodic, grid.dx, grid.dy))
+    def with_background(self, observation: Observation, grid: Grid) -> Observation:
+        cells = observation.observed, observation.valid
+        return replace(observation, background=harmonic_fill(observation.y, *cells, grid.periodic, grid.dx, grid.dy))
 
 
 class Regression(Diffusion):
-    """No diffusion, a baseline: the network is told the observation alone and gives the mean of the field, D = F(0, y).
+    """No diffusion, a baseline: the network sees the observation alone and gives the mean of the field, D = F(0, y).
 
     c_in = c_skip = 0 and c_out = 1 at every level, so that D is that of infinite noise, the loss is the mean squared
     error, and whatever the sampler, every member is the mean: `sampler.steps=1` is enough. There is no spread, and no
     derivative by the state for methods that ask for one.
+
+    Arguments:
+        conditioned_as: A formulation whose background the network sees as well; None for none.
     """
 
-    def __init__(self) -> None:
+    noisy = False
+
+    def __init__(self, conditioned_as: Diffusion | None = None) -> None:
         super().__init__(1.0, 1e3, "sample")
+        self.conditioned_as = conditioned_as
+        self.coupled = conditioned_as is not None and conditioned_as.coupled
+
+    def with_background(self, observation: Observation, grid: Grid) -> Observation:
+        return observation if self.conditioned_as is None else self.conditioned_as.with_background(observation, grid)
 
     def time(self, s: Tensor) -> Tensor:
         return s

@@ -5,7 +5,8 @@ For a time t drawn by the formulation, `x_t = alpha x0 + sigma eps`, and
     loss = weight(t) mean_measured (D(x_t / alpha, s, y) - x0)^2,
 
 the mean taken over the cells where the truth is known and both components (Karras et al., NeurIPS 2022, equation 2).
-Beyond a Gaussian field (`models/gaussian.py`) the weight is 1 / c^2: the squared error of the output again.
+A weight that is not a formulation's own is 1 / out^2 of the parametrization (`models/base.py`): the squared error of
+the output of the network, whatever it stands for.
 Training adds what a formulation learns beside the mean: the variational bound of a learned reverse variance, and the
 uncertainty of the levels. Where the network predicts the mean mu(y) and denoises what it misses, mu is a constant in
 all this, and its own mean squared error is added with the weight 1: the two share no weights, each learns from its own.
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.diffusion.base import reverse_variances
-from vecfield_diffusion.diffusion.denoiser import Denoiser, column
+from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.models.base import column
 
 #: `x_hat (B, 2, H, W), s (B,) -> (B,)`, such as the energy of what physics knows.
 Penalty = Callable[[Tensor, Tensor], Tensor]
@@ -41,7 +43,7 @@ def denoising_loss(
     Arguments:
         x0: Clean normalised fields `(B, 2, H, W)`; anything, NaN included, where not measured.
         measured: The cells where `x0` is known, boolean `(B, 1, H, W)`.
-        observation: What the network is told.
+        observation: What the network is conditioned on.
         t: Times of the formulation, `(B,)`.
         noise: Unit normal noise, `(B, 2, H, W)`.
         training: Whether to add what is learned beside the mean.
@@ -53,9 +55,8 @@ def denoising_loss(
     s = level.to(x0.dtype)
     z = x0 + column(s) * noise
     mean = denoiser.mean(observation)
-    x_hat, fraction, scale = denoiser.estimate(z, s, observation, mean)
-    weight = diffusion.weight(t).to(x0.dtype) if scale is None else scale**-2
-    loss = weight * mean_measured((x_hat - x0).square(), measured)
+    x_hat, fraction, out = denoiser.estimate(z, s, observation, mean)
+    loss = denoiser.weight(level, out) * mean_measured((x_hat - x0).square(), measured)
     if training and fraction is not None:
         bound = variational_bound(x0, x_hat.detach(), fraction, level, diffusion.below(level))
         # One of the M terms of the chain stands for all.
@@ -67,7 +68,7 @@ def denoising_loss(
         loss = loss / u.exp() + u
     if training and mean is not None:
         square = mean_measured((mean - x0).square(), measured)
-        denoiser.network.track(square.detach().mean())
+        denoiser.parametrization.track(square.detach().mean())
         loss = loss + square
     return loss
 
@@ -93,6 +94,6 @@ def variational_bound(x0: Tensor, x_hat: Tensor, fraction: Tensor, s: Tensor, r:
     """
     small, large = reverse_variances(s, r)
     # Neighbouring levels are nearly the same: their differences are taken before the precision is given up.
-    span, share = (column(each.to(x0.dtype)) for each in ((large / small).log(), (1 - (r / s) ** 2) / small.sqrt()))
+    span, share = (column(value.to(x0.dtype)) for value in ((large / small).log(), (1 - (r / s) ** 2) / small.sqrt()))
     log_ratio = fraction * span  # of the variance of p to that of q
     return (log_ratio + (1 + (share * (x0 - x_hat)) ** 2) * torch.exp(-log_ratio) - 1) / 2

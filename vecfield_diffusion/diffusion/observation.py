@@ -23,21 +23,21 @@ class Observation:
         sigma_y: The standard deviation of the measurement error, normalised: one a sample `(B, 1, 1, 1)`, one a cell
             `(B, 1, H, W)`, or one a value `(B, 2, H, W)`.
         valid: The cells of the domain, boolean `(B, 1, H, W)`.
-        guess: A first guess of the field, normalised, `(B, 2, H, W)`, for formulations that are coupled to one.
-        single: Values measured where the other component was not, boolean `(B, 2, H, W)`. A network is not told them;
+        background: A first guess of the field, normalised, `(B, 2, H, W)`, for formulations that are coupled to one.
+        single: Values measured where the other component was not, boolean `(B, 2, H, W)`. A network does not see them;
             they count as linear observations.
-        context: What a network is told beside the observation, such as earlier fields, `(B, C, H, W)`.
+        context: What a network is conditioned on beside the observation, such as earlier fields, `(B, C, H, W)`.
     """
 
     y: Tensor
     observed: Tensor
     sigma_y: Tensor
     valid: Tensor
-    guess: Tensor | None = None
+    background: Tensor | None = None
     single: Tensor | None = None
     context: Tensor | None = None
 
-    #: The number of channels that `channels` makes without guess and context.
+    #: The number of channels that `channels` makes without background and context.
     CHANNELS = 5
 
     @classmethod
@@ -48,15 +48,15 @@ class Observation:
         return cls(zero.expand(n, 2, *valid.shape[-2:]), torch.zeros_like(valid), zero, valid)
 
     def channels(self) -> Tensor:
-        """`(B, 5, H, W)`: the values (0 where not observed), observed, valid, the error where observed.
+        """What a network sees, `(B, 5, H, W)`: the values, observed, valid, the error; 0 where not observed.
 
-        Two more follow with a guess, then those of the context.
+        Two more follow with a background, then those of the context.
         """
         # Select, never multiply: 0 * NaN is NaN.
         y = torch.where(self.observed, self.y, 0.0)
         error = torch.where(self.observed, self.error, 0.0)
-        told = [y, self.observed.to(y.dtype), self.valid.to(y.dtype), error, self.guess, self.context]
-        return torch.cat([each for each in told if each is not None], dim=1)
+        parts = [y, self.observed.to(y.dtype), self.valid.to(y.dtype), error, self.background, self.context]
+        return torch.cat([part for part in parts if part is not None], dim=1)
 
     @property
     def error(self) -> Tensor:
@@ -71,9 +71,9 @@ class Observation:
     def forget(self, samples: Tensor) -> Observation:
         """The same, with nothing observed in the samples marked True in `(B,)`; the context stays."""
         samples = samples[:, None, None, None]
-        guess = None if self.guess is None else torch.where(samples, 0.0, self.guess)
+        background = None if self.background is None else torch.where(samples, 0.0, self.background)
         single = None if self.single is None else self.single & ~samples
-        return replace(self, observed=self.observed & ~samples, guess=guess, single=single)
+        return replace(self, observed=self.observed & ~samples, background=background, single=single)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Observation:
         """The observation with `function` applied to each of its tensors."""
@@ -81,7 +81,7 @@ class Observation:
         return Observation(*(None if value is None else function(value) for value in values))
 
     def nothing(self) -> Observation:
-        """The same with nothing observed in any sample: what the unconditional prior is told."""
+        """The same with nothing observed in any sample: what the unconditional prior is conditioned on."""
         return self.forget(torch.ones(len(self), dtype=torch.bool, device=self.valid.device))
 
     def concatenate(self, other: Observation) -> Observation:

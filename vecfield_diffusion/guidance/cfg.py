@@ -148,7 +148,7 @@ def translated(weak: Denoiser, normalizer: Normalizer) -> DenoiserFunction:
             observation,
             y=observation.y * ratio + shift,
             sigma_y=observation.sigma_y * ratio,
-            guess=None if observation.guess is None else observation.guess * ratio + shift,
+            background=None if observation.background is None else observation.background * ratio + shift,
         )
         x_hat = weak(z * ratio + shift, s * ratio, here)
         return torch.where(observation.valid, (x_hat - shift) / ratio, 0.0)

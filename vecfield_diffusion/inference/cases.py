@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.data.context import Context
+from vecfield_diffusion.data.draws import MaskFunction, seeded
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.guidance.sensors import Sensor
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.training.batches import MaskFunction, seeded
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def sample_ensemble(
         sensor: What the observed values are to the method, where they are not velocities of single cells.
     """
     diffusion = denoiser.diffusion
-    levels, observation = diffusion.levels(sampler.steps, sampler.grid), diffusion.prepare(observation, grid)
+    levels, observation = diffusion.levels(sampler.steps, sampler.grid), diffusion.with_background(observation, grid)
     numbers = range(len(observation)) if numbers is None else numbers
     grid = grid.to(observation.y.device)
     source = (guidance or NoGuidance()).wrap(denoiser.in_float32() if inpainting.differentiates else denoiser)
@@ -95,8 +95,8 @@ def sample_ensemble(
         guided = physics.guide(bound, denoiser.normalizer, grid)
         # Below the error of the observation nothing holds the known cells: repeated steps would forget them.
         repeats = {"repeats": inpainting.repeats, "repeat_above": given.sigma_y.max().item()}
-        # The prior is told no observation, nor a guess that is made of it.
-        start = given.guess if isinstance(inpainting, Conditional) else None
+        # The prior is told no observation, nor a background that is made of it.
+        start = given.background if isinstance(inpainting, Conditional) else None
         x = sampler.sample(guided, levels, noise, hook, told, start=start, **repeats)
         x = torch.where(given.known & (given.sigma_y == 0), given.y, x)
         x = physics.finish(x, given, denoiser.normalizer, grid)

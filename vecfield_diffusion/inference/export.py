@@ -200,7 +200,7 @@ def save_program(path: Path, denoiser: Denoiser, grid: Grid, units: str = "m s-1
     Raises:
         UserError: The formulation needs more than the observation, or the denoiser cannot be exported.
     """
-    if hasattr(denoiser.network, "posterior"):
+    if not denoiser.parametrization.traceable:
         raise UserError(
             "format=program: model=gaussian solves a system of its own for each observation, which no program holds. "
             "Use format=safetensors"

@@ -28,7 +28,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from vecfield_diffusion.atomic import replacing
+from vecfield_diffusion.atomic import replacing, write_text_atomic  # noqa: F401 (others take it from here)
 from vecfield_diffusion.errors import UserError
 
 CONVENTIONS = {"Conventions": "CF-1.10"}
@@ -282,19 +282,6 @@ def read_members(path: str | Path, names: Sequence[str], positions: Sequence[int
     with h5netcdf.File(path, "r") as file:
         variables = [file.variables[f"{name}_members"] for name in names]
         return np.stack([np.stack([each[:, position] for each in variables], axis=1) for position in positions], axis=1)
-
-
-def write_text_atomic(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
-    target = Path(path)
-    with _reported(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as temporary:
-            temporary.write_bytes(text.encode())
 
 
 class _Stream(io.FileIO):

@@ -51,7 +51,7 @@ def nats_per_value(
     exact = denoiser.in_float32()
     truth = truth.to(observation.y.device)
     known = truth[:, :1].isfinite() & observation.valid
-    observation = denoiser.diffusion.prepare(
+    observation = denoiser.diffusion.with_background(
         replace(observation, valid=known, observed=observation.observed & known), grid
     )
     x0 = torch.where(known, denoiser.normalizer.normalize(truth), 0.0)
@@ -61,6 +61,6 @@ def nats_per_value(
         given, told = observation[part], partial(report, progress, len(x0[part]))
         noise = member_noise([member_seed(seed, number, 0) for number in numbers[part]], given.y.shape[1:], given.y)
         bound = Bound(exact, given)
-        nats = log_likelihood(bound, x0[part], levels, mode, noise, 1, given.valid, told, given.guess)
+        nats = log_likelihood(bound, x0[part], levels, mode, noise, 1, given.valid, told, given.background)
         out.append((nats / (2 * given.valid.flatten(1).sum(1))).cpu())
     return torch.cat(out)

@@ -1,20 +1,26 @@
 """A regression for the mean of the field and a network for what it misses (CorrDiff: Mardani et al., 2025).
 
 One network gives mu(y), the mean of the field given what is known of it; it sees no noise. The other denoises the
-residual r = x0 - mu, told mu beside what is known. With w the standard deviation of the residual, r / w is data of unit
+residual r = x0 - mu, conditioned on mu as well. With w the standard deviation of the residual, r / w is data of unit
 variance at the noise level s / w, and the denoiser of the field is
 
     D(z, s, y) = mu + w D_r((z - mu) / w, s / w, [y, mu])
 
 for any formulation (doi:10.1038/s43247-025-02042-5, whose two networks are trained one after the other). mu is constant
-in z, so this is exactly E[x0 | z, y] where D_r is exact, whatever mu is. `diffusion/denoiser.py` puts D together.
+in z, so this is exactly E[x0 | z, y] where D_r is exact, whatever mu is. With the preconditioning of D_r written out,
+
+    D = mu + c_skip alpha (z - mu) + w c_out F,    all of the formulation's scalars at the level s / w.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from vecfield_diffusion.models.base import Known, Parametrization, Preconditioned, Scalars
 from vecfield_diffusion.models.unet import UNet
 
 FIELD = 2  # channels of the noisy field; what is known follows
@@ -24,7 +30,32 @@ RATE = 0.01
 FLOOR = 1e-4
 
 
-class Residual(nn.Module):
+class AroundMean(Parametrization, ABC):
+    """The parametrization around the mean of the field; see the top of this module. `scale` is w."""
+
+    predicts_mean = True
+    needs_noise = "model=residual holds a regression already: take another diffusion, or another model"
+
+    @property
+    @abstractmethod
+    def scale(self) -> Tensor:
+        """The standard deviation of the residual, w."""
+
+    def precondition(self, z: Tensor, s: Tensor, known: Known, scalars: Callable[[Tensor], Scalars]) -> Preconditioned:
+        """See `Parametrization`; the mean counts as a constant."""
+        mean, scale = known.mean.detach(), self.scale
+        beside = known._replace(channels=torch.cat([known.channels, mean], dim=1))
+        residual = torch.where(known.valid, (z - mean) / scale, 0.0)
+        skip, out, channels, noise = super().precondition(residual, s / scale, beside, scalars)
+        return Preconditioned(mean + scale * skip, scale * out, channels, noise)
+
+    def weight(self, s: Tensor, out: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
+        """The weight of the formulation at s / w, in units of w: 1 / (w c_out(s / w))^2, the squared error of F."""
+        scale = self.scale.to(s.dtype)
+        return plain(s / scale) / scale.square()
+
+
+class Residual(nn.Module, AroundMean):
     """Two UNets of one size: `mean`, of what is known alone, and `forward`, of the noisy residual.
 
     Arguments:
@@ -63,9 +94,9 @@ class Residual(nn.Module):
         self.network = UNet(in_channels + FIELD, out_channels, periodic, *sizes)
         self.register_buffer("variance", torch.ones(()))
 
-    def mean(self, told: Tensor) -> Tensor:
+    def mean(self, channels: Tensor) -> Tensor:
         """mu, `(B, 2, H, W)`, of what is known, `(B, C - 2, H, W)`."""
-        return self.regression(told, told.new_zeros(told.shape[0]))
+        return self.regression(channels, channels.new_zeros(channels.shape[0]))
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         """`(B, C + 2, H, W)`, the noisy residual, what is known and mu, and the level `(B,)` to the raw output."""

@@ -1,4 +1,4 @@
-"""A UNet for fields of any size: residual blocks at several resolutions, told the noise level.
+"""A UNet for fields of any size: residual blocks at several resolutions, conditioned on the noise level.
 
 Down the left side the field is halved and the channels grow, up the right side each block joins what the left side had
 at its resolution (Ronneberger et al., MICCAI 2015; residual blocks with adaptive group normalisation as Dhariwal &
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vecfield_diffusion.models.layers import Attention, Conv3x3, FourierEmbedding, groups, zero
+
+#: The most resolutions, and the most blocks at each and cells in a patch: beyond what any field or memory could fill.
+RESOLUTIONS, LARGEST = 16, 100
 
 
 class ResidualBlock(nn.Module):
@@ -142,12 +145,18 @@ class UNet(nn.Module):
 
 
 def check_sizes(channels: list[int], blocks: int, attention: list[int], patch: int, dropout: float) -> None:
-    """Raises ValueError for sizes that make no network."""
+    """Raises ValueError for sizes that make no network, before anything is made of them."""
     if not channels or min(channels) < 1:
-        raise ValueError(f"channels must name at least one positive width, got {list(channels)}")
+        raise ValueError(f"channels must name at least one positive width, got {list(channels)[:8]}")
+    if len(channels) > RESOLUTIONS:
+        raise ValueError(
+            f"channels must name at most {RESOLUTIONS} resolutions, got {len(channels)}: each is half the one before"
+        )
     for name, value in (("blocks", blocks), ("patch", patch)):
         if value < 1:
             raise ValueError(f"{name} must be >= 1, got {value}")
+        if value > LARGEST:
+            raise ValueError(f"{name} must be <= {LARGEST}, got {value}")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
     for index in attention:

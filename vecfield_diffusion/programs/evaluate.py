@@ -300,7 +300,7 @@ def regressions(trained: dict[str, Trained]) -> dict[str, Trained]:
     """The regressions within networks that have one (`model=residual`), by name."""
     from vecfield_diffusion.diffusion.denoiser import mean_only
 
-    holders = {name: each for name, each in trained.items() if hasattr(each.denoiser.network, "mean")}
+    holders = {name: each for name, each in trained.items() if each.denoiser.parametrization.predicts_mean}
     one = len(holders) == 1 and REGRESSION not in trained
     return {
         REGRESSION if one else f"{REGRESSION} of {name}": replace(each, denoiser=mean_only(each.denoiser))

@@ -89,8 +89,7 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
     diffusion = build(config["diffusion"], "diffusion", trusted=True)
     own = (copy.deepcopy(diffusion), copy.deepcopy(normalizer), fields.grid, device, context)
     denoiser = make_denoiser(config, *own, trusted=True)
-    if hasattr(denoiser.network, "learn"):
-        denoiser.network.learn(gaussian_field(fields, split["train"], normalizer, window))
+    denoiser.parametrization.learn(lambda: gaussian_field(fields, split["train"], normalizer, window))
     announce(denoiser, statistics, names)
     keep_config(config, folder)
 
@@ -131,6 +130,7 @@ def make_parts(config: dict[str, Any]) -> dict[str, Any]:
     from vecfield_diffusion.guidance.cfg import NoGuidance
     from vecfield_diffusion.guidance.inpainting import Conditional
     from vecfield_diffusion.guidance.physics import NoPhysics
+    from vecfield_diffusion.models.budget import Budget
     from vecfield_diffusion.programs.method import Posterior
     from vecfield_diffusion.programs.trained import check_combination, network_channels
 
@@ -143,7 +143,8 @@ def make_parts(config: dict[str, Any]) -> dict[str, Any]:
     diffusion = build(with_levels(config, 80.0)["diffusion"], "diffusion", trusted=True)
     check_combination(diffusion, Posterior(parts["sampler"], Conditional(), NoPhysics(), NoGuidance()))
     torch.manual_seed(config["seed"])
-    build(config["model"], "model", trusted=True, periodic=(False, False), **network_channels(diffusion))
+    with Budget():
+        build(config["model"], "model", trusted=True, periodic=(False, False), **network_channels(diffusion))
     build(config["optimizer"], "optimizer", trusted=True, params=[torch.nn.Parameter(torch.zeros(1))])
     torch.manual_seed(config["seed"])
     return parts

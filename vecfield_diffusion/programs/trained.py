@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import yaml
 
+from vecfield_diffusion import threads
 from vecfield_diffusion.config.build import build, named_files
 from vecfield_diffusion.data.context import Context
 from vecfield_diffusion.data.fields import Fields, same_units
@@ -22,19 +23,19 @@ from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import Regression
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.diffusion.precision import network_precision
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.cfg import ClassifierFree, NoGuidance
 from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.guidance.physics import Physics
 from vecfield_diffusion.inference.export import SHIPPED, load_weights
 from vecfield_diffusion.inference.windows import Windowed
-from vecfield_diffusion.models.gaussian import Waves
+from vecfield_diffusion.models.budget import Budget
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.method import Posterior
 from vecfield_diffusion.resources import resource
 from vecfield_diffusion.samplers.adaptive import Adaptive
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint
-from vecfield_diffusion.training.trainer import network_precision
 
 #: Where shipped networks lie: in a wheel inside the package, in a checkout beside it.
 PRETRAINED = [resource("pretrained")]
@@ -46,6 +47,8 @@ def choose_device(name: str) -> torch.device:
         raise UserError("device=cuda: torch sees no GPU here. Use device=auto or device=cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu" and not threads.chosen():
+        torch.set_num_threads(threads.free())
     return torch.device(name)
 
 
@@ -64,14 +67,15 @@ def make_denoiser(
     sizes = zip(grid.periodic, config["window"] or grid.shape, grid.shape, strict=True)
     periodic = tuple(closed and size == full for closed, size, full in sizes)
     shape = network_channels(diffusion, context) | {"periodic": periodic}
-    network = build(config["model"], "model", trusted=trusted, trust=trust, **shape)
+    with Budget():
+        network = build(config["model"], "model", trusted=trusted, trust=trust, **shape)
     dtype = network_precision(config["trainer"]["precision"], device)
     denoiser = Denoiser(network, diffusion, normalizer, autocast=dtype)
     return denoiser.to(device=device, memory_format=torch.channels_last)
 
 
 def network_channels(diffusion: Diffusion, context: Context | None = None) -> dict[str, int]:
-    """The channels of a network: the field, the observation, the guess, the context; mean and variance."""
+    """The channels of a network: the field, the observation, the background, the context; mean and variance."""
     told = Observation.CHANNELS + (2 if diffusion.coupled else 0) + (0 if context is None else len(context))
     channels = {"in_channels": 2 + told}
     return channels | {"out_channels": 4} if diffusion.learned_variance else channels
@@ -314,7 +318,7 @@ def fit_size(trained: Trained, fields: Fields, overlap: float = 0.25, batch: int
         UserError: A network that knows its own domain alone.
     """
     denoiser, grid = trained.denoiser, trained.grid
-    if isinstance(getattr(denoiser.network, "field", None), Waves) and not fields.grid.valid.all():
+    if denoiser.parametrization.fills_domain and not fields.grid.valid.all():
         raise UserError(
             f"{fields.source} has cells outside the domain, but {trained.path} was trained with model=gaussian on "
             "waves that fill all of it. Give a file without land, or train with window=[32,32] or so"

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vecfield_diffusion.data.augment import Augmentation
 from vecfield_diffusion.data.context import Context
+from vecfield_diffusion.data.draws import MaskFunction, draw, seeded, window_grid, windows
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.physics.grid import Grid
-
-#: `(n, valid (H, W), generator) -> observed (n, 1, H, W)`
-MaskFunction = Callable[[int, Tensor, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class Batches:
         size: Samples in a batch.
         seed: One seed gives one sequence of batches.
         sigma_obs: The error of an observation is uniform up to this, in standard deviations of the data.
-        dropout: The share of samples that are told nothing, so that the network is the unconditional prior as well;
+        dropout: The share of samples without observations, so that the network is the unconditional prior as well;
             each part of a context is left out as often, by itself.
         window: `(h, w)`: samples are windows of this size, anywhere in the fields; None takes the fields whole.
-        context: What is told beside the observation.
+        context: What the network is conditioned on beside the observation.
     """
 
     fields: Fields
@@ -104,7 +104,7 @@ class Batches:
         generator, chosen = self.generator(0, k), self.chosen(k)
         velocity, valid = self.fields.read(chosen), self.fields.grid.valid
         x0 = self.normalizer.normalize(velocity)
-        context = None if self.context is None else self.told(chosen, generator)
+        context = None if self.context is None else self.context_channels(chosen, generator)
         if self.window is not None:
             cut = windows(self.fields.grid, self.window, self.size, generator)
             x0, valid = cut(x0), cut(valid.expand(self.size, 1, -1, -1))
@@ -120,13 +120,13 @@ class Batches:
         sigma_y = self.sigma_obs * torch.rand(self.size, 1, 1, 1, generator=generator)
         y = x0 + sigma_y * torch.randn(x0.shape, generator=generator)
         # A cell that was not measured has no noisy value either: to the network it lies outside the domain.
-        told = self.diffusion.prepare(Observation(y, observed, sigma_y, measured), self.grid)
+        observation = self.diffusion.with_background(Observation(y, observed, sigma_y, measured), self.grid)
         silent = torch.rand(self.size, generator=generator) < self.dropout
         t = self.diffusion.sample_times(self.size, generator)
-        told = replace(told.forget(silent), context=context)
-        return Batch(x0, measured, told, t, torch.randn(x0.shape, generator=generator))
+        observation = replace(observation.forget(silent), context=context)
+        return Batch(x0, measured, observation, t, torch.randn(x0.shape, generator=generator))
 
-    def told(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
+    def context_channels(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """The channels of a context, each part left out now and then; half of the earlier fields through a mask."""
         land = ~self.fields.grid.valid
         parts = [part.masked_fill(land, torch.nan) for part in self.context.parts(self.fields, chosen)]
@@ -137,35 +137,18 @@ class Batches:
         return self.context.channels(parts, self.normalizer, shown)
 
 
-def draw(mask: MaskFunction, n: int, valid: Tensor, generator: torch.Generator) -> Tensor:
-    """Masks `(n, 1, H, W)` on one domain `(H, W)`, or on one domain a sample, `(n, H, W)`."""
-    if valid.ndim == 2:
-        return mask(n, valid, generator)
-    empty = torch.zeros_like(valid[:1, None])
-    return torch.cat([mask(1, each, generator) if each.any() else empty for each in valid])
+@contextmanager
+def prefetched(batches: Batches, first: int, device: torch.device) -> Iterator[Iterator[Batch]]:
+    """The batches from number `first` on; beside a GPU a thread makes the next while one is worked on."""
+    if device.type == "cpu":
+        yield (batches(k) for k in itertools.count(first))
+        return
+    with ThreadPoolExecutor(1) as pool:
 
+        def stream() -> Iterator[Batch]:
+            ahead = pool.submit(batches, first)
+            for k in itertools.count(first + 1):
+                batch, ahead = ahead.result(), pool.submit(batches, k)
+                yield batch.to(device)
 
-def window_grid(grid: Grid, size: tuple[int, int]) -> Grid:
-    """A grid of `size` with the mean spacings of `grid`, which goes on beyond its borders."""
-    return Grid(torch.ones(size, dtype=torch.bool), grid.dx.mean(), grid.dy.mean())
-
-
-def windows(grid: Grid, size: tuple[int, int], n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """Cuts a random window of `size` out of each of n samples `(n, C, H, W)`; each holds a valid cell."""
-    cells = grid.valid.flatten().nonzero().squeeze(1)
-    centre = cells[torch.randint(len(cells), (n,), generator=generator)]
-    axes = []
-    for cell, length, extent, periodic in zip(
-        (centre // grid.shape[1], centre % grid.shape[1]), grid.shape, size, grid.periodic, strict=True
-    ):
-        first = cell - torch.randint(extent, (n,), generator=generator)
-        first = first if periodic else first.clamp(0, length - extent)
-        axes.append((first[:, None] + torch.arange(extent)) % length)
-    rows, columns = axes[0][:, :, None], axes[1][:, None, :]
-    sample = torch.arange(n)[:, None, None]
-    return lambda field: field[sample, :, rows, columns].movedim(-1, 1)
-
-
-def seeded(seed: int, *numbers: int) -> torch.Generator:
-    """A generator of its own for a seed and the numbers of what it is for, well mixed."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)[0]))
+        yield stream()

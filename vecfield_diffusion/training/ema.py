@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -47,3 +50,14 @@ class EMA:
         """Continues from averaged weights."""
         for name, value in weights.items():
             self.weights[name].copy_(value)
+
+    @contextmanager
+    def applied(self, network: nn.Module) -> Iterator[None]:
+        """Within the block the network has the averaged weights, and is in evaluation mode."""
+        weights = {name: value.clone() for name, value in network.state_dict().items()}
+        network.load_state_dict(self.weights)
+        network.eval()
+        try:
+            yield
+        finally:
+            network.load_state_dict(weights)

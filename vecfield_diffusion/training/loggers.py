@@ -10,15 +10,20 @@ import json
 import netrc
 import os
 import platform
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
 
 from vecfield_diffusion.atomic import replacing
 from vecfield_diffusion.errors import UserError
 
 
 class Logger(Protocol):
-    """Takes numbers and pictures; `open` comes first, `close` always last."""
+    """Takes numbers and pictures; `open` comes first, `close` always last. `open` prints where they are to be seen."""
 
     def open(self, folder: Path, name: str, config: dict[str, Any]) -> None: ...
 
@@ -76,6 +81,11 @@ class WandbLogger:
             print(f"wandb cannot be reached ({error}); the run is kept offline in {folder / 'wandb'}")
             self.run = wandb.init(mode="offline", settings=settings, **options)
         self.wandb = wandb
+        if self.run.url:
+            print(f"wandb: {self.run.url}")
+        else:
+            folder = Path(self.run.dir).parent
+            print(f"wandb: offline, in {folder}; to send it there: wandb sync {shlex.quote(str(folder))}")
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Logs numbers at a step."""
@@ -111,7 +121,9 @@ class TensorBoardLogger:
             raise UserError(
                 "logger=tensorboard needs the package tensorboard: pip install 'vecfield-diffusion[tensorboard]'"
             ) from error
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        place = folder / "tensorboard"
+        self.writer = SummaryWriter(str(place))
+        print(f"tensorboard: in {place}; to look at it: tensorboard --logdir {shlex.quote(str(place))}")
         self.writer.add_text("config", json.dumps(config, indent=2))
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -121,9 +133,6 @@ class TensorBoardLogger:
 
     def picture(self, path: Path, step: int) -> None:
         """Logs a picture file."""
-        import numpy as np
-        from PIL import Image
-
         self.writer.add_image("samples", np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
@@ -137,21 +146,19 @@ class JSONLines:
     Arguments:
         path: The file.
         step: Where the run goes on from; later lines, of a run that went further than its checkpoint, are dropped.
+
+    Raises:
+        UserError: A file that holds something other than such lines, or that cannot be read or written.
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # the last line of a run that was killed while writing
-                if record["step"] <= step:
-                    kept.append(line + "\n")
-        with replacing(path) as temporary:
-            temporary.write_text("".join(kept))
-        self.file = path.open("a", buffering=1)
+        try:
+            kept = [line for at, line in records(path) if at <= step] if path.exists() else []
+            with replacing(path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept))
+            self.file = path.open("a", buffering=1)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read and written: {error.strerror or error}") from error
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Writes a line."""
@@ -160,3 +167,28 @@ class JSONLines:
     def close(self) -> None:
         """Closes the file."""
         self.file.close()
+
+
+def records(path: Path) -> Iterator[tuple[int, str]]:
+    """The step of each line of a `metrics.jsonl`, and the line; a last one that was cut short is left out.
+
+    Raises:
+        UserError: A line that is no record.
+    """
+    *whole, last = path.read_bytes().split(b"\n")
+    for number, line in enumerate([*whole, last], 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            at = record["step"]
+            if type(at) is not int:
+                raise TypeError(at)
+        except (ValueError, TypeError, LookupError) as error:
+            if number > len(whole):
+                return  # of a run that was killed while writing
+            raise UserError(
+                f"{path}: line {number} is no record of a run. Move the file away to go on without its history, or "
+                "choose another name=..."
+            ) from error
+        yield at, line.decode()

@@ -1,19 +1,16 @@
 """The training loop.
 
 Time is counted in steps and samples. Everything random in step k follows from the seed and k, so the state of a run is
-its weights, their average, the optimizer and the counters: run the same command again and it goes on, bit for bit on a
-CPU, as if it had never stopped. Only `max_minutes` together with `cooldown` ties the learning rate to the clock.
+its weights, their average, the optimizer and the counters: run the same command again and it goes on as if it had never
+stopped, bit for bit on a CPU with one number of threads (OMP_NUM_THREADS). Only `max_minutes` together with `cooldown`
+ties the learning rate to the clock.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,18 +22,14 @@ from tqdm import tqdm
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.losses import Penalty, denoising_loss
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.training.batches import Batch, Batches
+from vecfield_diffusion.threads import Fixed, Tuner, allowed, chosen
+from vecfield_diffusion.training.batches import Batch, Batches, prefetched
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 from vecfield_diffusion.training.ema import EMA
 from vecfield_diffusion.training.loggers import JSONLines, Logger
-
-
-class Stopped(Exception):
-    """The run was asked to stop by a signal; its state is saved. `signal` is the number of the signal."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.signal = number
+from vecfield_diffusion.training.memory import check_memory, is_out_of_memory, out_of_memory
+from vecfield_diffusion.training.signals import Stopped, signals
+from vecfield_diffusion.training.validation import headline, loss_by_level
 
 
 @dataclass
@@ -47,6 +40,15 @@ class Counters:
     samples: int = 0
     minutes: float = 0.0
     best: float = math.inf
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Counters:
+        """The counters of a checkpoint. Raises ValueError where they are no counts and times."""
+        counters = cls(**state)
+        counts, times = (counters.step, counters.samples), (counters.minutes, counters.best)
+        if not (all(type(n) is int and n >= 0 for n in counts) and all(type(x) in (int, float) for x in times)):
+            raise ValueError(f"counters must be whole numbers and times, got {dict(state)}")
+        return counters
 
 
 @dataclass
@@ -64,7 +66,7 @@ class Trainer:
         grad_clip: The largest norm of the gradient.
         ema: Half-life of the averaged weights in samples.
         precision: `bf16` or `float32` for the network; `auto` takes bf16 where the processor computes in it.
-        condition_dropout: The share of samples that are told no observation.
+        condition_dropout: The share of samples without observations.
         sigma_obs: The largest error of an observation in training, in standard deviations of the data.
         validate_every: Steps between validations.
         validation_batches: Batches of a validation, the same each time.
@@ -119,6 +121,18 @@ class Trainer:
         """The share of the run that is done: by steps or by time, whichever is further."""
         return max(counters.step / self.max_steps, counters.minutes / self.max_minutes if self.max_minutes else 0.0)
 
+    def untrained(self, counters: Counters) -> str:
+        """What to know of a run that ended before half of its steps, and what to do; empty for others."""
+        if counters.step >= self.max_steps / 2:
+            return ""
+        speed = counters.step / max(counters.minutes, 1e-9)
+        return (
+            f"{counters.step} of {self.max_steps} steps were done in {counters.minutes:.3g} minutes: the network is "
+            f"not trained. All steps take about {self.max_steps / max(speed, 1e-9):.3g} minutes at this speed: run the "
+            "same command again with a larger trainer.max_minutes, on a machine with free cores or a GPU, or train a "
+            "smaller network"
+        )
+
     def rate(self, counters: Counters) -> float:
         """The factor on the learning rate: a linear rise at the start, a linear fall at the end."""
         rise = min(1.0, (counters.samples + self.batch_size) / self.warmup) if self.warmup else 1.0
@@ -141,6 +155,9 @@ class Run:
         identity: What every checkpoint holds beside the state of training: configuration, grid, statistics.
         score: `(picture path) -> scores` of a small ensemble, which it also draws; None skips it.
         penalty: What is added to the loss for the estimate, on the device of the denoiser.
+
+    Attributes:
+        untrained: After training, what to know where less than half of the steps were done; see `Trainer`.
     """
 
     trainer: Trainer
@@ -162,6 +179,7 @@ class Run:
         self.scores: dict[str, float] = {}
         self.losses: list[Tensor] = []  # since the last line of the log
         self.signal: int | None = None
+        self.untrained = ""
 
     @property
     def last(self) -> Path:
@@ -185,9 +203,14 @@ class Run:
         """Goes on from the last checkpoint, where there is one.
 
         Raises:
-            UserError: It cannot be read, or is of another network or optimizer.
+            UserError: It cannot be read, is of another network, optimizer or data, or is missing beside the best one.
         """
         if not self.last.exists():
+            if (best := self.last.with_name("best.pt")).exists():
+                raise UserError(
+                    f"{best} is there, but not {self.last.name}, from which to go on; training anew would overwrite "
+                    f"it. Copy {best} to {self.last} to go on from the best step, or choose another name=..."
+                )
             return False
         state = load_checkpoint(self.last)
         if state.get("data") != self.identity.get("data"):
@@ -198,11 +221,13 @@ class Run:
         try:
             self.denoiser.network.load_state_dict(state["network"])
             self.denoiser.diffusion.load_state_dict(state.get("diffusion", {}))
+            # Of what a run of an older version did not average, the average is what its network has.
+            self.ema = EMA(self.denoiser.network, self.trainer.ema)
             self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.counters = Counters(**state["counters"])
-            self.scores, self.losses = state["scores"], list(state["losses"].to(self.device))
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            self.counters = Counters.of(state["counters"])
+            self.scores, self.losses = dict(state["scores"]), list(state["losses"].to(self.device))
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"{self.last} does not fit this run ({reason}). Remove it, or choose another name=..."
@@ -214,7 +239,7 @@ class Run:
 
         Raises:
             Stopped: A signal came; the state was saved.
-            UserError: The loss is no longer finite; the last good checkpoint is kept.
+            UserError: The loss is no longer finite, and the last good checkpoint is kept; or the memory is too small.
         """
         for folder in (self.folder / "checkpoints", self.folder / "samples"):
             try:
@@ -223,37 +248,50 @@ class Run:
                 raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from error
         lines = JSONLines(self.folder / "metrics.jsonl", self.counters.step)
         try:
-            with self.signals(), self.prefetched() as batches:
+            with signals(self.stop), prefetched(self.batches, self.counters.step, self.device) as batches:
                 self.loop(batches, lines)
+        except RuntimeError as error:
+            if self.device.type != "cpu" or not is_out_of_memory(error):
+                raise
+            raise UserError(out_of_memory(self.trainer.batch_size, self.trainer.accumulate)) from error
         finally:
             lines.close()
+        self.untrained = self.trainer.untrained(self.counters)
+        if self.untrained:
+            print(f"note: {self.untrained}")
         return self.scores
+
+    def stop(self, number: int) -> None:
+        """Ends the run after the step under way, as a signal asks."""
+        self.signal = number
 
     def loop(self, batches: Iterator[Batch], lines: JSONLines) -> None:
         """Steps until the end or a signal."""
-        trainer, counters = self.trainer, self.counters
-        total = trainer.max_steps * trainer.batch_size
-        bar = tqdm(
-            total=total, initial=counters.samples, unit=" samples", unit_scale=True, disable=None, smoothing=0.05
-        )
+        trainer, counters, tuner = self.trainer, self.counters, self.tuner()
         clock = saved = time.monotonic()
         start = counters.step
-        with bar:
+        with bar(trainer.max_steps * trainer.batch_size, counters.samples) as progress:
             while trainer.progress(counters) < 1 and self.signal is None:
-                self.losses.append(self.step(next(batches)))
+                batch = next(batches)
+                if counters.step == start:
+                    check_memory(self.denoiser, batch, trainer.accumulate)
+                tuner.start()
+                self.losses.append(self.step(batch))
+                if found := tuner.stop():
+                    progress.write(found)
                 now = time.monotonic()
                 counters.minutes += (now - clock) / 60
                 clock = now
-                bar.update(trainer.batch_size)
+                progress.update(trainer.batch_size)
                 done = trainer.progress(counters) >= 1
                 if counters.step % trainer.log_every == 0 or done:
                     loss = self.finite()
                     self.losses = []
-                    bar.set_postfix(loss=f"{loss:.4f}")
+                    progress.set_postfix(loss=f"{loss:.4f}")
                     self.log(lines, {"loss": loss, "lr": self.optimizer.param_groups[0]["lr"]})
                 if counters.step % trainer.validate_every == 0 or done:
                     self.finite()
-                    self.validate(lines)
+                    progress.write(self.validate(lines))
                     clock = time.monotonic()
                 if done or now - saved > 60 * trainer.checkpoint_minutes:
                     self.finite()
@@ -264,6 +302,13 @@ class Run:
                 self.finite()
                 self.save(self.last)
             raise Stopped(self.signal)
+
+    def tuner(self) -> Tuner | Fixed:
+        """What finds the number of threads; beside a GPU, or where the user chose one, nothing does."""
+        most = allowed()
+        if self.device.type != "cpu" or chosen() or most == 1:
+            return Fixed()
+        return Tuner(most, torch.set_num_threads)
 
     def step(self, batch: Batch) -> Tensor:
         """One step of the optimizer; returns the loss, still on the device."""
@@ -278,9 +323,7 @@ class Run:
         size = trainer.batch_size // trainer.accumulate
         for first in range(0, trainer.batch_size, size):
             part = batch[first : first + size]
-            given = (part.x0, part.measured, part.observation, part.t, part.noise)
-            loss = denoising_loss(self.denoiser, *given, training=True, penalty=self.penalty).mean()
-            loss = loss / trainer.accumulate
+            loss = self.loss(part, training=True, penalty=self.penalty).mean() / trainer.accumulate
             loss.backward()
             total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), trainer.grad_clip)
@@ -289,6 +332,19 @@ class Run:
         counters.samples += trainer.batch_size
         self.ema.update(self.denoiser.network, trainer.batch_size, counters.samples)
         return total + 0 * norm  # a gradient that is not finite spoils the weights as much as such a loss
+
+    def loss(self, batch: Batch, training: bool = False, penalty: Penalty | None = None) -> Tensor:
+        """The loss of every sample of a batch, `(B,)`; see `denoising_loss`."""
+        return denoising_loss(
+            self.denoiser,
+            batch.x0,
+            batch.measured,
+            batch.observation,
+            batch.t,
+            batch.noise,
+            training=training,
+            penalty=penalty,
+        )
 
     def finite(self) -> float:
         """The mean of the losses since the last line of the log; the device is waited for here alone."""
@@ -303,43 +359,33 @@ class Run:
             )
         return loss
 
-    def validate(self, lines: JSONLines) -> None:
-        """The loss on fixed batches, by noise level too, and the scores of a small ensemble; with averaged weights."""
-        with self.averaged():
+    def validate(self, lines: JSONLines) -> str:
+        """The loss on fixed batches, by noise level too, and the scores of a small ensemble; with averaged weights.
+
+        Returns:
+            The scores in words.
+        """
+        with self.ema.applied(self.denoiser.network):
             values = self.validation_loss()
             picture = self.folder / "samples" / f"{self.counters.step:07d}.png"
             if self.score is not None:
                 values |= self.score(picture)
         self.scores = values
         self.log(lines, values)
-        said = ", ".join(f"{name} {value:.4g}" for name, value in headline(values).items())
-        tqdm.write(f"step {self.counters.step}: {said}")
         if picture.exists():
             self.logger.picture(picture, self.counters.step)
         if values["val/loss"] < self.counters.best:
             self.counters.best = values["val/loss"]
+            if not self.last.exists():  # the best alone is nothing to go on from
+                self.save(self.last)
             self.save(self.folder / "checkpoints" / "best.pt")
+        said = ", ".join(f"{name} {value:.4g}" for name, value in headline(values).items())
+        return f"step {self.counters.step}: {said}"
 
-    @torch.no_grad()
-    def validation_loss(self, bins: int = 4) -> dict[str, float]:
-        """The mean loss over the validation batches, and in bins of ln s."""
-        losses, levels = [], []
-        for k in range(self.trainer.validation_batches):
-            batch = self.validation(k).to(self.device)
-            losses.append(
-                denoising_loss(self.denoiser, batch.x0, batch.measured, batch.observation, batch.t, batch.noise)
-            )
-            levels.append(self.denoiser.diffusion.level(batch.t))
-        loss, level = torch.cat(losses).cpu(), torch.cat(levels).cpu()
-        diffusion = self.denoiser.diffusion
-        ends = math.log10(diffusion.sigma_min), math.log10(diffusion.sigma_max)
-        edges = torch.logspace(*ends, bins + 1, dtype=torch.float64)
-        places = torch.bucketize(level.double(), edges[1:-1])
-        values = {"val/loss": loss.mean().item()}
-        for place in places.unique().tolist():
-            low, high = edges[place], edges[place + 1]
-            values[f"val/loss_s{low:.2g}_{high:.2g}"] = loss[places == place].mean().item()
-        return values
+    def validation_loss(self) -> dict[str, float]:
+        """The mean loss over the validation batches, the same each time, and that of bins of noise levels."""
+        batches = (self.validation(k).to(self.device) for k in range(self.trainer.validation_batches))
+        return loss_by_level(self.loss, self.denoiser.diffusion, batches)
 
     def log(self, lines: JSONLines, values: dict[str, float]) -> None:
         """The same numbers to all loggers."""
@@ -347,73 +393,7 @@ class Run:
         lines.log(values, self.counters.step)
         self.logger.log(values, self.counters.step)
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The denoiser with averaged weights."""
-        network = self.denoiser.network
-        weights = {name: value.clone() for name, value in network.state_dict().items()}
-        network.load_state_dict(self.ema.state_dict())
-        network.eval()
-        try:
-            yield
-        finally:
-            network.load_state_dict(weights)
 
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C end the loop after the step under way; a second Ctrl-C ends it at once."""
-
-        def handle(number: int, frame: object) -> None:
-            self.signal = number
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        before = {}
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                before[number] = signal.signal(number, handle)
-        except ValueError:
-            before = {}  # not the main thread: signals belong to whoever started us
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    @contextmanager
-    def prefetched(self) -> Iterator[Iterator[Batch]]:
-        """The batches from the present step on; beside a GPU a thread makes the next while one is worked on."""
-        first = self.counters.step
-        if self.device.type == "cpu":
-            yield (self.batches(k) for k in itertools.count(first))
-            return
-        with ThreadPoolExecutor(1) as pool:
-
-            def stream() -> Iterator[Batch]:
-                ahead = pool.submit(self.batches, first)
-                for k in itertools.count(first + 1):
-                    batch, ahead = ahead.result(), pool.submit(self.batches, k)
-                    yield batch.to(self.device)
-
-            yield stream()
-
-
-def headline(scores: dict[str, float]) -> dict[str, float]:
-    """The scores that one compares runs by: all but the losses of single bins of noise, which differ between runs."""
-    return {name: value for name, value in scores.items() if not name.startswith("val/loss_")}
-
-
-def network_precision(precision: str, device: torch.device) -> torch.dtype | None:
-    """The type that the network computes in under autocast, None for float32.
-
-    `auto` is bf16 where the hardware multiplies in it: GPUs of compute capability 8 and up, processors with
-    AVX512-BF16 or AMX (measured 1.5 to 2.3 times faster in training, losses equal to 2e-4).
-    """
-    if precision == "float32":
-        return None
-    if precision == "bf16":
-        return torch.bfloat16
-    if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device)[0] >= 8
-    else:
-        fast = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return torch.bfloat16 if fast else None
+def bar(total: int, done: int) -> tqdm:
+    """The bar on which a run goes on, in samples."""
+    return tqdm(total=total, initial=done, unit=" samples", unit_scale=True, disable=None, smoothing=0.05)

@@ -1,0 +1,48 @@
+"""What is drawn for training and for cases: generators, masks on many domains, windows of fields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vecfield_diffusion.physics.grid import Grid
+
+#: `(n, valid (H, W), generator) -> observed (n, 1, H, W)`
+MaskFunction = Callable[[int, Tensor, torch.Generator], Tensor]
+
+
+def draw(mask: MaskFunction, n: int, valid: Tensor, generator: torch.Generator) -> Tensor:
+    """Masks `(n, 1, H, W)` on one domain `(H, W)`, or on one domain a sample, `(n, H, W)`."""
+    if valid.ndim == 2:
+        return mask(n, valid, generator)
+    empty = torch.zeros_like(valid[:1, None])
+    return torch.cat([mask(1, domain, generator) if domain.any() else empty for domain in valid])
+
+
+def window_grid(grid: Grid, size: tuple[int, int]) -> Grid:
+    """A grid of `size` with the mean spacings of `grid`, which goes on beyond its borders."""
+    return Grid(torch.ones(size, dtype=torch.bool), grid.dx.mean(), grid.dy.mean())
+
+
+def windows(grid: Grid, size: tuple[int, int], n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """Cuts a random window of `size` out of each of n samples `(n, C, H, W)`; each holds a valid cell."""
+    cells = grid.valid.flatten().nonzero().squeeze(1)
+    centre = cells[torch.randint(len(cells), (n,), generator=generator)]
+    axes = []
+    for cell, length, extent, periodic in zip(
+        (centre // grid.shape[1], centre % grid.shape[1]), grid.shape, size, grid.periodic, strict=True
+    ):
+        first = cell - torch.randint(extent, (n,), generator=generator)
+        first = first if periodic else first.clamp(0, length - extent)
+        axes.append((first[:, None] + torch.arange(extent)) % length)
+    rows, columns = axes[0][:, :, None], axes[1][:, None, :]
+    sample = torch.arange(n)[:, None, None]
+    return lambda field: field[sample, :, rows, columns].movedim(-1, 1)
+
+
+def seeded(seed: int, *numbers: int) -> torch.Generator:
+    """A generator of its own for a seed and the numbers of what it is for, well mixed."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)[0]))

@@ -1,0 +1,123 @@
+"""How a denoiser is made of the raw output of a network.
+
+Whatever network F there is, the denoiser is
+
+    D(z, s, y) = skip + out F(channels; noise),
+
+with a field `skip` that needs no network, and the number `out` by which the output counts. Which they are is the
+parametrization. That of a plain network has scalars alone (Karras et al., NeurIPS 2022, equation 7),
+
+    skip = c_skip x_t,    out = c_out,    channels = [c_in x_t, what is known],    noise = c_noise.
+
+A network that builds on an estimate of its own (`Residual`, `GaussianResidual`) is a parametrization itself. Training
+minimises the squared error of F, which is that of D with the weight 1 / out^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Known(NamedTuple):
+    """What a sample is conditioned on, as tensors in normalised units.
+
+    Arguments:
+        y: The measured values `(B, 2, H, W)`, 0 where there are none.
+        observed: The measured cells, boolean `(B, 1, H, W)`.
+        error: The standard deviation of their error, `(B, 1, H, W)`, 0 where there are none.
+        valid: The cells of the domain, boolean `(B, 1, H, W)`.
+        channels: All of this and what else the network is conditioned on, `(B, C, H, W)`.
+        mean: The mean of the field given what is known, `(B, 2, H, W)`, of networks that predict it.
+    """
+
+    y: Tensor
+    observed: Tensor
+    error: Tensor
+    valid: Tensor
+    channels: Tensor
+    mean: Tensor | None = None
+
+
+class Scalars(NamedTuple):
+    """The preconditioning of a formulation at levels s, `(B,)` each, in the variable z = x_t / alpha."""
+
+    c_in: Tensor
+    c_noise: Tensor
+    c_out: Tensor
+    c_skip: Tensor
+
+
+class Preconditioned(NamedTuple):
+    """`skip` `(B, 2, H, W)`, `out` `(B,)`, `channels` `(B, C, H, W)` and `noise` `(B,)`; see the top of this module."""
+
+    skip: Tensor
+    out: Tensor
+    channels: Tensor
+    noise: Tensor
+
+
+class Parametrization:
+    """The parametrization by scalars, of a network that has none of its own; and the base of all others."""
+
+    #: Whether the network predicts the mean of the field given what is known, see `mean`.
+    predicts_mean: bool = False
+    #: Whether torch.export can write the denoiser as a program.
+    traceable: bool = True
+    #: Why the network does not go with a formulation without noise; empty where it does.
+    needs_noise: str = ""
+
+    @property
+    def fills_domain(self) -> bool:
+        """Whether the network works only where all cells of the rectangle belong to the domain."""
+        return False
+
+    def learn(self, field: Callable[[], Any]) -> None:
+        """Takes in the Gaussian field with the covariance of the training data, `field()`; here none is needed."""
+
+    def track(self, square: Tensor) -> None:
+        """Takes in the mean square of x0 - `mean` over a training batch; here nothing depends on it."""
+
+    def mean(self, channels: Tensor) -> Tensor:
+        """The mean of the field given what is known, `(B, 2, H, W)` from `(B, C, H, W)`.
+
+        Raises:
+            NotImplementedError: The network does not predict it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not predict the mean")
+
+    def precondition(self, z: Tensor, s: Tensor, known: Known, scalars: Callable[[Tensor], Scalars]) -> Preconditioned:
+        """What makes the denoiser of the network.
+
+        Arguments:
+            z: The noisy fields `(B, 2, H, W)`, 0 outside the domain.
+            s: Their noise levels, `(B,)`.
+            known: What the samples are conditioned on.
+            scalars: The preconditioning of the formulation at given levels `(B,)`.
+        """
+        c = scalars(s)
+        # c_in scales the noisy state alone: at high noise it would drown the observations.
+        channels = torch.cat([column(c.c_in) * z, known.channels], dim=1)
+        return Preconditioned(column(c.c_skip) * z, c.c_out, channels, c.c_noise)
+
+    def weight(self, s: Tensor, out: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
+        """The weight of the squared error of D in the loss, `(B,)`, at levels `s` in float64.
+
+        Arguments:
+            s: The noise levels, `(B,)`.
+            out: `out` at these levels.
+            plain: The weight of the formulation at given levels, 1 / c_out^2 for a formulation that has no other.
+        """
+        return plain(s)
+
+
+#: The parametrization of every network that is none itself.
+BY_SCALARS = Parametrization()
+
+
+def column(values: Tensor) -> Tensor:
+    """`(B,)` to `(B, 1, 1, 1)`, a number for each sample."""
+    return values[:, None, None, None]

@@ -1,0 +1,107 @@
+"""A Gaussian field by its modes, and its posterior.
+
+The covariance is V L V^T of orthonormal modes V, and something simple beside them: see `Waves` and `Eigenfields`. Data
+with weights w of the cells give the coefficients of the modes the posterior precision
+
+    L^-1 + V^T w V = d^-1 (I + d V^T w V d) d^-1,    d = sqrt(L).
+
+No eigenvalue of what is factorised is below 1: float32 is enough.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: The mean of x0 `(B, 2, H, W)`, and the mean variance of its error `(B,)`.
+MeanVariance = tuple[Tensor, Tensor]
+
+
+class Modes(nn.Module, ABC):
+    """A Gaussian field known by its modes. Its buffers take the size of what is loaded: the data decide on the number.
+
+    `self(z, s, y, observed, error, valid)` is the posterior:
+
+    Arguments:
+        z: The noisy field `(B, 2, H, W)`, 0 outside the domain.
+        s: The standard deviation of its noise, `(B,)`.
+        y: The measured values `(B, 2, H, W)`, 0 where there are none.
+        observed: The measured cells, boolean `(B, 1, H, W)`.
+        error: The standard deviation of their error, `(B, 1, H, W)`.
+        valid: The cells of the domain, boolean `(B, 1, H, W)`.
+    """
+
+    #: Whether all cells of the rectangle must belong to the domain.
+    fills_domain: bool = False
+    #: Random vectors that estimate the trace of the posterior covariance, to a few hundredths.
+    PROBES = 16
+
+    @abstractmethod
+    def forward(self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> MeanVariance:
+        """See the class."""
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        for name, buffer in self.named_buffers(recurse=False):
+            if (given := state.get(prefix + name)) is not None and given.shape != buffer.shape:
+                setattr(self, name, buffer.new_empty(given.shape))
+        super()._load_from_state_dict(state, prefix, *rest)
+
+    @staticmethod
+    def solve(gram: Tensor, variances: Tensor, right: Tensor, which: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The posterior mean of the coefficients `(B, K)`, and the Cholesky factor of every system `(U, K, K)`.
+
+        Arguments:
+            gram: V^T w V of every system, `(U, K, K)`; it is overwritten.
+            variances: The diagonal of L, `(K,)`.
+            right: V^T w of the data, `(B, K)`.
+            which: The system of each sample, `(B,)`; None where each has its own.
+        """
+        d = variances.sqrt()
+        gram.mul_(d[:, None]).mul_(d).diagonal(dim1=1, dim2=2).add_(1.0)
+        factor = torch.linalg.cholesky(gram)
+        if which is None:
+            return torch.cholesky_solve((d * right)[..., None], factor)[..., 0] * d, factor
+        # Members share their system: a copy of it for each would take longer than to solve it.
+        parts = [torch.cholesky_solve((d * right[which == u]).mT, factor[u]).mT * d for u in range(len(factor))]
+        order = torch.cat([(which == u).nonzero()[:, 0] for u in range(len(factor))])
+        return torch.cat(parts)[order.argsort()], factor
+
+    @classmethod
+    def trace(cls, factor: Tensor, variances: Tensor) -> Tensor:
+        """The trace of the posterior covariance of the coefficients, estimated to a few hundredths, `(U,)`."""
+        d = variances.sqrt()
+        probes = d[:, None] * signs(len(d), cls.PROBES, d.dtype, d.device)
+        half = torch.linalg.solve_triangular(factor, probes.expand(len(factor), -1, -1), upper=False)
+        return half.square().sum(dim=(1, 2)) / cls.PROBES
+
+
+@lru_cache(maxsize=8)
+def signs(n: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Random signs `(n, count)`, always the same: a posterior has the same spread whenever it is asked for."""
+    drawn = torch.randint(2, (n, count), generator=torch.Generator().manual_seed(0))
+    return (2 * drawn - 1).to(device, dtype)
+
+
+def least(variances: Tensor) -> Tensor:
+    """The least variance of a measurement that rounding leaves room for beside the variances of the modes."""
+    return 4 * torch.finfo(variances.dtype).eps * variances.max()
+
+
+def alike(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The different rows of `(B, n)`, and which of them each is, `(B,)`; None where all stand for themselves.
+
+    So they do on a GPU, which would have to wait for the number of rows, and solves many systems as fast as few.
+    """
+    if rows.device.type != "cpu":
+        return rows, None
+    kinds, which = torch.unique(rows, dim=0, return_inverse=True)
+    return (rows, None) if len(kinds) == len(rows) else (kinds, which)
+
+
+def of_samples(values: Tensor, which: Tensor | None) -> Tensor:
+    """What belongs to each sample, `(B,)`, of a value for every system, `(U,)`; see `alike`."""
+    return values if which is None else values[which]
