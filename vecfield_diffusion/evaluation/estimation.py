@@ -26,7 +26,7 @@ from scipy.ndimage import gaussian_filter
 
 from vecfield_diffusion.evaluation.covariance import principal_modes
 from vecfield_diffusion.evaluation.interpolation import Interpolation
-from vecfield_diffusion.evaluation.spacetime import Bools, Components, Floats, SpaceTime, Stationary, spectrum
+from vecfield_diffusion.evaluation.spacetime import Bools, Components, Floats, SpaceTime, Stationary, Sum, spectrum
 
 Shape = Literal["separable", "advected", "full"]
 SHAPES: tuple[Shape, ...] = ("separable", "advected", "full")
@@ -170,7 +170,7 @@ class Estimator:
         mean = mean_field(series, valid)
         anomalies = series - mean
         scale = local_scale(anomalies, valid) if local else np.ones_like(mean)
-        count = max(2, min(self.lags, len(series) // 3))
+        count = self._count(len(series))
         raw = lagged_products(anomalies / scale, valid, self.periodic, count)
         found = {}
         for shape in shapes:
@@ -179,26 +179,33 @@ class Estimator:
             found[shape] = Stationary(lags, mean, valid, scale)
         return found
 
-    def components(self, series: Floats, valid: Bools, rank: int) -> Components:
-        """The field of `rank` principal components; what is missing counts as the mean."""
+    def components(self, series: Floats, valid: Bools, rank: int, shape: Shape = "advected") -> Sum:
+        """The field of `rank` principal components, and a homogeneous one for what they leave.
+
+        Arguments:
+            series: The training fields, at equal steps; what is missing counts as the mean.
+            valid: The cells of the domain, `(H, W)`.
+            rank: The number of components.
+            shape: That of the homogeneous field, of local variance.
+        """
         mean = mean_field(series, valid)
         anomalies = np.nan_to_num(series - mean)[:, :, valid].reshape(len(series), -1)
-        modes, _ = principal_modes(anomalies)
-        modes = modes[:, :rank]
+        modes = principal_modes(anomalies)[0][:, :rank]
         coefficients = anomalies @ modes
-        count = max(2, min(self.lags, len(series) // 3))
+        count = self._count(len(series))
         size = fft.next_fast_len(len(series) + count - 1)
         waves = fft.fft(coefficients, n=size, axis=0)
-        lags = fft.ifft(waves[:, :, None] * waves[:, None].conj(), axis=0).real[:count]
-        # Sums over fewer pairs, all over the same number: a window of its own, and non-negative.
-        lags = lags / len(series) * window(count)[:, None, None]
+        # Sums over fewer pairs at longer lags, all over the same number, are non-negative as they are.
+        lags = fft.ifft(waves[:, :, None] * waves[:, None].conj(), axis=0).real[:count] / len(series)
         fields = np.zeros((modes.shape[1], 2, *valid.shape))
         fields[:, :, valid] = modes.T.reshape(len(fields), 2, -1)
-        rest = np.square(anomalies).mean() - np.square(coefficients).sum() / anomalies.size
-        nugget = max(
-            rest * anomalies.shape[1] / max(1, anomalies.shape[1] - rank), self.nugget * np.square(anomalies).mean()
-        )
-        return Components(fields, lags, float(nugget), mean, valid)
+        large = Components(fields, lags * window(count)[:, None, None], mean, valid)
+        rest = np.full_like(series, np.nan)
+        rest[:, :, valid] = (anomalies - coefficients @ modes.T).reshape(len(series), 2, -1)
+        return Sum(large, self.stationary(rest, valid, shape, local=True))
+
+    def _count(self, frames: int) -> int:
+        return max(2, min(self.lags, frames // 3))
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ On a torus in time of L - 1 steps more than the series it is then circulant, and
 root of the cross-spectrum P(k, omega) >= 0, by fast Fourier transforms (Dietrich and Newsam 1997, SIAM J. Sci. Comput.
 18, 1088).
 
-By principal components, x = sum_i a_i(t) v_i + white noise, where the fields v are those of the data and the covariance
-of their coefficients, G_ij(tau) = E a_i(t + tau) a_j(t), is the only thing that is stationary: for flows that differ
-from place to place, as behind a body. Restricted to windows of time these are extended empirical orthogonal functions.
+By principal components, x = sum_i a_i(t) v_i, where the fields v are those of the data and the covariance of their
+coefficients, G_ij(tau) = E a_i(t + tau) a_j(t), is the only thing that is stationary: for flows that differ from place
+to place, as behind a body. Restricted to windows of time these are extended empirical orthogonal functions. What they
+leave is a homogeneous field of its own: sums of independent fields are fields, too.
 """
 
 from __future__ import annotations
@@ -201,18 +202,17 @@ class Stationary(SpaceTime):
 
 
 class Components(SpaceTime):
-    """Principal components in space whose coefficients are stationary in time, and white noise.
+    """Principal components in space whose coefficients are stationary in time.
 
     Arguments:
         fields: v, `(r, 2, H, W)`, orthonormal over the valid cells.
         lags: G(tau), `(L, r, r)`.
-        nugget: The variance of the white noise of every value.
         mean: The mean field, `(2, H, W)`.
         valid: The cells of the domain, `(H, W)`.
     """
 
-    def __init__(self, fields: Floats, lags: Floats, nugget: float, mean: Floats, valid: Bools) -> None:
-        self.fields, self.lags, self.nugget, self.mean, self.valid = fields, lags, nugget, mean, valid
+    def __init__(self, fields: Floats, lags: Floats, mean: Floats, valid: Bools) -> None:
+        self.fields, self.lags, self.mean, self.valid = fields, lags, mean, valid
 
     def _lag(self, lag: int) -> Floats:
         if abs(lag) >= len(self.lags):
@@ -224,52 +224,64 @@ class Components(SpaceTime):
 
     def covariance(self, a: Values, b: Values) -> Floats:
         out, left, right = np.zeros((len(a), len(b))), self._basis(a), self._basis(b)
+        columns = [(early, np.flatnonzero(b.frame == early)) for early in np.unique(b.frame)]
         for late in np.unique(a.frame):
             rows = np.flatnonzero(a.frame == late)
-            for early in np.unique(b.frame):
-                columns = np.flatnonzero(b.frame == early)
-                out[np.ix_(rows, columns)] = left[rows] @ self._lag(int(late - early)) @ right[columns].T
-        size = (1 + max(a.frame.max(initial=0), b.frame.max(initial=0)), *self.fields.shape[1:])
-        number = [np.ravel_multi_index((v.frame, v.component, v.row, v.column), size) for v in (a, b)]
-        out[number[0][:, None] == number[1]] += self.nugget
+            for early, places in columns:
+                out[np.ix_(rows, places)] = left[rows] @ self._lag(int(late - early)) @ right[places].T
         return out
 
     def variance(self) -> Floats:
-        return np.einsum("ichw,ij,jchw->chw", self.fields, self.lags[0], self.fields) + self.nugget
+        return np.einsum("ichw,ij,jchw->chw", self.fields, self.lags[0], self.fields)
 
     def apply(self, frames: Sequence[int], values: Values, weights: Floats) -> Floats:
-        basis, out = self._basis(values), np.zeros((weights.shape[1], len(frames), *self.fields.shape[1:]))
+        basis, out = self._basis(values), np.zeros((weights.shape[1], len(frames), len(self.fields)))
         for time in np.unique(values.frame):
             here = values.frame == time
             drive = basis[here].T @ weights[here]
             for i, frame in enumerate(frames):
-                out[:, i] += np.einsum("im,ichw->mchw", self._lag(frame - int(time)) @ drive, self.fields)
-                if frame == time:
-                    at = values.component[here], values.row[here], values.column[here]
-                    out[(slice(None), i, *at)] += self.nugget * weights[here].T
-        return out
+                out[:, i] += (self._lag(frame - int(time)) @ drive).T
+        return np.einsum("mti,ichw->mtchw", out, self.fields, optimize=True)
 
     def draw(self, frames: int, generator: np.random.Generator) -> Floats:
         size = fft.next_fast_len(frames + len(self.lags) - 1, real=True)
         wrapped = np.zeros((size, *self.lags.shape[1:]))
         wrapped[: len(self.lags)] = self.lags
-        wrapped[1 - len(self.lags) or size :] = self.lags[:0:-1].swapaxes(1, 2)
+        wrapped[size - len(self.lags) + 1 :] = self.lags[:0:-1].swapaxes(1, 2)
         values, vectors = np.linalg.eigh(fft.rfft(wrapped, axis=0))
         waves = fft.rfft(generator.standard_normal((size, len(self.fields))), axis=0)
-        waves = np.einsum("wij,wj,wj->wi", vectors, np.sqrt(values.clip(min=0.0)), _turned(vectors, waves))
+        turned = np.einsum("wji,wj->wi", vectors.conj(), waves)
+        waves = np.einsum("wij,wj->wi", vectors, np.sqrt(values.clip(min=0.0)) * turned)
         coefficients = fft.irfft(waves, n=size, axis=0)[:frames]
-        smooth = np.einsum("ti,ichw->tchw", coefficients, self.fields)
-        return smooth + np.sqrt(self.nugget) * generator.standard_normal(smooth.shape)
+        return np.einsum("ti,ichw->tchw", coefficients, self.fields, optimize=True)
 
     def correlation(self) -> tuple[Floats, Floats]:
+        # Nothing is said by distance: observations count by time, and by cells where that is equal.
         power = np.trace(self.lags, axis1=1, axis2=2)
-        reach = np.exp(-np.arange(min(self.valid.shape)) / max(1.0, 0.1 * min(self.valid.shape)))
-        return reach, power / power[0]
+        return np.ones(min(self.valid.shape)), power / power[0]
 
 
-def _turned(vectors: NDArray, waves: NDArray) -> NDArray:
-    """V^H w at every frequency."""
-    return np.einsum("wji,wj->wi", vectors.conj(), waves)
+class Sum(SpaceTime):
+    """The sum of two independent fields on one domain; its mean is that of the first."""
+
+    def __init__(self, first: SpaceTime, second: SpaceTime) -> None:
+        self.parts, self.mean, self.valid = (first, second), first.mean, first.valid
+
+    def covariance(self, a: Values, b: Values) -> Floats:
+        first, second = (part.covariance(a, b) for part in self.parts)
+        return np.add(first, second, out=first)
+
+    def variance(self) -> Floats:
+        return self.parts[0].variance() + self.parts[1].variance()
+
+    def apply(self, frames: Sequence[int], values: Values, weights: Floats) -> Floats:
+        return self.parts[0].apply(frames, values, weights) + self.parts[1].apply(frames, values, weights)
+
+    def draw(self, frames: int, generator: np.random.Generator) -> Floats:
+        return self.parts[0].draw(frames, generator) + self.parts[1].draw(frames, generator)
+
+    def correlation(self) -> tuple[Floats, Floats]:
+        return self.parts[1].correlation()[0], self.parts[0].correlation()[1]
 
 
 def spectrum(lags: Floats, size: int) -> NDArray[np.complex128]:

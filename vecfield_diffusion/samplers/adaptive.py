@@ -59,7 +59,8 @@ class Adaptive(Sampler):
     """Bogacki-Shampine 3(2) from the largest level to the smallest positive one, then D.
 
     A step is kept where the root mean square of `error / (atol + rtol max(|z|, |z'|))` over the valid cells of a sample
-    is at most 1: what the state does on land shortens no step and excuses none. The next step is `0.9 norm^(-1/3)` times as long, within a fifth and five times. The device is waited for once a step, to see
+    is at most 1: what the state does on land shortens no step and excuses none. The next step is
+    `0.9 norm^(-1/3)` times as long, within a fifth and five times. The device is waited for once a step, to see
     whether all samples have arrived; those that have are frozen.
 
     Arguments:
