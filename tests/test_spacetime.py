@@ -217,23 +217,24 @@ def test_exact_values_are_kept_and_too_many_are_thinned() -> None:
 
 @pytest.mark.parametrize("gaps", [False, True])
 def test_products_are_means_over_the_measured_pairs(gaps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At every lag and offset, times the share of the domain that has the offset."""
-    monkeypatch.setattr(estimation, "_FEW", 1)
+    """At every lag and offset, with the weights of the taper, times the share of the whole that has both."""
+    monkeypatch.setattr(estimation, "_FEW", 1e-9)
     series = np.where(land(), random(9, 2, H, W), np.nan)
     if gaps:
         series[random(9, 2, H, W, seed=3) > 0.5] = np.nan
     found = lagged_products(series, land(), (False, True), 3)
     for lag, c, d, dy, dx in product(range(3), range(2), range(2), range(1 - H, H), range(W)):
         total = count = share = 0.0
+        taper = np.sin(np.pi * (np.arange(9) + 0.5) / 9)
         for y, x in product(range(H), range(W)):
             q, p = y + dy, (x + dx) % W
             if not (0 <= q < H and land()[y, x] and land()[q, p]):
                 continue
-            share += 1 / land().sum()
+            share += (taper[lag:] * taper[: 9 - lag]).sum() / land().sum() / np.square(taper).sum()
             for t in range(9 - lag):
-                pair = series[t + lag, c, q, p] * series[t, d, y, x]
-                total, count = total + np.nan_to_num(pair), count + np.isfinite(pair)
-        assert found[lag, c, d, dy, dx] == pytest.approx(share * total / max(count, 1), abs=1e-12)
+                pair, weight = series[t + lag, c, q, p] * series[t, d, y, x], taper[t + lag] * taper[t]
+                total, count = total + weight * np.nan_to_num(pair), count + weight * np.isfinite(pair)
+        assert found[lag, c, d, dy, dx] == pytest.approx(share * total / max(count, 1e-9), abs=1e-7)
 
 
 @pytest.mark.parametrize("shape", estimation.SHAPES)
@@ -243,6 +244,12 @@ def test_shapes_are_non_negative_on_any_number_of_frames(shape: str) -> None:
     values = np.linalg.eigvalsh(dense(Stationary(lags, np.zeros((2, H, W)), np.ones((H, W), dtype=bool)), 9))
     assert values[0] > -1e-12 * values[-1]
     assert raw[0, 0, 0, 0, 0] > 0.1 and values[-1] > 0.1
+
+
+def test_a_whole_series_needs_no_mending() -> None:
+    """The cross-spectrum of a tapered series is a mean of squares: what is measured is kept, however few the frames."""
+    raw = lagged_products(np.where(land(), random(7, 2, H, W), np.nan), land(), (False, True), 7)
+    np.testing.assert_allclose(non_negative(raw), raw, atol=1e-12)
 
 
 def test_what_is_non_negative_stays_as_it_is() -> None:

@@ -1,9 +1,9 @@
 """Learns a Gaussian field in space and time from a series, gaps and all, and chooses its kind.
 
 The covariance of the anomalies at every lag and offset is the mean over all pairs of measured values, whatever their
-number, times the share of the pairs that the domain holds at that offset (a taper in space); its cross-spectrum over
-wavenumber and frequency on a torus of 2 L frames is made non-negative, and a window in time, itself of non-negative
-transform, ends it at the lag L. Then it is one of
+number, with the weights of a taper in time, times the share of the pairs that the domain holds at that offset. Where
+nothing is missing its cross-spectrum over wavenumber and frequency is that of the tapered series, and never negative;
+else it is made so, on a torus of 2 L frames. A window in time, itself of non-negative transform, ends it at the lag L. Then it is one of
 
     separable       C(tau, r) = rho(tau) C(0, r), rho the correlation of all
     advected        C_k(tau) = C_k(0) exp(-i omega_k tau - g_k tau), from the lag 1
@@ -60,18 +60,21 @@ def local_scale(anomalies: Floats, valid: Bools) -> Floats:
 def lagged_products(anomalies: Floats, valid: Bools, periodic: tuple[bool, bool], lags: int) -> Floats:
     """C(tau, r) `(lags, 2, 2, Ht, Wt)` of anomalies `(T, 2, H, W)` with NaN where not measured.
 
-    The mean over the measured pairs, times the share of the offset's pairs in the domain.
+    With the taper h(t) = sin(pi (t + 1/2) / T) it is the mean of the products over the measured pairs with the weights
+    h(t + tau) h(t), times the share that all pairs of the offset and of the lag have in those of offset and lag 0:
+    where nothing is missing the sum of tapered products, whose cross-spectrum is a mean of squares.
     """
     torus = tuple(n if close else 2 * n for n, close in zip(valid.shape, periodic, strict=True))
+    taper = np.sin(np.pi * (np.arange(len(anomalies)) + 0.5) / len(anomalies))[:, None, None, None]
     measured = np.isfinite(anomalies) & valid
-    sums = _correlated(np.where(measured, np.nan_to_num(anomalies), 0.0), torus, lags)
-    if (measured == valid).all():
-        share = _correlated(np.broadcast_to(valid, (1, 1, *valid.shape)).astype(np.float64), torus, 1)[0, 0, 0]
-        frames = (len(anomalies) - np.arange(lags))[:, None, None, None, None]
-        return sums / frames / share[0, 0]
-    pairs = _correlated(measured.astype(np.float64), torus, lags)
-    share = _correlated(np.broadcast_to(valid, (1, 1, *valid.shape)).astype(np.float64), torus, 1)[0, 0, 0]
-    return sums / (pairs + _FEW * (pairs < _FEW)).clip(min=1.0) * (share / share[0, 0])
+    sums = _correlated(np.where(measured, taper * np.nan_to_num(anomalies), 0.0), torus, lags)
+    domain = _correlated(np.broadcast_to(valid, (1, 1, *valid.shape)).astype(np.float64), torus, 1)
+    whole = _correlated(taper, (1, 1), lags) * domain
+    if not (measured == valid).all():
+        pairs = _correlated(taper * measured, torus, lags)
+        enough = pairs > _FEW
+        sums = np.where(enough, sums / np.where(enough, pairs, 1.0), sums / (pairs.clip(min=0) + _FEW)) * whole
+    return sums / whole[0, 0, 0, 0, 0]
 
 
 def _correlated(fields: Floats, torus: Sequence[int], lags: int) -> Floats:
@@ -145,12 +148,13 @@ class Estimator:
 
     Arguments:
         periodic: Whether y and x close on themselves.
-        lags: The lag L where correlations end, at most; a third of the series at most.
+        lags: The lag L where correlations end, at most; two thirds of the series at most. It is also the resolution in
+            frequency: a window that ends sooner takes from the correlation of neighbouring frames.
         nugget: The white part of the variance, so that errors of 0 are possible.
     """
 
     periodic: tuple[bool, bool] = (False, False)
-    lags: int = 96
+    lags: int = 160
     nugget: float = 1e-3
 
     def stationary(self, series: Floats, valid: Bools, shape: Shape, local: bool = False) -> Stationary:
@@ -205,7 +209,7 @@ class Estimator:
         return Sum(large, self.stationary(rest, valid, shape, local=True))
 
     def _count(self, frames: int) -> int:
-        return max(2, min(self.lags, frames // 3))
+        return max(2, min(self.lags, 2 * frames // 3))
 
 
 @dataclass(frozen=True)

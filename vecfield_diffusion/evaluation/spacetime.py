@@ -114,31 +114,36 @@ class Stationary(SpaceTime):
         """C_k(tau), `(L, 2, 2, Ht, Wt / 2 + 1)`."""
         return fft.rfft2(self.lags)
 
-    @cached_property
-    def _table(self) -> Floats:
-        """C at all lags from -(L - 1) and all offsets from -(H - 1) and -(W - 1) on, so that indices are sums."""
-        height, width = self.valid.shape
-        rows, columns = np.arange(1 - height, height), np.arange(1 - width, width)
-        later = self.lags[..., rows % self.lags.shape[-2], :][..., columns % self.lags.shape[-1]]
-        earlier = later[:0:-1, ..., ::-1, ::-1].swapaxes(1, 2)
-        return np.ascontiguousarray(np.concatenate((earlier, later)))
+    def _table(self, reach: int) -> Floats:
+        """C at the lags from -reach and the offsets from -(H - 1) and -(W - 1) on, so that indices are sums."""
+        if self._kept is None or len(self._kept) < 2 * reach + 1:
+            height, width = self.valid.shape
+            rows = np.arange(1 - height, height) % self.lags.shape[-2]
+            columns = np.arange(1 - width, width) % self.lags.shape[-1]
+            later = self.lags[: reach + 1, :, :, rows[:, None], columns]
+            earlier = later[:0:-1, ..., ::-1, ::-1].swapaxes(1, 2)
+            self._kept = np.ascontiguousarray(np.concatenate((earlier, later)))
+        return self._kept
+
+    _kept: Floats | None = None
 
     def covariance(self, a: Values, b: Values) -> Floats:
-        table, reach = self._table, len(self.lags) - 1
-        steps = np.array(table.strides) // table.itemsize
-        lag = a.frame[:, None] - b.frame[None, :]
-        near = np.abs(lag) <= reach
-        centre = np.array([reach, 0, 0, self.valid.shape[0] - 1, self.valid.shape[1] - 1]) @ steps
-        left = np.stack([a.frame, a.component, 0 * a.frame, a.row, a.column]).T @ steps + centre
-        right = np.stack([-b.frame, 0 * b.frame, b.component, -b.row, -b.column]).T @ steps
-        index = left[:, None] + right[None, :]
-        if not near.all():
-            index[~near] = 0
+        first, last = a.frame.min(initial=0), a.frame.max(initial=0)
+        farthest = max(last - b.frame.min(initial=last), b.frame.max(initial=first) - first)
+        table = self._table(min(farthest, len(self.lags) - 1))
+        reach, (height, width) = len(table) // 2, self.valid.shape
+        frame, left, right, row = (stride // table.itemsize for stride in table.strides[:4])
+        ours = a.frame * frame + a.component * left + a.row * row + a.column
+        theirs = (reach - b.frame) * frame + b.component * right + (height - 1 - b.row) * row + width - 1 - b.column
+        index = ours[:, None] + theirs
+        far = np.abs(a.frame[:, None] - b.frame) > reach if farthest > reach else None
+        if far is not None:
+            index[far] = 0
         found = table.ravel().take(index)
         found *= self._scales(a)[:, None]
         found *= self._scales(b)
-        if not near.all():
-            found[~near] = 0.0
+        if far is not None:
+            found[far] = 0.0
         return found
 
     def _scales(self, values: Values) -> Floats:
