@@ -139,6 +139,33 @@ def test_samples_do_not_depend_on_their_batch():
     torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("land", [1e6, math.nan])
+def test_land_is_not_in_the_error(land):
+    """Whatever the denoiser says there, and however much of it there is, the levels visited are the same."""
+    valid = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+
+    def levels(eps, valid, wild):
+        visited, width = [], eps.shape[-1]
+
+        def denoiser(z, s):
+            visited.append(s.clone())
+            inside = PRIOR.denoise(z[..., :4].contiguous(), s)
+            return torch.cat([inside, wild * torch.sin(3 * z[..., 4:])], dim=-1) if width > 4 else inside
+
+        x = Adaptive(1e-4, 1e-4).sample(denoiser, LEVELS, lambda: eps, valid=valid)
+        return torch.stack(visited), x[..., :4]
+
+    eps = field(2)
+    alone, x = levels(eps, None, 0.0)
+    for columns in (1, 12):
+        wide = torch.cat([eps, torch.ones(2, 2, 4, columns, dtype=torch.float64)], dim=-1)
+        mask = torch.cat([valid, torch.zeros(1, 1, 4, columns, dtype=torch.bool)], dim=-1)
+        visited, found = levels(wide, mask, land)
+        torch.testing.assert_close(visited, alone, rtol=1e-12, atol=0)
+        torch.testing.assert_close(found, x, rtol=1e-12, atol=1e-12)
+    assert len(levels(wide, None, 1.0)[0]) > len(alone)
+
+
 def test_a_sample_that_has_arrived_stays():
     """Beside one that goes on for long, whatever the denoiser now says of it."""
     eps, last, again = field(2), [None], []

@@ -242,6 +242,85 @@ def test_second_order_convergence_on_the_sphere(descending: bool) -> None:
     assert (fine < 0.02).all()
 
 
+def tangent(lon: Tensor, lat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """East and north components of the gradient of x y + x z + z^2 + x + y / 2 - 1 / 3 on the unit sphere.
+
+    The third result is its Laplacian; the sphere's harmonics of degree n are eigenfunctions, -n (n + 1).
+    """
+    x, y, z = lat.cos() * lon.cos(), lat.cos() * lon.sin(), lat.sin() + 0 * lon
+    by_x, by_y, by_z = y + z + 1, x + 0.5, x + 2 * z
+    east = by_y * lon.cos() - by_x * lon.sin()
+    north = by_z * lat.cos() - lat.sin() * (by_x * lon.cos() + by_y * lon.sin())
+    return east, north, -6 * (x * y + x * z + z**2 - 1 / 3) - 2 * (x + y / 2)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+@pytest.mark.parametrize("descending", [False, True])
+def test_second_order_convergence_up_to_the_poles(offset: float, descending: bool) -> None:
+    """In the mean square over the sphere, and at a pole itself; beside it the largest error is of first order."""
+
+    def errors(step: float) -> Tensor:
+        lon, lat = torch.arange(0, 360, step).double(), torch.arange(-90 + offset * step, 90.01, step).double()
+        lat = lat.flip(0) if descending else lat
+        grid = Grid.from_degrees(lon, lat, full(len(lat), len(lon)))
+        assert grid.poles == (offset == 0, offset == 0)
+        east, north, source = tangent(torch.deg2rad(lon), torch.deg2rad(lat)[:, None])
+        area = (grid.dx * grid.dy).abs()[:, None].expand(grid.shape)
+        found = divergence(field(east, north, grid), grid), vorticity(field(-north, east, grid), grid)
+        torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-12 / EARTH_RADIUS)
+        off = found[0][0, 0] * EARTH_RADIUS - source
+        rms = ((area * off.square()).sum() / area.sum()).sqrt()
+        return torch.stack((rms, off[[0, -1]].abs().max(), off[1:-1].abs().max()))
+
+    coarse, fine = errors(2.5), errors(1.25)
+    order = torch.log2(coarse / fine)
+    assert order[0] > 1.9 and order[1] > (1.9 if offset == 0 else 1.0) and order[2] > 1.0
+    assert fine[0] < 0.004 and fine[1] < (0.002 if offset == 0 else 0.3) and fine[2] < 0.06
+
+
+@pytest.mark.parametrize("operator", [divergence, vorticity])
+def test_what_is_written_at_a_pole_never_matters(operator: object) -> None:
+    """A pole is one point, with no velocity along meridians of its own; it may be missing altogether."""
+    lon, lat = torch.arange(0, 360, 10.0), torch.arange(90, -91, -10.0)
+    grid = Grid.from_degrees(lon, lat, full(19, 36))
+    clean = noise(2, 19, 36)
+    dirty = clean.clone()
+    dirty[..., [0, -1], :] = 1e6
+    found = operator(clean, grid)
+    assert torch.equal(operator(dirty, grid), found)
+    assert (found[..., [0, -1], :].diff() == 0).all()  # one value
+    valid = full(19, 36)
+    valid[0] = False
+    torch.testing.assert_close(operator(dirty, replace(grid, valid=valid))[..., 1:, :], found[..., 1:, :])
+    if operator is divergence:  # nothing is lost on a closed sphere
+        total = found[:, 0] * (grid.dx * grid.dy)[:, None]
+        assert total.sum((-1, -2)).abs().max() < 1e-12 * total.abs().sum((-1, -2)).min()
+
+
+def test_rows_of_uneven_spacing_are_exact_for_linear_fields_up_to_open_edges() -> None:
+    """One-sided differences count the steps that they use: 1, not (3 - h2 / h1) / 2."""
+    lat = 20 + torch.tensor([0.0, 1.0, 2.5, 4.0, 5.0, 7.0, 8.0, 9.5]).double()
+    radians = torch.deg2rad(lat)[:, None]
+    for rows in (torch.arange(8), torch.arange(7, -1, -1)):
+        grid = Grid.from_degrees(torch.linspace(10, 30, W), lat[rows], full(8, W))
+        zero = torch.zeros(8, W).double()
+        v = 0.5 * radians[rows] * EARTH_RADIUS / grid.dx[:, None]  # v dx is linear in latitude
+        found = divergence(field(zero, v, grid), grid)[0, 0] * grid.dx[:, None]
+        torch.testing.assert_close(found, torch.full_like(zero, 0.5))
+    assert (grid.dy < 0).all()
+    steep = Grid.from_degrees(torch.linspace(10, 30, W), torch.tensor([0.0, 1.0, 5.0, 9.0]), full(4, W))
+    assert (steep.dy > 0).all()
+
+
+def test_a_row_is_a_pole_only_where_a_closed_circle_shrinks_to_a_point() -> None:
+    lon, lat = torch.arange(0, 360, 10.0), torch.arange(-90, 91, 10.0)
+    assert Grid.from_degrees(lon, lat, full(19, 36)).poles == (True, True)
+    assert Grid.from_degrees(lon, lat[1:], full(18, 36)).poles == (False, True)
+    assert Grid.from_degrees(lon, lat[:-1] + 5, full(18, 36)).poles == (False, False)
+    assert Grid.from_degrees(lon[:20], lat, full(19, 20)).poles == (False, False)
+    assert island_grid(dx=2.0, boundary_x="periodic").poles == (False, False)
+
+
 def test_potentials_of_a_plane() -> None:
     """On p = x^2 - x y + 3 y^2 central differences are exact away from the edges; swapped axes or signs are not."""
     grid = Grid(full(), dx=2.0, dy=0.5)
@@ -261,7 +340,8 @@ def spread_grids() -> list[Grid]:
     dx = torch.linspace(1, 2, H)
     lon, lat = torch.linspace(10, 30, W), torch.linspace(60, 20, H)
     plane = [Grid(valid, dx, 0.5, **pair) for pair in pairs for valid in (full(), island_grid().valid)]
-    return [*plane, *(Grid.from_degrees(lon, lat, island_grid().valid, **pair) for pair in pairs)]
+    globe = Grid.from_degrees(torch.arange(W) * 360 / W, torch.linspace(90, -90, H), island_grid().valid)
+    return [*plane, *(Grid.from_degrees(lon, lat, island_grid().valid, **pair) for pair in pairs), globe]
 
 
 @pytest.mark.parametrize("grid", spread_grids())

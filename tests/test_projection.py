@@ -63,6 +63,21 @@ def sphere(valid, **boundaries):
     return Grid.from_degrees(lon, lat, valid, **boundaries)
 
 
+def globe(valid, south=-90.0, **boundaries):
+    """Rows from `south` to the north pole, the poles among them where they are reached."""
+    height, width = valid.shape
+    lon, lat = torch.arange(width) * 360 / width, torch.linspace(90, south, height)
+    return Grid.from_degrees(lon, lat, valid, **boundaries)
+
+
+def continents(height=9, width=12):
+    """Land around one pole, an island, and a continent."""
+    valid = full(height, width)
+    valid[-1] = valid[-2, :4] = False
+    valid[3, 2] = valid[4:7, 5:8] = False
+    return valid
+
+
 SMALL = [
     *(Grid(full(8, 11), 2.0, 0.7, **pair) for pair in PAIRS),  # an even periodic axis and an odd one
     *(sphere(full(9, 12), **pair) for pair in PAIRS),
@@ -70,12 +85,17 @@ SMALL = [
     *(sphere(basins(), **pair) for pair in PAIRS[1::3]),
     Grid(pixels(0.5, 9, 12), 1.0, 1.0, "periodic", "open"),
     Grid(basins().T, torch.linspace(1, 3, 12), 0.7, "open", "periodic"),
+    globe(full(9, 12)),
+    globe(full(8, 11)),
+    globe(full(7, 12), south=30.0),
+    globe(continents()),
 ]
 LARGE = [
     *(Grid(coast(64), 2.0, 0.7, name, name) for name in NAMES),
     sphere(coast(64), boundary_x="wall", boundary_y="open"),
     Grid(full(48, 31), 2.0, -0.7, "wall", "periodic"),
     sphere(full(40, 50), boundary_x="periodic", boundary_y="wall"),
+    globe(coast(64)),
 ]
 
 
@@ -183,6 +203,16 @@ def test_helmholtz_parts_are_orthogonal_and_sum_to_the_field(grid):
     assert divergence(harmonic, grid).abs().max() < 1e-10 * size
 
 
+@pytest.mark.parametrize("grid", SMALL)
+def test_stream_function_is_the_shortest(grid):
+    """Also where fields of psi vanish for other psi than constants: between open edges, on channels and at poles."""
+    velocity = draw(3, 2, *grid.shape)
+    expected = unscaled(pinv(dense(rotated_gradient, grid, 1)) @ scaled(velocity, grid), grid)
+    close(stream_function(velocity, grid), expected, 1e-9)
+    expected = unscaled(pinv(dense(gradient, grid, 1)) @ scaled(velocity, grid), grid)
+    close(velocity_potential(velocity, grid), expected, 1e-9)
+
+
 def test_flow_around_an_island_is_harmonic():
     """In a walled ring nothing but a harmonic field circulates; a box without an island holds none but sawteeth."""
     grid = Grid(full(15, 15), 1.0, 1.0, "wall", "wall")
@@ -241,7 +271,7 @@ MAPS = {
 
 
 @pytest.mark.parametrize("name", MAPS)
-@pytest.mark.parametrize("grid", [SMALL[0], SMALL[8], SMALL[16], SMALL[22], SMALL[24], SMALL[27]])
+@pytest.mark.parametrize("grid", [SMALL[k] for k in (0, 8, 16, 22, 24, 27, -4, -1)])
 def test_derivative_is_the_transposed_matrix(name, grid):
     """One pass back of random cotangents is the transpose of the matrix read off from all unit vectors, twice over."""
     count = 2 * grid.valid.numel()
@@ -258,7 +288,7 @@ def test_derivative_is_the_transposed_matrix(name, grid):
 
 
 @pytest.mark.parametrize("name", MAPS)
-@pytest.mark.parametrize("grid", [LARGE[0], LARGE[5]])
+@pytest.mark.parametrize("grid", [LARGE[0], LARGE[5], LARGE[6]])
 def test_adjoint_identity_on_large_grids(name, grid):
     """<F u, g> = <u, F^T g>, through multigrid too."""
     # Potentials amplify rounding by the square of the domain.
@@ -363,7 +393,6 @@ def test_multigrid_cycle_is_symmetric_and_definite():
     eqs = poisson.Equations(LARGE[0], torch.device("cpu"))
     a, b = draw(len(eqs._cells), 1), draw(len(eqs._cells), 1, seed=1)
     cycle = eqs.poisson.approximate
-    assert len(cycle.levels) == 2
     assert abs((cycle(a) * b).sum() - (a * cycle(b)).sum()) < 1e-12 * a.norm() * cycle(b).norm()
     assert (a * cycle(a)).sum() > 0
 

@@ -337,7 +337,7 @@ class Axis:
                 f"the coordinate {self.name} neither rises nor falls throughout. Mend the file, or choose another "
                 f"coordinate: dataset.{_role(self.name)}=NAME"
             )
-        return np.gradient(values)
+        return np.gradient(values, edge_order=min(2, len(values) - 1))
 
 
 def _role(name: str) -> str:

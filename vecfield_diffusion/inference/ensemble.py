@@ -97,7 +97,7 @@ def sample_ensemble(
         repeats = {"repeats": inpainting.repeats, "repeat_above": given.sigma_y.max().item()}
         # The prior is told no observation, nor a background that is made of it.
         start = given.background if isinstance(inpainting, Conditional) else None
-        x = sampler.sample(guided, levels, noise, hook, told, start=start, **repeats)
+        x = sampler.sample(guided, levels, noise, hook, told, start=start, valid=given.valid, **repeats)
         x = torch.where(given.known & (given.sigma_y == 0), given.y, x)
         x = physics.finish(x, given, denoiser.normalizer, grid)
         out.append(torch.where(given.valid, denoiser.normalizer.denormalize(x), torch.nan).cpu())

@@ -7,6 +7,7 @@ negative `dy`, so that a derivative with respect to the row index divided by `dy
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 EARTH_RADIUS = 6_371_000.0
 BOUNDARIES = ("periodic", "wall", "open")
+
+_CAP = 0.29  # width of a row over that of the next one: 1/4 at a pole, 1/3 and more in a row beside it
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,18 @@ class Grid:
         """Whether y and x close on themselves, in the order of the array axes."""
         return self.boundary_y == "periodic", self.boundary_x == "periodic"
 
+    @cached_property
+    def poles(self) -> tuple[bool, bool]:
+        """Whether the first and the last row lie at a pole, as `from_degrees` makes them.
+
+        Such a row is one point, written W times: with the width sin(dlat / 4) in place of the cosine, its cells are the
+        sectors of a cap, and no other row of a closed circle is as narrow beside its neighbour.
+        """
+        if not self.periodic[1] or len(self.dx) < 3:
+            return False, False
+        dx = self.dx.abs()
+        return bool(dx[0] < _CAP * dx[1]), bool(dx[-1] < _CAP * dx[-2])
+
     def to(self, device: torch.device | str) -> Grid:
         """The same grid with its tensors on `device`."""
         if self.valid.device == torch.device(device):
@@ -86,8 +101,25 @@ class Grid:
         closed = bool((step.abs() * len(lon) - 360.0).abs() < 0.5 * step.abs())
         boundaries.setdefault("boundary_x", "periodic" if closed else "open")
         radians = torch.deg2rad(lat)
-        # A row at a pole is a point: it is given the width of the circle a quarter of a row away.
-        narrowest = torch.sin(torch.gradient(radians)[0].abs() / 4)
+        dy = spacing(radians)
+        # A row at a pole is a point. Balances over the cap around it need its area, W cells of dlat / 4 by dlat.
+        narrowest = torch.sin(dy.abs() / 4)
         dx = EARTH_RADIUS * torch.maximum(torch.cos(radians), narrowest) * torch.deg2rad(step)
-        dy = EARTH_RADIUS * torch.gradient(radians)[0]
-        return cls(valid=valid, dx=dx, dy=dy, **boundaries)
+        return cls(valid=valid, dx=dx, dy=EARTH_RADIUS * dy, **boundaries)
+
+
+def spacing(coordinate: Tensor) -> Tensor:
+    """The spacing of a coordinate `(n,)` at each of its values: its derivative by the index, of second order.
+
+    These are the differences that `operators` takes of a field, so that linear fields on uneven rows are differentiated
+    exactly, one-sidedly at the edges too. Where the steps at an edge grow threefold, their formula has no meaning, and
+    the first step counts.
+    """
+    steps = coordinate.diff()
+    if len(steps) < 2:
+        return torch.gradient(coordinate)[0]
+    found = torch.gradient(coordinate, edge_order=2)[0]
+    for edge, step in ((0, steps[0]), (-1, steps[-1])):
+        if found[edge] * step <= 0:
+            found[edge] = step
+    return found

@@ -33,6 +33,14 @@ F_x acts within rows and F_y within columns, so that they commute on a grid with
 rounding with all boundaries and any spacing of the rows. Land makes rows differ from each other: the divergence then
 vanishes in cells with no land in the 3x3 cells around them (and no edge that is open), in others only if psi does.
 
+A row at a pole is a point, written W times. Its W cells are the sectors of one cap, whose balance is the sum over all
+of them: nothing but what crosses the faces to the next row counts, half of what that row carries, and all cells have
+the same value, the mean. The velocities at the pole itself enter nothing, whatever they are (nor need they be known),
+and those of potentials come out 0 there; a potential counts with its mean. The operators are C^T L P, P L* C and P R C,
+with C that mean and P the removal of what a pole holds, so that adjoints and the identities above stay exact. On smooth
+fields the error falls with the square of the spacing, but for the rows n = 1, 2, ... from a pole, where it is of first
+order, 1 / n of its size in the first.
+
 Values in invalid cells are replaced before any arithmetic, so that a NaN there reaches neither results nor gradients.
 """
 
@@ -50,25 +58,25 @@ REACH = 3  # cells on either side of a face that its value may use
 def divergence(velocity: Tensor, grid: Grid) -> Tensor:
     """The divergence of `velocity` `(B, 2, H, W)` as `(B, 1, H, W)`, 0 in invalid cells."""
     u, v, dx, dy = _clean(velocity, grid)
-    east = _difference(u, grid.valid, grid.boundary_x, sealed=True)
-    north = _difference((v * dx).mT, grid.valid.mT, grid.boundary_y, sealed=True).mT
-    return _inside((east * dy + north) / (dx * dy), grid)
+    east = _difference(u, along(grid, 1, sealed=True), grid.boundary_x)
+    north = _difference((v * dx).mT, along(grid, 0, sealed=True), grid.boundary_y).mT
+    return _inside(_caps((east * dy + north) / (dx * dy), grid, gather=True), grid)
 
 
 def vorticity(velocity: Tensor, grid: Grid) -> Tensor:
     """The vertical vorticity dv/dx - du/dy of `velocity` `(B, 2, H, W)` as `(B, 1, H, W)`, 0 in invalid cells."""
     u, v, dx, dy = _clean(velocity, grid)
-    east = _difference(v, grid.valid, grid.boundary_x, sealed=False)
-    north = _difference((u * dx).mT, grid.valid.mT, grid.boundary_y, sealed=False).mT
-    return _inside((east * dy - north) / (dx * dy), grid)
+    east = _difference(v, along(grid, 1, sealed=False), grid.boundary_x)
+    north = _difference((u * dx).mT, along(grid, 0, sealed=False), grid.boundary_y).mT
+    return _inside(_caps((east * dy - north) / (dx * dy), grid, gather=True), grid)
 
 
 def gradient(potential: Tensor, grid: Grid) -> Tensor:
     """Minus the adjoint of `divergence` on `potential` `(B, 1, H, W)`, as `(B, 2, H, W)`; 0 in invalid cells."""
-    p = _inside(potential, grid)
-    along_x = _adjoint_difference(p, grid.valid, grid.boundary_x)
-    along_y = _adjoint_difference(p.mT, grid.valid.mT, grid.boundary_y).mT
-    return _inside(torch.cat((along_x / grid.dx[:, None].to(p), along_y / grid.dy[:, None].to(p)), dim=1), grid)
+    p = _caps(_inside(potential, grid), grid, gather=False)
+    along_x = _adjoint_difference(p, along(grid, 1, sealed=True), grid.boundary_x)
+    along_y = _adjoint_difference(p.mT, along(grid, 0, sealed=True), grid.boundary_y).mT
+    return _flowing(torch.cat((along_x / grid.dx[:, None].to(p), along_y / grid.dy[:, None].to(p)), dim=1), grid)
 
 
 def laplacian(potential: Tensor, grid: Grid) -> Tensor:
@@ -78,15 +86,15 @@ def laplacian(potential: Tensor, grid: Grid) -> Tensor:
 
 def rotated_gradient(stream: Tensor, grid: Grid) -> Tensor:
     """The velocity (-dpsi/dy, dpsi/dx) of a stream function `(B, 1, H, W)`, as `(B, 2, H, W)`; 0 in invalid cells."""
-    psi = _inside(stream, grid)
-    along_x = _difference(psi, grid.valid, grid.boundary_x, sealed=True)
-    along_y = _difference(psi.mT, grid.valid.mT, grid.boundary_y, sealed=True).mT
-    return _inside(torch.cat((-along_y / grid.dy[:, None].to(psi), along_x / grid.dx[:, None].to(psi)), dim=1), grid)
+    psi = _caps(_inside(stream, grid), grid, gather=False)
+    along_x = _difference(psi, along(grid, 1, sealed=True), grid.boundary_x)
+    along_y = _difference(psi.mT, along(grid, 0, sealed=True), grid.boundary_y).mT
+    return _flowing(torch.cat((-along_y / grid.dy[:, None].to(psi), along_x / grid.dx[:, None].to(psi)), dim=1), grid)
 
 
 def _clean(velocity: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The components `(B, 1, H, W)` with 0 in invalid cells, and the spacings `(H, 1)`, in the dtype of `velocity`."""
-    velocity = torch.where(grid.valid.to(velocity.device), velocity, 0.0)
+    """The components `(B, 1, H, W)`, 0 in invalid cells and at poles, and the spacings `(H, 1)` in their dtype."""
+    velocity = _flowing(velocity, grid)
     return velocity[:, :1], velocity[:, 1:], grid.dx[:, None].to(velocity), grid.dy[:, None].to(velocity)
 
 
@@ -94,25 +102,67 @@ def _inside(field: Tensor, grid: Grid) -> Tensor:
     return torch.where(grid.valid.to(field.device), field, 0.0)
 
 
-def _difference(field: Tensor, valid: Tensor, boundary: str, sealed: bool) -> Tensor:
+def _flowing(field: Tensor, grid: Grid) -> Tensor:
+    """`field` with 0 in invalid cells and in the rows of poles, P."""
+    return torch.where(flowing(grid).to(field.device), field, 0.0)
+
+
+def _caps(field: Tensor, grid: Grid, gather: bool) -> Tensor:
+    """`field` with one value in every row of a pole: C, the mean over its valid cells, or the transpose if `gather`.
+
+    They differ where part of such a row is invalid: what crosses all its faces is shared by the cells that are valid.
+    """
+    for row, pole in zip((0, -1), grid.poles, strict=True):
+        if pole:
+            inside = grid.valid[row].to(field.device)
+            values = field[..., row, :] if gather else torch.where(inside, field[..., row, :], 0.0)
+            mean = values.sum(-1) / inside.sum().clamp(min=1)
+            here = torch.zeros_like(grid.valid)
+            here[row] = True
+            field = torch.where(here.to(field.device), mean[..., None, None], field)
+    return field
+
+
+def flowing(grid: Grid) -> Tensor:
+    """The valid cells whose velocities count, `(H, W)`: all but those of a pole."""
+    first, last = grid.poles
+    inside = grid.valid.clone()
+    inside[: int(first)] = False
+    inside[len(inside) - int(last) :] = False
+    return inside
+
+
+def along(grid: Grid, axis: int, sealed: bool) -> Tensor:
+    """The `face_weights` of the lines of an array axis, the lines first.
+
+    Along y, nothing lies beyond a pole, and the row of a pole takes part where its neighbour does.
+    """
+    if axis == 1:
+        return face_weights(grid.valid, grid.boundary_x, sealed)
+    valid = grid.valid.clone()
+    for row, beside, pole in zip((0, -1), (1, -2), grid.poles, strict=True):
+        if pole:
+            valid[row] = valid[beside]
+    return face_weights(valid.mT, grid.boundary_y, sealed, closed=grid.poles)
+
+
+def _difference(field: Tensor, weights: Tensor, boundary: str) -> Tensor:
     """The value on the far face of each cell less that on its near face, along the last axis.
 
     Arguments:
         field: Cell values with 0 in invalid cells, `(..., H, W)`.
-        valid: The valid cells, `(H, W)`.
+        weights: The `face_weights`, `(6, H, W + 1)`.
         boundary: `periodic`, `wall` or `open`.
-        sealed: Whether nothing passes land and walls; otherwise every one-sided face is extrapolated.
     """
-    faces = valid.shape[-1] + 1
-    weights = face_weights(valid, boundary, sealed).to(field)
+    faces, weights = weights.shape[-1], weights.to(field)
     cells = _ghosts(field, boundary)
     face = sum(weights[k] * cells[..., k : k + faces] for k in range(2 * REACH))
     return face.diff(dim=-1)
 
 
-def _adjoint_difference(field: Tensor, valid: Tensor, boundary: str) -> Tensor:
-    """Minus the transpose of the sealed `_difference`: every jump over a face goes to the cells of its value."""
-    weights = face_weights(valid, boundary, sealed=True).to(field)
+def _adjoint_difference(field: Tensor, weights: Tensor, boundary: str) -> Tensor:
+    """Minus the transpose of `_difference`: every jump over a face goes to the cells of its value."""
+    weights = weights.to(field)
     jumps = F.pad(field, (1, 1)).diff(dim=-1)
     last = 2 * REACH - 1
     cells = sum(F.pad(weights[k] * jumps, (k, last - k)) for k in range(last + 1))
@@ -133,8 +183,15 @@ def _ghosts(cells: Tensor, boundary: str) -> Tensor:
     return torch.cat((empty, cells, empty), dim=-1)
 
 
-def face_weights(valid: Tensor, boundary: str, sealed: bool) -> Tensor:
-    """What each face takes from the three cells before it and the three after it, `(6, H, W + 1)`."""
+def face_weights(valid: Tensor, boundary: str, sealed: bool, closed: tuple[bool, bool] = (False, False)) -> Tensor:
+    """What each face takes from the three cells before it and the three after it, `(6, H, W + 1)`.
+
+    Arguments:
+        valid: The valid cells, `(H, W)`.
+        boundary: `periodic`, `wall` or `open`, along the last axis.
+        sealed: Whether nothing passes land and walls; otherwise every one-sided face is extrapolated.
+        closed: Whether the first and the last face have the value 0 whatever the boundary.
+    """
     faces = valid.shape[-1] + 1
     cells = _ghosts(valid, boundary)
     ok = torch.stack([cells[..., k : k + faces] for k in range(2 * REACH)])
@@ -142,6 +199,8 @@ def face_weights(valid: Tensor, boundary: str, sealed: bool) -> Tensor:
     passes = torch.full_like(both, not sealed)
     if boundary == "open":
         passes[..., 0] = passes[..., -1] = True
+    passes[..., 0] &= not closed[0]
+    passes[..., -1] &= not closed[1]
     before = _one_sided(ok[:3].flip(0), ~ok[3] & passes).flip(0)
     after = _one_sided(ok[3:], ~ok[2] & passes)
     weights = torch.cat((before, after))

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.multigrid import Matrix, Multigrid, connected, coordinates, peak
-from vecfield_diffusion.physics.operators import REACH, face_weights
+from vecfield_diffusion.physics.operators import REACH, along, flowing
 
 Map = Callable[[Tensor], Tensor]
 
@@ -38,6 +38,8 @@ _TOLERANCE = 1e-12  # of a residual, relative to the first one
 _ROUNDING = 1e-14  # of a residual, relative to the size of the terms that it is the sum of
 _ITERATIONS = 1000  # of conjugate gradients with multigrid, which take 30 to 150
 _NULL = 1e-12  # relative size of an eigenvalue that stands for zero
+_KERNEL = 100  # vectors of a kernel in a connected part, at most
+_FOUND = 1e-6  # the least length of a random vector's part in a kernel that is not rounding
 
 
 class Equations:
@@ -87,8 +89,16 @@ class Equations:
         null = _NullSpace(matrix, self._cells, self.grid.shape[1], self._root, self.device)
         if bool(self.grid.valid.all()):
             return Inverse(factor, _Separable(self.grid, transposed, self.device), null, direct=True)
-        cells = torch.stack((self._cells // self.grid.shape[1], self._cells % self.grid.shape[1]))
-        return Inverse(factor, Multigrid(matrix, self._root, cells, self.device), null, direct=False)
+        places = torch.stack((self._cells // self.grid.shape[1], self._cells % self.grid.shape[1]))
+        points, first = _points(self.grid, self._cells)
+        cycle = Multigrid(
+            torch.sparse.mm(points.t(), torch.sparse.mm(matrix, points)).coalesce(),
+            self._root[first],
+            places[:, first],
+            self.device,
+        )
+        spread = Matrix.of(points.to(self.device))
+        return Inverse(factor, lambda r: spread @ cycle(spread.T @ r), null, direct=False)
 
 
 @lru_cache(maxsize=4)
@@ -110,7 +120,7 @@ class Inverse:
 
     factor: Matrix
     approximate: Map
-    null: Map
+    null: _NullSpace
     direct: bool
 
     def __call__(self, b: Tensor, size: Tensor | None = None) -> Tensor:
@@ -118,7 +128,44 @@ class Inverse:
         b = self.null(b)
         if self.direct:
             return self.null(self.approximate(b))
-        return self.null(conjugate_gradients(lambda p: self.factor @ (self.factor.T @ p), self.approximate, b, size))
+        return self.null(conjugate_gradients(self._matrix, self.approximate, b, size))
+
+    def shortest(self, b: Tensor, size: Tensor | None = None) -> Tensor:
+        """The pseudo-inverse: of what A^T takes to zero, nothing is taken from `b` and nothing is in the solution."""
+        return self._without_kernel(self(self._without_kernel(b), size))
+
+    def _without_kernel(self, x: Tensor) -> Tensor:
+        return _without(x, self._kernel, self.null)
+
+    def _matrix(self, p: Tensor) -> Tensor:
+        return self.factor @ (self.factor.T @ p)
+
+    @cached_property
+    def _kernel(self) -> list[Tensor]:
+        """What A^T takes to zero beside `null`: orthonormal vectors `(n, 1)` in every connected part.
+
+        A random vector less the solution for its image is in the kernel: one for all parts at once, until none has any.
+        """
+        found, generator = [], torch.Generator().manual_seed(0)
+        for _ in range(_KERNEL):
+            x = torch.randn(len(self.null.part), 1, dtype=torch.float64, generator=generator).to(self.null.part.device)
+            x = self.null(x)
+            for _ in range(3):  # what the first leaves of the range and of the others, rounding apart
+                x = x - self(self._matrix(x), x.norm(dim=0) * peak(self.factor.rows.values()) ** 2)
+                x = _without(x, found, self.null)
+            length = self.null.sums(x.square()).sqrt()
+            there = length > _FOUND
+            if not there.any():
+                break
+            found.append(torch.where(there, 1 / length, 0.0)[self.null.part] * x)
+        return found
+
+
+def _without(x: Tensor, vectors: list[Tensor], parts: _NullSpace) -> Tensor:
+    """`x` `(n, B)` less its share of vectors `(n, 1)` that are orthonormal in every connected part."""
+    for vector in vectors:
+        x = x - vector * parts.sums(vector * x)[parts.part]
+    return x
 
 
 def conjugate_gradients(
@@ -186,9 +233,12 @@ def _areas(grid: Grid) -> Tensor:
 
 def _differences(grid: Grid, axis: int) -> tuple[Tensor, Tensor, Tensor]:
     """The sealed differences of face values along an array axis: row cells, column cells, values."""
-    valid, boundary = (grid.valid, grid.boundary_x) if axis else (grid.valid.T, grid.boundary_y)
-    weights = face_weights(valid, boundary, sealed=True).double()
-    length, strides = valid.shape[1], (grid.shape[1], 1) if axis else (1, grid.shape[1])
+    return _entries(along(grid, axis, sealed=True), (grid.shape[1], 1) if axis else (1, grid.shape[1]))
+
+
+def _entries(weights: Tensor, strides: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """`_differences` from the `face_weights` of lines and the strides of lines and of cells along them."""
+    weights, length = weights.double(), weights.shape[-1] - 1
     k, line, face = weights.nonzero(as_tuple=True)
     cell = (face + k - REACH) % length  # past the ends only where the axis is periodic
     value = weights[k, line, face]
@@ -208,20 +258,58 @@ def _assembled(grid: Grid, row: Tensor, column: Tensor, value: Tensor, shape: tu
     return coordinates(number[row[keep]], number[column[keep]], value[keep], (shape[0] * count, shape[1] * count))
 
 
+def _poles(grid: Grid) -> tuple[Tensor, Tensor]:
+    """The cell that stands for each cell in the equations, the first valid one for all of a pole, and C^T."""
+    (height, width), valid = grid.shape, grid.valid.flatten()
+    cells = valid.nonzero()[:, 0]
+    stands, number = torch.arange(height * width), torch.arange(len(cells))
+    column, value = number.clone(), torch.ones(len(cells), dtype=torch.float64)
+    for at, pole in zip((0, height - 1), grid.poles, strict=True):
+        inside = number[cells // width == at]
+        if pole and len(inside):
+            stands[at * width : (at + 1) * width] = cells[inside[0]]
+            column[inside], value[inside] = inside[0], 1 / len(inside)
+    return stands, coordinates(number, column, value, (len(cells), len(cells)))
+
+
+def _points(grid: Grid, cells: Tensor) -> tuple[Tensor, Tensor]:
+    """The values of `cells` from those of points, where a pole is one point, and the first cell of each point."""
+    line = cells // grid.shape[1]
+    place = cells.clone()
+    for at, pole in zip((0, grid.shape[0] - 1), grid.poles, strict=True):
+        if pole:
+            place[line == at] = at * grid.shape[1]
+    point = torch.unique(place, return_inverse=True)[1]
+    number = torch.arange(len(cells))
+    shape = (len(cells), int(point.max()) + 1 if len(cells) else 0)
+    first = torch.full((shape[1],), len(cells)).scatter_reduce(0, point, number, "amin")
+    return coordinates(number, point, torch.ones(len(cells), dtype=torch.float64), shape), first
+
+
 def _divergence(grid: Grid) -> Tensor:
-    """L: F_x / dx_j and F_y dx / (dx_j dy_j), between packed fields."""
+    """L: F_x / dx_j and F_y dx / (dx_j dy_j), between packed fields; C^T L P where rows lie at poles."""
     width, (i, j, x), (k, m, y) = grid.shape[1], _differences(grid, 1), _differences(grid, 0)
     dx, dy, root = grid.dx.repeat_interleave(width), grid.dy.repeat_interleave(width), _areas(grid).sqrt()
     values = torch.cat((x / dx[i], y * dx[m] / (dx[k] * dy[k]) * root[k] / root[m]))
-    return _assembled(grid, torch.cat((i, k)), torch.cat((j, m + len(dx))), values, (1, 2))
+    row, column = torch.cat((i, k)), torch.cat((j, m + len(dx)))
+    values = values * flowing(grid).flatten().repeat(2)[column]
+    if not any(grid.poles):
+        return _assembled(grid, row, column, values, (1, 2))
+    stands, caps = _poles(grid)
+    return torch.sparse.mm(caps, _assembled(grid, stands[row], column, values, (1, 2))).coalesce()
 
 
 def _stream(grid: Grid) -> Tensor:
-    """R: -F_y / dy_j and F_x / dx_j, between packed fields."""
+    """R: -F_y / dy_j and F_x / dx_j, between packed fields; P R C where rows lie at poles."""
     width, (i, j, x), (k, m, y) = grid.shape[1], _differences(grid, 1), _differences(grid, 0)
     dx, dy, root = grid.dx.repeat_interleave(width), grid.dy.repeat_interleave(width), _areas(grid).sqrt()
     values = torch.cat((-y / dy[k] * root[k] / root[m], x / dx[i]))
-    return _assembled(grid, torch.cat((k, i + len(dx))), torch.cat((m, j)), values, (2, 1))
+    row, column = torch.cat((k, i + len(dx))), torch.cat((m, j))
+    values = values * flowing(grid).flatten().repeat(2)[row]
+    if not any(grid.poles):
+        return _assembled(grid, row, column, values, (2, 1))
+    stands, caps = _poles(grid)
+    return torch.sparse.mm(_assembled(grid, row, stands[column], values, (2, 1)), caps.t().coalesce()).coalesce()
 
 
 class _NullSpace:
@@ -231,19 +319,20 @@ class _NullSpace:
         self.part = connected(*matrix.indices(), len(cells)).to(device)
         sign = 1.0 - 2.0 * ((cells // width + cells % width) % 2)
         vectors = torch.stack((root, sign * root), 1)
-        image = self._sums(torch.sparse.mm(matrix, vectors).square(), self.part.cpu())
-        length = self._sums(vectors.square(), self.part.cpu())
+        image = self.sums(torch.sparse.mm(matrix, vectors).square())
+        length = self.sums(vectors.square())
         null = image <= (_NULL * peak(matrix.values())) ** 2 * length
         null[:, 1] &= ~null[:, 0]
         vectors = torch.where(null, length, torch.inf).rsqrt()[self.part.cpu()] * vectors
         self.vector = vectors.sum(1, keepdim=True).to(device)
 
-    @staticmethod
-    def _sums(values: Tensor, part: Tensor) -> Tensor:
+    def sums(self, values: Tensor) -> Tensor:
+        """The sum over every connected part, in the order of their numbers."""
+        part = self.part.to(values.device)
         return torch.zeros_like(values).index_add_(0, part, values)
 
     def __call__(self, b: Tensor) -> Tensor:
-        return b - self.vector * self._sums(self.vector * b, self.part)[self.part]
+        return b - self.vector * self.sums(self.vector * b)[self.part]
 
 
 @dataclass(frozen=True)
@@ -257,6 +346,8 @@ class _Axis:
 
 class _Separable:
     """The inverse on a grid without land, in the product of the eigenvectors of its axes.
+
+    The row of a pole takes part in the zonal mean alone (C), whose equations along y are its own; see `operators`.
 
     Arguments:
         grid: The grid, all valid.
@@ -277,20 +368,33 @@ class _Separable:
             m_y = f_y * root / grid.dy[:, None] * (grid.dx / root[:, 0])
         uniform = bool((ratio == ratio[0]).all() and (grid.dx == grid.dx[0]).all())
         self.x = _axis(f_x, grid.boundary_x, 1.0, transposed, device)
-        self.y = _axis(m_y, grid.boundary_y if uniform else "open", float(ratio[0]) ** 2, transposed, device)
-        total = self.y.eigenvalues[:, None] + self.x.eigenvalues
-        self.inverse = torch.where(total > _NULL * total.max(), 1 / total, 0.0)
+        kept = flowing(grid)[:, 0].double()
+        m_y = m_y * kept  # P: a column is a velocity, of L as of R^T
+        waves, boundary = self.x.eigenvalues, grid.boundary_y if uniform else "open"
+        self.parts = [(slice(None), _axis(m_y, boundary, float(ratio[0]) ** 2, transposed, device))]
+        if any(grid.poles):
+            inner = _axis(kept[:, None] * m_y, "open", 1.0, transposed, device)
+            self.parts = [(slice(0, 2), self.parts[0][1]), (slice(2, None), inner)]
+        totals = [axis.eigenvalues[:, None] + waves[part] for part, axis in self.parts]
+        least = _NULL * max(float(total.max()) for total in totals if total.numel())
+        self.inverses = [torch.where(total > least, 1 / total, 0.0) for total in totals]
+        self.kept = kept[:, None].to(device)
 
     def __call__(self, b: Tensor) -> Tensor:
-        fields = self.dx * b.T.unflatten(1, self.shape)
-        modes = self.y.forward(self.x.forward(fields).mT).mT * self.inverse
-        return (self.dx * self.x.backward(self.y.backward(modes.mT).mT)).flatten(1).T
+        modes = self.x.forward(self.dx * b.T.unflatten(1, self.shape)).mT
+        solved = [
+            axis.backward(axis.forward(modes[..., part, :]) * inverse.mT)
+            for (part, axis), inverse in zip(self.parts, self.inverses, strict=True)
+        ]
+        modes = torch.cat(solved, dim=-2).mT
+        if len(solved) > 1:
+            modes = torch.cat((modes[..., :2], self.kept * modes[..., 2:]), dim=-1)
+        return (self.dx * self.x.backward(modes)).flatten(1).T
 
 
 def _dense(grid: Grid, axis: int) -> Tensor:
     """F along an axis of a grid without land, `(length, length)`."""
-    line = Grid(grid.valid[:1] if axis else grid.valid[:, :1], 1.0, 1.0, grid.boundary_x, grid.boundary_y)
-    row, column, value = _differences(line, axis)
+    row, column, value = _entries(along(grid, axis, sealed=True)[:, :1], (grid.shape[axis], 1))
     return torch.zeros(grid.shape[axis], grid.shape[axis]).double().index_put_((row, column), value, accumulate=True)
 
 

@@ -86,9 +86,12 @@ def helmholtz(velocity: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def stream_function(velocity: Tensor, grid: Grid) -> Tensor:
-    """psi `(B, 1, H, W)` whose `rotated_gradient` is nearest to `velocity`, in m2 s-1; zero at walls and coasts."""
+    """psi `(B, 1, H, W)` whose `rotated_gradient` is nearest to `velocity`, in m2 s-1; zero at walls and coasts.
+
+    Of several, the one of the least sum of squares by area.
+    """
     eqs = equations(grid, velocity.device)
-    rotation, solve = eqs.stream, eqs.vorticity
+    rotation, solve = eqs.stream, eqs.vorticity.shortest
     return _apply(
         velocity,
         eqs,
@@ -101,7 +104,7 @@ def stream_function(velocity: Tensor, grid: Grid) -> Tensor:
 def velocity_potential(velocity: Tensor, grid: Grid) -> Tensor:
     """phi `(B, 1, H, W)` whose `gradient` is the divergent part of `velocity`, in m2 s-1; mean 0 in closed basins."""
     eqs = equations(grid, velocity.device)
-    div, solve = eqs.divergence, eqs.poisson
+    div, solve = eqs.divergence, eqs.poisson.shortest
     return _apply(
         velocity,
         eqs,
@@ -123,7 +126,8 @@ def solve_poisson(source: Tensor, grid: Grid) -> Tensor:
         grid: The grid.
     """
     eqs = equations(grid, source.device)
-    return _apply(source, eqs, lambda d: -eqs.poisson(d), lambda d: -eqs.poisson(d), channels=1)
+    solve = eqs.poisson.shortest
+    return _apply(source, eqs, lambda d: -solve(d), lambda d: -solve(d), channels=1)
 
 
 def _leray(u: Tensor, eqs: Equations) -> Tensor:

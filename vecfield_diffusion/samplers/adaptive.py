@@ -11,7 +11,6 @@ and k4 is the next step's k1: three evaluations a step. Every sample of a batch 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -59,8 +58,9 @@ class Slope:
 class Adaptive(Sampler):
     """Bogacki-Shampine 3(2) from the largest level to the smallest positive one, then D.
 
-    A step is kept where the root mean square of `error / (atol + rtol max(|z|, |z'|))` over a sample is at most 1; the
-    next is `0.9 norm^(-1/3)` times as long, within a fifth and five times. The device is waited for once a step, to see
+    A step is kept where the root mean square of `error / (atol + rtol max(|z|, |z'|))` over the valid cells of a sample
+    is at most 1: what the state does on land shortens no step and excuses none. The next step is
+    `0.9 norm^(-1/3)` times as long, within a fifth and five times. The device is waited for once a step, to see
     whether all samples have arrived; those that have are frozen.
 
     Arguments:
@@ -103,6 +103,7 @@ class Adaptive(Sampler):
         return_trajectory: bool = False,
         repeats: int = 1,
         repeat_above: float = 0.0,
+        valid: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """As `Sampler.sample`, from levels `(s_max, s_min, 0)`; the states are those at these levels.
 
@@ -117,11 +118,12 @@ class Adaptive(Sampler):
         top, bottom, _ = self.ladder(levels)
         first = first_state(top, noise, start)
         span = torch.tensor([top, bottom], dtype=torch.float64, device=first.device).log()
-        z, slope = self.integrate(Slope(denoiser, progress, self.max_evaluations), first, span)
+        inside = torch.ones_like(first[:, :1], dtype=torch.bool) if valid is None else valid.expand_as(first[:, :1])
+        z, slope = self.integrate(Slope(denoiser, progress, self.max_evaluations), first, span, inside)
         x_hat = z - slope
         return (x_hat, torch.stack([first, z, x_hat])) if return_trajectory else x_hat
 
-    def integrate(self, slope: Slope, z: Tensor, span: Tensor) -> tuple[Tensor, Tensor]:
+    def integrate(self, slope: Slope, z: Tensor, span: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """State and slope at the end of `span`, the logarithms of two levels, from the state `z` at its start."""
         log_s, end = span[0].expand(len(z)), span[1]
         length = torch.full_like(log_s, FIRST)
@@ -130,7 +132,7 @@ class Adaptive(Sampler):
             # A step that would pass the end, or leave next to nothing of the way, goes there.
             target = torch.where(log_s - 1.01 * length <= end, end, log_s - length)
             new, k4, error = bogacki_shampine(slope, z, k1, log_s, target)
-            norm = self.norm(error, z, new)
+            norm = self.norm(error, z, new, valid)
             kept = (norm <= 1) & under_way
             # A norm that is not a number is too large an error.
             length = (log_s - target) * (0.9 * norm.nan_to_num(nan=torch.inf) ** (-1 / 3)).clamp(0.2, 5.0)
@@ -138,11 +140,12 @@ class Adaptive(Sampler):
             z, k1 = torch.where(column(kept), new, z), torch.where(column(kept), k4, k1)
         return z, k1
 
-    def norm(self, error: Tensor, z: Tensor, new: Tensor) -> Tensor:
-        """The root mean square `(B,)` of the errors over what is tolerated, in float64."""
+    def norm(self, error: Tensor, z: Tensor, new: Tensor, valid: Tensor) -> Tensor:
+        """The root mean square `(B,)` of the errors in valid cells over what is tolerated, in float64."""
         scale = torch.maximum(z.abs(), new.abs()).mul_(self.rtol).add_(self.atol)
-        size = torch.linalg.vector_norm(error.div_(scale).flatten(1), dim=1)
-        return size.double() / math.sqrt(z[0].numel())
+        size = torch.where(valid, error.div_(scale), 0.0).flatten(1).double().square().sum(1)
+        count = error.shape[1] * valid.flatten(1).sum(1).clamp(min=1)
+        return (size / count).sqrt()
 
 
 def bogacki_shampine(

@@ -110,6 +110,7 @@ class Sampler(ABC):
         return_trajectory: bool = False,
         repeats: int = 1,
         repeat_above: float = 0.0,
+        valid: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Samples `(B, 2, H, W)`, with `return_trajectory` also the states `(steps + 1, B, 2, H, W)` at the levels.
 
@@ -123,6 +124,7 @@ class Sampler(ABC):
             return_trajectory: Whether to return the states, too: the first is the noise, the last the samples.
             repeats: How often each step is taken; fresh noise takes the state back up in between.
             repeat_above: Steps to this level and below are taken once.
+            valid: The cells of the domain, boolean `(B, 1, H, W)`, where a sampler judges the state; all if None.
 
         Raises:
             ValueError: Levels of another number than the steps ask for, or that do not fall.

@@ -1,0 +1,301 @@
+"""Learns a Gaussian field in space and time from a series, gaps and all, and chooses its kind.
+
+The covariance of the anomalies at every lag and offset is the mean over all pairs of measured values, whatever their
+number, with the weights of a taper in time, times the share of the pairs that the domain holds at that offset. Where
+nothing is missing its cross-spectrum over wavenumber and frequency is that of the tapered series, and never negative;
+else it is made so, on a torus of 2 L frames. A window in time, itself of non-negative transform, ends it at the lag L. Then it is one of
+
+    separable       C(tau, r) = rho(tau) C(0, r), rho the correlation of all
+    advected        C_k(tau) = C_k(0) exp(-i omega_k tau - g_k tau), from the lag 1
+    full            C(tau, r) as it is
+
+each of fields in units of the standard deviation of their cell or not, or principal components with lagged covariances
+of their coefficients, where the series is nearly complete. The kind that is taken is the one under which what was
+hidden in the last fifth of the series is most likely, given the rest of the last fifth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import fft
+from scipy.ndimage import gaussian_filter
+
+from vecfield_diffusion.evaluation.covariance import principal_modes
+from vecfield_diffusion.evaluation.interpolation import Interpolation
+from vecfield_diffusion.evaluation.spacetime import Bools, Components, Floats, SpaceTime, Stationary, Sum, spectrum
+
+Shape = Literal["separable", "advected", "full"]
+SHAPES: tuple[Shape, ...] = ("separable", "advected", "full")
+
+_FEW = 20  # pairs of values below which a covariance of an offset and a lag counts less
+_COMPLETE = 0.01  # the share of values that may be missing where principal components are taken
+_SHARE = 0.1  # of the squared deviation of cells in the local variance: towards that of the whole
+
+
+def mean_field(series: Floats, valid: Bools) -> Floats:
+    """The time mean of every value, `(2, H, W)`, drawn to that of the whole where few were measured; 0 outside."""
+    count = np.isfinite(series).sum(axis=0)
+    total = np.nansum(series, axis=0)
+    few = max(1.0, 0.02 * len(series))
+    overall = (total.sum(axis=(1, 2)) / count.sum(axis=(1, 2)).clip(min=1))[:, None, None]
+    return np.where(valid, (total + few * overall) / (count + few), 0.0)
+
+
+def local_scale(anomalies: Floats, valid: Bools) -> Floats:
+    """The standard deviation of every cell over that of all, `(2, H, W)`: smooth, of both components; 1 outside."""
+    measured = np.isfinite(anomalies)
+    square = np.where(measured, np.square(np.nan_to_num(anomalies)), 0.0).sum(axis=(0, 1))
+    count = measured.sum(axis=(0, 1)).astype(np.float64)
+    overall = square.sum() / max(count.sum(), 1.0)
+    square, count = (gaussian_filter(np.where(valid, part, 0.0), 1.5) for part in (square, count))
+    few = _SHARE * count.max()
+    ratio = (square + few * overall) / ((count + few) * overall)
+    return np.broadcast_to(np.where(valid, np.sqrt(ratio), 1.0), anomalies.shape[1:]).copy()
+
+
+def lagged_products(anomalies: Floats, valid: Bools, periodic: tuple[bool, bool], lags: int) -> Floats:
+    """C(tau, r) `(lags, 2, 2, Ht, Wt)` of anomalies `(T, 2, H, W)` with NaN where not measured.
+
+    With the taper h(t) = sin(pi (t + 1/2) / T) it is the mean of the products over the measured pairs with the weights
+    h(t + tau) h(t), times the share that all pairs of the offset and of the lag have in those of offset and lag 0:
+    where nothing is missing the sum of tapered products, whose cross-spectrum is a mean of squares.
+    """
+    torus = tuple(n if close else 2 * n for n, close in zip(valid.shape, periodic, strict=True))
+    taper = np.sin(np.pi * (np.arange(len(anomalies)) + 0.5) / len(anomalies))[:, None, None, None]
+    measured = np.isfinite(anomalies) & valid
+    sums = _correlated(np.where(measured, taper * np.nan_to_num(anomalies), 0.0), torus, lags)
+    domain = _correlated(np.broadcast_to(valid, (1, 1, *valid.shape)).astype(np.float64), torus, 1)
+    whole = _correlated(taper, (1, 1), lags) * domain
+    if not (measured == valid).all():
+        pairs = _correlated(taper * measured, torus, lags)
+        enough = pairs > _FEW
+        sums = np.where(enough, sums / np.where(enough, pairs, 1.0), sums / (pairs.clip(min=0) + _FEW)) * whole
+    return sums / whole[0, 0, 0, 0, 0]
+
+
+def _correlated(fields: Floats, torus: Sequence[int], lags: int) -> Floats:
+    """sum over t and p of f_c(t + tau, p + r) f_d(t, p), `(lags, C, C, Ht, Wt)`."""
+    count = fields.shape[1]
+    waves = fft.rfft2(fields, s=torus)
+    size = fft.next_fast_len(len(fields) + lags - 1)
+    out = np.empty((lags, count, count, *waves.shape[2:]), dtype=np.complex128)
+    for row in range(waves.shape[2]):
+        line = fft.fft(waves[:, :, row], n=size, axis=0)
+        for c in range(count):
+            for d in range(count):
+                out[:, c, d, row] = fft.ifft(line[:, c] * line[:, d].conj(), axis=0)[:lags]
+    return fft.irfft2(out, s=tuple(torus))
+
+
+def non_negative(lags: Floats) -> Floats:
+    """C(tau, r) whose cross-spectrum on a torus of twice as many frames has no negative eigenvalue."""
+    size = 2 * len(lags)
+    power = spectrum(lags, size)
+    a, d, b = power[0, 0].real, power[1, 1].real, power[0, 1]
+    middle, half = (a + d) / 2, np.sqrt(np.square((a - d) / 2) + np.square(np.abs(b)))
+    low, high = middle - half, middle + half
+    # Where the lower one is negative: high (P - low) / (high - low), and nothing where both are.
+    mixed = low < 0
+    factor = np.where(mixed, high.clip(min=0.0) / np.where(half > 0, 2 * half, 1.0), 1.0)
+    shift = np.where(mixed, low, 0.0)
+    power[0, 0], power[1, 1] = factor * (a - shift), factor * (d - shift)
+    power[0, 1] *= factor
+    power[1, 0] *= factor
+    kept = fft.irfftn(power, s=(size, *lags.shape[-2:]), axes=(2, 3, 4))
+    return np.ascontiguousarray(np.moveaxis(kept[:, :, : len(lags)], 2, 0))
+
+
+def window(lags: int) -> Floats:
+    """Parzen's lag window (1961, Technometrics 3, 167): 1 at 0, 0 from `lags` on, of non-negative transform."""
+    u = np.arange(lags) / lags
+    return np.where(u < 0.5, 1 - 6 * u**2 * (1 - u), 2 * (1 - u) ** 3)
+
+
+def shaped(lags: Floats, shape: Shape) -> Floats:
+    """C(tau, r) of one of the shapes, not yet windowed."""
+    count = len(lags)
+    if shape == "full":
+        return non_negative(lags)
+    still = non_negative(lags[:1])[0]
+    if shape == "separable":
+        trace = np.trace(lags[:, :, :, 0, 0], axis1=1, axis2=2)
+        rho = _positive(trace / trace[0])
+        return rho[:, None, None, None, None] * still
+    waves = fft.fft2(lags[: min(2, count)])
+    trace = np.trace(waves, axis1=1, axis2=2)
+    power = np.trace(fft.fft2(still), axis1=0, axis2=1).real
+    turn = np.where(power > 1e-6 * power.max(), trace[-1] / np.where(power > 0, power, 1.0), 0.0)
+    size = np.abs(turn)
+    turn = np.where(size > 0.999, 0.999 * turn / np.where(size > 0, size, 1.0), turn)
+    moved = turn ** np.arange(count)[:, None, None]
+    return fft.ifft2(moved[:, None, None] * fft.fft2(still)).real
+
+
+def _positive(rho: Floats) -> Floats:
+    """A sequence of correlations `(L,)` made non-negative definite on a ring of twice its length."""
+    ring = np.concatenate((rho, [0.0], rho[:0:-1]))
+    kept = fft.ifft(fft.fft(ring).real.clip(min=0.0)).real
+    return kept[: len(rho)] / kept[0]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """Learns one kind of field.
+
+    Arguments:
+        periodic: Whether y and x close on themselves.
+        lags: The lag L where correlations end, at most; two thirds of the series at most. It is also the resolution in
+            frequency: a window that ends sooner takes from the correlation of neighbouring frames.
+        nugget: The white part of the variance, so that errors of 0 are possible.
+    """
+
+    periodic: tuple[bool, bool] = (False, False)
+    lags: int = 160
+    nugget: float = 1e-3
+
+    def stationary(self, series: Floats, valid: Bools, shape: Shape, local: bool = False) -> Stationary:
+        """The homogeneous field of a series `(T, 2, H, W)` with NaN where not measured.
+
+        Arguments:
+            series: The training fields, at equal steps.
+            valid: The cells of the domain, `(H, W)`.
+            shape: See the module.
+            local: Whether the standard deviation differs from cell to cell.
+        """
+        (field,) = self.family(series, valid, [shape], local).values()
+        return field
+
+    def family(self, series: Floats, valid: Bools, shapes: Sequence[Shape], local: bool) -> dict[Shape, Stationary]:
+        """The fields of several shapes, from the same products."""
+        mean = mean_field(series, valid)
+        anomalies = series - mean
+        scale = local_scale(anomalies, valid) if local else np.ones_like(mean)
+        count = self._count(len(series))
+        raw = lagged_products(anomalies / scale, valid, self.periodic, count)
+        found = {}
+        for shape in shapes:
+            lags = shaped(raw, shape) * window(count)[:, None, None, None, None]
+            lags[0, [0, 1], [0, 1], 0, 0] *= 1 + self.nugget
+            found[shape] = Stationary(lags, mean, valid, scale)
+        return found
+
+    def components(self, series: Floats, valid: Bools, rank: int, shape: Shape = "advected") -> Sum:
+        """The field of `rank` principal components, and a homogeneous one for what they leave.
+
+        Arguments:
+            series: The training fields, at equal steps; what is missing counts as the mean.
+            valid: The cells of the domain, `(H, W)`.
+            rank: The number of components.
+            shape: That of the homogeneous field, of local variance.
+        """
+        mean = mean_field(series, valid)
+        anomalies = np.nan_to_num(series - mean)[:, :, valid].reshape(len(series), -1)
+        modes = principal_modes(anomalies)[0][:, :rank]
+        coefficients = anomalies @ modes
+        count = self._count(len(series))
+        size = fft.next_fast_len(len(series) + count - 1)
+        waves = fft.fft(coefficients, n=size, axis=0)
+        # Sums over fewer pairs at longer lags, all over the same number, are non-negative as they are.
+        lags = fft.ifft(waves[:, :, None] * waves[:, None].conj(), axis=0).real[:count] / len(series)
+        fields = np.zeros((modes.shape[1], 2, *valid.shape))
+        fields[:, :, valid] = modes.T.reshape(len(fields), 2, -1)
+        large = Components(fields, lags * window(count)[:, None, None], mean, valid)
+        rest = np.full_like(series, np.nan)
+        rest[:, :, valid] = (anomalies - coefficients @ modes.T).reshape(len(series), 2, -1)
+        return Sum(large, self.stationary(rest, valid, shape, local=True))
+
+    def _count(self, frames: int) -> int:
+        return max(2, min(self.lags, 2 * frames // 3))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The field that was chosen.
+
+    Attributes:
+        field: Learnt from the whole series.
+        name: Its kind.
+        scores: The mean logarithm of the density of a hidden value under every kind, in nats.
+    """
+
+    field: SpaceTime
+    name: str
+    scores: dict[str, float]
+
+
+def choose(
+    series: Floats,
+    valid: Bools,
+    estimator: Estimator,
+    *,
+    seed: int = 0,
+    cases: int = 6,
+    ranks: Sequence[int] = (8, 16, 32),
+) -> Choice:
+    """The kind of field under which hidden values of the last fifth of a series are most likely, learnt from all of it.
+
+    Arguments:
+        series: The training fields `(T, 2, H, W)`, NaN where not measured.
+        valid: The cells of the domain, `(H, W)`.
+        estimator: How they are learnt.
+        seed: Of what is hidden.
+        cases: The number of frames in which something is hidden.
+        ranks: The numbers of principal components that are tried.
+    """
+    split = len(series) - max(1, len(series) // 5)
+    learn, judge = series[:split], series[split:]
+    missing = 1 - np.isfinite(series[:, :, valid]).mean()
+    kinds: dict[str, SpaceTime] = {}
+    for local in (False, True):
+        for shape, found in estimator.family(learn, valid, SHAPES, local).items():
+            kinds[shape + (", local variance" if local else "")] = found
+    if missing <= _COMPLETE:
+        for rank in ranks:
+            if rank < split // 2:
+                kinds[f"{rank} components"] = estimator.components(learn, valid, rank)
+    hidden = [
+        (frame, hide(judge, valid, frame, kind, np.random.default_rng([seed, number])))
+        for number, (frame, kind) in enumerate(
+            zip(np.linspace(0, len(judge) - 1, cases).astype(int), ["pixels", "block"] * cases, strict=False)
+        )
+    ]
+    scores = {name: log_score(field, judge, hidden) for name, field in kinds.items()}
+    best = max(scores, key=scores.get)
+    if best.endswith("components"):
+        return Choice(estimator.components(series, valid, int(best.split()[0])), best, scores)
+    shape, _, local = best.partition(", ")
+    return Choice(estimator.stationary(series, valid, shape, bool(local)), best, scores)
+
+
+def hide(series: Floats, valid: Bools, frame: int, kind: str, generator: np.random.Generator) -> Bools:
+    """What of all frames is hidden, `(T, H, W)`: nine tenths of the cells, or a block of half the sides of each.
+
+    Drawn anew for every frame; only those of `frame` are judged.
+    """
+    shape = (len(series), *valid.shape)
+    if kind == "pixels":
+        return generator.random(shape) > 0.1
+    height, width = valid.shape
+    out = np.zeros(shape, dtype=bool)
+    for field in out:
+        top, left = generator.integers(height - height // 2 + 1), generator.integers(width - width // 2 + 1)
+        field[top : top + height // 2, left : left + width // 2] = True
+    return out
+
+
+def log_score(field: SpaceTime, series: Floats, cases: Sequence[tuple[int, Bools]], budget: int = 1000) -> float:
+    """The mean log density of single hidden values under the posterior given the others, in nats."""
+    how = Interpolation(field, before=3, after=3, budget=budget)
+    total, count = 0.0, 0
+    for frame, hidden in cases:
+        shown = np.where(hidden[:, None], np.nan, series)
+        filled = how.fill(shown, frames=range(frame, frame + 1), with_variance=True)
+        judged = np.isfinite(series[frame]) & hidden[frame] & field.valid
+        error, variance = (series[frame] - filled.mean[0])[judged], filled.variance[0][judged].clip(min=1e-12)
+        total -= (np.square(error) / variance + np.log(2 * np.pi * variance)).sum() / 2
+        count += judged.sum()
+    return float(total / max(count, 1))
