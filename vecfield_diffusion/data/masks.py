@@ -12,6 +12,7 @@ import math
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from torch import Tensor
 from vecfield_diffusion.data.hdf5 import check_file, open_file
 from vecfield_diffusion.errors import UserError, nearest
 
+#: `mask(n, valid (H, W), generator) -> (n, 1, H, W)`; a function may stand for a `Mask`.
+MaskFunction = Callable[[int, Tensor, torch.Generator], Tensor]
+
 
 def _interval(
     name: str, value: float | list[float] | tuple[float, ...], low: float, high: float
@@ -34,6 +38,41 @@ def _interval(
     if len(pair) != 2 or not low <= pair[0] <= pair[1] <= high:
         raise ValueError(f"{name} must be a number or [low, high] within [{low:g}, {high:g}], got {value}")
     return pair
+
+
+def shares_of(mask: MaskFunction, valid: Tensor, masks: int = 256) -> tuple[float, float]:
+    """The least and the largest share of the valid cells that a family of masks observes, in so many draws.
+
+    Arguments:
+        mask: The family.
+        valid: The domain, boolean `(H, W)`.
+        masks: The number of draws, always the same ones.
+    """
+    observed = mask(masks, valid, torch.Generator().manual_seed(0)).flatten(1)
+    shares = observed.sum(1) / valid.sum()
+    return shares.min().item(), shares.max().item()
+
+
+def unlike_training(observed: Tensor, mask: MaskFunction, valid: Tensor) -> str:
+    """A sentence where masks `(n, 1, H, W)` observe less than half of what any mask of training does, or hide so.
+
+    Empty where there is nothing to say. A file of the opposite meaning, 1 = hidden, is found out by this.
+
+    Arguments:
+        observed: The masks, boolean.
+        mask: The family that was trained on.
+        valid: The domain, boolean `(H, W)`.
+    """
+    low, high = shares_of(mask, valid)
+    shares = (observed & valid).flatten(1).sum(1) / valid.sum()
+    least, most = shares.min().item(), shares.max().item()
+    if least >= low / 2 and 1 - most >= (1 - high) / 2:
+        return ""
+    part = f"{least:.2%}" if most - least < 5e-5 else f"{least:.2%} to {most:.2%}"
+    return (
+        f"{part} of the valid cells are observed; masks of training observe {low:.2%} to {high:.2%}. In a mask, 1 is "
+        "observed and 0 is hidden: is it the other way round?"
+    )
 
 
 def _uniform(n: int, interval: tuple[float, float], generator: torch.Generator, log: bool = False) -> Tensor:
