@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from programs import SMALL
 
+from vecfield_diffusion import commands
 from vecfield_diffusion.data.fields import Fields, MemoryReader
+from vecfield_diffusion.data.hdf5 import write_hdf5
 from vecfield_diffusion.data.statistics import BEYOND, believed, leading_eigenvalue, limit_of, measure
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.programs.train import train
+from vecfield_diffusion.programs.trained import held_out, load_trained
 
 N, H, W = 20, 12, 16
 
@@ -122,3 +128,30 @@ def test_the_leading_eigenvalue_of_large_fields_is_that_of_all_their_cells() -> 
     velocity = fields(amplitudes[:, None, None, None] * wave)
     got = leading_eigenvalue(velocity, range(10), Normalizer(torch.zeros(2, 300, 400), 1.0))
     assert got == pytest.approx((wave**2).sum(), rel=1e-3)
+
+
+def test_training_on_undeclared_fill_values_is_training_on_gaps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The weights are the same to the last bit, and so are the held-out fields; a line names what was left out."""
+    monkeypatch.chdir(tmp_path)
+    gaps, spoilt = (np.random.default_rng(0).standard_normal((40, 2, 16, 16), dtype=np.float32) for _ in range(2))
+    for fill, values in ((np.nan, gaps), (-9999.0, spoilt)):
+        values[:, :, :4] = fill
+        values[::3, :, 8, 9] = fill
+    states, held = [], []
+    for name, values in (("gaps", gaps), ("spoilt", spoilt)):
+        write_hdf5(tmp_path / f"{name}.h5", values, dx=1e3, dy=1e3)
+        node = ["dataset=file", f"dataset.path={name}.h5", f"name={name}", "debug=fast", *SMALL, "trainer.max_steps=2"]
+        config = commands.train.config(*node)
+        train(config, Path("outputs/train") / name)
+        trained = load_trained(f"outputs/train/{name}", torch.device("cpu"))
+        states.append(trained.denoiser.state_dict() | trained.grid.state_dict())
+        fields, test = held_out(trained, "test")
+        held.append(fields.read(test))
+    said = capsys.readouterr().out
+    assert "note: spoilt.h5: 2574 values such as -9999 m s-1 in 40 of 40 snapshots are left out" in said
+    assert "note: gaps.h5" not in said
+    for key, value in states[0].items():
+        assert value == states[1][key] if isinstance(value, str) else torch.equal(value, states[1][key]), key
+    torch.testing.assert_close(*held, rtol=0, atol=0, equal_nan=True)

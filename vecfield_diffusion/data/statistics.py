@@ -26,6 +26,7 @@ from torch import Tensor
 from vecfield_diffusion.data.fields import Fields, Reader, blocks
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.operators import divergence, vorticity
 
 #: Snapshots that the eigenvalue is estimated from.
@@ -156,6 +157,12 @@ def homogeneous(fields: Fields) -> bool:
     return all(fields.grid.periodic) and bool(fields.grid.valid.all())
 
 
+def away_from_land(grid: Grid) -> Tensor:
+    """The valid cells that touch no others, boolean `(H, W)`; all valid ones where all touch some."""
+    around = torch.nn.functional.max_pool2d((~grid.valid).double()[None], 3, stride=1, padding=1)[0] > 0
+    return grid.valid if around.all() else ~around
+
+
 def measure(
     fields: Fields,
     indices: Sequence[int],
@@ -176,7 +183,8 @@ def measure(
     subtract = not homogeneous(fields) if mean_field == "auto" else mean_field
     shape = (2, *fields.shape)
     total, square, count = (torch.zeros(shape, dtype=torch.float64) for _ in range(3))
-    div, vort, largest = [], [], 0.0
+    div, vort, inner, largest = [], [], [], 0.0
+    inside = away_from_land(fields.grid)
     for first in range(0, len(indices), BLOCK):
         velocity = fields.read(indices[first : first + BLOCK]).double()
         measured = velocity.isfinite()
@@ -185,8 +193,10 @@ def measure(
         square += filled.square().sum(0)
         count += measured.sum(0)
         largest = max(largest, filled.abs().max().item())
-        div.append(rms_parts(divergence(velocity, fields.grid)[..., fields.grid.valid]))
-        vort.append(rms_parts(vorticity(velocity, fields.grid)[..., fields.grid.valid]))
+        here, there = (f(velocity, fields.grid) for f in (divergence, vorticity))
+        div.append(rms_parts(here[..., fields.grid.valid]))
+        vort.append(rms_parts(there[..., fields.grid.valid]))
+        inner.append(tuple(rms_parts(field[..., inside]) for field in (here, there)))
     mean = total / count.clamp(min=1) if subtract else torch.zeros(shape, dtype=torch.float64)
     variance = (square - 2 * mean * total + count * mean**2).sum() / count.sum().clamp(min=1)
     scale = max(square.sum().item() / max(count.sum().item(), 1), 1e-300)
@@ -204,6 +214,7 @@ def measure(
         divergence_rms=rms(div),
         vorticity_rms=rms(vort),
         largest=largest,
+        divergent=rms([part for part, _ in inner]) / max(rms([part for _, part in inner]), 1e-300),
     )
 
 

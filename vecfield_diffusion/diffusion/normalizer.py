@@ -27,7 +27,9 @@ class Statistics:
         sigma_max: 10 sqrt(lambda_max), the noise level from which samples keep their energy.
         divergence_rms: RMS divergence in s^-1.
         vorticity_rms: RMS vorticity in s^-1.
-        largest: The largest component, in the file's units; infinite where a checkpoint of before does not say.
+        largest: The largest component, in the file's units; infinite in checkpoints that do not know it.
+        divergent: RMS divergence over RMS vorticity in cells that touch no land, 0 for a flow without divergence, 1 for
+            white noise; in checkpoints that do not know it, that of all cells.
     """
 
     std: float
@@ -36,11 +38,11 @@ class Statistics:
     divergence_rms: float
     vorticity_rms: float
     largest: float = math.inf
+    divergent: float = math.nan
 
-    @property
-    def divergent(self) -> float:
-        """RMS divergence over RMS vorticity: 0 for a flow without divergence, about 1 for noise."""
-        return self.divergence_rms / max(self.vorticity_rms, 1e-300)
+    def __post_init__(self) -> None:
+        if math.isnan(self.divergent):
+            object.__setattr__(self, "divergent", self.divergence_rms / max(self.vorticity_rms, 1e-300))
 
     @property
     def solenoidal(self) -> bool:

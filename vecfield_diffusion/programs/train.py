@@ -66,7 +66,7 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
 
     from vecfield_diffusion.config.build import build
     from vecfield_diffusion.data.context import Context
-    from vecfield_diffusion.data.statistics import homogeneous, measure
+    from vecfield_diffusion.data.statistics import believed, homogeneous, measure
     from vecfield_diffusion.programs.trained import choose_device, make_denoiser
     from vecfield_diffusion.training.batches import Batches, window_grid
     from vecfield_diffusion.training.trainer import Run
@@ -75,7 +75,9 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
     device = choose_device(config["device"])
     parts = make_parts(config)
     trainer = parts["trainer"]
-    fields = build(config["dataset"], "dataset", trusted=True)
+    fields, left_out = believed(build(config["dataset"], "dataset", trusted=True))
+    if left_out:
+        print(f"note: {fields.source}: {left_out}")
     split = parts["splits"].split(fields)
     print(fields.summary())
     print("snapshots: " + ", ".join(f"{name} {s.start}-{s.stop - 1}" for name, s in split.items()))

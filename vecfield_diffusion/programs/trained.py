@@ -18,6 +18,7 @@ from vecfield_diffusion.data.context import Context
 from vecfield_diffusion.data.fields import Fields, same_units
 from vecfield_diffusion.data.formats import open_fields
 from vecfield_diffusion.data.points import open_points
+from vecfield_diffusion.data.statistics import believed
 from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import Regression
@@ -271,7 +272,7 @@ def held_out(trained: Trained, split: str, trust: Sequence[str] = (), data: str 
     if data is not None and "path" not in node:
         raise UserError(f"data={data}: {trained.path} was trained on data that are made, not read")
     try:
-        fields = build(node if data is None else {**node, "path": data}, "dataset", trust=trust)
+        fields, _ = believed(build(node if data is None else {**node, "path": data}, "dataset", trust=trust))
     except UserError as error:
         raise UserError(
             f"the data that {trained.path} was trained on: {error} (run it from the folder where it was trained, or "
