@@ -24,13 +24,12 @@ from vecfield_diffusion.data.hdf5 import write_hdf5
 from vecfield_diffusion.data.inspection import (
     Inspection,
     duration,
-    fullest_part,
     inspect,
-    largest_rectangle,
     largest_region,
 )
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.physics.parts import fullest_part, largest_rectangle
 from vecfield_diffusion.programs import inspect as program
 from vecfield_diffusion.programs.findings import doubts, outliers, physics, report
 from vecfield_diffusion.programs.recipe import override, recipe, run_name, window_for
@@ -326,9 +325,9 @@ def test_the_guard_says_the_correlation_that_it_is() -> None:
     assert (
         f"guard: 10              # snapshots; the correlation is still {rho:.2f} there" in recipe(found, "a", {}).yaml()
     )
-    assert f"still {rho:.2f} after a guard of 10 snapshots" in report(found)
+    assert f"{rho:.2f} after a guard of 10 snapshots, the longest" in report(found)
     plan = recipe(inspect(fields(wave(0.2, 0.5))), "a", {})
-    assert "guard: 5               # snapshots; the correlation is below 0.2 from there on" in plan.yaml()
+    assert "guard: 5               # snapshots; the correlation is 0.00 there" in plan.yaml()
 
 
 @pytest.mark.parametrize("file", FILES)

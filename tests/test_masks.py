@@ -15,6 +15,7 @@ import xarray as xr
 from PIL import Image
 from torch import Tensor
 
+from vecfield_diffusion.data.given_masks import load_mask, shares_of, unlike_training
 from vecfield_diffusion.data.masks import (
     Block,
     Border,
@@ -27,9 +28,6 @@ from vecfield_diffusion.data.masks import (
     Pixels,
     Swath,
     Track,
-    load_mask,
-    shares_of,
-    unlike_training,
 )
 from vecfield_diffusion.errors import UserError
 

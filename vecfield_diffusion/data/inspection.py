@@ -10,7 +10,7 @@ in `programs`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -35,7 +35,9 @@ from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.harmonic import harmonic_fill
 from vecfield_diffusion.physics.operators import divergence, vorticity
+from vecfield_diffusion.physics.parts import Part, fullest_part, largest_rectangle, part_of, shifted
 from vecfield_diffusion.physics.projection import helmholtz
+from vecfield_diffusion.progress import bar
 
 #: Snapshots, evenly picked, that the statistics and the flow are measured on.
 SNAPSHOTS, PICKED = 2048, 8
@@ -44,7 +46,6 @@ SIDE = 128
 #: The correlation of a flow that repeats itself.
 RETURNS = 0.5
 Floats = NDArray[np.float64]
-Part = tuple[slice, slice]
 
 
 class Values:
@@ -273,20 +274,32 @@ def inspect(fields: Fields) -> Inspection:
     Raises:
         UserError: The fields do not vary.
     """
+    with bar(5, "steps", "inspecting", leave=False) as progress:
+        return _inspected(fields, progress.update)
+
+
+def _inspected(fields: Fields, done: Callable[[], None]) -> Inspection:
+    """See `inspect`; `done` is called after each of five steps."""
     fields, left_out = believed(fields)
+    done()
     n, valid = len(fields), fields.grid.valid.numpy()
     values, gaps = Values(fields.shape), Gaps(valid, fields.grid.periodic)
     for indices in blocks(n, valid.size):
         velocity = fields.read(indices).double().numpy()
         values.add(indices, velocity)
         gaps.add(indices, velocity)
+    done()
     part = fullest_part(valid, SIDE)
     grid = part_of(fields.grid, *part)
     velocity, rectangle = complete(fields, gaps.missing, part), largest_rectangle(grid.valid.numpy())
     whole = flow(velocity, grid)
     cut = velocity[..., rectangle[0], rectangle[1]]
+    inside = whole if cut.shape == velocity.shape else flow(cut, part_of(grid, *rectangle))
+    done()
     _, statistics = measure(fields, range(0, n, -(-n // SNAPSHOTS)), mean_field=False if n == 1 else "auto")
+    done()
     rho = autocorrelation(fields)
+    done()
     guard = guard_after(rho, n)
     try:
         split = TimeBlocks(guard=guard).split(fields)
@@ -302,14 +315,14 @@ def inspect(fields: Fields) -> Inspection:
         part=part,
         flow=whole,
         rectangle=tuple(shifted(inner, outer) for inner, outer in zip(rectangle, part, strict=True)),
-        inside=whole if cut.shape == velocity.shape else flow(cut, part_of(grid, *rectangle)),
+        inside=inside,
         autocorrelation=rho,
         guard=guard,
         independent=independent(fields, rho=rho),
         split=split,
         tested=independent(fields, split["test"], rho) if split else 0.0,
         unlike=compare_blocks(fields, split) if split else [],
-        augmentation=Augmentation().resolve(fields.grid, mean_is_zero=homogeneous(fields)),
+        augmentation=Augmentation().resolve(fields.grid, mean_is_zero=homogeneous(fields)).names,
     )
 
 
@@ -372,48 +385,3 @@ def flow(velocity: Tensor, grid: Grid) -> Flow:
     cells = away_from_land(grid)
     rms = (f(velocity, grid)[..., cells].square().mean().sqrt().item() for f in (divergence, vorticity))
     return Flow(*shares, *rms)
-
-
-def fullest_part(valid: NDArray[np.bool_], side: int) -> Part:
-    """The rows and columns of the part of at most `side` cells each way that has the most valid cells."""
-    (height, width), (h, w) = valid.shape, (min(size, side) for size in valid.shape)
-    sums = np.zeros((height + 1, width + 1), dtype=np.int64)
-    sums[1:, 1:] = valid.cumsum(axis=0).cumsum(axis=1)
-    counts = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
-    row, column = (int(place) for place in np.unravel_index(counts.argmax(), counts.shape))
-    return slice(row, row + h), slice(column, column + w)
-
-
-def shifted(inner: slice, outer: slice) -> slice:
-    """A slice of a slice, as one of the whole."""
-    return slice(inner.start + outer.start, inner.stop + outer.start)
-
-
-def part_of(grid: Grid, rows: slice, columns: slice) -> Grid:
-    """A rectangle of a grid; the borders that cut through it are open."""
-    valid = grid.valid[rows, columns]
-    whole = [size == full for size, full in zip(valid.shape, grid.shape, strict=True)]
-    return Grid(
-        valid=valid,
-        dx=grid.dx[rows],
-        dy=grid.dy[rows],
-        boundary_x=grid.boundary_x if whole[1] else "open",
-        boundary_y=grid.boundary_y if whole[0] else "open",
-    )
-
-
-def largest_rectangle(cells: NDArray[np.bool_]) -> tuple[slice, slice]:
-    """The rows and columns of the largest rectangle of True cells, row by row over the columns that end there."""
-    best, size = (slice(0, 0), slice(0, 0)), 0
-    heights = np.zeros(cells.shape[1] + 1, dtype=np.int64)
-    for row, line in enumerate(cells):
-        heights[:-1] = np.where(line, heights[:-1] + 1, 0)
-        rising: list[tuple[int, int]] = []  # first column and height of the rectangles that are still open
-        for column, height in enumerate(heights.tolist()):
-            first = column
-            while rising and rising[-1][1] >= height:
-                first, tall = rising.pop()
-                if tall * (column - first) > size:
-                    size, best = tall * (column - first), (slice(row - tall + 1, row + 1), slice(first, column))
-            rising.append((first, height))
-    return best

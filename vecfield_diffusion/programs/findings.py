@@ -11,10 +11,11 @@ from scipy import ndimage
 from torch import Tensor
 
 from vecfield_diffusion.data.fields import Fields
-from vecfield_diffusion.data.inspection import Flow, Inspection, Part, largest_region
-from vecfield_diffusion.data.splits import THRESHOLD, TimeBlocks
+from vecfield_diffusion.data.inspection import Flow, Inspection, largest_region
+from vecfield_diffusion.data.splits import TimeBlocks
 from vecfield_diffusion.data.statistics import homogeneous
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.physics.parts import Part
 
 #: Fewer snapshots, fewer independent fields to test on, and speeds more times the RMS than this, are doubted.
 FEW, TOO_FEW, SPIKE = 100, 10, 15
@@ -130,11 +131,10 @@ def consequences(found: Inspection) -> dict[str, str]:
 
 def correlation(found: Inspection) -> str:
     """What the guard of the splits is made of."""
-    if found.cut_short:
-        return f"still {found.at_guard:.2f} after a guard of {found.guard} snapshots, the longest"
-    if found.guard:
-        return f"below {THRESHOLD} from a guard of {found.guard} snapshots on"
-    return f"below {THRESHOLD} from one snapshot to the next: no guard between the splits"
+    if found.guard or found.cut_short:
+        longest = ", the longest" * found.cut_short
+        return f"{found.at_guard:z.2f} after a guard of {found.guard} snapshots{longest}"
+    return f"{found.at_guard:z.2f} from one snapshot to the next: no guard between the splits"
 
 
 def physics(found: Inspection) -> str:
@@ -197,8 +197,8 @@ def _doubts_of_times(found: Inspection) -> Iterator[str]:
         yield _no_split(found)
     if found.cut_short:
         yield (
-            f"the correlation is still {found.at_guard:.2f} after a tenth of the snapshots, {found.guard}, the longest "
-            "guard: scores on the test snapshots will flatter"
+            f"the correlation is still {found.at_guard:z.2f} after a tenth of the snapshots, {found.guard}, the "
+            "longest guard: scores on the test snapshots will flatter"
         )
     elif (lag := found.returns) is not None:
         yield f"the correlation comes back to {rho[lag]:.2f} at lag {lag}: the flow repeats itself, whatever the guard"

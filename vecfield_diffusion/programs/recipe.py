@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 
 from vecfield_diffusion.data.inspection import Inspection
-from vecfield_diffusion.data.splits import THRESHOLD
 from vecfield_diffusion.data.statistics import homogeneous
 from vecfield_diffusion.programs.findings import physics
 
@@ -104,11 +103,10 @@ def recipe(found: Inspection, name: str, given: Mapping[str, Any]) -> Recipe:
             "validate_every": 500,
         },
     }
-    after = f"still {found.at_guard:.2f} there" if found.cut_short else f"below {THRESHOLD} from there on"
     few_fields = f"{n} fields are few; add augment.transforms=[flip_x,flip_y] where both sides are alike"
     notes = {
         "": f"{n} fields of {fields.shape[0]}x{fields.shape[1]} cells, {' and '.join(fields.names)}",
-        "splits.guard": f"snapshots; the correlation is {after}",
+        "splits.guard": f"snapshots; the correlation is {'still ' * found.cut_short}{found.at_guard:z.2f} there",
         "window": few_fields if fields.grid.valid.numel() <= WHOLE else "whole fields are too large",
         "model.dropout": "against learning them by heart",
         "diffusion.noise": "around the levels that the gaps leave open",

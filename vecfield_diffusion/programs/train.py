@@ -86,14 +86,14 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
     normalizer, statistics = measure(fields, split["train"], config["mean_field"], cut)
     context = Context.measure(fields, split["train"])
     seen = fields.grid if window is None else window_grid(fields.grid, window)
-    names = parts["augment"].resolve(seen, mean_is_zero=homogeneous(fields))
+    augmentation = parts["augment"].resolve(seen, mean_is_zero=homogeneous(fields))
     config = with_levels(config, statistics.sigma_max)
     diffusion = build(config["diffusion"], "diffusion", trusted=True)
     own = (copy.deepcopy(diffusion), copy.deepcopy(normalizer), fields.grid, device, context)
     denoiser = make_denoiser(config, *own, trusted=True)
     if hasattr(denoiser.network, "learn"):
         denoiser.network.learn(gaussian_field(fields, split["train"], normalizer, window))
-    announce(denoiser, statistics, names)
+    announce(denoiser, statistics, augmentation.names)
     keep_config(config, folder)
 
     common = dict(fields=fields, normalizer=normalizer, diffusion=diffusion, mask=parts["mask"], seed=config["seed"])
@@ -103,7 +103,7 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
         trainer=trainer,
         denoiser=denoiser,
         optimizer=build(config["optimizer"], "optimizer", trusted=True, params=denoiser.parameters()),
-        batches=Batches(indices=split["train"], augmentation=parts["augment"], **common),
+        batches=Batches(indices=split["train"], augmentation=augmentation, **common),
         validation=Batches(indices=split["validation"], augmentation=None, **common),
         folder=folder,
         logger=parts["logger"],
