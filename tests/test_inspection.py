@@ -9,6 +9,7 @@ import re
 import runpy
 import shlex
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -371,6 +372,7 @@ def test_one_map_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     config = commands.train.config(*train[2:])
     assert config["window"] == (32, 32) and config["dataset"]["_target_"].endswith("open_turbulence")
     filled = commands.infer.config(*infer[2:])
+    assert filled["hide"] == 0.2  # without gaps that are known to be gaps, there is nothing else to fill
     assert filled["input"] == "sub/a.h5" and filled["ckpt"] == f"outputs/train/{config['name']}"
     assert other == ["python", "scripts/inspect_data.py", "sub/*.h5"]
     assert not (tmp_path / "outputs" / "inspect" / "a" / "experiment").exists()
@@ -406,3 +408,20 @@ def test_what_is_wrong_is_one_line(
         (["still.h5"], ["do not vary"]),
     ):
         is_message((call(monkeypatch, tmp_path, *arguments), *capsys.readouterr()), *parts)
+
+
+def test_a_global_map_gives_no_warning_and_is_measured_in_a_part() -> None:
+    """720x1440 cells with ragged land: what costs more than reading is measured in 128x128 cells at most."""
+    generator = np.random.default_rng(0)
+    valid = torch.nn.functional.interpolate(
+        torch.from_numpy(generator.random((1, 1, 90, 180))), size=(720, 1440), mode="bilinear"
+    )[0, 0]
+    velocity = generator.standard_normal((1, 2, 720, 1440), dtype=np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = inspect(fields(velocity, boundary="open", valid=valid > 0.4))
+    assert [part.stop - part.start for part in found.part] == [128, 128]
+    for inner, outer in zip(found.rectangle, found.part, strict=True):
+        assert outer.start <= inner.start < inner.stop <= outer.stop
+    assert found.fields.grid.valid[found.rectangle].all()
+    assert f"in rows {found.part[0].start}-{found.part[0].stop - 1}" in report(found)

@@ -139,7 +139,8 @@ def one_alone(path: str, name: str) -> str:
     return (
         "to fill it by a network of windows of generated flows\n\n"
         f"  python train.py model=unet_tiny 'window=[32,32]' name={name} trainer.max_minutes=10\n"
-        f"  python infer.py ckpt={trained} {shlex.quote(override('input', path))}\n\n"
+        f"  python infer.py ckpt={trained} {shlex.quote(override('input', path))} hide=0.2\n\n"
+        "which hides and scores a fifth; with domain=FILE, 1 = to be filled, in place of hide= it fills the gaps;\n"
         "better, where there are files of more times: inspect them together, and train on them\n\n"
         f"  python scripts/inspect_data.py {pattern}"
     )
