@@ -46,13 +46,10 @@ def hidden(name: str) -> dict[str, float]:
 def series(name: str, file: Path, minutes: str) -> list[dict[str, object]]:
     """A set of several snapshots: inspected, trained on, filled, scored."""
     call("scripts/inspect_data.py", str(file), *KEYS.get(name, []))
-    recipe = next(Path(f"outputs/inspect/{file.stem}").glob("*.yaml"))
-    overlay = Path("outputs/overlay/experiment")
-    overlay.mkdir(parents=True, exist_ok=True)
-    (overlay / recipe.name).write_text(recipe.read_text())
+    recipe = next(Path(f"outputs/inspect/{file.stem}/experiment").glob("*.yaml"))
     given = [f"experiment={recipe.stem}", f"name={name}", f"trainer.max_minutes={minutes}", "trainer.score_cases=0"]
     schedule = ["trainer.cooldown=0.5", "optimizer.lr=7e-4", "trainer.ema=10000", "trainer.validate_every=500"]
-    call("train.py", "--config-dir", str(overlay.parent.resolve()), *given, *schedule)
+    call("train.py", "--config-dir", str(recipe.parents[1]), *given, *schedule)
     ckpt = f"ckpt=outputs/train/{name}"
     call("infer.py", ckpt, f"input={file}", "time=-1", "hide=0.2", "members=4", "sampler.steps=16", f"name={name}")
     few = ["cases=50", "members=8", "sampler.steps=16", f"name={name}"]

@@ -115,8 +115,7 @@ def test_training_leaves_parts_out_and_masks_half_of_the_past():
 def test_symmetries_turn_the_past_and_vectors_but_no_scalars():
     data = fields(torch.ones(H, W, dtype=torch.bool), context=["depth", "wind", "latitude"], history=[1])
     context = Context.measure(data, range(N))
-    augmentation = Augmentation(["flip_x"])
-    augmentation.resolve(data.grid, True)
+    augmentation = Augmentation(["flip_x"]).resolve(data.grid, True)
     parameters = augmentation.draw(40, torch.Generator().manual_seed(1))
     flipped = int(parameters.flip_x.nonzero()[0])
     told = context.channels(context.parts(data, [5] * 40), NORMALIZER)

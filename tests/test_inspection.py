@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import math
+import re
 import runpy
 import shlex
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +24,16 @@ from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.data.hdf5 import write_hdf5
 from vecfield_diffusion.data.inspection import (
     Inspection,
-    doubts,
     duration,
     inspect,
-    largest_rectangle,
     largest_region,
-    outliers,
-    override,
-    physics,
-    recipe,
-    run_name,
 )
+from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.physics.parts import fullest_part, largest_rectangle
+from vecfield_diffusion.programs import inspect as program
+from vecfield_diffusion.programs.findings import doubts, outliers, physics, report
+from vecfield_diffusion.programs.recipe import override, recipe, run_name, window_for
 
 DATA = ROOT.parent / "shared" / "data"
 FILES = {
@@ -82,8 +84,10 @@ def test_every_number_of_a_wave() -> None:
     slope = math.sin(2 * math.pi / W) / DX / math.sqrt(2)  # of the central difference
     assert (flow.divergence, flow.vorticity) == (pytest.approx(a * slope, rel=1e-5), pytest.approx(b * slope, rel=1e-5))
     assert found.inside == flow and found.rectangle == (slice(0, H), slice(0, W))
-    rho = np.cos(2 * math.pi * np.arange(len(found.autocorrelation)) / PERIOD)
+    rho = np.cos(2 * math.pi * np.arange(N) / PERIOD)
     np.testing.assert_allclose(found.autocorrelation, rho, atol=1e-5)
+    assert found.independent == pytest.approx(2.0, rel=1e-4)  # two modes
+    assert statistics.divergent == pytest.approx(a / b, rel=1e-5) and found.leading == pytest.approx(0.5, rel=1e-5)
     assert found.guard == 5  # cos(4 pi / 10) = 0.31, cos(5 pi / 10) = 0
     assert (found.times.step, found.times.irregular) == ("1 day", 0)
     assert set(found.augmentation) == {"flip_x", "flip_y", "roll"}
@@ -125,14 +129,14 @@ def test_gaps_everywhere_are_filled_and_named() -> None:
     velocity = wave(0.1, 0.5).copy()
     velocity[:, :, 2, 3] = np.where(np.arange(N) % 2, np.nan, 0.1)[:, None]
     velocity[:, :, 4, 3] = np.where(np.arange(N) % 2, 0.1, np.nan)[:, None]
-    text = inspect(fields(velocity)).text()
+    text = report(inspect(fields(velocity)))
     assert "gaps filled smoothly" in text and "0.8% / 0.8% / 0.8%" in text
 
 
 def test_regions_join_over_periodic_seams() -> None:
     cells = np.zeros((5, 6), dtype=bool)
     cells[1, [0, 1, 5]] = cells[4, 2] = cells[0, 2] = True
-    assert [largest_region(cells, each) for each in ((False, False), (False, True), (True, False))] == [2, 3, 2]
+    assert [largest_region(cells, periodic) for periodic in ((False, False), (False, True), (True, False))] == [2, 3, 2]
     assert largest_region(np.zeros_like(cells), (True, True)) == 0
     assert largest_region(np.eye(4, dtype=bool), (False, False)) == 1  # corners do not join
 
@@ -174,6 +178,7 @@ def changed(velocity: np.ndarray, place: tuple, value: float) -> np.ndarray:
 
 DAYS = np.datetime64("2020-01-01") + np.arange(N) * np.timedelta64(1, "D")
 SPEEDS = wave(0.2, 0.5)
+LATE = SPEEDS * np.where(np.arange(N) >= 90, 5, 1)[:, None, None, None].astype(np.float32)
 
 
 @pytest.mark.parametrize(
@@ -181,8 +186,15 @@ SPEEDS = wave(0.2, 0.5)
     [
         (SPEEDS, {"units": "cm/s"}, "the velocity is in 'cm/s'"),
         (100 * SPEEDS, {"names": ("uo", "vo")}, "speeds up to 53.9 m s-1"),
-        (changed(SPEEDS, (5, 0, 1, 1), 999.0), {}, "speeds up to 999 m s-1"),
-        (changed(SPEEDS, (5, 0, 1, 1), 100.0), {}, "times the RMS of"),
+        (changed(SPEEDS, (5, 0, 1, 1), 999.0), {}, "1 values such as 999 m s-1 in 1 of 100 snapshots are left out"),
+        (changed(changed(SPEEDS, (5, 0, 1, 1), 8.0), (6, 0, 1, 1), 3.0), {}, "21 times the RMS of"),
+        (SPEEDS[:, ::-1], {}, "divergence is 2.50 of the vorticity"),
+        (
+            LATE,
+            {},
+            "the test snapshots are unlike those of training: their RMS about its mean is 1.36 m s-1, 5.1",
+        ),
+        (SPEEDS, {}, "the test snapshots, 9, are worth 2 independent fields, too few to tell"),
         (changed(SPEEDS, (slice(None), slice(None), 3, slice(2, 6)), 0.0), {}, "4 valid cells are 0 in every snapshot"),
         (changed(SPEEDS, 7, SPEEDS[6]), {}, "snapshot 7: a copy of the one before"),
         (changed(SPEEDS, 30, 1.0), {}, "the RMS speed of snapshot 30 stands out"),
@@ -201,15 +213,65 @@ def test_doubts(velocity: np.ndarray, options: dict, doubt: str) -> None:
     data = fields(velocity, **options) if "names" not in options else fields(velocity)
     if "names" in options:
         object.__setattr__(data, "names", options["names"])
-    assert doubt in inspect(data).text()
+    assert doubt in report(inspect(data))
+
+
+def solenoidal(n: int) -> np.ndarray:
+    """Independent fields of a random stream function, periodic, without divergence in central differences."""
+    psi = np.random.default_rng(0).standard_normal((n, H, W))
+    u = -(np.roll(psi, -1, 1) - np.roll(psi, 1, 1))
+    v = np.roll(psi, -1, 2) - np.roll(psi, 1, 2)
+    return np.stack([u, v], axis=1).astype(np.float32)
 
 
 def test_sound_data_leave_no_doubts() -> None:
-    """Independent noise: no correlation, no guard, nothing odd."""
-    velocity = np.random.default_rng(0).standard_normal((200, 2, H, W), dtype=np.float32)
-    found = inspect(fields(velocity))
-    assert (said(found), found.guard) == ("", 0) and found.trainable
-    assert "no guard between the splits" in found.text() and found.text().endswith("doubts\n  none")
+    """Independent fields without divergence: no correlation, no guard, nothing odd."""
+    found = inspect(fields(solenoidal(200)))
+    assert (said(found), found.guard) == ("", 0) and set(found.split) == {"train", "validation", "test"}
+    assert "no guard between the splits" in report(found) and report(found).endswith("doubts\n  none")
+    assert found.independent == pytest.approx(199, rel=0.02)  # one is lost to the mean
+    assert "physics=divergence" in physics(found)
+
+
+def test_noise_is_a_doubt() -> None:
+    """Errors that are independent from cell to cell have as much divergence as vorticity."""
+    found = inspect(fields(np.random.default_rng(0).standard_normal((200, 2, H, W), dtype=np.float32)))
+    assert found.statistics.divergent == pytest.approx(1.0, abs=0.02)
+    assert "of the vorticity, of white noise it is 1" in said(found) and physics(found).startswith("none")
+
+
+def test_a_large_domain_is_measured_in_its_fullest_part() -> None:
+    valid = np.zeros((40, 50), dtype=bool)
+    valid[10:30, 20:45] = True
+    valid[:5, :5] = True
+    rows, columns = fullest_part(valid, 16)
+    assert valid[rows, columns].all() and valid[rows, columns].shape == (16, 16)
+    assert fullest_part(valid, 64) == (slice(0, 40), slice(0, 50))
+    generator = np.random.default_rng(0)
+    for _ in range(5):
+        cells = generator.random((9, 12)) < 0.5
+        best = max(cells[i : i + 4, j : j + 4].sum() for i in range(6) for j in range(9))
+        assert cells[fullest_part(cells, 4)].sum() == best
+
+
+def noisy(shape: tuple[int, int], n: int = 100, boundary: str = "open") -> Inspection:
+    velocity = np.random.default_rng(0).standard_normal((n, 2, *shape), dtype=np.float32)
+    return inspect(fields(velocity, boundary=boundary))
+
+
+@pytest.mark.parametrize(
+    ("found", "window"),
+    [
+        (noisy((41, 81)), [32, 48]),  # few, and room
+        (noisy((33, 36)), None),  # no room
+        (noisy((41, 81), boundary="periodic"), None),  # waves
+        (inspect(fields(np.repeat(np.repeat(wave(0.2, 0.5), 6, 2), 3, 3), boundary="open")), None),  # one piece
+        (noisy((24, 800), n=20), [16, 48]),  # too large
+    ],
+)
+def test_a_set_that_trains_whole_gets_no_window(found: Inspection, window: list[int] | None) -> None:
+    assert window_for(found) == window
+    assert ("window" in recipe(found, "mine", {"path": "my.nc"}).settings) == (window is not None)
 
 
 def test_outliers_stand_out_from_both_neighbours() -> None:
@@ -229,6 +291,7 @@ def test_words() -> None:
 def test_the_recipe_works_as_pasted(tmp_path: Path, path: str) -> None:
     """The file and the command compose to one configuration, with the path whatever it is called."""
     found = inspect(fields(wave(0.2, 0.5)))
+    assert recipe(found, "mine", {}).options == {"dataset": "file", "model": "gaussian"}
     given = {"path": path, "u": "uo", "context": ["depth", "season"], "dx": 2.5}
     plan = recipe(found, "mine", given)
     (tmp_path / "experiment").mkdir()
@@ -255,6 +318,19 @@ def call(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
     return end.value.code
 
 
+def test_the_guard_says_the_correlation_that_it_is() -> None:
+    """A drift is still correlated where the longest guard ends; a wave is not."""
+    drift = np.linspace(0, 1, N)[:, None, None, None] * np.ones((1, 2, H, W), dtype=np.float32)
+    found = inspect(fields(drift.astype(np.float32), boundary="open"))
+    rho = float(found.autocorrelation[10])
+    assert (
+        f"guard: 10              # snapshots; the correlation is still {rho:.2f} there" in recipe(found, "a", {}).yaml()
+    )
+    assert f"{rho:.2f} after a guard of 10 snapshots, the longest" in report(found)
+    plan = recipe(inspect(fields(wave(0.2, 0.5))), "a", {})
+    assert "guard: 5               # snapshots; the correlation is 0.00 there" in plan.yaml()
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_the_files_of_the_data_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: str
@@ -265,7 +341,57 @@ def test_the_files_of_the_data_folder(
     out = capsys.readouterr().out
     folder = tmp_path / "outputs" / "inspect" / Path(file).stem
     assert (folder / "figure.png").stat().st_size > 20_000
-    assert "doubts" in out and ("python train.py" in out) == (folder / f"{folder.name}.yaml").exists()
+    assert "doubts" in out and ("to train" in out) == (folder / "experiment" / f"{folder.name}.yaml").exists()
+
+
+def test_the_command_trains_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both commands compose to one configuration, in the folder where they were printed."""
+    write_hdf5(tmp_path / "a.h5", solenoidal(100), dx=DX, dy=DX, boundary_x="periodic", boundary_y="periodic")
+    assert call(monkeypatch, tmp_path, "a.h5", "history=[1]") == 0
+    out = capsys.readouterr().out
+    file = tmp_path / "outputs" / "inspect" / "a" / "experiment" / "a.yaml"
+    assert f"or by the file {file.relative_to(tmp_path)}" in out and file.exists()
+    commands_ = [shlex.split(line) for line in out.splitlines() if line.startswith("  python train.py")]
+    assert commands_[1] == ["python", "train.py", "--config-dir", "outputs/inspect/a", "experiment=a"]
+    typed = commands.train.config(*commands_[0][2:])
+    composer = Composer(CONF, "train", commands_[1][3])
+    assert commands.train._check(composer.compose(commands_[1][4:]), composer, True) == typed
+    assert typed["dataset"]["path"] == "a.h5" and typed["dataset"]["history"] == [1]
+
+
+def test_one_map_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """No experiment, and commands that a set of one snapshot can be filled by."""
+    (tmp_path / "sub").mkdir()
+    write_hdf5(tmp_path / "sub" / "a.h5", SPEEDS[:1])
+    assert call(monkeypatch, tmp_path, "sub/a.h5") == 0
+    out = capsys.readouterr().out
+    assert "nothing can be trained on it alone" in out and "to train" not in out
+    train, infer, other = (shlex.split(line) for line in out.splitlines() if line.startswith("  python"))
+    config = commands.train.config(*train[2:])
+    assert config["window"] == (32, 32) and config["dataset"]["_target_"].endswith("open_turbulence")
+    filled = commands.infer.config(*infer[2:])
+    assert filled["hide"] == 0.2  # without gaps that are known to be gaps, there is nothing else to fill
+    assert filled["input"] == "sub/a.h5" and filled["ckpt"] == f"outputs/train/{config['name']}"
+    assert other == ["python", "scripts/inspect_data.py", "sub/*.h5"]
+    assert not (tmp_path / "outputs" / "inspect" / "a" / "experiment").exists()
+
+
+def test_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command prints what the object is printed as; its HTML holds all of it, and the picture."""
+    write_hdf5(tmp_path / "a.h5", solenoidal(100), dx=DX, dy=DX, boundary_x="periodic", boundary_y="periodic")
+    assert call(monkeypatch, tmp_path, "a.h5") == 0
+    found = program.inspect("a.h5")
+    assert capsys.readouterr().out.startswith(repr(found) + "\n") and found.text() == repr(found)
+    page = found.to_html()
+    assert html.escape(found.text()) in page and found._repr_html_() == page
+    (data,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    figure = (tmp_path / "outputs" / "inspect" / "a" / "figure.png").read_bytes()
+    assert base64.b64decode(data) == figure and 'src="http' not in page
+    assert found.recipe is not None and found.found.statistics.solenoidal
+    with pytest.raises(UserError, match="b.h5"):
+        program.inspect("b.h5")
 
 
 def test_what_is_wrong_is_one_line(
@@ -282,3 +408,20 @@ def test_what_is_wrong_is_one_line(
         (["still.h5"], ["do not vary"]),
     ):
         is_message((call(monkeypatch, tmp_path, *arguments), *capsys.readouterr()), *parts)
+
+
+def test_a_global_map_gives_no_warning_and_is_measured_in_a_part() -> None:
+    """720x1440 cells with ragged land: what costs more than reading is measured in 128x128 cells at most."""
+    generator = np.random.default_rng(0)
+    valid = torch.nn.functional.interpolate(
+        torch.from_numpy(generator.random((1, 1, 90, 180))), size=(720, 1440), mode="bilinear"
+    )[0, 0]
+    velocity = generator.standard_normal((1, 2, 720, 1440), dtype=np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = inspect(fields(velocity, boundary="open", valid=valid > 0.4))
+    assert [part.stop - part.start for part in found.part] == [128, 128]
+    for inner, outer in zip(found.rectangle, found.part, strict=True):
+        assert outer.start <= inner.start < inner.stop <= outer.stop
+    assert found.fields.grid.valid[found.rectangle].all()
+    assert f"in rows {found.part[0].start}-{found.part[0].stop - 1}" in report(found)

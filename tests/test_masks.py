@@ -15,6 +15,7 @@ import xarray as xr
 from PIL import Image
 from torch import Tensor
 
+from vecfield_diffusion.data.given_masks import load_mask, shares_of, unlike_training
 from vecfield_diffusion.data.masks import (
     Block,
     Border,
@@ -27,7 +28,6 @@ from vecfield_diffusion.data.masks import (
     Pixels,
     Swath,
     Track,
-    load_mask,
 )
 from vecfield_diffusion.errors import UserError
 
@@ -289,3 +289,31 @@ def test_a_mask_file_is_read_once_for_each_shape(tmp_path: Path) -> None:
 def test_numbers_out_of_range(build: type[Mask], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         build()
+
+
+def test_the_shares_that_a_family_observes() -> None:
+    """A block hides a share of the cells of its own choice; on a domain that is half land, shares are of the sea."""
+    valid = torch.ones(20, 20, dtype=torch.bool)
+    low, high = shares_of(Block(fraction=[0.2, 0.5], aspect=1.0), valid)
+    assert low == pytest.approx(0.5, abs=0.03) and high == pytest.approx(0.8, abs=0.03)
+    assert shares_of(Full(), valid) == (1.0, 1.0) and shares_of(Empty(), valid) == (0.0, 0.0)
+    valid[:, 10:] = False
+    assert shares_of(Border(width=2), valid) == (pytest.approx((20 * 10 - 16 * 8) / 200),) * 2
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(0.015, True), (0.03, False), (0.1, False), (0.54, False), (0.93, True), (1.0, True)]
+)
+def test_a_mask_of_the_opposite_meaning_is_found_out(share: float, said: bool) -> None:
+    """Training observed 5 to 10 %: less than half of 5 % is far less, and hiding less than half of 90 % is far more."""
+    valid = torch.ones(20, 50, dtype=torch.bool)
+
+    def family(n: int, valid: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        cells = torch.linspace(50, 100, n).round()[:, None] > torch.arange(1000)
+        return cells.view(n, 1, 20, 50)
+
+    observed = (torch.arange(1000) < 1000 * share).view(1, 1, 20, 50)
+    note = unlike_training(observed, family, valid)
+    assert bool(note) == said
+    if said:
+        assert f"{share:.2%} of the valid cells are observed; masks of training observe 5.00% to 10.00%" in note

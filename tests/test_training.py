@@ -283,8 +283,7 @@ def test_condition_dropout_at_its_ends(dropout: float, share: float) -> None:
 
 def test_augmentation_turns_fields_before_they_are_measured() -> None:
     fields = in_memory(np.random.default_rng(0).standard_normal((10, 2, 6, 6)), boundary_x="periodic")
-    augmentation = Augmentation(["flip_x"])
-    augmentation.resolve(fields.grid, mean_is_zero=True)
+    augmentation = Augmentation(["flip_x"]).resolve(fields.grid, mean_is_zero=True)
     batches = make_batches(fields, augmentation=augmentation, size=40)
     turned, plain = batches(0), fields.read(batches.chosen(0))
     flipped = plain.flip(-1) * torch.tensor([-1.0, 1.0])[:, None, None]

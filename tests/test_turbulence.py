@@ -149,7 +149,7 @@ def test_twin_has_the_spectrum_but_not_the_vortices(pair):
     assert found[0].energy[:, 0].abs().max() + found[1].energy[:, 0].abs().max() < 1e-12 * found[0].energy.max()
     ky, kx = torch.fft.fftfreq(32)[:, None] * 32, torch.fft.fftfreq(32) * 32
     waves = torch.bincount(torch.hypot(kx, ky).round().long().flatten())[1:16]
-    means = [each.energy.mean(dim=0)[1:16] for each in found]
+    means = [spectrum.energy.mean(dim=0)[1:16] for spectrum in found]
     assert (((means[1] / means[0] - 1) * (48 * waves / 2).sqrt()).abs() < 5).all()  # powers in a shell differ
     solver = Turbulence(32)
     kurtosis = []
@@ -184,7 +184,7 @@ def test_twin_is_made_once_and_new_for_every_seed(tmp_path):
     assert open_turbulence(**given).source == first.source and len(before) == 2
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
     other = open_turbulence(**{**given, "seed": 1})
-    both = torch.stack([each.read(range(9)) for each in (first, other)]).flatten(1)
+    both = torch.stack([fields.read(range(9)) for fields in (first, other)]).flatten(1)
     assert abs(torch.corrcoef(both)[0, 1].item()) < 0.2
 
 

@@ -31,7 +31,7 @@ TRANSFORMS = ("flip_x", "flip_y", "transpose", "roll")
 
 @dataclass(frozen=True)
 class Parameters:
-    """What is done to each of n samples: transpose first, then flip, then roll.
+    """What is done to n samples: transpose first, then flip, then roll.
 
     Arguments:
         transpose: Boolean `(n,)`.
@@ -69,19 +69,13 @@ class Augmentation:
                 options = ", ".join(("auto", "none", *TRANSFORMS))
                 raise ValueError(f"transforms must be of {options}, got {name!r}.{nearest(name, TRANSFORMS)}")
         self.transforms = transforms
-        self.names: tuple[str, ...] = ()
-        self._shape = (1, 1)
-        self._periodic = (False, False)
 
-    def resolve(self, grid: Grid, mean_is_zero: bool) -> tuple[str, ...]:
-        """Settle on the transforms for a domain; until then `draw` leaves fields as they are.
+    def resolve(self, grid: Grid, mean_is_zero: bool) -> Transforms:
+        """The transforms for a domain.
 
         Arguments:
             grid: The domain.
             mean_is_zero: Whether the mean field of the data is zero, so that no direction is singled out.
-
-        Returns:
-            The names of the transforms.
 
         Raises:
             UserError: A transform that was asked for is impossible on this domain.
@@ -97,8 +91,22 @@ class Augmentation:
                 reason = obstacle(name, grid)
                 if reason is not None:
                     raise UserError(f"the augmentation '{name}' needs {reason}. Leave it out, or use 'auto' or 'none'.")
-        self.names, self._shape, self._periodic = names, grid.shape, grid.periodic
-        return names
+        return Transforms(names, grid.shape, grid.periodic)
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """Random transforms of fields on one domain.
+
+    Arguments:
+        names: Those that are drawn, of `TRANSFORMS`.
+        shape: The `(H, W)` of the domain.
+        periodic: Whether y and x close on themselves.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, int]
+    periodic: tuple[bool, bool]
 
     def draw(self, n: int, generator: torch.Generator) -> Parameters:
         """Random parameters for n samples."""
@@ -108,7 +116,7 @@ class Augmentation:
             return heads & (name in self.names)
 
         def shift(axis: int) -> Tensor:
-            size = self._shape[axis] if "roll" in self.names and self._periodic[axis] else 1
+            size = self.shape[axis] if "roll" in self.names and self.periodic[axis] else 1
             return torch.randint(size, (n,), generator=generator, device=generator.device)
 
         return Parameters(coin("transpose"), coin("flip_x"), coin("flip_y"), roll_x=shift(1), roll_y=shift(0))
@@ -135,7 +143,7 @@ def obstacle(name: str, grid: Grid) -> str | None:
 
 
 def apply(field: Tensor, parameters: Parameters) -> Tensor:
-    """Transform each sample.
+    """Transforms every sample.
 
     Arguments:
         field: `(n, 2, H, W)`; with another number of channels the cells move and the values stay, as masks do.

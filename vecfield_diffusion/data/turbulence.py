@@ -29,10 +29,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.hdf5 import open_hdf5, write_hdf5
+from vecfield_diffusion.progress import bar
 
 #: Flows solved at once: few enough for their spectra to stay in the cache of a core.
 BATCH = 8
@@ -247,16 +247,15 @@ def twins(fields: Fields, recipe: dict[str, float]) -> Iterator[Tensor]:
 def write_turbulence(path: Path, blocks: Iterator[Tensor], recipe: dict[str, float]) -> None:
     """Writes the fields of `recipe` to `path`."""
     kind = "Gaussian twin of decaying" if recipe.get("twin") else "decaying"
-    bar = tqdm(total=int(recipe["snapshots"]), desc=f"making {path.name}", unit="field", disable=None)
-
-    def counted() -> Iterator[Tensor]:
-        for block in blocks:
-            yield block
-            bar.update(len(block))
-
     step = recipe["side"] / recipe["stored"]
     centres = (torch.arange(int(recipe["stored"]), dtype=torch.float64) + 0.5) * step
-    with bar:
+    with bar(int(recipe["snapshots"]), "fields", f"making {path.name}") as progress:
+
+        def counted() -> Iterator[Tensor]:
+            for block in blocks:
+                yield block
+                progress.update(len(block))
+
         write_hdf5(
             path,
             counted(),

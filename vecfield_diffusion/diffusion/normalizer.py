@@ -6,11 +6,15 @@ mean is a field `(2, H, W)`, or zero where the statistics are the same everywher
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+#: Divergence over vorticity below which a flow counts as one without divergence.
+SOLENOIDAL = 0.2
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,9 @@ class Statistics:
         sigma_max: 10 sqrt(lambda_max), the noise level from which samples keep their energy.
         divergence_rms: RMS divergence in s^-1.
         vorticity_rms: RMS vorticity in s^-1.
+        largest: The largest component, in the file's units; infinite in checkpoints that do not know it.
+        divergent: RMS divergence over RMS vorticity in cells that touch no land, 0 for a flow without divergence, 1 for
+            white noise; in checkpoints that do not know it, that of all cells.
     """
 
     std: float
@@ -30,6 +37,17 @@ class Statistics:
     sigma_max: float
     divergence_rms: float
     vorticity_rms: float
+    largest: float = math.inf
+    divergent: float = math.nan
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.divergent):
+            object.__setattr__(self, "divergent", self.divergence_rms / max(self.vorticity_rms, 1e-300))
+
+    @property
+    def solenoidal(self) -> bool:
+        """Whether the flow is so nearly without divergence that a constraint to none is no mistake."""
+        return self.divergent < SOLENOIDAL
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, as a checkpoint stores them."""

@@ -66,7 +66,7 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
 
     from vecfield_diffusion.config.build import build
     from vecfield_diffusion.data.context import Context
-    from vecfield_diffusion.data.statistics import homogeneous, measure
+    from vecfield_diffusion.data.statistics import believed, homogeneous, measure
     from vecfield_diffusion.programs.trained import choose_device, make_denoiser
     from vecfield_diffusion.training.batches import Batches, window_grid
     from vecfield_diffusion.training.trainer import Run
@@ -75,7 +75,9 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
     device = choose_device(config["device"])
     parts = make_parts(config)
     trainer = parts["trainer"]
-    fields = build(config["dataset"], "dataset", trusted=True)
+    fields, left_out = believed(build(config["dataset"], "dataset", trusted=True))
+    if left_out:
+        print(f"note: {fields.source}: {left_out}")
     split = parts["splits"].split(fields)
     print(fields.summary())
     print("snapshots: " + ", ".join(f"{name} {s.start}-{s.stop - 1}" for name, s in split.items()))
@@ -84,13 +86,13 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
     normalizer, statistics = measure(fields, split["train"], config["mean_field"], cut)
     context = Context.measure(fields, split["train"])
     seen = fields.grid if window is None else window_grid(fields.grid, window)
-    names = parts["augment"].resolve(seen, mean_is_zero=homogeneous(fields))
+    augmentation = parts["augment"].resolve(seen, mean_is_zero=homogeneous(fields))
     config = with_levels(config, statistics.sigma_max)
     diffusion = build(config["diffusion"], "diffusion", trusted=True)
     own = (copy.deepcopy(diffusion), copy.deepcopy(normalizer), fields.grid, device, context)
     denoiser = make_denoiser(config, *own, trusted=True)
     denoiser.parametrization.learn(lambda: gaussian_field(fields, split["train"], normalizer, window))
-    announce(denoiser, statistics, names)
+    announce(denoiser, statistics, augmentation.names)
     keep_config(config, folder)
 
     common = dict(fields=fields, normalizer=normalizer, diffusion=diffusion, mask=parts["mask"], seed=config["seed"])
@@ -100,7 +102,7 @@ def prepare(config: dict[str, Any], folder: Path) -> Run:
         trainer=trainer,
         denoiser=denoiser,
         optimizer=build(config["optimizer"], "optimizer", trusted=True, params=denoiser.parameters()),
-        batches=Batches(indices=split["train"], augmentation=parts["augment"], **common),
+        batches=Batches(indices=split["train"], augmentation=augmentation, **common),
         validation=Batches(indices=split["validation"], augmentation=None, **common),
         folder=folder,
         logger=parts["logger"],

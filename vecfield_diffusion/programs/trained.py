@@ -18,6 +18,7 @@ from vecfield_diffusion.data.context import Context
 from vecfield_diffusion.data.fields import Fields, same_units
 from vecfield_diffusion.data.formats import open_fields
 from vecfield_diffusion.data.points import open_points
+from vecfield_diffusion.data.statistics import believed
 from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import Regression
@@ -290,7 +291,8 @@ def held_out(trained: Trained, split: str, trust: Sequence[str] = (), data: str 
         raise UserError(f"data={data}: {trained.path} was trained on data that are made, not read")
     paths = [*trained.files, *([] if data is None else [data])]
     try:
-        fields = build(node if data is None else {**node, "path": data}, "dataset", trust=trust, paths=paths)
+        node = node if data is None else {**node, "path": data}
+        fields, _ = believed(build(node, "dataset", trust=trust, paths=paths))
     except UserError as error:
         raise UserError(
             f"the data that {trained.path} was trained on: {error} (run it from the folder where it was trained, or "
