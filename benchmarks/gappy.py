@@ -24,7 +24,7 @@ from vecfield_diffusion.data.masks import Clouds
 from vecfield_diffusion.data.turbulence import open_turbulence
 from vecfield_diffusion.evaluation.metrics import scores, table
 from vecfield_diffusion.inference.cases import make_cases
-from vecfield_diffusion.programs.evaluate import fit_baselines
+from vecfield_diffusion.programs.baselines import fit_baselines
 from vecfield_diffusion.programs.infer import fill
 from vecfield_diffusion.programs.method import Seen, build_posterior, settle
 from vecfield_diffusion.programs.trained import held_out, load_trained

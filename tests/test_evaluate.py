@@ -14,6 +14,7 @@ import xarray as xr
 from programs import FEW, SMALL, TINY, Call, is_message
 from torch import Tensor
 
+from vecfield_diffusion.commands import evaluate as main
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.config.program import option
 from vecfield_diffusion.diffusion.denoiser import Denoiser
@@ -24,14 +25,9 @@ from vecfield_diffusion.evaluation.metrics import scores
 from vecfield_diffusion.inference.calibration import store_factor
 from vecfield_diffusion.inference.cases import Cases, make_cases
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.programs.evaluate import (
-    Contestant,
-    build_parts,
-    chosen_baselines,
-    contestant_scored,
-    main,
-    regressions,
-)
+from vecfield_diffusion.programs.baselines import chosen_baselines
+from vecfield_diffusion.programs.compared import Model, method_of, regressions
+from vecfield_diffusion.programs.evaluate import model_scored
 from vecfield_diffusion.programs.infer import process_of
 from vecfield_diffusion.programs.trained import Trained, held_out, load_trained
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
@@ -80,13 +76,13 @@ def constant() -> tuple[Trained, Cases]:
 
 
 def scored(name: str, trained: Trained, cases: Cases, **options: Any) -> tuple[list[Scored], dict[str, Any]]:
-    """What `contestant_scored` makes of a network, and the fields that it collects."""
+    """What `model_scored` makes of a network, and the fields that it collects."""
     config = main.config("ckpt=run", "members=4", "sampler.steps=3", "inpainting=conditional", "batch=8")
-    parts = build_parts(config, trained, CPU)
+    method = method_of(config, trained, CPU)
     setting = Setting("mine", cases.numbers, cases.truth, cases.observed, GRID, torch.zeros(2, H, W), STD, 4)
     collected: dict[str, Any] = {}
-    given = (SimpleNamespace(config=config), Contestant(name, trained, parts, **options), cases, setting, collected)
-    return list(contestant_scored(*given)), collected
+    study, model = SimpleNamespace(config=config), Model(name, trained, method, **options)
+    return list(model_scored(study, model, cases, setting, collected)), collected
 
 
 def test_the_regression_in_a_residual_is_one_evaluation_of_the_mean() -> None:

@@ -20,6 +20,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 from torch import Tensor
 
+from vecfield_diffusion.commands import evaluate as main
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.config.program import option
 from vecfield_diffusion.evaluation.bootstrap import resamples
@@ -42,7 +43,8 @@ from vecfield_diffusion.evaluation.spectra import resolved
 from vecfield_diffusion.inference.cases import make_cases
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.operators import divergence
-from vecfield_diffusion.programs.evaluate import fit_baselines, main, named_runs
+from vecfield_diffusion.programs.baselines import fit_baselines
+from vecfield_diffusion.programs.compared import named_runs
 from vecfield_diffusion.programs.infer import fill
 from vecfield_diffusion.programs.method import Seen, build_posterior, settle
 from vecfield_diffusion.programs.trained import held_out, load_trained

@@ -70,7 +70,8 @@ class Setting:
         grid: The grid.
         climatology: The mean field of training `(2, H, W)`.
         scale: The standard deviation of the data.
-        ensemble: The members of the ensembles, whose ranks a law is told in.
+        ensemble: The members of the ensembles; the ranks of a law have as many bins as theirs.
+        independent: How many of the cases are independent.
     """
 
     mask: str
@@ -81,6 +82,7 @@ class Setting:
     climatology: Tensor
     scale: float
     ensemble: int
+    independent: float = math.inf
 
     @cached_property
     def regions(self) -> dict[str, Tensor]:
