@@ -31,6 +31,7 @@ from vecfield_diffusion.inference.calibration import apply_factor
 from vecfield_diffusion.inference.cases import Cases, make_cases
 from vecfield_diffusion.programs.baselines import BASELINES, NUGGET, baseline_fill, chosen_baselines
 from vecfield_diffusion.programs.compared import Model
+from vecfield_diffusion.programs.evidence import ENOUGH
 from vecfield_diffusion.programs.infer import at_once, check_ranges, fill, say_guard
 from vecfield_diffusion.programs.study import Study, Trial, open_study, open_trial
 from vecfield_diffusion.programs.written import Kept, check_writable, print_scores, write_report, write_scores
@@ -58,6 +59,9 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     trials = [trial for name, mask in masks.items() if (trial := open_trial(study, name, mask)) is not None]
     if not trials:
         raise UserError(f"masks={list(masks)}: {' and '.join(masks)} hides no cell, so that there is nothing to score")
+    if study.independent < ENOUGH:
+        count = f"{study.independent:.2g} of {len(study.indices)}"
+        print(f"note: {count} cases are independent: too few to tell methods apart. Give more cases=")
     check_writable(folder)
     kept, sections = Kept(folder, study.key), []
     try:
@@ -136,11 +140,12 @@ def part_of(cases: Cases, chosen: slice) -> Cases:
 def baselines_scored(study: Study, trial: Trial) -> Iterator[Scored]:
     """The scores of every baseline that is fitted here."""
     floor = NUGGET * study.reference.statistics.std
-    for kind, baseline in study.baselines:
-        before = previous(study, trial.cases, trial.mask) if kind is BASELINES["persistence"] else None
-        with progress.bar(len(trial.cases.y), "fields", f"{trial.setting.mask}, {kind.label}") as bar:
-            fields = baseline_fill(kind, baseline, trial.cases, floor=floor, before=before, progress=bar.update)
-            yield score(kind.label, fields, trial.setting)
+    for key, baseline in study.baselines.items():
+        label = study.label(key)
+        before = previous(study, trial.cases, trial.mask) if BASELINES[key].needs_previous else None
+        with progress.bar(len(trial.cases.y), "fields", f"{trial.setting.mask}, {label}") as bar:
+            fields = baseline_fill(baseline, trial.cases, floor=floor, before=before, progress=bar.update)
+            yield score(label, fields, trial.setting)
 
 
 def previous(study: Study, cases: Cases, mask: Mask) -> Tensor:

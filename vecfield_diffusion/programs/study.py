@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,14 +28,12 @@ from vecfield_diffusion.evaluation.baselines import Baseline, Climatology
 from vecfield_diffusion.evaluation.comparison import Setting
 from vecfield_diffusion.guidance.sensors import Sensor
 from vecfield_diffusion.inference.cases import Cases, make_cases
-from vecfield_diffusion.programs.baselines import BASELINES, REGRESSION, BaselineKind, fit_baselines, training_fields
+from vecfield_diffusion.programs.baselines import BASELINES, REGRESSION, fit_baselines, training_fields, unsuited
 from vecfield_diffusion.programs.compared import Model, load_models
-from vecfield_diffusion.programs.evidence import ENOUGH, independent
+from vecfield_diffusion.programs.evidence import independent
 from vecfield_diffusion.programs.infer import errors
 from vecfield_diffusion.programs.trained import Trained, choose_device, held_out
 
-#: Correlation from one snapshot to the next, from which the last one is worth a baseline.
-THRESHOLD = 0.2
 #: Keys on which scores do not depend, or that name masks, each of which is kept by itself.
 FREE = ("name", "masks", "device", "batch")
 
@@ -90,14 +89,21 @@ class Study:
         return torch.from_numpy(Climatology().fit(self.training.numpy(), self.fields.grid).mean)
 
     @cached_property
-    def baselines(self) -> list[tuple[BaselineKind, Baseline]]:
-        """The baselines that are wanted and suited, fitted."""
-        wanted = self.wanted
-        if "persistence" in wanted and not (rho := self.persistence) >= THRESHOLD:
-            print(f"note: persistence is left out: the correlation with the snapshot before is {rho:.2g}")
-            wanted = [name for name in wanted if name != "persistence"]
-        fitted = fit_baselines(self.reference, self.fields, wanted, self.training)
-        return [(kind, fitted[kind.label]) for kind in BASELINES.values() if kind.label in fitted]
+    def baselines(self) -> dict[str, Baseline]:
+        """The baselines that are wanted and suited, fitted, by key."""
+        statistics = self.reference.statistics
+        share = statistics.divergence_rms / statistics.vorticity_rms
+        correlation = self.persistence if "persistence" in self.wanted else math.nan
+        reasons = unsuited(self.wanted, divergence_share=share, persistence=correlation)
+        for key, reason in reasons.items():
+            print(f"note: {key} is left out: {reason}")
+        suited = [key for key in self.wanted if key not in reasons]
+        return fit_baselines(suited, self.training.numpy(), self.fields.grid)
+
+    def label(self, key: str) -> str:
+        """What tables call a baseline; persistence says from when it is."""
+        kind = BASELINES[key]
+        return kind.named(f"{time_before(self.fields, self.indices)} before" if kind.needs_previous else "")
 
     @cached_property
     def before(self) -> Tensor:
@@ -151,12 +157,7 @@ def open_study(config: dict[str, Any], wanted: Sequence[str], split: str = "test
         name = "" if len(models) == 1 else f"{model.name}: "
         print(f"{name}{model.trained.path}: step {model.trained.step}")
     print(f"{len(indices)} unseen snapshots of {fields.source}")
-    study = Study(config, models, fields, offered, indices, [name for name in wanted if name != REGRESSION])
-    if study.independent < ENOUGH:
-        print(
-            f"note: {study.independent:.2g} of the {len(indices)} cases are independent: too few to tell methods apart"
-        )
-    return study
+    return Study(config, models, fields, offered, indices, [name for name in wanted if name != REGRESSION])
 
 
 @dataclass(frozen=True)

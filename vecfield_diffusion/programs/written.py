@@ -23,7 +23,7 @@ from vecfield_diffusion.inference.files import write_text_atomic
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.baselines import BASELINES
 from vecfield_diffusion.programs.infer import axes
-from vecfield_diffusion.programs.study import Study, time_before
+from vecfield_diffusion.programs.study import Study
 
 #: The columns of the printed table; `scores.csv` has all.
 COLUMNS = ("mask", "method", "rmse_component", "rmse_vector", "crps", "spread_skill", "rmse / OI", "s per field")
@@ -123,16 +123,14 @@ def _lines(section: Section) -> list[dict[str, object]]:
 def write_report(folder: Path, sections: Sequence[Section], study: Study) -> None:
     """Draws and writes `report.html`."""
     fields = study.fields
-    text = render(study.config["name"], sections, provenance(study, sections), fields.units, axes(fields))
+    text = render(study.config["name"], sections, provenance(study), fields.units, axes(fields))
     write_text_atomic(folder / "report.html", text)
     print(f"{folder / 'report.html'}: figures and tables")
 
 
-def provenance(study: Study, sections: Sequence[Section]) -> dict[str, Any]:
+def provenance(study: Study) -> dict[str, Any]:
     """What a report was made of, by label."""
     fields, train = study.fields, study.reference.split["train"]
-    persistence = BASELINES["persistence"].label
-    before = f"the field {time_before(fields, study.indices)} before"
     return {
         "data": fields.source,
         **{key: str(value) for key, value in fields.attrs.items() if key in ("source", "licence")},
@@ -140,7 +138,6 @@ def provenance(study: Study, sections: Sequence[Section]) -> dict[str, Any]:
         "unseen snapshots": ", ".join(map(str, study.indices)),
         "independent snapshots": f"{study.independent:.2g} of {len(study.indices)}, by the correlation time",
         "training snapshots": f"{train.start} to {train.stop - 1}",
-        **({} if sections[0].find(persistence) is None else {persistence: before}),
         **{
             f"network {model.name}": f"{model.trained.path}, step {model.trained.step}, "
             f"{type(model.trained.denoiser.diffusion).__name__}"
