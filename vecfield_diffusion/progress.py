@@ -27,6 +27,7 @@ class Progress:
         unit: What is counted, in the plural.
         label: What the work is called.
         done: What was done before.
+        leave: Whether the bar stays on the terminal when the work is done.
         stream: Where the bar or the lines go; standard error if None.
         every: Seconds between two lines.
         clock: Gives the time in seconds.
@@ -39,12 +40,14 @@ class Progress:
         label: str = "",
         *,
         done: float = 0,
+        leave: bool = True,
         stream: TextIO | None = None,
         every: float = EVERY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total, self.unit, self.label, self.done = total, unit, label, done
         self.stream, self.every, self.clock = sys.stderr if stream is None else stream, every, clock
+        self.leave = leave
         self.values: dict[str, str] = {}
         self._share: float | None = None
         self._bar: tqdm | None = None
@@ -54,7 +57,9 @@ class Progress:
     def __enter__(self) -> Self:
         self._begin()
         if self.stream.isatty():
-            options = dict(unit=f" {self.unit}", unit_scale=True, smoothing=0.05, desc=self.label or None)
+            options = dict(
+                unit=f" {self.unit}", unit_scale=True, smoothing=0.05, desc=self.label or None, leave=self.leave
+            )
             self._bar = tqdm(total=self.total, initial=self.done, file=self.stream, **options)
         else:
             threading.Thread(target=self._report, daemon=True).start()
@@ -113,9 +118,9 @@ class Progress:
             print(self.line(), file=self.stream, flush=True)
 
 
-def bar(total: float | None, unit: str, label: str = "", *, done: float = 0) -> Progress:
+def bar(total: float | None, unit: str, label: str = "", *, done: float = 0, leave: bool = True) -> Progress:
     """A bar on a terminal, a line a minute elsewhere, on standard error; see `Progress`."""
-    return Progress(total, unit, label, done=done)
+    return Progress(total, unit, label, done=done, leave=leave)
 
 
 def _duration(seconds: float) -> str:
