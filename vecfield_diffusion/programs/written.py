@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -29,6 +30,7 @@ from vecfield_diffusion.programs.study import Study
 COLUMNS = ("mask", "method", "rmse_component", "rmse_vector", "crps", "spread_skill", "rmse / OI", "s per field")
 #: What a kept mask is made of, beside tensors and plain values: nothing else is read.
 _CLASSES = [Section, Setting, Scored, Score, Estimate, Generated, Grid]
+_CLASSES += [np.empty(0).__reduce__()[0], np.ndarray, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
 
 
 class Kept:
