@@ -35,7 +35,7 @@ from vecfield_diffusion.programs.infer import errors
 from vecfield_diffusion.programs.trained import Trained, choose_device, held_out
 
 #: Keys on which scores do not depend, or that name masks, each of which is kept by itself.
-FREE = ("name", "masks", "device", "batch")
+FREE = ("name", "masks", "device", "batch", "options")
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def open_trial(study: Study, name: str, mask: Mask) -> Trial | None:
 
 
 def time_before(fields: Fields, indices: Sequence[int]) -> str:
-    """How long before each of some snapshots the one before it lies, in words: `1 day`, `1 h to 3 h`, `1 snapshot`."""
+    """Returns how long before some snapshots those before them lie, in words: `1 day`, `1 h to 3 h`, `1 snapshot`."""
     later = np.array([index for index in indices if index > 0], dtype=np.int64)
     if fields.time is None or fields.time.dtype.kind != "M" or not len(later):
         return "1 snapshot"

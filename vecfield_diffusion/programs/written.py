@@ -133,6 +133,7 @@ def write_report(folder: Path, sections: Sequence[Section], study: Study) -> Non
 def provenance(study: Study) -> dict[str, Any]:
     """What a report was made of, by label."""
     fields, train = study.fields, study.reference.split["train"]
+    given = {key: value for key, value in study.config.items() if key != "options"}  # without what was not chosen
     return {
         "data": fields.source,
         **{key: str(value) for key, value in fields.attrs.items() if key in ("source", "licence")},
@@ -147,5 +148,5 @@ def provenance(study: Study) -> dict[str, Any]:
         },
         "seed": study.config["seed"],
         "program": f"vecfield_diffusion {__version__}, torch {torch.__version__}",
-        "configuration": yaml.safe_dump(study.config, sort_keys=False),
+        "configuration": yaml.safe_dump(given, sort_keys=False),
     }
