@@ -24,7 +24,7 @@ from vecfield_diffusion.data.masks import Clouds
 from vecfield_diffusion.data.turbulence import open_turbulence
 from vecfield_diffusion.evaluation.metrics import scores, table
 from vecfield_diffusion.inference.cases import make_cases
-from vecfield_diffusion.programs.evaluate import fit_baselines
+from vecfield_diffusion.programs.baselines import fit_baselines, training_fields
 from vecfield_diffusion.programs.infer import fill
 from vecfield_diffusion.programs.method import Seen, build_posterior, settle
 from vecfield_diffusion.programs.trained import held_out, load_trained
@@ -71,7 +71,7 @@ def score(name: str) -> list[dict[str, object]]:
         members = fill(config, trained, parts, cases)
         rows.append({"trained on": name, "mask": mask, **scores(members, cases.truth, cases.hidden)})
         if name == "whole":
-            oi = fit_baselines(trained, fields)["optimal interpolation"]
+            oi = fit_baselines(["oi"], training_fields(trained, fields).numpy(), fields.grid)["oi"]
             pairs = zip(cases.y.numpy(), cases.observed[:, 0].numpy(), strict=True)
             filled = torch.from_numpy(np.stack([oi.fill(y, seen, 0.0) for y, seen in pairs]))
             rows.append(

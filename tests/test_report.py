@@ -10,7 +10,6 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -50,7 +49,8 @@ from vecfield_diffusion.evaluation.verdicts import compared, spread_sentence
 from vecfield_diffusion.inference.cases import make_cases
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.operators import divergence
-from vecfield_diffusion.programs.evaluate import fit_baselines, named_runs
+from vecfield_diffusion.programs.baselines import BASELINES, fit_baselines, unsuited
+from vecfield_diffusion.programs.compared import named_runs
 from vecfield_diffusion.programs.infer import fill
 from vecfield_diffusion.programs.method import Seen, build_posterior, settle
 from vecfield_diffusion.programs.trained import held_out, load_trained
@@ -400,10 +400,10 @@ def test_figures_come_in_two_widths_for_letters_of_one_size(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("share", "names"), [(0.1, ["OI without divergence"]), (0.3, [])])
 def test_a_covariance_without_divergence_is_for_flows_without(share: float, names: list[str]) -> None:
-    stub = SimpleNamespace(statistics=SimpleNamespace(divergence_rms=share, vorticity_rms=1.0))
-    fitted = fit_baselines(stub, SimpleNamespace(grid=GRID), ["oi_solenoidal"], noise(20, 2, H, W, seed=18))
-    assert list(fitted) == names
-    for baseline in fitted.values():
+    reasons = unsuited(["oi_solenoidal"], divergence_share=share, persistence=1.0)
+    suited = [key for key in ["oi_solenoidal"] if key not in reasons]
+    assert [BASELINES[key].label for key in suited] == names
+    for baseline in fit_baselines(suited, noise(20, 2, H, W, seed=18).numpy(), GRID).values():
         mean, _ = baseline.posterior(noise(2, H, W, seed=19).numpy(), np.eye(H, W, dtype=bool), 0.1)
         assert divergence(torch.from_numpy(mean)[None], GRID).abs().max() < 1e-12
 
@@ -514,7 +514,7 @@ def test_persistence_is_scored_where_snapshots_resemble_each_other(place: Path, 
     given = ["name=grows", "masks=[block]", "history=whole", "cases=3", *FEW, "baselines=[persistence]"]
     code, _, err = run("evaluate", "ckpt=grows.pt", "data=grows.h5", *given)
     assert (code, err) == (0, "")
-    relative = values(rows_of(place, "grows"), "persistence")["relative_l2"]
+    relative = values(rows_of(place, "grows"), "persistence (1 snapshot before)")["relative_l2"]
     assert relative == pytest.approx(0.1 / 1.1, rel=1e-4)
     is_message(run("evaluate", "ckpt=[outputs/train/run,grows.pt]", *given), "trained with another data", "grows.h5")
 
