@@ -67,6 +67,8 @@ class Diffusion(nn.Module):
     learned_variance: bool = False
     #: Whether the path runs through the first guess of the observation, which the network is then told.
     coupled: bool = False
+    #: Whether the network gives the mean alone, whatever the noise: it is no prior.
+    predicts_mean: bool = False
     #: The exponent of the `karras` grid.
     rho: float = 7.0
 

@@ -548,6 +548,8 @@ class Regression(Diffusion):
     derivative by the state for methods that ask for one.
     """
 
+    predicts_mean = True
+
     def __init__(self) -> None:
         super().__init__(1.0, 1e3, "sample")
 

@@ -30,7 +30,7 @@ from vecfield_diffusion.diffusion.denoiser import DenoiserFunction, column
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.guidance.inpainting import Bound, Inpainting
 from vecfield_diffusion.guidance.linear import LinearObservation, cells, stack
-from vecfield_diffusion.samplers.base import BoundDenoiser, Hook, NoiseFunction
+from vecfield_diffusion.samplers.base import BoundDenoiser, Hook, NoiseFunction, Sampler
 
 # The iterations of MMPS that k_max=auto allows a sample: a few where rows are fewer than `SPARSE` of the values of the
 # field. Else more, and the more at levels below `LATE` (in standard deviations of the data), because an error in D at
@@ -207,7 +207,7 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
 
 
 def prior(denoiser: DenoiserFunction, observation: Observation) -> BoundDenoiser:
-    """The denoiser that is told of no observation."""
+    """Returns the denoiser of the prior, which has no observation."""
     return Bound(denoiser, observation.nothing())
 
 
@@ -219,7 +219,10 @@ def all_rows(observation: Observation, rows: Sequence[LinearObservation]) -> Lin
 def split(
     denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation], told: bool
 ) -> tuple[BoundDenoiser, LinearObservation]:
-    """The denoiser and the rows that it is to agree with: all, or where it is `told` the cells, those beside."""
+    """Returns the denoiser and the rows that it is to agree with.
+
+    These are all; where the network is conditioned on the observed cells (`told`), those beside.
+    """
     if not told:
         return prior(denoiser, observation), all_rows(observation, rows)
     beside = replace(observation, observed=torch.zeros_like(observation.observed))
@@ -239,8 +242,9 @@ class MMPS(Inpainting):
         warm_start: Whether a solve begins with the solution of the last step and the one before.
         solver: `cg` goes over to `gmres` by itself in samples where the Jacobian of the network proves to be no
             covariance; `gmres` (8 iterations, whatever `k_max`) takes it from the start, cold.
-        told: Whether the network is told the observed cells, as it was trained to be: it then gives E[x0 | z, y] by
-            itself, and the rows are those beside, of physics, sensors and single components.
+        told: Whether the network is conditioned on the observed cells, as it was trained to be: it then gives
+            E[x0 | z, y] by itself, and the rows are those beside: of physics, observation operators and single
+            components.
 
     Attributes:
         solves: The number of systems that were solved: one for each sample and evaluation.
@@ -250,6 +254,7 @@ class MMPS(Inpainting):
         ValueError: A number of iterations below 1 or a tolerance outside (0, 1).
     """
 
+    name = "mmps"
     takes_rows = weighs_rows = differentiates = True
 
     def __init__(
@@ -267,14 +272,14 @@ class MMPS(Inpainting):
         if solver not in ("cg", "gmres"):
             raise ValueError(f"solver must be cg or gmres, got {solver}")
         self.k_max, self.tolerance, self.warm_start, self.solver = k_max, tolerance, warm_start, solver
-        self.told = told
+        self.conditions = told
         self.solves = self.guard = 0
 
     def bind(
         self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
     ) -> BoundDenoiser:
         """D_y of the observation and the further rows."""
-        bound, stacked = split(denoiser, observation, rows, self.told)
+        bound, stacked = split(denoiser, observation, rows, self.conditions)
         share = stacked.present.sum(dim=1) / (2 * observation.valid.flatten(1).sum(dim=1)).clamp(min=1)
         return BoundMMPS(self, bound, stacked.whitened(), share)
 
@@ -283,6 +288,15 @@ class MMPS(Inpainting):
         if self.k_max != "auto":
             return torch.full_like(s, self.k_max)
         return torch.where(share < SPARSE, FEW, torch.where(s < LATE, MANY, SOME))
+
+    def summary(self) -> str | None:
+        """Returns how often the Jacobian of the network was no covariance."""
+        if not self.guard:
+            return None
+        return (
+            f"mmps: in {self.guard / self.solves:.0%} of the systems the network's Jacobian was no covariance (not "
+            "symmetric, or not positive); GMRES solved them in place of conjugate gradients"
+        )
 
 
 class BoundMMPS:
@@ -317,16 +331,17 @@ class PiGDM(Inpainting):
         told: See `MMPS`.
     """
 
+    name = "pigdm"
     takes_rows = weighs_rows = differentiates = True
 
     def __init__(self, told: bool = False) -> None:
-        self.told = told
+        self.conditions = told
 
     def bind(
         self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
     ) -> BoundDenoiser:
         """D_y of the observation and the further rows."""
-        bound, stacked = split(denoiser, observation, rows, self.told)
+        bound, stacked = split(denoiser, observation, rows, self.conditions)
         whitened = stacked.whitened()
 
         def guided(z: Tensor, s: Tensor) -> Tensor:
@@ -354,6 +369,7 @@ class DPS(Inpainting):
         ValueError: A negative zeta.
     """
 
+    name = "dps"
     changes_state = takes_rows = differentiates = True
 
     def __init__(self, zeta: float = 100.0) -> None:
@@ -390,6 +406,12 @@ class DPS(Inpainting):
             return torch.sub(z, bound.take(), alpha=self.zeta / steps)
 
         return subtract
+
+    def advice(self, sampler: Sampler) -> str | None:
+        """Warns of few steps."""
+        if sampler.steps < 50:
+            return "dps takes long strides in few steps; give sampler.steps=100 or more"
+        return None
 
 
 class BoundDPS:
