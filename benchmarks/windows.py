@@ -36,8 +36,8 @@ from vecfield_diffusion.diffusion.formulations import EDM
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.guidance.inpainting import Conditional
-from vecfield_diffusion.guidance.physics import NoPhysics
 from vecfield_diffusion.inference.ensemble import sample_ensemble
+from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.inference.windows import Axis, Windowed, starts
 from vecfield_diffusion.models.unet import UNet
 from vecfield_diffusion.physics.grid import Grid
@@ -80,8 +80,8 @@ def cost(steps: int, batch: int) -> None:
     denoiser = Clocked(network, EDM(), Normalizer(torch.zeros(2, 1, 1), 1.0)).eval()
     windowed = Windowed(denoiser, WINDOW, OVERLAP, (False, True), batch)
     grid, begun = Grid(valid, boundary_x="periodic"), time.perf_counter()
-    how = (windowed, DPMpp2M(steps), Conditional(), NoPhysics(), Observation.none(1, valid), grid)
-    members = sample_ensemble(*how, members=1, seed=0)
+    method = Method(DPMpp2M(steps), Conditional())
+    members = sample_ensemble(windowed, method, Observation.none(1, valid), grid, members=1, seed=0)
     seconds = (time.perf_counter() - begun) / steps
     whole = (len(starts(n, size, OVERLAP, x)) for n, size, x in zip(SHAPE, WINDOW, (False, True), strict=True))
     print(f"map {SHAPE[0]}x{SHAPE[1]}, {1 - valid.double().mean():.0%} land, windows of {WINDOW[0]}x{WINDOW[1]}")

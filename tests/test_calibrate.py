@@ -27,8 +27,8 @@ from vecfield_diffusion.inference.calibration import (
     store_factor,
 )
 from vecfield_diffusion.inference.export import load_weights, save_weights
-from vecfield_diffusion.programs.infer import process_of
-from vecfield_diffusion.programs.method import Posterior
+from vecfield_diffusion.inference.method import Method
+from vecfield_diffusion.programs.method import process_of
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 
 SHAPE = (40, 2, 20, 20)
@@ -130,7 +130,7 @@ def test_both_programs_describe_the_same_process_alike(given):
     node = option("mask", "track")
     filled = infer.config("ckpt=run", "mask=track", *given)
     scored = evaluate.config("ckpt=run", "masks=[track]", *given)
-    parts = Posterior(None, MMPS(), None, None)
+    parts = Method(None, MMPS())
     assert process_of(filled, filled["mask"], parts) == process_of(scored, node, parts)
     named = infer.config("ckpt=run", "mask=track", *given, "inpainting=mmps")
     assert process_of(named, named["mask"], parts) == process_of(filled, filled["mask"], parts)

@@ -32,7 +32,7 @@ from vecfield_diffusion.programs.evaluate import (
     main,
     regressions,
 )
-from vecfield_diffusion.programs.infer import process_of
+from vecfield_diffusion.programs.method import process_of
 from vecfield_diffusion.programs.trained import Trained, held_out, load_trained
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 

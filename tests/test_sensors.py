@@ -99,9 +99,7 @@ def test_a_flat_earth_would_be_a_degree_off_at_45_north_and_three_at_70():
         worst = 0.0
         for azimuth in range(0, 360):
             angle = math.radians(azimuth)
-            y = math.asin(
-                math.sin(start) * math.cos(distance) + math.cos(start) * math.sin(distance) * math.cos(angle)
-            )
+            y = math.asin(math.sin(start) * math.cos(distance) + math.cos(start) * math.sin(distance) * math.cos(angle))
             x = math.atan2(
                 math.sin(angle) * math.sin(distance) * math.cos(start),
                 math.cos(distance) - math.sin(start) * math.sin(y),

@@ -28,11 +28,14 @@ class Sensor(ABC):
         name: The option of `sensor=` that makes it.
         cells: Where the instrument itself recorded anything, boolean `(N, 1, H, W)`; None for one that a field is
             observed through.
+        magnitude: The largest absolute value that it recorded in each cell, `(N, 1, H, W)`, 0 where none; None
+            likewise.
         velocity: Variables of the file that hold what it recorded; empty for one that a field is observed through.
     """
 
     name: str = ""
     cells: Tensor | None = None
+    magnitude: Tensor | None = None
     velocity: Sequence[str] = ()
 
     def placed(self, x: Tensor, y: Tensor, geographic: bool) -> Sensor:
@@ -150,6 +153,12 @@ class Radial(Sensor):
     def cells(self) -> Tensor | None:
         """Where any radar recorded a velocity, boolean `(N, 1, H, W)`."""
         return torch.stack([value.isfinite() for value, _ in self.records]).any(dim=0) if self.records else None
+
+    @property
+    def magnitude(self) -> Tensor | None:
+        """The largest speed along a beam that any radar recorded, `(N, 1, H, W)`."""
+        values = [value.abs().nan_to_num(0.0, torch.inf) for value, _ in self.records]
+        return torch.stack(values).amax(dim=0) if values else None
 
     def within(self, cells: Tensor) -> Radial:
         """Returns the operator with what was recorded inside the cells `(N, 1, H, W)` alone."""

@@ -30,7 +30,8 @@ class Cases:
         sigma_obs: The standard deviation of their error in physical units, `(N, 1, 1, 1)`, `(N, 1, H, W)` or
             `(N, 2, H, W)`.
         grid: The grid.
-        context: What a network is told beside, `(N, C, H, W)`, in its units.
+        context: What a network is conditioned on beside, `(N, C, H, W)`, in its units.
+        sensor: The observation operator with what it recorded of these cases, where it recorded anything.
     """
 
     numbers: list[int]
@@ -41,9 +42,10 @@ class Cases:
     sigma_obs: Tensor
     grid: Grid
     context: Tensor | None = None
+    sensor: Sensor | None = None
 
     def observation(self, normalizer: Normalizer, device: torch.device) -> Observation:
-        """What a denoiser is told, normalised, on its device."""
+        """Returns what a denoiser is conditioned on, normalised, on its device."""
         known = self.observed | self.single
         y = torch.where(known, normalizer.normalize(self.y.to(normalizer.std.device)).cpu(), 0.0)
         valid = self.grid.valid.expand(len(self.y), 1, -1, -1)
@@ -51,10 +53,37 @@ class Cases:
         sigma = torch.where(self.sigma_obs.isfinite(), self.sigma_obs, 0.0) / normalizer.std.item()
         return Observation(y, self.observed, sigma, valid, single=single, context=self.context).to(device)
 
-    def unknown(self, recorded: Tensor) -> Cases:
-        """The same cells seen by an instrument alone, where it recorded `(N, 1, H, W)`: no velocity is known."""
-        nan = torch.full_like(self.y, torch.nan)
-        return replace(self, truth=nan, y=nan, observed=recorded, single=torch.zeros_like(self.single))
+    def seen_through(self, sensor: Sensor) -> Cases:
+        """Returns the same cases observed by an instrument alone, where it recorded: no velocity is known."""
+        nan, none = torch.full_like(self.y, torch.nan), torch.zeros_like(self.single)
+        return replace(self, truth=nan, y=nan, observed=sensor.cells, single=none, sensor=sensor)
+
+    def without(self, cells: Tensor) -> Cases:
+        """Returns the same cases with the values in some cells `(N, 1, H, W)` neither observed nor known."""
+        return replace(
+            self,
+            truth=self.truth.masked_fill(cells, torch.nan),
+            y=self.y.masked_fill(cells, torch.nan),
+            observed=self.observed & ~cells,
+            single=self.single & ~cells,
+            sensor=None if self.sensor is None else self.sensor.within(~cells),
+        )
+
+    def __getitem__(self, chosen: Sequence[int] | slice) -> Cases:
+        """Returns some of the cases."""
+        places = list(range(len(self.numbers))[chosen]) if isinstance(chosen, slice) else list(chosen)
+        index = torch.tensor(places, dtype=torch.long)
+        return replace(
+            self,
+            numbers=[self.numbers[place] for place in places],
+            truth=self.truth[index],
+            observed=self.observed[index],
+            single=self.single[index],
+            y=self.y[index],
+            sigma_obs=self.sigma_obs[index],
+            context=None if self.context is None else self.context[index],
+            sensor=None if self.sensor is None else self.sensor.select(index),
+        )
 
     @property
     def hidden(self) -> Tensor:

@@ -1,7 +1,7 @@
 """Fits the spread of a network's ensembles on the validation snapshots, one factor for each way to observe.
 
-python scripts/calibrate.py ckpt=outputs/train/run 'masks=[track,block]'
-python scripts/calibrate.py ckpt=outputs/train/run 'masks=[track]' sigma_obs=0.05 cases=100 sampler.steps=16
+vecfield-calibrate ckpt=outputs/train/run 'masks=[track,block]'
+vecfield-calibrate ckpt=outputs/train/run 'masks=[track]' sigma_obs=0.05 cases=100 sampler.steps=16
 
 Options are those of evaluate.py. The factors are written into the checkpoint, also into one that is shipped, and
 are applied with calibrate=true, for the same masks, errors, sampler, inpainting, physics, guidance and sensor alone.
@@ -10,14 +10,15 @@ are applied with calibrate=true, for the same masks, errors, sampler, inpainting
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vecfield_diffusion.commands import evaluate
-from vecfield_diffusion.config.program import option
+from vecfield_diffusion.config.build import build
 from vecfield_diffusion.errors import UserError
-
-if TYPE_CHECKING:
-    from vecfield_diffusion.programs.evaluate import Task
+from vecfield_diffusion.inference.calibration import fit_factor, store_factor
+from vecfield_diffusion.programs.evaluate import Task, open_task, settled
+from vecfield_diffusion.programs.fill import check_ranges, fill_cases
+from vecfield_diffusion.programs.method import node_of, process_of
 
 
 def main() -> int:
@@ -35,9 +36,6 @@ def calibrate(config: dict[str, Any]) -> None:
     Raises:
         UserError: A checkpoint, mask or number that does not fit.
     """
-    from vecfield_diffusion.programs.evaluate import open_task
-    from vecfield_diffusion.programs.infer import check_ranges
-
     check_ranges(config)
     for key, kind, wanted in (("ckpt", str, "one run"), ("sigma_obs", int | float, "a number")):
         if not isinstance(config[key], kind):
@@ -50,24 +48,19 @@ def calibrate(config: dict[str, Any]) -> None:
 
 
 def fit_mask(task: Task, name: str) -> None:
-    """The factor of one mask. Raises UserError where nothing is hidden, or members do not differ."""
-    from vecfield_diffusion.config.build import build
-    from vecfield_diffusion.inference.calibration import fit_factor, store_factor
-    from vecfield_diffusion.programs.evaluate import settled
-    from vecfield_diffusion.programs.infer import fill, process_of
-
-    node = option("mask", name)
+    """Fits the factor of one mask. Raises UserError where nothing is hidden, or members do not differ."""
+    node = node_of(task.config, "mask", name)
     mask = build(node, "mask", trusted=True)
     if mask is None:
-        given = task.config["masks"]
-        raise UserError(f"masks={given}: {name} hides nothing of its own. Name masks such as [track,block]")
-    cases = task.cases(mask)
-    network, cases = settled(task, task.contestants[0], name, mask, cases)
-    members = fill(task.config, network.trained, network.parts, cases)
+        masks = task.config["masks"]
+        raise UserError(f"masks={masks}: {name} hides nothing of its own. Name masks such as [track,block]")
+    network, cases = settled(task, task.contestants[0], name, mask, task.cases(mask))
+    trained, method = network.trained, network.parts
+    members = fill_cases(task.config, trained=trained, method=method, cases=cases)
     hidden = cases.hidden & ~cases.single.any(dim=1, keepdim=True)
     try:
         factor = fit_factor(members, cases.truth, hidden)
     except ValueError as error:
         raise UserError(f"masks={task.config['masks']}: {name} cannot be calibrated: {error}") from error
-    store_factor(network.trained.path, network.trained.step, process_of(task.config, node, network.parts), factor)
-    print(f"{name}: factor {factor:.4g} on {len(task.indices)} validation snapshots, in {network.trained.path}")
+    store_factor(trained.path, trained.step, process_of(task.config, node, method), factor)
+    print(f"{name}: factor {factor:.4g} on {len(task.indices)} validation snapshots, in {trained.path}")

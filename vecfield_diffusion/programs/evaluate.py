@@ -21,16 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from vecfield_diffusion.config.program import option
 from vecfield_diffusion.errors import UserError, nearest
-from vecfield_diffusion.programs.infer import (
-    at_once,
-    axes,
-    check_ranges,
-    errors,
-    fill,
-    place,
-    process_of,
-    say_guard,
-)
+from vecfield_diffusion.programs.fill import at_once, check_ranges, errors, fill_cases, say_summary
+from vecfield_diffusion.programs.infer import axes
+from vecfield_diffusion.programs.method import fit_method, process_of, resolve_method
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +34,7 @@ if TYPE_CHECKING:
     from vecfield_diffusion.evaluation.report import Section
     from vecfield_diffusion.guidance.sensors import Sensor
     from vecfield_diffusion.inference.cases import Cases
-    from vecfield_diffusion.programs.method import Posterior
+    from vecfield_diffusion.inference.method import Method
     from vecfield_diffusion.programs.trained import Trained
 
 
@@ -120,7 +113,7 @@ class Contestant:
 
     name: str
     trained: Trained
-    parts: Posterior
+    parts: Method
     factor: float | None = None
 
     @property
@@ -308,32 +301,31 @@ def regressions(trained: dict[str, Trained]) -> dict[str, Trained]:
     }
 
 
-def build_parts(config: dict[str, Any], trained: Trained, device: torch.device) -> Posterior:
+def build_parts(config: dict[str, Any], trained: Trained, device: torch.device) -> Method:
     """How fields are made: as the configuration says; of a regression by one evaluation. Raises UserError."""
     from vecfield_diffusion.guidance.cfg import NoGuidance
     from vecfield_diffusion.guidance.inpainting import Conditional
     from vecfield_diffusion.guidance.physics import NoPhysics
-    from vecfield_diffusion.programs.method import Posterior, build_posterior
+    from vecfield_diffusion.inference.method import Method
+    from vecfield_diffusion.programs.method import build_method
     from vecfield_diffusion.samplers.deterministic import DPMpp2M
 
     if is_regression(trained):  # the last step of this sampler returns what the denoiser gives
-        return Posterior(DPMpp2M(steps=1), Conditional(), NoPhysics(), NoGuidance())
-    return build_posterior(config, trained, device)
+        return Method(DPMpp2M(steps=1), Conditional(), NoPhysics(), NoGuidance())
+    return build_method(config, trained, device)
 
 
-def enter(config: dict[str, Any], fields: Fields, name: str, trained: Trained, parts: Posterior) -> Contestant:
+def enter(config: dict[str, Any], fields: Fields, name: str, trained: Trained, parts: Method) -> Contestant:
     """A network fitted to the data, its instrument placed among them. Raises UserError."""
     from vecfield_diffusion.programs.trained import check_grid, fit_size
 
     check_grid(fields, trained)
-    if parts.weak is not None:
-        parts.guidance.weak = fit_size(parts.weak, fields, config["overlap"], config["batch"]).denoiser
     if config["sensor"] and config["sensor"].get("velocity"):
         raise UserError(
             "sensor.velocity: what a radar recorded has no truth to be scored against; it is for infer.py. Give "
             "sensor.sites=[[X,Y]], through which the known fields are seen"
         )
-    place(parts.sensor, fields)
+    parts = fit_method(parts, fields, overlap=config["overlap"], batch=config["batch"])
     return Contestant(name, fit_size(trained, fields, config["overlap"], config["batch"]), parts)
 
 
@@ -466,17 +458,16 @@ def prepare(task: Task, name: str, mask: Any) -> Trial:
 def settled(task: Task, contestant: Contestant, name: str, mask: Any, cases: Cases) -> tuple[Contestant, Cases]:
     """A network with all parts chosen and, where it is asked for, its factor; the cases as it is told them."""
     from vecfield_diffusion.inference.cases import with_context
-    from vecfield_diffusion.programs.method import Seen, settle
 
     config, trained = task.config, contestant.trained
     past = mask if config["history"] == "masked" else None
     cases = with_context(cases, task.fields, trained.context, trained.denoiser.normalizer, config["seed"], past, True)
-    parts = settle(contestant.parts, trained, Seen().add(cases), config["sigma_obs"])
+    parts = resolve_method(config, contestant.parts, trained, cases, label=name)
     factor = factor_of(config, contestant, name, parts) if config["calibrate"] and not contestant.regression else None
     return replace(contestant, parts=parts, factor=factor), cases
 
 
-def factor_of(config: dict[str, Any], contestant: Contestant, name: str, parts: Posterior) -> float:
+def factor_of(config: dict[str, Any], contestant: Contestant, name: str, parts: Method) -> float:
     """The factor of the spread that was fitted under a mask. Raises UserError where there is none."""
     from vecfield_diffusion.inference.calibration import find_factor
 
@@ -526,12 +517,13 @@ def contestant_scored(
     with tqdm(total=total, unit=" evaluations", unit_scale=True, disable=None, desc=contestant.name) as bar:
 
         def ensemble(chosen: slice) -> Estimate:
-            members = fill(config, trained, parts, part_of(cases, chosen), bar)
+            now = part_of(cases, chosen)
+            members = fill_cases(config, trained=trained, method=parts, cases=now, progress=bar.update)
             kept.extend([] if factor is None else [members])
             return told(contestant.name, members)
 
         found = score(contestant.name, ensemble, setting, size)
-    say_guard(parts)
+    say_summary(parts)
     yield found
     for name in contestant.methods[1:]:
 

@@ -128,11 +128,9 @@ def make_parts(config: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from vecfield_diffusion.config.build import build
-    from vecfield_diffusion.guidance.cfg import NoGuidance
     from vecfield_diffusion.guidance.inpainting import Conditional
-    from vecfield_diffusion.guidance.physics import NoPhysics
-    from vecfield_diffusion.programs.method import Posterior
-    from vecfield_diffusion.programs.trained import check_combination, network_channels
+    from vecfield_diffusion.inference.method import Method
+    from vecfield_diffusion.programs.trained import network_channels
 
     if config["seed"] < 0:
         raise UserError(f"seed must be >= 0, got {config['seed']}")
@@ -141,7 +139,7 @@ def make_parts(config: dict[str, Any]) -> dict[str, Any]:
     if parts["mask"] is None:
         raise UserError("mask=auto is for filling a file: train with mask=mixture, or another of conf/mask")
     diffusion = build(with_levels(config, 80.0)["diffusion"], "diffusion", trusted=True)
-    check_combination(diffusion, Posterior(parts["sampler"], Conditional(), NoPhysics(), NoGuidance()))
+    Method(parts["sampler"], Conditional()).check(diffusion)
     torch.manual_seed(config["seed"])
     build(config["model"], "model", trusted=True, periodic=(False, False), **network_channels(diffusion))
     build(config["optimizer"], "optimizer", trusted=True, params=[torch.nn.Parameter(torch.zeros(1))])
@@ -293,9 +291,9 @@ def scorer(
     from vecfield_diffusion.evaluation.metrics import scores
     from vecfield_diffusion.evaluation.plots import sample_grid
     from vecfield_diffusion.guidance.inpainting import Conditional
-    from vecfield_diffusion.guidance.physics import NoPhysics
     from vecfield_diffusion.inference.cases import make_cases, with_context
     from vecfield_diffusion.inference.ensemble import sample_ensemble
+    from vecfield_diffusion.inference.method import Method
     from vecfield_diffusion.inference.windows import Windowed
 
     trainer, seed, mask = parts["trainer"], config["seed"], parts["mask"]
@@ -308,7 +306,7 @@ def scorer(
 
     def score(picture: Path) -> dict[str, float]:
         observation = cases.observation(denoiser.normalizer, device)
-        how = (denoiser, parts["sampler"], Conditional(), NoPhysics(), observation, fields.grid)
+        how = (denoiser, Method(parts["sampler"], Conditional()), observation, fields.grid)
         members = sample_ensemble(*how, members=trainer.score_members, seed=seed, numbers=cases.numbers)
         try:
             sample_grid(picture, cases.truth, cases.observed, members, fields.grid, fields.units)
