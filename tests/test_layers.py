@@ -18,7 +18,7 @@ FLOORS = [
     {"samplers"},
     {"guidance"},
     {"training", "inference", "evaluation"},
-    {"config", "programs", "commands"},
+    {"config", "programs", "commands", "library"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -27,7 +27,7 @@ ROOMS = {
     "hydra": ["config/"],
     "omegaconf": ["config/"],
     "h5py": ["data/"],
-    "xarray": ["data/", "inference/files.py"],
+    "xarray": ["data/", "inference/files.py", "inference/template.py", "programs/", "library.py"],
     "h5netcdf": ["data/", "inference/files.py"],
     "wandb": ["training/loggers.py"],
     "tensorboard": ["training/loggers.py"],
