@@ -38,7 +38,7 @@ from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.inference.ensemble import sample_ensemble
 from vecfield_diffusion.inference.method import Method
-from vecfield_diffusion.inference.windows import Axis, Windowed, starts
+from vecfield_diffusion.inference.windows import Cover, Windowed, starts
 from vecfield_diffusion.models.unet import UNet
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.samplers.base import BoundDenoiser
@@ -122,7 +122,7 @@ def lines(n: int) -> Tensor:
     return torch.eye(n, dtype=torch.float64)[:, None, None].expand(n, 2, 1, n)
 
 
-def finished(window: Exact, axis: Axis) -> Tensor:
+def finished(window: Exact, axis: Cover) -> Tensor:
     """Blended samples of windows as a function of the noise of each, `(k 48, n)`."""
     n, made = axis.window.shape[1], window.samples()
     maps = made.new_zeros(len(axis.cells), LINE, n)
@@ -137,7 +137,7 @@ def seams(overlap: int, length: float) -> list[float]:
     window, whole = Exact(LINE, length), Exact(n, length)
     told = Observation.none(n, torch.ones(1, n, dtype=torch.bool), torch.float64)
     windowed = Windowed(window, (1, LINE), (overlap + 0.5) / LINE, batch=10_000)
-    axis = Axis.cover(n, LINE, overlap, False, torch.device("cpu"))
+    axis = Cover.of(n, LINE, overlap, False, torch.device("cpu"))
     errors = []
     for s in LEVELS:
         level = torch.full((n,), s, dtype=torch.float64)

@@ -104,6 +104,20 @@ def test_steps_below_the_error_of_the_observation_are_taken_once() -> None:
     assert len(calls) == 6 + above
 
 
+def test_repaint_depends_on_neither_the_batch_nor_the_errors_of_what_is_not_observed() -> None:
+    """Observations of different errors, together and each by itself; any error where nothing is observed."""
+    whole = make_cases(fields(), [0, 2, 5], Pixels(0.3), seed=1)
+    sigma = torch.tensor([0.0, 0.5, 0.2])[:, None, None, None] * STD * torch.ones(1, 1, HEIGHT, WIDTH)
+    whole = replace(whole, sigma_obs=sigma)
+    options = {"inpainting": RePaint(3), "members": 2}
+    together = sample(whole, Euler(6), **options)
+    for place in range(3):
+        alone = sample(whole[[place]], Euler(6), **options)
+        assert torch.equal(together[:, place].nan_to_num(), alone[:, 0].nan_to_num())
+    elsewhere = replace(whole, sigma_obs=torch.where(whole.observed | whole.single, sigma, 9.0))
+    assert torch.equal(together.nan_to_num(), sample(elsewhere, Euler(6), **options).nan_to_num())
+
+
 def test_a_sensor_tells_its_component_and_nothing_else() -> None:
     """The v that was not measured, NaN or not, changes nothing; the u that was does."""
     cases = make_cases(fields(valid=torch.ones_like(LAND)), [0], Pixels(0.3), seed=1, sigma_obs=0.01)

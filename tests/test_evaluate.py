@@ -222,7 +222,7 @@ def test_calibrated_rows(place: Path, networks: None, plain: None, run: Call) ->
     for name, factor in (("block", 2.5), ("none", 30.0)):
         store_factor(trained.path, trained.step, process_of(config, option("mask", name), None), factor)
     bad = run("evaluate", *given, "name=lacking", "masks=[block,track]")
-    is_message(bad, "masks=[track]: calibrate=true:", "scripts/calibrate.py")
+    is_message(bad, "masks=[track]: calibrate=true:", "vecfield-calibrate")
     is_message(run("evaluate", *given, "name=lacking", "masks=[block]", "sigma_obs=0.1"), "sigma_obs=0.0, not 0.1")
     assert not (place / "outputs/evaluate/lacking").exists()
     assert run("evaluate", *given, "name=scaled", "masks=[block,none]")[::2] == (0, "")

@@ -129,7 +129,7 @@ def test_there_and_back_by_the_command_line(
 ) -> None:
     monkeypatch.chdir(run.parents[2])
     assert export("ckpt=outputs/train/run") == 0
-    assert "next: python scripts/export.py from=outputs/export/run.safetensors" in capsys.readouterr().out
+    assert "next: vecfield-export from=outputs/export/run.safetensors" in capsys.readouterr().out
     assert export("from=outputs/export/run.safetensors", "out=outputs/train/shipped") == 0
     assert "next: python infer.py ckpt=outputs/train/shipped" in capsys.readouterr().out
     first, second = (load_trained(f"outputs/train/{name}", CPU) for name in ("run", "shipped"))

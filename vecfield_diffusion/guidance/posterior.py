@@ -131,7 +131,7 @@ class Solver:
             before, square, k = square, dot(self.residual, self.residual), k + 1
             ratio = torch.where(before > 0, square / before, 0.0)
             p = conjugate(self.residual, known) + per_row(ratio, p) * p
-        return [each.p for each in known]
+        return [direction.p for direction in known]
 
     def advance(self, p: Tensor, before: Sequence[Direction] = ()) -> Direction:
         """Goes to the minimum along `p`, conjugate to the directions before it, in samples that are under way."""
@@ -140,9 +140,9 @@ class Solver:
         curvature = dot(p, image)
         nothing = dot(p, p) == 0
         sound = curvature > 0
-        for each in before:
+        for q in before:
             # q^T M p = 0 was made of p^T M q = 0: they are the same where M is symmetric.
-            sound &= dot(each.p, image) ** 2 <= TWIST**2 * each.curvature * curvature
+            sound &= dot(q.p, image) ** 2 <= TWIST**2 * q.curvature * curvature
         self.stuck |= self.active & ~sound & ~nothing
         moves = self.active & sound
         # A direction of zeros is no fault: the start may have nothing new to say.
@@ -177,8 +177,8 @@ def orthogonal(rows: Tensor, basis: Sequence[Tensor]) -> Tensor:
     """Rows `(B, K)` less what they have of an orthonormal basis; 0 where nothing but rounding is left."""
     q = rows
     for _ in range(2):  # the second pass removes what the rounding of the first left
-        for each in basis:
-            q = q - per_row(dot(each, q), q) * each
+        for unit_row in basis:
+            q = q - per_row(dot(unit_row, q), q) * unit_row
     noise = 1e3 * torch.finfo(q.dtype).eps * dot(rows, rows).sqrt()
     return torch.where((dot(q, q).sqrt() > noise)[:, None], q, 0.0)
 
@@ -191,8 +191,8 @@ def unit(rows: Tensor) -> Tensor:
 
 def conjugate(p: Tensor, known: Sequence[Direction]) -> Tensor:
     """`p` less what it has, in the inner product of M, of the directions."""
-    for each in known:
-        p = p - per_row(dot(each.image, p) / each.curvature, p) * each.p
+    for q in known:
+        p = p - per_row(dot(q.image, p) / q.curvature, p) * q.p
     return p
 
 

@@ -102,7 +102,9 @@ def make_cases(
     sensor: Sensor | None = None,
     hide: float = 0.0,
 ) -> Cases:
-    """Hides what `mask` does not observe of the snapshots `indices`; a case depends on the seed and its snapshot alone.
+    """Returns a case for each snapshot, with what `mask` does not observe hidden.
+
+    A case depends on the seed and its snapshot alone.
 
     Arguments:
         fields: The data.
@@ -122,7 +124,8 @@ def make_cases(
     sigma = sigma.expand(len(truth), 1, 1, 1) if sigma.ndim == 0 else sigma
     seen = truth if sensor is None or not add_error else sensor.measure(truth, grid)
     known = seen.isfinite() & sigma.isfinite()
-    chosen = torch.stack([cells_seen(each, mask, seed, int(i), hide) for each, i in zip(known, indices, strict=True)])
+    pairs = zip(known, indices, strict=True)
+    chosen = torch.stack([cells_seen(values, mask, seed, int(i), hide) for values, i in pairs])
     observed = known.all(dim=1, keepdim=True) & chosen
     single = known & ~known.all(dim=1, keepdim=True) & chosen
     y = torch.where(observed | single, seen, torch.nan)
@@ -132,7 +135,7 @@ def make_cases(
 
 
 def cells_seen(known: Tensor, mask: MaskFunction, seed: int, number: int, hide: float) -> Tensor:
-    """The cells `(1, H, W)` that are observed of those where a value `(2, H, W)` is known."""
+    """Returns the cells `(1, H, W)` that are observed of those where a value `(2, H, W)` is known."""
     cells = known.any(dim=0, keepdim=True)
     if not cells.any():  # a snapshot that measured nothing has nothing to observe
         return cells
@@ -154,7 +157,7 @@ def with_context(
     past: MaskFunction | None = None,
     twin: bool = False,
 ) -> Cases:
-    """The same cases with what the network is told beside the observation.
+    """Returns the same cases with what the network is conditioned on beside the observation.
 
     Arguments:
         cases: The cases.

@@ -17,7 +17,8 @@ from vecfield_diffusion.config.build import build
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.calibration import fit_factor, store_factor
 from vecfield_diffusion.programs.evaluate import Task, open_task, settled
-from vecfield_diffusion.programs.fill import check_ranges, fill_cases
+from vecfield_diffusion.programs.fill import fill_cases
+from vecfield_diffusion.programs.filling import check_ranges
 from vecfield_diffusion.programs.method import node_of, process_of
 
 

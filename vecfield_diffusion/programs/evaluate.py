@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from vecfield_diffusion.config.program import option
 from vecfield_diffusion.errors import UserError, nearest
-from vecfield_diffusion.programs.fill import at_once, check_ranges, errors, fill_cases, say_summary
+from vecfield_diffusion.programs.fill import fill_cases, say_summary
+from vecfield_diffusion.programs.filling import at_once, check_ranges, errors
 from vecfield_diffusion.programs.infer import axes
 from vecfield_diffusion.programs.method import fit_method, process_of, resolve_method
 

@@ -1,9 +1,9 @@
 """A trained model in one file, to be shipped, and back.
 
-python scripts/export.py ckpt=outputs/train/run                           weights: outputs/export/run.safetensors
-python scripts/export.py ckpt=outputs/train/run dtype=float16             half the size
-python scripts/export.py ckpt=outputs/train/run format=program            runs by torch alone: outputs/export/run.pt2
-python scripts/export.py from=run.safetensors out=outputs/train/shipped   a run folder that infer.py takes
+vecfield-export ckpt=outputs/train/run                           weights: outputs/export/run.safetensors
+vecfield-export ckpt=outputs/train/run dtype=float16             half the size
+vecfield-export ckpt=outputs/train/run format=program            runs by torch alone: outputs/export/run.pt2
+vecfield-export from=run.safetensors out=outputs/train/shipped   a run folder that infer.py takes
 
 ckpt      a run folder or a checkpoint file
 from      a file that this program wrote with format=safetensors
@@ -89,7 +89,7 @@ def ship(options: dict[str, Any]) -> str:
         how = f'files = {{"{PROGRAM_FILE}": ""}}; torch.export.load("{out}", extra_files=files)'
     else:
         save_weights(out, located(state, options["data"]), options["dtype"])
-        how = f"python scripts/export.py from={out} out=outputs/train/NAME"
+        how = f"vecfield-export from={out} out=outputs/train/NAME"
     return f"{out}: {out.stat().st_size / 1e6:.2f} MB, step {trained.step} of {trained.path}\nnext: {how}"
 
 

@@ -7,6 +7,7 @@ masks. Where the network works in windows, so does the comparison.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -43,19 +44,23 @@ class TrainingMasks:
         cells = self.domain.expand(DRAWS, *observed.shape[-2:]).flatten(1).sum(dim=1)
         shares = observed.flatten(1).sum(dim=1)[cells > 0] / cells[cells > 0]
         self.shares = (shares.min().item(), shares.max().item())
-        drawn = features(observed, self.domain)
-        self.scale = drawn.std(dim=0).clamp(min=1e-3)
-        self.drawn = drawn / self.scale
-        among = torch.cdist(self.drawn, self.drawn).fill_diagonal_(torch.inf).min(dim=1).values
-        self.far = among.quantile(0.99)
+        self.observed = observed
+
+    @cached_property
+    def nearness(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The features of the masks over their scale, that scale, and the distance from which another is far."""
+        drawn = features(self.observed, self.domain)
+        scale = drawn.std(dim=0).clamp(min=1e-3)
+        among = torch.cdist(drawn / scale, drawn / scale).fill_diagonal_(torch.inf).min(dim=1).values
+        return drawn / scale, scale, among.quantile(0.99)
 
     def unlike(self, observed: Tensor) -> bool:
         """Returns whether a mask `(1, H, W)` is unlike those of training; of its windows, more than one in ten."""
-        asked, domain = observed[None], self.domain
+        asked, (drawn, scale, far) = observed[None], self.nearness
         if self.cut is not None:
             asked = self.cut(asked.expand(DRAWS, *observed.shape))
-        distance = torch.cdist(features(asked, domain) / self.scale, self.drawn).min(dim=1).values
-        return bool((distance > self.far).double().mean() > 0.1)
+        distance = torch.cdist(features(asked, self.domain) / scale, drawn).min(dim=1).values
+        return bool((distance > far).double().mean() > 0.1)
 
 
 def features(observed: Tensor, valid: Tensor) -> Tensor:

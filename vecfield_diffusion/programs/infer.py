@@ -26,7 +26,8 @@ from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.inference.files import FieldsWriter, check_claim, owned, write_text_atomic
 from vecfield_diffusion.inference.likelihood import nats_per_value
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.programs.fill import Filling, key, open_filling, run, template
+from vecfield_diffusion.programs.fill import key, run, template
+from vecfield_diffusion.programs.filling import Filling, open_filling
 from vecfield_diffusion.programs.interrupt import stoppable
 
 #: The columns of the printed table; `metrics.json` has all.

@@ -100,15 +100,11 @@ class Chooser:
     Arguments:
         method: The method with that choice open.
         trained: The network, fitted to the fields.
+        masks: Those that it was trained on.
     """
 
-    def __init__(self, method: Method, trained: Trained) -> None:
-        self.method, self.trained = method, trained
-
-    @cached_property
-    def masks(self) -> TrainingMasks:
-        """The masks of training."""
-        return TrainingMasks(self.trained)
+    def __init__(self, method: Method, trained: Trained, masks: TrainingMasks) -> None:
+        self.method, self.trained, self.masks = method, trained, masks
 
     @cached_property
     def always(self) -> tuple[str, str] | None:
@@ -144,7 +140,7 @@ class Chooser:
 
 
 def choices(
-    config: Mapping[str, Any], method: Method, trained: Trained, observed: Sequence[Observed]
+    config: Mapping[str, Any], method: Method, trained: Trained, *, observed: Sequence[Observed], masks: TrainingMasks
 ) -> tuple[list[str], dict[str, Method]]:
     """Returns the name of the way to condition of each case, and the method of each name with nothing left open.
 
@@ -156,7 +152,7 @@ def choices(
     if method.inpainting is not None:
         name = method.inpainting.name
         return [name] * len(observed), {name: complete(method, trained, config["sigma_obs"])}
-    found = list(map(Chooser(method, trained), observed))
+    found = list(map(Chooser(method, trained, masks), observed))
     names = [name for name, _ in found]
     methods = {}
     for name in dict.fromkeys(names):
@@ -185,7 +181,7 @@ def resolve_method(
         UserError: See `choices`.
     """
     if method.inpainting is None:
-        found = list(map(Chooser(method, trained), Observed.of(cases)))
+        found = list(map(Chooser(method, trained, TrainingMasks(trained)), Observed.of(cases)))
         wanting = [reason for name, reason in found if name == "mmps"]
         name = "mmps" if len(wanting) > 0.1 * len(found) else "conditional"
         reason = Counter(reason for other, reason in found if other == name).most_common(1)[0][0]

@@ -49,10 +49,11 @@ class Survey:
 
     Attributes:
         observed: What is observed of each case.
+        masks: The masks of training.
     """
 
     def __init__(self, trained: Trained) -> None:
-        self.trained = trained
+        self.trained, self.masks = trained, TrainingMasks(trained)
         self.observed: list[Observed] = []
         self.numbers: list[int] = []
         self.known: list[bool] = []
@@ -131,9 +132,8 @@ class Survey:
         shares = sorted(case.cells.sum().item() / cells for case in self.observed)
         if not shares[-1]:
             return
-        span = f"{shares[0]:.1%} to {shares[-1]:.1%}" if len(shares) > 1 else f"{shares[0]:.1%}"
-        print(f"observed: {span} of the cells")
-        low, high = TrainingMasks(self.trained).shares
+        print(f"observed: {' to '.join(dict.fromkeys((f'{shares[0]:.1%}', f'{shares[-1]:.1%}')))} of the cells")
+        low, high = self.masks.shares
         middle = shares[len(shares) // 2]
         if not low / 3 <= middle <= 1 - (1 - high) / 3:
             print(
