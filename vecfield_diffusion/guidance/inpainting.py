@@ -71,7 +71,7 @@ class Inpainting(ABC):
         """Returns what is done to the state after each step; None leaves it alone.
 
         Arguments:
-            observation: What `bind` was given.
+            observation: That of `bind`.
             noise: Unit normal noise.
             bound: What `bind` gave.
             steps: The number of steps of the sampler.

@@ -217,13 +217,13 @@ def all_rows(observation: Observation, rows: Sequence[LinearObservation]) -> Lin
 
 
 def split(
-    denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation], told: bool
+    denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation], conditions: bool
 ) -> tuple[BoundDenoiser, LinearObservation]:
     """Returns the denoiser and the rows that it is to agree with.
 
-    These are all; where the network is conditioned on the observed cells (`told`), those beside.
+    These are all; where the network is conditioned on the observed cells (`conditions`), those beside.
     """
-    if not told:
+    if not conditions:
         return prior(denoiser, observation), all_rows(observation, rows)
     beside = replace(observation, observed=torch.zeros_like(observation.observed))
     return Bound(denoiser, observation), all_rows(beside, rows)
@@ -389,7 +389,7 @@ class DPS(Inpainting):
         """The step along the gradient.
 
         Arguments:
-            observation: What `bind` was given.
+            observation: That of `bind`.
             noise: Not used.
             bound: What `bind` gave.
             steps: The number of steps n of the sampler.

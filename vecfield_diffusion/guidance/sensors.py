@@ -123,9 +123,9 @@ class Radial(Sensor):
     ) -> None:
         if any(len(site) != 2 for site in sites) or not (sites or velocity):
             raise ValueError(f"sites must be a list of [x, y], such as [[18.1,-34.2]], got {list(sites)}")
-        for name, given in (("bearing", bearing or sites), ("error", error)):
-            if velocity and len(given) not in ({len(velocity)} if name == "bearing" else {0, len(velocity)}):
-                raise ValueError(f"{name} must name one variable for each of velocity={list(velocity)}, got {given}")
+        for name, listed in (("bearing", bearing or sites), ("error", error)):
+            if velocity and len(listed) not in ({len(velocity)} if name == "bearing" else {0, len(velocity)}):
+                raise ValueError(f"{name} must name one variable for each of velocity={list(velocity)}, got {listed}")
         self.sites, self.velocity, self.bearing, self.error = sites, velocity, bearing, error
         self.bearings: list[Tensor] = []
         self.records: list[tuple[Tensor, Tensor | None]] = []
@@ -226,11 +226,11 @@ class Footprint(Sensor):
 
     def rows(self, observation: Observation, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
         """The averages of both components. The mean field is averaged, too."""
-        given = footprint(self.size, grid, observation.y, observation.sigma_y, observation.observed)
+        averages = footprint(self.size, grid, observation.y, observation.sigma_y, observation.observed)
         # y has had the mean of the single cell taken off; what counts is that of the footprint.
         mean = normalizer.mean[None].to(observation.y) / normalizer.std.to(observation.y)
-        shifted = observation.y + mean - given.forward(mean)
-        return [LinearObservation(given.forward, shifted, given.sigma, given.present)]
+        shifted = observation.y + mean - averages.forward(mean)
+        return [LinearObservation(averages.forward, shifted, averages.sigma, averages.present)]
 
 
 def plane_bearing(x: Tensor, y: Tensor, east: float, north: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Cases: fields with gaps, and the observation that a sampler is given of them."""
+"""Cases: fields with gaps, and the observation that a sample is conditioned on."""
 
 from __future__ import annotations
 

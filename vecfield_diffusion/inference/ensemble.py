@@ -77,9 +77,9 @@ def sample_ensemble(
     out: dict[tuple[int, int], Tensor] = {}
     for level, chunk in _chunks(pairs, once_below.tolist(), batch):
         cases = torch.tensor([case for _, case in chunk])
-        given = observation[cases.to(observation.y.device)]
-        noise = member_noise([member_seed(seed, numbers[case], m) for m, case in chunk], given.y.shape[1:], given.y)
-        out |= zip(chunk, run(given, cases, noise, level, partial(report, progress, len(chunk))), strict=True)
+        part = observation[cases.to(observation.y.device)]
+        noise = member_noise([member_seed(seed, numbers[case], m) for m, case in chunk], part.y.shape[1:], part.y)
+        out |= zip(chunk, run(part, cases, noise, level, partial(report, progress, len(chunk))), strict=True)
     return torch.stack([out[pair] for pair in pairs]).unflatten(0, (members, len(observation)))
 
 
@@ -106,7 +106,7 @@ class _Run:
 
     def __call__(
         self,
-        given: Observation,
+        part: Observation,
         cases: Tensor,
         noise: NoiseFunction,
         once_below: float,
@@ -116,20 +116,20 @@ class _Run:
         method, normalizer, grid = self.method, self.normalizer, self.grid
         rows = self.rows
         if method.sensor is not None:
-            rows = [*method.sensor.select(cases).rows(given, normalizer, grid), *rows]
-            given = given.nothing()
+            rows = [*method.sensor.select(cases).rows(part, normalizer, grid), *rows]
+            part = part.nothing()
         inpainting = method.inpainting
-        bound = inpainting.bind(self.denoiser, given, rows)
+        bound = inpainting.bind(self.denoiser, part, rows)
         x = method.sampler.sample(
             method.physics.guide(bound, normalizer, grid),
             self.levels,
             noise,
-            inpainting.hook(given, noise, bound, method.sampler.steps),
+            inpainting.hook(part, noise, bound, method.sampler.steps),
             progress,
-            start=inpainting.start(given),
+            start=inpainting.start(part),
             repeats=inpainting.repeats,
             repeat_above=once_below,
         )
-        x = torch.where(given.known & (given.sigma_y == 0), given.y, x)
-        x = method.physics.finish(x, given, normalizer, grid)
-        return torch.where(given.valid, normalizer.denormalize(x), torch.nan).cpu()
+        x = torch.where(part.known & (part.sigma_y == 0), part.y, x)
+        x = method.physics.finish(x, part, normalizer, grid)
+        return torch.where(part.valid, normalizer.denormalize(x), torch.nan).cpu()

@@ -59,10 +59,10 @@ def nats_per_value(
     x0 = torch.where(known, denoiser.normalizer.normalize(truth), 0.0)
     out = []
     for first in range(0, len(truth), batch):
-        part = slice(first, first + batch)
-        given, worked = observation[part], partial(report, progress, len(x0[part]))
-        noise = member_noise([member_seed(seed, number, 0) for number in numbers[part]], given.y.shape[1:], given.y)
-        bound = Bound(exact, given)
-        nats = log_likelihood(bound, x0[part], levels, mode, noise, 1, given.valid, worked, given.guess)
-        out.append((nats / (2 * given.valid.flatten(1).sum(1))).cpu())
+        chosen = slice(first, first + batch)
+        part, worked = observation[chosen], partial(report, progress, len(x0[chosen]))
+        noise = member_noise([member_seed(seed, number, 0) for number in numbers[chosen]], part.y.shape[1:], part.y)
+        bound = Bound(exact, part)
+        nats = log_likelihood(bound, x0[chosen], levels, mode, noise, 1, part.valid, worked, part.guess)
+        out.append((nats / (2 * part.valid.flatten(1).sum(1))).cpu())
     return torch.cat(out)

@@ -65,8 +65,8 @@ def main() -> int:
 def read_options(arguments: list[str]) -> dict[str, Any]:
     """The options of a command line, checked. Raises UserError."""
     composer = Composer(CONF, None)
-    given = {override.get_key_element(): override.value() for override in map(composer.parse, arguments)}
-    options = Checker(KEYS).root(DEFAULTS | given)
+    options = {override.get_key_element(): override.value() for override in map(composer.parse, arguments)}
+    options = Checker(KEYS).root(DEFAULTS | options)
     if (options["ckpt"] is None) == (options["from"] is None):
         raise UserError("give either ckpt=outputs/train/NAME, to export it, or from=FILE.safetensors, to read one back")
     if options["format"] == "program" and options["dtype"] != "float32":
@@ -86,11 +86,11 @@ def ship(options: dict[str, Any]) -> str:
         if state.get("context"):
             raise UserError("format=program: it has no place for the context of this network. Use format=safetensors")
         save_program(out, trained.denoiser, trained.grid, trained.units)
-        how = f'files = {{"{PROGRAM_FILE}": ""}}; torch.export.load("{out}", extra_files=files)'
+        usage = f'files = {{"{PROGRAM_FILE}": ""}}; torch.export.load("{out}", extra_files=files)'
     else:
         save_weights(out, located(state, options["data"]), options["dtype"])
-        how = f"vecfield-export from={out} out=outputs/train/NAME"
-    return f"{out}: {out.stat().st_size / 1e6:.2f} MB, step {trained.step} of {trained.path}\nnext: {how}"
+        usage = f"vecfield-export from={out} out=outputs/train/NAME"
+    return f"{out}: {out.stat().st_size / 1e6:.2f} MB, step {trained.step} of {trained.path}\nnext: {usage}"
 
 
 def located(state: dict[str, Any], data: str | None) -> dict[str, Any]:

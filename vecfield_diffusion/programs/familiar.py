@@ -23,28 +23,41 @@ DRAWS = 256
 
 
 class TrainingMasks:
-    """A sample of the masks of training on the domain of a network.
+    """A sample of the masks of training on the domain of a network, drawn when it is first asked for.
 
     Arguments:
         trained: The network, fitted to the fields.
-
-    Attributes:
-        shares: The smallest and the largest observed share of the cells of the domain among them.
     """
 
     def __init__(self, trained: Trained) -> None:
-        mask, generator = build(trained.config["mask"], "mask", trust=trained.trust), torch.Generator().manual_seed(0)
-        grid = trained.grid.to("cpu")
-        size, self.domain = tuple(map(min, trained.window, grid.shape)), grid.valid
-        self.cut: Callable[[Tensor], Tensor] | None = None
-        if size != grid.shape:
-            self.cut = windows(grid, size, DRAWS, generator)
-            self.domain = self.cut(self.domain.expand(DRAWS, 1, *grid.shape))[:, 0]
-        observed = draw(mask, DRAWS, self.domain, generator)
-        cells = self.domain.expand(DRAWS, *observed.shape[-2:]).flatten(1).sum(dim=1)
-        shares = observed.flatten(1).sum(dim=1)[cells > 0] / cells[cells > 0]
-        self.shares = (shares.min().item(), shares.max().item())
-        self.observed = observed
+        self.trained, self.generator = trained, torch.Generator().manual_seed(0)
+
+    @cached_property
+    def cut(self) -> Callable[[Tensor], Tensor] | None:
+        """Cuts windows out of fields, where the network works in windows."""
+        grid = self.trained.grid.to("cpu")
+        size = tuple(map(min, self.trained.window, grid.shape))
+        return None if size == grid.shape else windows(grid, size, DRAWS, self.generator)
+
+    @cached_property
+    def domain(self) -> Tensor:
+        """The cells of the domain, `(H, W)`, or of each window, `(DRAWS, h, w)`."""
+        valid = self.trained.grid.valid.cpu()
+        return valid if self.cut is None else self.cut(valid.expand(DRAWS, 1, *valid.shape))[:, 0]
+
+    @cached_property
+    def observed(self) -> Tensor:
+        """The masks `(DRAWS, 1, h, w)`. Raises UserError where the configuration of the training names none."""
+        domain = self.domain  # its random numbers come first
+        mask = build(self.trained.config["mask"], "mask", trust=self.trained.trust)
+        return draw(mask, DRAWS, domain, self.generator)
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """The smallest and the largest observed share of the cells of the domain."""
+        cells = self.domain.expand(DRAWS, *self.observed.shape[-2:]).flatten(1).sum(dim=1)
+        shares = self.observed.flatten(1).sum(dim=1)[cells > 0] / cells[cells > 0]
+        return shares.min().item(), shares.max().item()
 
     @cached_property
     def nearness(self) -> tuple[Tensor, Tensor, Tensor]:

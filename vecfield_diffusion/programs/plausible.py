@@ -133,7 +133,10 @@ class Survey:
         if not shares[-1]:
             return
         print(f"observed: {' to '.join(dict.fromkeys((f'{shares[0]:.1%}', f'{shares[-1]:.1%}')))} of the cells")
-        low, high = self.masks.shares
+        try:
+            low, high = self.masks.shares
+        except UserError:  # a mask of training that is not at hand, or not trusted, is needed for `auto` alone
+            return
         middle = shares[len(shares) // 2]
         if not low / 3 <= middle <= 1 - (1 - high) / 3:
             print(

@@ -1,4 +1,4 @@
-"""From configurations to objects: what the programs share."""
+"""What a checkpoint says: the network, the grid and the data that it was trained on, made to fit other fields."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DAMAGED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, Ari
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises UserError for a GPU that is not there."""
+    """Returns the device; `auto` is the GPU where there is one. Raises UserError for a GPU that is not there."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda: torch sees no GPU here. Use device=auto or device=cpu")
     if name == "auto":
@@ -76,9 +76,9 @@ def make_network(
 
 
 def network_channels(diffusion: Diffusion, context: Context | None = None) -> dict[str, int]:
-    """The channels of a network: the field, the observation, the guess, the context; mean and variance."""
-    told = Observation.CHANNELS + (2 if diffusion.coupled else 0) + (0 if context is None else len(context))
-    channels = {"in_channels": 2 + told}
+    """Returns the channels of a network: field, observation, first guess and context in; mean and variance out."""
+    conditions = Observation.CHANNELS + (2 if diffusion.coupled else 0) + (0 if context is None else len(context))
+    channels = {"in_channels": 2 + conditions}
     return channels | {"out_channels": 4} if diffusion.learned_variance else channels
 
 
@@ -87,7 +87,7 @@ class Trained:
     """All that a checkpoint says: the denoiser with averaged weights, the grid, the data that it was trained on.
 
     `coordinates` are `x` and `y` with their names, as `Fields` has them, where the checkpoint knows them; `context` is
-    what the network is told beside observations; `window` is the size of its fields, where they were windows;
+    what the network is conditioned on beside observations; `window` is the size of its fields, where they were windows;
     `calibration` are the factors of its spread, see `inference/calibration.py`; `trust` are the modules that
     its configuration may name.
     """
@@ -112,7 +112,7 @@ class Trained:
 
 
 def find_trained(ckpt: str) -> Path:
-    """The file that `ckpt=` means: see `find_checkpoint`; else a shipped one, such as `pretrained/turbulence`."""
+    """Returns the file that `ckpt=` means: see `find_checkpoint`; else a shipped one, `pretrained/turbulence`."""
     here = Path(ckpt)
     for place in (here, *(folder.parent / here for folder in PRETRAINED)):
         shipped = place if place.suffix == SHIPPED else place.with_name(f"{place.name}{SHIPPED}")
@@ -226,7 +226,7 @@ def check_weights(path: Path, weights: Mapping[str, torch.Tensor], make: Callabl
 
 
 def held_out(trained: Trained, split: str, trust: Sequence[str] = (), data: str | None = None) -> tuple[Fields, range]:
-    """The data that a checkpoint was trained on, and the snapshots of a split that it has not seen.
+    """Returns the data that a checkpoint was trained on, and the snapshots of a split that it has not seen.
 
     Raises:
         UserError: They are not where they were, nor at `data`, or have lost snapshots.
@@ -257,7 +257,7 @@ def check_error(worst: float, trained: Trained) -> None:
 
 
 def fit_size(trained: Trained, fields: Fields, overlap: float = 0.25, batch: int = 64) -> Trained:
-    """The same for fields of another size, or larger than the network's: it then works in windows that overlap.
+    """Returns the same for fields of another size, or larger than the network's: it then works in windows that overlap.
 
     Raises:
         UserError: A network that knows its own domain alone.
@@ -272,15 +272,15 @@ def fit_size(trained: Trained, fields: Fields, overlap: float = 0.25, batch: int
     if fields.shape != grid.shape or away:
         place = " of another place" if away else ""
         size = f"{fields.shape[0]}x{fields.shape[1]}"
-        said = f"{fields.source} has fields{place} of {size}, but {trained.path} was trained"
+        message = f"{fields.source} has fields{place} of {size}, but {trained.path} was trained"
         if denoiser.normalizer.mean.any():
             raise UserError(
-                f"{said} on {grid.shape[0]}x{grid.shape[1]} around the mean field of that domain. Give data of that "
+                f"{message} on {grid.shape[0]}x{grid.shape[1]} around the mean field of that domain. Give data of that "
                 "size, or train with mean_field=false"
             )
         if trained.config["window"] is None and any(grid.periodic) and fields.shape != grid.shape:
             raise UserError(
-                f"{said} on a periodic domain of {grid.shape[0]}x{grid.shape[1]}. Give data of that size, or train "
+                f"{message} on a periodic domain of {grid.shape[0]}x{grid.shape[1]}. Give data of that size, or train "
                 "with window=[32,32] or so"
             )
         zero = torch.zeros(2, *fields.shape, device=denoiser.normalizer.mean.device)
@@ -295,7 +295,7 @@ def fit_size(trained: Trained, fields: Fields, overlap: float = 0.25, batch: int
 
 
 def elsewhere(trained: Trained, fields: Fields) -> bool:
-    """Whether fields of the size of the training data lie at other longitudes and latitudes, by a cell or more."""
+    """Returns whether fields of the size of the training data lie at other coordinates, by a cell or more."""
     known = trained.coordinates
     if known is None or known["x_name"] != "lon" or fields.x_name != "lon" or fields.shape != trained.grid.shape:
         return False
