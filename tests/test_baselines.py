@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
 from vecfield_diffusion.evaluation.baselines import (
+    BASELINES,
     Baseline,
     Biharmonic,
     Climatology,
@@ -16,6 +19,8 @@ from vecfield_diffusion.evaluation.baselines import (
     Nearest,
     OptimalInterpolation,
     Persistence,
+    fit_baselines,
+    unsuited,
 )
 from vecfield_diffusion.evaluation.covariance import Homogeneous, LowRank
 from vecfield_diffusion.evaluation.modes import DINEOF, GappyPOD
@@ -528,3 +533,47 @@ def test_gaps_do_not_whiten_the_homogeneous_covariance():
         assert abs(holes - whole).max() < 0.06 * scale
         assert abs(holes[0, 0, 0, 1] / holes[0, 0, 0, 0] - whole[0, 0, 0, 1] / scale) < 0.04
         assert np.linalg.eigvalsh(np.moveaxis(Homogeneous.of(gappy, *given).spectrum, (0, 1), (-2, -1))).min() > 0
+
+
+# The table.
+
+
+def test_every_baseline_of_the_table_fits_and_fills() -> None:
+    grid = Grid(torch.ones(8, 8, dtype=torch.bool), 1.0, 1.0, "periodic", "periodic")
+    training = np.random.default_rng(0).standard_normal((30, 2, 8, 8))
+    fitted = fit_baselines(list(BASELINES), training, grid)
+    assert list(fitted) == list(BASELINES)
+    observed = np.random.default_rng(1).random((8, 8)) < 0.4
+    for key, baseline in fitted.items():
+        mean, std = baseline.posterior(training[0], observed, 0.1, training[1])
+        assert mean.shape == (2, 8, 8) and np.isfinite(mean).all()
+        assert (std is not None) == key.startswith("oi"), key
+        other = baseline.posterior(-training[0], observed, 0.1, training[1])[0]
+        assert np.array_equal(mean[:, ~observed], other[:, ~observed]) == BASELINES[key].blind, key
+        later = baseline.posterior(training[0], observed, 0.1, training[2])[0]
+        assert np.array_equal(mean, later) != BASELINES[key].needs_previous, key
+
+
+def test_a_law_is_asked_for_not_known_by_its_class() -> None:
+    grid = Grid(torch.ones(8, 8, dtype=torch.bool), 1.0, 1.0, "periodic", "periodic")
+    training = np.random.default_rng(0).standard_normal((30, 2, 8, 8))
+    observed = np.eye(8, dtype=bool)
+    linear = Linear().fit(training, grid)
+    mean, std = linear.posterior(training[0], observed)
+    np.testing.assert_array_equal(mean, linear.fill(training[0], observed))
+    assert std is None
+
+
+def test_what_does_not_suit_the_data_is_named_with_its_reason() -> None:
+    assert unsuited(list(BASELINES), divergence_share=0.1, persistence=0.3) == {}
+    reasons = unsuited(list(BASELINES), divergence_share=0.3, persistence=0.1)
+    assert reasons == {
+        "persistence": "the correlation with the snapshot before is 0.1",
+        "oi_solenoidal": "the divergence of the data is 0.3 of their vorticity",
+    }
+    assert list(unsuited(["persistence", "oi"], divergence_share=0.3, persistence=math.nan)) == ["persistence"]
+
+
+def test_a_label_takes_a_note() -> None:
+    assert BASELINES["persistence"].named("6 hours before") == "persistence (6 hours before)"
+    assert BASELINES["oi"].named() == "optimal interpolation"

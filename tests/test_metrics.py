@@ -11,16 +11,14 @@ from torch import Tensor
 from vecfield_diffusion.evaluation.metrics import (
     coverage,
     crps,
-    derive,
     divergence_rms,
     energy_score,
     per_case,
     rank_histogram,
-    reliability_index,
     scores,
     sums,
-    table,
 )
+from vecfield_diffusion.evaluation.scores import derive, reliability_index
 from vecfield_diffusion.physics.grid import Grid
 
 
@@ -239,12 +237,6 @@ def test_wrong_shapes() -> None:
     truth = normal(2, 2, 4, 5)
     with pytest.raises(ValueError, match=r"where \(N, 1, H, W\)"):
         scores(truth[None], truth, everywhere(truth)[:, 0])
-
-
-def test_table() -> None:
-    rows = [{"method": "linear", "rmse": 0.123456, "cases": 50}, {"method": "oi", "rmse": math.nan}]
-    assert table(rows) == ("method    rmse  cases\n------  ------  -----\nlinear  0.1235     50\noi           -      -")
-    assert table(rows, ["rmse"]).splitlines()[2] == "0.1235"
 
 
 def test_members_that_do_not_differ_have_no_spread_to_judge() -> None:

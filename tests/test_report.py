@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import math
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,6 +22,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 from torch import Tensor
 
+from vecfield_diffusion import commands
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.config.program import option
 from vecfield_diffusion.evaluation.bootstrap import resamples
@@ -36,15 +39,20 @@ from vecfield_diffusion.evaluation.comparison import (
     score,
     spread_bins,
 )
+from vecfield_diffusion.evaluation.generation import Generated
 from vecfield_diffusion.evaluation.metrics import scores
-from vecfield_diffusion.evaluation.report import Generated, Section, compared, render, spread_sentence
+from vecfield_diffusion.evaluation.plots import NARROW, WIDE
+from vecfield_diffusion.evaluation.report import Section, _distance_label, render
+from vecfield_diffusion.evaluation.scores import columns, heading
 from vecfield_diffusion.evaluation.spectra import resolved
+from vecfield_diffusion.evaluation.tables import rounded_pair
+from vecfield_diffusion.evaluation.verdicts import compared, spread_sentence
 from vecfield_diffusion.inference.cases import make_cases
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.operators import divergence
-from vecfield_diffusion.programs.evaluate import fit_baselines, main, named_runs
-from vecfield_diffusion.programs.fill import fill_cases
-from vecfield_diffusion.programs.method import build_method, resolve_method
+from vecfield_diffusion.programs.evaluate import fit_baselines, named_runs
+from vecfield_diffusion.programs.infer import fill
+from vecfield_diffusion.programs.method import Seen, build_posterior, settle
 from vecfield_diffusion.programs.trained import held_out, load_trained
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -229,8 +237,23 @@ def test_a_ratio_in_words(quotient: Score, words: str) -> None:
     ("factor", "words"), [(1.0, "is calibrated"), (0.5, "is overconfident"), (1.6, "is underconfident")]
 )
 def test_the_spread_in_words(factor: float, words: str) -> None:
-    truth = noise(8, 2, H, W, seed=10)
-    assert words in spread_sentence(found(Estimate(factor * noise(30, 8, 2, H, W, seed=11)), setting(truth, 30)))
+    truth = noise(12, 2, H, W, seed=10)
+    assert words in spread_sentence(found(Estimate(factor * noise(30, 12, 2, H, W, seed=11)), setting(truth, 30)))
+
+
+def test_a_wide_interval_about_one_is_no_proof_of_calibration() -> None:
+    ours = found(Estimate(noise(30, 12, 2, H, W, seed=11)), setting(noise(12, 2, H, W, seed=10), 30))
+    hidden = ours.scores["hidden"]
+    for ends, words in (
+        ((1.02, 0.95, 1.09), "is calibrated"),
+        ((1.02, 0.7, 1.4), "may be calibrated"),
+        ((0.93, 0.85, 0.98), "may be calibrated"),
+        ((0.8, 0.7, 0.9), "is overconfident"),
+        ((1.3, 1.1, 1.4), "is underconfident"),
+        ((1.3, 0.9, 1.7), "may be calibrated"),
+    ):
+        hidden["spread_skill"] = Score(*ends)
+        assert words in spread_sentence(ours)
 
 
 # The file.
@@ -250,7 +273,9 @@ class Reader(HTMLParser):
         if tag == "img":
             self.images.append(given["src"])
         self.others += [given[key] for key in ("href", "src") if key in given and tag != "img"]
-        if tag not in ("img", "meta"):
+        if tag == "source":
+            self.images.append(given["srcset"])
+        if tag not in ("img", "meta", "source"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -284,18 +309,88 @@ def test_the_report_holds_all_that_it_shows(tmp_path: Path) -> None:
     train = noise(20, 2, H, W, seed=14)
     generated = Generated.of({"a <b>": noise(16, 2, H, W, seed=15)}, noise(16, 2, H, W, seed=16), train, GRID)
     sections = [Section(given, scored, ["a <b>"]), Section(given, scored, ["a <b>"], generated)]
-    text = render("trial", sections, {"data": "file.nc", "note": "x\ny"}, "m s-1")
-    assert len(read(text, tmp_path).images) == 5 + 6 + 1
-    assert "effective resolution, whole field [m]" in text and "<th>energy ratio</th>" in text
+    text = render("trial", sections, {"data": "file.nc", "note": "x\ny"}, "m s-1", data="file.nc", network="UNet")
+    assert len(read(text, tmp_path).images) == 2 * (5 + 6 + 1)
+    assert "<title>UNet on file.nc</title>" in text and '<p class="name">trial</p>' in text
+    assert 'effective resolution <span class="unit">[m] ↓</span></th>' in text and "<th>energy ratio → 1</th>" in text
     first = next(line for line in sections[1].rows("m s-1") if line["region"] == "generated")
     assert first["low"] < first["value"] < first["high"] and first["cases"] == 16
-    half = (first["high"] - first["low"]) / 2
-    assert f"<td>a &lt;b&gt;</td><td>{first['value']:.3f} ± {half:.3f}</td>" in text
-    assert [each["metric"] for each in sections[1].rows("m s-1") if each["region"] == "generated"][:1] == [
+    value, half = rounded_pair(*(first[key] for key in ("value", "low", "high")))
+    assert f'<td data-label="energy ratio → 1"><span>{value} <small>± {half}</small></span></td>' in text
+    assert [line["metric"] for line in sections[1].rows("m s-1") if line["region"] == "generated"][:1] == [
         "energy_ratio"
     ]
-    words = sections[0].sentences("m s-1")
-    assert len(words) == 3 and "that of optimal interpolation, the best other method" in words[0]
+
+
+def report(cases: int, **more: object) -> Section:
+    """A network, an interpolation with errors twice as large, and what was found of them."""
+    truth = noise(cases, 2, H, W, seed=12)
+    given = setting(truth, ensemble=30)
+    members = truth + 0.3 * noise(1, cases, 2, H, W, seed=14) + 0.3 * noise(30, cases, 2, H, W, seed=13)
+    law = Estimate((truth + 0.6 * noise(cases, 2, H, W, seed=15))[None], torch.full_like(truth, 0.6))
+    scored = [found(Estimate(members), given), found(law, given, method="optimal interpolation")]
+    return Section(given, scored, ["ours"], **more)
+
+
+def test_a_verdict_needs_ten_independent_cases() -> None:
+    """The same scores: a verdict from twelve cases, none from nine, nor from twelve that count as three."""
+    better, closer, spread = report(12).sentences("m s-1")
+    assert (
+        "error of ours is" in better and "smaller than that of optimal interpolation, the best other method" in better
+    )
+    assert "CRPS of ours" in closer and "Spread: ours is calibrated" in spread
+    assert report(12, independent=11.0).sentences("m s-1") == [better, closer, spread]
+    for few, words in (
+        (report(9), "9 unseen snapshots. A verdict needs 10"),
+        (
+            report(12, independent=3.2),
+            "12 unseen snapshots, which resemble each other and count as 3.2 independent ones.",
+        ),
+    ):
+        doubt, numbers = few.sentences("m s-1")
+        assert doubt.startswith("Too few to tell") and words in doubt
+        assert numbers.startswith("RMSE of hidden components: 0.3") and " ± " in numbers
+        text = render("trial", [few], {}, "m s-1")
+        for verdict in ("calibrated:", "confident:", "smaller than", "larger than", 'class="top"'):
+            assert verdict not in text
+    assert 'class="top"' in render("trial", [report(12)], {}, "m s-1")
+
+
+def test_the_best_of_a_column_is_what_its_score_calls_better() -> None:
+    section = report(12)
+    text = render("trial", [section], {}, "m s-1")
+    rows = [line for line in text.splitlines() if line.startswith("<tr class=") and "head" not in line]
+    ours, other = ({name for name in columns("report") if _is_top(row, name)} for row in rows)
+    assert {"rmse_component", "crps", "correlation", "mae"} <= ours
+    assert ours & other == {"effective_resolution"}  # both as fine as the grid
+
+
+def _is_top(row: str, name: str) -> bool:
+    return f'<td data-label="{heading(name, "m s-1")}' in row and re.search(
+        f'data-label="{re.escape(heading(name, "m s-1"))}[^"]*" class="top"', row
+    )
+
+
+def test_the_report_says_when_its_snapshots_were() -> None:
+    dates = [f"2002-07-{day:02d}" for day in range(1, 13)]
+    text = render("trial", [report(12, dates=dates)], {}, "m s-1")
+    assert "12 unseen snapshots, 2002-07-01 to 2002-07-12</h2>" in text
+    assert "<figcaption>2002-07-07, filled by ours</figcaption>" in text and "2002-07-03, 2002-07-04" in text
+    plain = render("trial", [report(12)], {}, "m s-1")
+    assert "12 unseen snapshots</h2>" in plain and "<figcaption>snapshot 6, filled by ours</figcaption>" in plain
+
+
+def test_figures_come_in_two_widths_for_letters_of_one_size(tmp_path: Path) -> None:
+    """On a telephone of 420 pixels a narrow figure is shrunk to seven eighths at most."""
+    text = render("trial", [report(12)], {}, "m s-1")
+    assert _distance_label("d <= 1") == "≤ 1"
+    assert [_distance_label(name) for name in ("1 < d <= 2", "d > 16")] == ["1–2", "> 16"]
+    assert text.count("<picture>") == text.count('media="(max-width: 800px)"') == 6
+    sizes = [
+        imread(io.BytesIO(base64.b64decode(source.partition(",")[2]))).shape for source in read(text, tmp_path).images
+    ]
+    assert {size[1] for size in sizes} == {round(100 * WIDE), round(150 * NARROW)}
+    assert (420 - 2 * 0.9 * 15) / (100 * NARROW) > 7 / 8
 
 
 # The program.
@@ -342,13 +437,13 @@ def test_scores_are_those_of_the_members(place: Path, run: Call, tmp_path: Path)
     )
     assert (code, err) == (0, "")
     rows = rows_of(place, "exact")
-    config = main.config("ckpt=outputs/train/run", "masks=[block]", *few)
+    config = commands.evaluate.config("ckpt=outputs/train/run", "masks=[block]", *few)
     trained = load_trained("outputs/train/run", torch.device("cpu"))
     fields, offered = held_out(trained, "test")
     indices = [offered[i * len(offered) // 4] for i in range(4)]
     cases = make_cases(fields, indices, build(option("mask", "block"), "mask", trusted=True), 0, 0.02, add_error=True)
-    method = resolve_method(config, build_method(config, trained, torch.device("cpu")), trained, cases)
-    members = fill_cases(config, trained=trained, method=method, cases=cases)
+    parts = settle(build_posterior(config, trained, torch.device("cpu")), trained, Seen().add(cases))
+    members = fill(config, trained, parts, cases)
     want = scores(members, cases.truth, cases.hidden, trained.grid)
     got = values(rows, "diffusion")
     assert {name: got[name] for name in want} == pytest.approx(want, rel=2e-3)  # batches differ, bf16
@@ -362,7 +457,7 @@ def test_scores_are_those_of_the_members(place: Path, run: Call, tmp_path: Path)
     rates = {row["method"]: float(row["value"]) for row in rows if row["metric"] == "divergence_rms"}
     assert "DINEOF" in rates and "OI without divergence" not in rates
     assert "oi_solenoidal is left out: the divergence of the data is" in out  # central differences see it
-    assert len(read((place / "outputs/evaluate/exact/report.html").read_text(), tmp_path).images) == 6
+    assert len(read((place / "outputs/evaluate/exact/report.html").read_text(), tmp_path).images) == 12
 
 
 def test_equal_networks_score_equally(place: Path, run: Call, twin: str, tmp_path: Path) -> None:
@@ -375,7 +470,7 @@ def test_equal_networks_score_equally(place: Path, run: Call, twin: str, tmp_pat
     assert {row["method"] for row in rows} == {"run", "copy", "climatology"}
     text = (place / "outputs/evaluate/two/report.html").read_text()
     read(text, tmp_path)
-    assert "The error of copy" in text and "network run" in text
+    assert "Too few to tell" in text and "m s-1 for copy" in text and "network run" in text
 
 
 def test_a_folder_of_numbered_runs_is_all_of_them(place: Path, run: Call, monkeypatch: pytest.MonkeyPatch) -> None:

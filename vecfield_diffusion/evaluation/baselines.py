@@ -11,9 +11,9 @@ closes through wrapped copies of the observations or of the neighbours.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,82 +22,12 @@ from scipy.sparse import csc_array, csr_array, eye_array
 from scipy.sparse.linalg import splu
 from scipy.spatial import Delaunay, QhullError, cKDTree
 
+from vecfield_diffusion.evaluation.baseline import Baseline, mean_field
 from vecfield_diffusion.evaluation.covariance import Bools, Floats, Homogeneous, LowRank, without_divergence
+from vecfield_diffusion.evaluation.modes import DINEOF, GappyPOD
 from vecfield_diffusion.physics.grid import Grid
 
 _LEFT_FREE = 1e-10  # pull towards the nearest value where the biharmonic energy leaves a cell free
-
-
-class Baseline(ABC):
-    """A way to fill gaps; a subclass writes `_estimate`, and `_learn` if the training fields teach it more than a mean.
-
-    Attributes:
-        holds_observed: Whether the estimate equals the observed values whatever their noise.
-    """
-
-    holds_observed = True
-
-    def fit(self, fields: NDArray[np.floating], grid: Grid) -> Self:
-        """Learn from training fields `(N, 2, H, W)` in physical units, NaN where not measured.
-
-        Raises:
-            ValueError: Fields of another shape than the grid, or none.
-        """
-        fields = np.asarray(fields)
-        if fields.ndim != 4 or fields.shape[1:] != (2, *grid.shape) or len(fields) == 0:
-            raise ValueError(f"expected fields (N, 2, {grid.shape[0]}, {grid.shape[1]}), got {fields.shape}")
-        self.grid, self.valid = grid, grid.valid.cpu().numpy()
-        self.mean = _mean_field(fields)
-        self._learn(fields)
-        return self
-
-    def fill(
-        self,
-        y: NDArray[np.floating],
-        observed: Bools,
-        sigma_obs: float | Floats = 0.0,
-        previous: NDArray[np.floating] | None = None,
-    ) -> Floats:
-        """The estimate `(2, H, W)` from `y` `(2, H, W)` at the cells `observed` `(H, W)`, NaN outside the domain.
-
-        Arguments:
-            y: Measured values; read at observed cells only.
-            observed: Which cells are measured.
-            sigma_obs: Standard deviation of the measurement error, in the units of `y`: a number, or `(H, W)`, read at
-                observed cells only.
-            previous: The last field known before this one, `(2, H, W)`, NaN where it is not: what `Persistence` keeps.
-
-        Raises:
-            ValueError: Shapes that do not fit the grid, or an error at an observed cell that is negative or not finite.
-        """
-        y, observed, sigma = self._measured(y, observed, sigma_obs)
-        estimate = self._estimate(y, observed, sigma) if observed.any() else self.mean
-        if self.holds_observed:
-            estimate = np.where(observed, y, estimate)
-        return np.where(self.valid, estimate, np.nan)
-
-    def _measured(
-        self, y: NDArray[np.floating], observed: Bools, sigma_obs: float | Floats
-    ) -> tuple[Floats, Bools, Floats]:
-        """`y` with 0 where not observed, the observed cells of the domain, the error `(H, W)` with 0 elsewhere."""
-        y, observed = np.asarray(y, dtype=np.float64), np.asarray(observed, dtype=bool)
-        sigma = np.asarray(sigma_obs, dtype=np.float64)
-        shape = self.valid.shape
-        if y.shape != (2, *shape) or observed.shape != shape or sigma.shape not in ((), shape):
-            wanted = f"y (2, H, W), observed (H, W), sigma_obs a number or (H, W) on {shape}"
-            raise ValueError(f"expected {wanted}, got {y.shape}, {observed.shape}, {sigma.shape}")
-        observed = observed & self.valid & np.isfinite(y).all(axis=0)
-        sigma = np.where(observed, sigma, 0.0)
-        if not (np.isfinite(sigma) & (sigma >= 0)).all():
-            raise ValueError("sigma_obs must be finite and not negative at observed cells")
-        return np.where(observed, y, 0.0), observed, sigma
-
-    def _learn(self, fields: NDArray[np.floating]) -> None:  # noqa: B027 (most need nothing beyond the mean)
-        """Take from the training fields what the mean does not tell."""
-
-    @abstractmethod
-    def _estimate(self, y: Floats, observed: Bools, sigma: Floats) -> Floats:
-        """The estimate at all cells; the values outside the domain do not matter."""
 
 
 class Climatology(Baseline):
@@ -124,7 +54,7 @@ class Persistence(Climatology):
         previous = np.asarray(previous, dtype=np.float64)
         if previous.shape != filled.shape:
             raise ValueError(f"expected previous (2, H, W) of shape {filled.shape}, got {previous.shape}")
-        _, observed, _ = self._measured(y, observed, sigma_obs)
+        _, observed, _ = self.measured(y, observed, sigma_obs)
         return np.where(np.isfinite(previous).all(axis=0) & self.valid & ~observed, previous, filled)
 
 
@@ -246,10 +176,14 @@ class OptimalInterpolation(Baseline):
         self.kind, self.nugget, self.divergence_free = kind, nugget, divergence_free
 
     def posterior(
-        self, y: NDArray[np.floating], observed: Bools, sigma_obs: float | Floats = 0.0
+        self,
+        y: NDArray[np.floating],
+        observed: Bools,
+        sigma_obs: float | Floats = 0.0,
+        previous: NDArray[np.floating] | None = None,
     ) -> tuple[Floats, Floats]:
-        """The posterior mean and standard deviation, both `(2, H, W)`; arguments as for `fill`."""
-        y, observed, sigma = self._measured(y, observed, sigma_obs)
+        """Returns the posterior mean and standard deviation, both `(2, H, W)`; arguments as for `fill`."""
+        y, observed, sigma = self.measured(y, observed, sigma_obs)
         anomaly = np.where(observed, y - self.mean, 0.0)
         mean, variance = self.covariance.condition(anomaly, observed, sigma**2 + self.unresolved, with_variance=True)
         std = np.sqrt(np.maximum(variance, 0.0))
@@ -288,7 +222,7 @@ class OptimalInterpolation(Baseline):
     def _better(self, fields: NDArray[np.floating]) -> str:
         """The kind that fills 10 % pixels in (at most 8 of) the last fifth of `fields` with the smaller error."""
         split = len(fields) - len(fields) // 5
-        mean = _mean_field(fields[:split])
+        mean = mean_field(fields[:split])
         judge = fields[split :: -(-(len(fields) - split) // 8)] - mean
         pixels = np.random.default_rng(0).random(self.valid.shape) < 0.1
         errors = {}
@@ -296,8 +230,8 @@ class OptimalInterpolation(Baseline):
             covariance = self._covariance(kind, fields[:split], mean)
             misses = []
             for anomaly in judge:
-                seen = pixels & np.isfinite(anomaly).all(axis=0)
-                misses.append(covariance.condition(np.where(seen, anomaly, 0.0), seen, 0.0)[0] - anomaly)
+                observed = pixels & np.isfinite(anomaly).all(axis=0)
+                misses.append(covariance.condition(np.where(observed, anomaly, 0.0), observed, 0.0)[0] - anomaly)
             errors[kind] = np.nanmean(np.square(misses))
         return min(errors, key=errors.__getitem__)
 
@@ -306,15 +240,6 @@ class OptimalInterpolation(Baseline):
         estimate = self.mean + self.covariance.condition(anomaly, observed, sigma**2 + self.unresolved)[0]
         exact = observed & (sigma == 0) & (self.unresolved == 0)
         return np.where(exact, y, estimate)
-
-
-def _mean_field(fields: NDArray[np.floating]) -> Floats:
-    """The mean of every cell `(2, H, W)`; the mean of the component where a cell was never measured."""
-    finite = np.isfinite(fields)
-    total = np.where(finite, fields, 0).sum(axis=0, dtype=np.float64)
-    count = finite.sum(axis=0)
-    overall = total.sum(axis=(1, 2), keepdims=True) / np.maximum(count.sum(axis=(1, 2), keepdims=True), 1)
-    return np.where(count > 0, total / np.maximum(count, 1), overall)
 
 
 def _axes(grid: Grid) -> tuple[Floats, Floats]:
@@ -351,3 +276,81 @@ def _around(values: Floats, observed: Bools, grid: Grid) -> tuple[Floats, Floats
         points = np.concatenate((points[upper] - shift, points, points[~upper] + shift))
         found = np.concatenate((found[upper], found, found[~upper]))
     return points, found
+
+
+# The table.
+
+#: Correlation of the anomalies with those of the field before, from which that field is worth a baseline.
+CORRELATED = 0.2
+#: Divergence over vorticity of the training fields, below which a covariance without divergence is suited.
+SOLENOIDAL = 0.2
+
+
+@dataclass(frozen=True)
+class BaselineKind:
+    """A baseline by what one must know before it is fitted.
+
+    Arguments:
+        label: What tables call it.
+        make: Makes one that is not fitted.
+        blind: Whether it looks at no observation of the present.
+        needs_previous: Whether it estimates from the field before, and is left out where that says nothing.
+        without_divergence: Whether it is for flows without divergence alone.
+        fast: Whether fitting and filling cost little.
+    """
+
+    label: str
+    make: Callable[[], Baseline]
+    blind: bool = False
+    needs_previous: bool = False
+    without_divergence: bool = False
+    fast: bool = False
+
+    def named(self, note: str = "") -> str:
+        """Returns the label with a note, such as from when the field is that persistence keeps."""
+        return f"{self.label} ({note})" if note else self.label
+
+
+#: Every baseline by the name that `baselines=` knows it by, in the order of tables.
+BASELINES: dict[str, BaselineKind] = {
+    "climatology": BaselineKind("climatology", Climatology, blind=True, fast=True),
+    "persistence": BaselineKind("persistence", Persistence, blind=True, needs_previous=True),
+    "nearest": BaselineKind("nearest", Nearest, fast=True),
+    "linear": BaselineKind("linear", Linear, fast=True),
+    "cubic": BaselineKind("cubic", Cubic),
+    "biharmonic": BaselineKind("biharmonic", Biharmonic, fast=True),
+    "oi": BaselineKind("optimal interpolation", OptimalInterpolation, fast=True),
+    "oi_solenoidal": BaselineKind(
+        "OI without divergence",
+        lambda: OptimalInterpolation("homogeneous", divergence_free=True),
+        without_divergence=True,
+    ),
+    "gappy_pod": BaselineKind("gappy POD", GappyPOD),
+    "dineof": BaselineKind("DINEOF", DINEOF),
+}
+
+
+def unsuited(keys: Sequence[str], *, divergence_share: float, persistence: float) -> dict[str, str]:
+    """Returns, by key, why some of the baselines do not suit the data.
+
+    Arguments:
+        keys: Names in `BASELINES`.
+        divergence_share: RMS divergence over RMS vorticity of the training fields.
+        persistence: The correlation of the anomalies with those of the field before; NaN where there is none.
+    """
+    reasons = {}
+    for key in keys:
+        if BASELINES[key].needs_previous and not persistence >= CORRELATED:
+            reasons[key] = f"the correlation with the snapshot before is {persistence:.2g}"
+        if BASELINES[key].without_divergence and not divergence_share < SOLENOIDAL:
+            reasons[key] = f"the divergence of the data is {divergence_share:.2g} of their vorticity"
+    return reasons
+
+
+def fit_baselines(keys: Sequence[str], training: NDArray[np.floating], grid: Grid) -> Mapping[str, Baseline]:
+    """Returns the baselines `keys` fitted to training fields `(n, 2, H, W)`, by key.
+
+    Raises:
+        ValueError: Fields of another shape than the grid, or that do not vary.
+    """
+    return {key: BASELINES[key].make().fit(training, grid) for key in keys}

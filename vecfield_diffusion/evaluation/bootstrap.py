@@ -11,11 +11,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.evaluation.metrics import derive
+from vecfield_diffusion.evaluation.scores import derive
 
 
 def resamples(cases: int, block: int | None = None, repeats: int = 1000, seed: int = 0) -> Tensor:
-    """The numbers of the cases of every resample, `(repeats, cases)`.
+    """Returns the numbers of the cases of every resample, `(repeats, cases)`.
 
     Arguments:
         cases: How many there are, in the order of time.
@@ -47,7 +47,7 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """The central interval of probability `level` of the weighted mean of `values`; NaN if none is finite.
+    """Returns the central interval of probability `level` of the weighted mean of `values`; NaN if none is finite.
 
     Arguments:
         values: One for every case in the order of time, `(N,)`; not finite where it has none: left out.
@@ -66,7 +66,7 @@ def bootstrap(
 def score_intervals(
     sums: Mapping[str, Tensor], block: int | None = None, repeats: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, tuple[float, float]]:
-    """The interval of every pooled score from the `sums` of its cases; the other arguments as for `bootstrap`.
+    """Returns the interval of every pooled score from the `sums` of its cases; the other arguments as for `bootstrap`.
 
     Ratios, such as the spread-skill, are formed anew in every resample: they are no means over cases. A pair of methods
     with the same `seed` and cases gets the same resamples.

@@ -3,13 +3,17 @@
 Each number is to be read beside the same one for two halves of the reference: chance alone is not zero.
 
 Intervals are those of a bootstrap over both sets (see `bootstrap`): generated fields are drawn one by one, those of
-the reference in blocks of consecutive ones. Fields are looked at once, and resamples are made of what was seen. The
+the reference in blocks of consecutive ones. Each field is analysed once, and resamples are made of the results. The
 training fields stay, and so do the units, that is the standard deviations and principal components of the reference.
 The intervals of distances are those of `comparison.distance`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +38,7 @@ Drawn = tuple[Tensor, Tensor]
 def generation_scores(
     samples: Tensor, reference: Tensor, train: Tensor, grid: Grid, seed: int = 0, block: int | None = 1
 ) -> dict[str, Score]:
-    """All scores of generated fields, with their intervals.
+    """Returns all scores of generated fields, with their intervals.
 
     Arguments:
         samples: Generated fields `(N, 2, H, W)` in physical units, NaN on land.
@@ -59,20 +63,22 @@ def generation_scores(
     values = resampled(samples, reference, train, grid, drawn, seed)
     count = len(samples)
     return {
-        name: Score(float(each[0]), *interval(each[1:]), count) if name in _RATIOS else distance(each, count)
-        for name, each in values.items()
+        name: Score(float(drawings[0]), *interval(drawings[1:]), count)
+        if name in _RATIOS
+        else distance(drawings, count)
+        for name, drawings in values.items()
     }
 
 
 def resampled(
     samples: Tensor, reference: Tensor, train: Tensor, grid: Grid, drawn: Drawn, seed: int = 0
 ) -> dict[str, Tensor]:
-    """The scores `(R,)` of the resamples `drawn`, the first of which are all fields; else as `generation_scores`."""
+    """Returns the scores `(R,)` of the resamples `drawn`, the first of which are all fields."""
     sets = samples, reference
-    weights = [counts(each) / each.shape[1] for each in drawn]
+    weights = [counts(chosen) / chosen.shape[1] for chosen in drawn]
     energy, waves = ([of(fields, grid) for fields in sets] for of in (kinetic_energy, spectra))
     curls = [_vorticity(fields, grid) for fields in sets]
-    means = [w @ each.energy[:, 1 : each.whole] for w, each in zip(weights, waves, strict=True)]
+    means = [w @ wave.energy[:, 1 : wave.whole] for w, wave in zip(weights, waves, strict=True)]
     floor = NEGLIGIBLE**3 * means[1].amax(dim=1, keepdim=True)
     ratio = (means[0] + floor) / (means[1] + floor)
     return {
@@ -87,7 +93,7 @@ def resampled(
 
 
 def _ratio(weights: list[Tensor], values: list[Tensor]) -> Tensor:
-    ours, theirs = (w @ each for w, each in zip(weights, values, strict=True))
+    ours, theirs = (w @ value for w, value in zip(weights, values, strict=True))
     return ours / theirs
 
 
@@ -108,7 +114,7 @@ def _below(values: Tensor, levels: Tensor) -> Tensor:
 
 
 def features(fields: Tensor, grid: Grid) -> Tensor:
-    """What a physicist would look at, of `fields` `(N, 2, H, W)`, as `(N, F)`.
+    """Returns what a physicist would look at in `fields` `(N, 2, H, W)`, as `(N, F)`.
 
     The logarithms of the energy in octaves of the wavenumber (shells 1, 2-3, 4-7, ..), of the enstrophy and of the mean
     squared divergence, floored where negligible; the means of u and v over the RMS component; the skewness and the
@@ -136,7 +142,7 @@ def features(fields: Tensor, grid: Grid) -> Tensor:
 
 
 def frechet_distance(samples: Tensor, reference: Tensor, grid: Grid) -> float:
-    """The `frechet` distance of the `features` of two sets of fields, in standard deviations of the reference.
+    """Returns the `frechet` distance of the `features` of two sets of fields, in standard deviations of the reference.
 
     The formula is that of Heusel et al. (2017) with features of the flow in place of those of a network.
     A feature that varies by less than a hundredth over the reference counts in hundredths.
@@ -151,11 +157,11 @@ def _all(samples: Tensor, reference: Tensor) -> Drawn:
 def _frechet_distances(samples: Tensor, reference: Tensor, grid: Grid, drawn: Drawn) -> Tensor:
     ours, theirs = features(samples, grid), features(reference, grid)
     scale = theirs.std(dim=0).clamp(min=NEGLIGIBLE)
-    return frechet(*((each / scale)[chosen] for each, chosen in zip((ours, theirs), drawn, strict=True)))
+    return frechet(*((values / scale)[chosen] for values, chosen in zip((ours, theirs), drawn, strict=True)))
 
 
 def frechet(a: Tensor, b: Tensor) -> Tensor:
-    """The squared 2-Wasserstein distance of the Gaussians fitted to `(..., N, F)` and `(..., M, F)`, `(...)`.
+    """Returns the squared 2-Wasserstein distance of the Gaussians fitted to `(..., N, F)` and `(..., M, F)`, `(...)`.
 
     |m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) with the means m and covariances A, B (Dowson & Landau 1982).
     """
@@ -174,7 +180,7 @@ def _covariance(x: Tensor) -> Tensor:
 
 
 def wasserstein(a: Tensor, b: Tensor, p: int = 1) -> Tensor:
-    """The p-th power of the p-Wasserstein distance of samples on a line, `(..., N)` and `(..., M)`, as `(...)`.
+    """Returns the p-th power of the p-Wasserstein distance of samples on a line, `(..., N)` and `(..., M)`, as `(...)`.
 
     The integral of |F_a^-1 - F_b^-1|^p, whose integrand is constant between the levels i / N and j / M: exact.
     """
@@ -191,7 +197,7 @@ def _transport(a: Tensor, b: Tensor, p: int) -> Tensor:
 
 
 def sliced_wasserstein(samples: Tensor, reference: Tensor, grid: Grid, modes: int = 32, seed: int = 0) -> float:
-    """The sliced 2-Wasserstein distance of the scores on the leading principal components of the reference.
+    """Returns the sliced 2-Wasserstein distance of the scores on the leading principal components of the reference.
 
     The root of the mean over random directions of the squared distance of the projections (Rabin et al. 2011), times
     the root of the number of components: a shift of all samples by one vector in their span counts as its length, here
@@ -219,7 +225,7 @@ def _sliced_distances(
     lines = [(directions @ (vectors @ (fields - mean).mT)).sort(dim=1) for fields in (ours, theirs)]
     often = [counts(chosen).long() for chosen in drawn]
     squares = [
-        _transport(*(_repeated(*line, each[k]) for line, each in zip(lines, often, strict=True)), p=2).mean()
+        _transport(*(_repeated(*line, times[k]) for line, times in zip(lines, often, strict=True)), p=2).mean()
         for k in range(len(often[0]))
     ]
     return (len(vectors) * torch.stack(squares) / ours.shape[1]).sqrt()
@@ -231,7 +237,7 @@ def _repeated(values: Tensor, order: Tensor, often: Tensor) -> Tensor:
 
 
 def memorisation(samples: Tensor, train: Tensor, reference: Tensor, grid: Grid) -> Tensor:
-    """The distance of every sample to the nearest training field over that of unseen fields (their median), `(N,)`.
+    """Returns the distance `(N,)` of samples to the nearest training field, over the median of that of unseen fields.
 
     About 1 for new fields, 0 for copies. The unseen fields should stand off in time further than they are correlated.
 
@@ -248,15 +254,15 @@ def memorisation(samples: Tensor, train: Tensor, reference: Tensor, grid: Grid) 
 def _memorisations(samples: Tensor, train: Tensor, reference: Tensor, grid: Grid, drawn: Drawn) -> Tensor:
     """The medians of `memorisation`."""
     near = _nearest(samples, train, reference, grid)
-    ours, theirs = (each[chosen].median(dim=1).values for each, chosen in zip(near, drawn, strict=True))
+    ours, theirs = (distances[chosen].median(dim=1).values for distances, chosen in zip(near, drawn, strict=True))
     return ours / theirs
 
 
 def _nearest(samples: Tensor, train: Tensor, reference: Tensor, grid: Grid) -> list[Tensor]:
     """The distances of samples `(N,)` and of reference fields `(R,)` to the nearest training field."""
-    new, seen, unseen = _common(grid, samples, train, reference)
+    new, known, unseen = _common(grid, samples, train, reference)
     exact = "donot_use_mm_for_euclid_dist"  # the difference of squares cannot tell a copy
-    return [torch.cdist(fields, seen, compute_mode=exact).amin(dim=1) for fields in (new, unseen)]
+    return [torch.cdist(fields, known, compute_mode=exact).amin(dim=1) for fields in (new, unseen)]
 
 
 def _common(grid: Grid, *sets: Tensor) -> list[Tensor]:
@@ -268,3 +274,50 @@ def _common(grid: Grid, *sets: Tensor) -> list[Tensor]:
 def _vorticity(fields: Tensor, grid: Grid) -> Tensor:
     flat, inside = measured(fields, grid)
     return vorticity(flat, inside)[:, 0, inside.valid]
+
+
+#: The names of the sets of fields that generated ones are compared with.
+UNSEEN, HALVES = "unseen fields", "halves of the unseen fields"
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Generated fields beside unseen ones.
+
+    Attributes:
+        scores: By set of fields, see `generation_scores`; those of one half of the unseen fields against the other
+            tell what chance makes.
+        wavenumber: `(K,)`.
+        spectra: Mean energy spectra `(K,)` by set of fields.
+        edges: Of the bins of vorticity.
+        densities: Of vorticity by set of fields.
+    """
+
+    scores: Mapping[str, Mapping[str, Score]]
+    wavenumber: Tensor
+    spectra: Mapping[str, Tensor]
+    edges: np.ndarray
+    densities: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Tensor], reference: Tensor, train: Tensor, grid: Grid) -> Generated:
+        """Compares sets of fields `(n, 2, H, W)` with unseen ones, both without gaps.
+
+        Arguments:
+            fields: By name.
+            reference: Unseen fields.
+            train: Training fields.
+            grid: The grid.
+        """
+        half = len(reference) // 2
+        scores = {name: generation_scores(generated, reference, train, grid) for name, generated in fields.items()}
+        scores[HALVES] = generation_scores(reference[:half], reference[half:], train, grid, block=None)
+        sets = {UNSEEN: reference, **fields}
+        waves = {name: spectra(velocity, grid) for name, velocity in sets.items()}
+        whole, first = waves[UNSEEN].whole, waves[UNSEEN]
+        curls = {name: _vorticity(velocity, grid).flatten().numpy() for name, velocity in sets.items()}
+        top = float(np.quantile(np.abs(curls[UNSEEN]), 0.9999)) * 1.3 or 1.0
+        edges = np.linspace(-top, top, 61)
+        densities = {name: np.histogram(curl, edges)[0] / curl.size / np.diff(edges) for name, curl in curls.items()}
+        means = {name: found.energy.mean(dim=0)[:whole] for name, found in waves.items()}
+        return cls(scores, first.wavenumber[:whole], means, edges, densities)

@@ -1,68 +1,37 @@
 """Scores of an ensemble x_1 .. x_M against the truth y, over the cells of one region.
 
-All cells of all cases weigh the same; the two components are pooled. With the ensemble mean m and the unbiased
-variance s^2 of a cell,
-
-    rmse_component = sqrt(mean (m - y)^2)         rmse_vector = sqrt(mean |m - y|^2) = sqrt(2) rmse_component
-    relative_l2    = |m - y| / |y|                skill       = 1 - mean |m - y|^2 / mean |r - y|^2, r a climatology
-    spread         = sqrt(mean s^2)               spread_skill = sqrt((M+1)/M) spread / rmse_component
-
-A calibrated ensemble has spread_skill 1: there y is one more draw, so E (m - y)^2 = (1 + 1/M) Var. Of the directions,
-with w = u + i v and the angle of two vectors counted from y to m, counterclockwise, in degrees (Kundu 1976, eq. 3.1),
-
-    correlation exp(i veering) = sum w_y* w_m / sqrt(sum |w_y|^2 sum |w_m|^2)      angular_error = mean |angle|
-
-The fair CRPS is unbiased for the CRPS of the distribution that the members are drawn from (Ferro 2014),
+All cells of all cases weigh the same; the two components are pooled. What each score is stands in `scores`; here are
+the sums that they are made of. The fair CRPS is unbiased for the CRPS of the distribution that the members are drawn
+from (Ferro 2014),
 
     CRPS = 1/M sum_i |x_i - y| - 1/(2 M (M-1)) sum_ij |x_i - x_j|,   sum_ij |x_i - x_j| = 2 sum_i (2 i - M - 1) x_(i)
 
 with x_(1) <= .. <= x_(M), i from 1. The energy score (Gneiting & Raftery 2007, eq. 22) is the same formula with the
 norm of the whole field of K cells in place of |.|, here over sqrt(2 K): it sees the structure in space, and of M = 1 it
-is the RMSE of the field.
-
-Coverage is read off the rank r of y among the members. If y is one more draw, the interval from x_(k) to x_(M+1-k)
-holds it with probability (M + 1 - 2k) / (M + 1), whatever the distribution; the levels between those are interpolated
-linearly (k = 0 is the whole line), which keeps the expectation exact for every M, where sample quantiles do not. Where
-members equal y its rank is any of several: each gets its share, the expectation of ranks drawn at random. The
-reliability index is the sum of |share - 1/(M + 1)| over the ranks (Delle Monache et al. 2006).
-
-Every score is a function of sums over cells, so that a case, all cases and a resample of them (see `bootstrap`) are
-scored by one formula: `derive(sums)`.
+is the RMSE of the field. Where members equal y its rank is any of several: each gets its share, the expectation of
+ranks drawn at random.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from vecfield_diffusion.evaluation.physical import divergence_rms as divergence_rms
 from vecfield_diffusion.evaluation.physical import divergence_squares
+from vecfield_diffusion.evaluation.scores import covered
+from vecfield_diffusion.evaluation.scores import derive as derive
+from vecfield_diffusion.evaluation.scores import reliability_index as reliability_index
+from vecfield_diffusion.evaluation.tables import table as table
 from vecfield_diffusion.physics.grid import Grid
-
-SCORES = (
-    "rmse_component",
-    "rmse_vector",
-    "relative_l2",
-    "correlation",
-    "veering",
-    "angular_error",
-    "crps",
-    "energy_score",
-    "spread",
-    "spread_skill",
-    "coverage_50",
-    "coverage_90",
-    "reliability_index",
-)
 
 
 def scores(
     members: Tensor, truth: Tensor, where: Tensor, grid: Grid | None = None, climatology: Tensor | None = None
 ) -> dict[str, float]:
-    """All scores of `members` over the region `where`.
+    """Returns all scores of `members` over the region `where`.
 
     Arguments:
         members: The ensemble in physical units, `(M, N, 2, H, W)`; M = 1 serves for a deterministic method, whose
@@ -86,7 +55,7 @@ def scores(
 def per_case(
     members: Tensor, truth: Tensor, where: Tensor, grid: Grid | None = None, climatology: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The same of every case, `(N,)` each, and `cells`: how many of the region each holds.
+    """Returns the scores of every case, `(N,)` each, and `cells`: how many cells of the region it holds.
 
     Means weighted by `cells` are the pooled values of `crps`, `energy_score`, `rmse_component`^2 and `spread`^2; of
     any score, pool the sums: `derive` of `sums` added up.
@@ -98,7 +67,7 @@ def per_case(
 def sums(
     members: Tensor, truth: Tensor, where: Tensor, grid: Grid | None = None, climatology: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """What the scores are made of, summed over the cells of every case; arguments as for `scores`.
+    """Sums what the scores are made of over the cells of every case; arguments as for `scores`.
 
     Returns:
         Sums by name, `(N,)` each, of the ranks `(N, M + 1)`; float64.
@@ -119,36 +88,6 @@ def sums(
     if grid is not None:
         totals["divergence"], totals["divergence_cells"] = divergence_squares(members, grid, where)
     return totals
-
-
-def derive(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The scores of `sums` of any shape `(...)`, ranks `(..., M + 1)`; NaN where there is nothing to divide by."""
-    cells, size, m = sums["cells"], sums["mean"].sqrt() * sums["truth"].sqrt(), sums["ranks"].shape[-1] - 1
-    error, spread = (sums["error"] / (2 * cells)).sqrt(), (sums["variance"] / (2 * cells)).sqrt()
-    shares = sums["ranks"] / sums["ranks"].sum(dim=-1, keepdim=True)
-    judged = {
-        "spread_skill": math.sqrt((m + 1) / m) * spread / error,
-        "coverage_50": _covered(shares, 0.5),
-        "coverage_90": _covered(shares, 0.9),
-        "reliability_index": reliability_index(shares),
-    }
-    found = {
-        "rmse_component": error,
-        "rmse_vector": math.sqrt(2) * error,
-        "relative_l2": (sums["error"] / sums["truth"]).sqrt(),
-        "correlation": torch.hypot(sums["along"], sums["across"]) / size,
-        "veering": torch.rad2deg(torch.atan2(sums["across"], sums["along"])).where(size > 0, math.nan),
-        "angular_error": sums["angle"] / sums["angles"],
-        "crps": sums["crps"] / (2 * cells),
-        "energy_score": sums["energy"] / cells,
-        "spread": spread,
-        **{name: value.where(spread > 0, math.nan) for name, value in judged.items()},
-    }
-    if "climatology" in sums:
-        found["skill"] = 1 - sums["error"] / sums["climatology"]
-    if "divergence" in sums:
-        found["divergence_rms"] = (sums["divergence"] / sums["divergence_cells"]).sqrt()
-    return found
 
 
 def _check(members: Tensor, truth: Tensor, where: Tensor) -> None:
@@ -184,7 +123,7 @@ def _pointwise(x: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 
 def crps(x: Tensor, y: Tensor) -> Tensor:
-    """The fair CRPS of members `(M, ...)` against `(...)`, in O(M log M); the absolute error where M = 1."""
+    """Returns the fair CRPS of members `(M, ...)` against `(...)`, in O(M log M); the absolute error where M = 1."""
     m = len(x)
     accuracy = (x - y).abs().mean(dim=0)
     if m == 1:
@@ -195,7 +134,7 @@ def crps(x: Tensor, y: Tensor) -> Tensor:
 
 
 def energy_score(members: Tensor, truth: Tensor, where: Tensor) -> Tensor:
-    """The fair energy score of every case `(N,)`, over sqrt(2 K) of its K cells; NaN without a cell.
+    """Returns the fair energy score of every case `(N,)`, over sqrt(2 K) of its K cells; NaN without a cell.
 
     Arguments:
         members: `(M, N, 2, H, W)`.
@@ -213,7 +152,7 @@ def energy_score(members: Tensor, truth: Tensor, where: Tensor) -> Tensor:
 
 
 def rank_histogram(x: Tensor, y: Tensor) -> Tensor:
-    """How often y is larger than exactly r of the M members, r = 0 .. M, as shares `(M + 1,)`.
+    """Counts how often y is larger than exactly r of the M members, r = 0 .. M, as shares `(M + 1,)`.
 
     Arguments:
         x: Members `(M, ...)`.
@@ -233,55 +172,10 @@ def _ranks(x: Tensor, y: Tensor, case: Tensor, n: int) -> Tensor:
     return (opens - closes).view(n, width).cumsum(dim=1)[:, :-1]
 
 
-def reliability_index(shares: Tensor) -> Tensor:
-    """The distance of rank shares `(..., M + 1)` from flat ones: 0 if calibrated, at most 2 M / (M + 1)."""
-    return (shares - 1 / shares.shape[-1]).abs().sum(dim=-1)
-
-
 def coverage(x: Tensor, y: Tensor, level: float) -> float:
-    """The share of y inside the central interval of probability `level` of its members; `level` if calibrated.
+    """Returns the share of y inside the central interval of probability `level` of its members; `level` if calibrated.
 
     NaN where M = 1. Below M = (1 + level) / (1 - level) members (19 for 90 %) the interval reaches past the outermost
     member, and the estimate is partly the level itself.
     """
-    return math.nan if len(x) == 1 else float(_covered(rank_histogram(x, y), level))
-
-
-def _covered(shares: Tensor, level: float) -> Tensor:
-    """The coverage `(...)` of rank shares `(..., M + 1)`."""
-    m = shares.shape[-1] - 1
-    outside = (shares + shares.flip(-1)).cumsum(dim=-1)[..., : (m + 1) // 2]
-    inside = torch.cat((torch.ones_like(shares[..., :1]), 1 - outside), dim=-1)
-    nominal = [1 - 2 * k / (m + 1) for k in range(inside.shape[-1])]
-    if m % 2 == 0:
-        inside, nominal = torch.cat((inside, torch.zeros_like(shares[..., :1])), dim=-1), [*nominal, 0.0]
-    k = next(k for k in range(1, len(nominal)) if nominal[k] <= level + 1e-12)
-    part = (level - nominal[k]) / (nominal[k - 1] - nominal[k])
-    return inside[..., k] + part * (inside[..., k - 1] - inside[..., k])
-
-
-def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None) -> str:
-    """Rows as aligned plain text: numbers with four significant digits to the right, words to the left, `-` if absent.
-
-    Arguments:
-        rows: Values by column.
-        columns: Which columns, in this order; those of the first row if not given.
-    """
-    columns = list(rows[0]) if columns is None and rows else list(columns or ())
-    lines = [columns, *([_cell(row.get(name)) for name in columns] for row in rows)]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
-    words = [any(isinstance(row.get(name), str) for row in rows) for name in columns]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "  ".join(_pad(*part) for part in zip(line, widths, words, strict=True)).rstrip() for line in lines
-    )
-
-
-def _cell(value: object) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _pad(text: str, width: int, word: bool) -> str:
-    return text.ljust(width) if word else text.rjust(width)
+    return math.nan if len(x) == 1 else float(covered(rank_histogram(x, y), level))

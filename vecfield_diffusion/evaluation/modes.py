@@ -13,7 +13,7 @@ the coefficients come from the observed cells, y = V_o c + what is left out. Two
   field among hundreds moves them little. Gaps in the training fields are filled by the original iteration, once.
 
 The number of modes is that which best fills observed cells that were put aside, in five parts made of tiles of 4 x 4
-cells: single cells would be told by their neighbours.
+cells: single cells would follow from their neighbours.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
-from vecfield_diffusion.evaluation.baselines import Baseline
+from vecfield_diffusion.evaluation.baseline import Baseline
 from vecfield_diffusion.evaluation.covariance import Bools, Floats, LowRank, principal_modes, unexplained
 
 _MOST = 128  # modes
@@ -106,9 +106,9 @@ class DINEOF(Modal):
         self.tolerance, self.iterations = tolerance, iterations
 
     def _complete(self, anomaly: Floats, observed: Bools, sigma: Floats, rank: int) -> Floats:
-        modes, seen = self.modes[:, :rank], np.tile(observed[self.valid], 2)
-        basis = modes[seen]
-        known = basis.T @ anomaly[:, self.valid].ravel()[seen]
+        modes, known_values = self.modes[:, :rank], np.tile(observed[self.valid], 2)
+        basis = modes[known_values]
+        known = basis.T @ anomaly[:, self.valid].ravel()[known_values]
         hidden = np.eye(rank) - basis.T @ basis  # V_h^T V_h: what the filled cells give back
         c = known
         for _ in range(self.iterations):
@@ -146,8 +146,8 @@ def _iterate(filled: Floats, unknown: Bools, rank: int, tolerance: float, iterat
     """`filled` `(N, d)` with its unknown values replaced by the projection on its own leading modes, repeatedly."""
     limit = tolerance**2 * np.square(filled[~unknown]).mean() * unknown.sum()
     for _ in range(iterations):
-        guess = np.where(unknown, _projected(filled, rank), filled)
-        change, filled = np.square(guess - filled).sum(), guess
+        updated = np.where(unknown, _projected(filled, rank), filled)
+        change, filled = np.square(updated - filled).sum(), updated
         if change <= limit:
             break
     return filled

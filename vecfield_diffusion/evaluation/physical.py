@@ -20,19 +20,19 @@ from vecfield_diffusion.physics.projection import helmholtz
 
 
 def divergence_rms(fields: Tensor, grid: Grid, where: Tensor) -> float:
-    """The RMS divergence of `fields` `(..., N, 2, H, W)` over `where` `(N, 1, H, W)`, in s^-1."""
+    """Returns the RMS divergence of `fields` `(..., N, 2, H, W)` over `where` `(N, 1, H, W)`, in s^-1."""
     total, cells = divergence_squares(fields, grid, where)
     return float((total.sum() / cells.sum()).sqrt())
 
 
 def vorticity_rms(fields: Tensor, grid: Grid, where: Tensor) -> float:
-    """The RMS vorticity of `fields` `(..., N, 2, H, W)` over `where` `(N, 1, H, W)`, in s^-1."""
+    """Returns the RMS vorticity of `fields` `(..., N, 2, H, W)` over `where` `(N, 1, H, W)`, in s^-1."""
     total, cells = _squares(vorticity, fields, grid, where)
     return float((total.sum() / cells.sum()).sqrt())
 
 
 def divergence_squares(fields: Tensor, grid: Grid, where: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of the squared divergence and the number of its values, of every case `(N,)`; as `divergence_rms`."""
+    """Returns the sum of the squared divergence and the number of its values, of every case `(N,)`."""
     return _squares(divergence, fields, grid, where)
 
 
@@ -46,14 +46,14 @@ def _squares(
 
 
 def measured(fields: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
-    """`fields` `(..., 2, H, W)` as float64 `(B, 2, H, W)`, and the grid of the cells that are finite in all of them."""
+    """Returns fields `(..., 2, H, W)` as float64 `(B, 2, H, W)`, and the grid of the cells finite in all of them."""
     flat = fields.reshape(-1, *fields.shape[-3:]).double()
     grid = grid.to(flat.device)
     return flat, replace(grid, valid=grid.valid & flat.isfinite().all(dim=1).all(dim=0))
 
 
 def kinetic_energy(fields: Tensor, grid: Grid) -> Tensor:
-    """The mean of |u|^2 / 2 over the area of the domain, of `fields` `(..., 2, H, W)`, as `(...)`."""
+    """Returns the mean of |u|^2 / 2 over the area of the domain, of `fields` `(..., 2, H, W)`, as `(...)`."""
     flat, grid = measured(fields, grid)
     area = (grid.dx * grid.dy).abs()[:, None] * grid.valid
     energy = torch.where(grid.valid, flat, 0.0).square().sum(dim=1) / 2
@@ -61,7 +61,7 @@ def kinetic_energy(fields: Tensor, grid: Grid) -> Tensor:
 
 
 def helmholtz_energies(fields: Tensor, grid: Grid) -> dict[str, Tensor]:
-    """The kinetic energy of the parts of `fields` `(..., 2, H, W)`, each `(...)`; they sum to that of the field.
+    """Returns the kinetic energy `(...)` of the parts of `fields` `(..., 2, H, W)`; they sum to that of the field.
 
     `rotational`, `divergent` and `harmonic` (neither: means, flows around islands), as `projection.helmholtz` has them.
     The divergent fraction is the share of the second.
@@ -72,7 +72,7 @@ def helmholtz_energies(fields: Tensor, grid: Grid) -> dict[str, Tensor]:
 
 
 def coast_flow_rms(fields: Tensor, grid: Grid) -> float:
-    """The RMS of the flow through coasts and walls of `fields` `(..., 2, H, W)`, where there should be none.
+    """Returns the RMS of the flow through coasts and walls of `fields` `(..., 2, H, W)`, where there should be none.
 
     It is the component across each face between a valid cell and land or a `wall`, extrapolated to the face from up to
     three cells before it (exact for parabolas); NaN where the domain has no such face.

@@ -13,7 +13,7 @@ from vecfield_diffusion.physics.grid import Grid
 
 
 def distance_to_observed(observed: Tensor, grid: Grid) -> Tensor:
-    """The distance in cells to the nearest observed one, `(N, 1, H, W)`; infinite in a case without observations.
+    """Returns the distance in cells to the nearest observed one, `(N, 1, H, W)`; infinite where none is.
 
     Arguments:
         observed: The measured cells, boolean `(N, 1, H, W)`.
@@ -23,15 +23,15 @@ def distance_to_observed(observed: Tensor, grid: Grid) -> Tensor:
     pad_y, pad_x = (size // 2 * close for size, close in zip(grid.shape, grid.periodic, strict=True))
     rows, columns = torch.arange(-pad_y, height + pad_y) % height, torch.arange(-pad_x, width + pad_x) % width
     found = torch.full(observed.shape, math.inf, dtype=torch.float64)
-    for case, seen in enumerate(observed[:, 0].cpu()):
-        if seen.any():
-            distance = torch.from_numpy(distance_transform_edt(~seen[rows][:, columns].numpy()))
+    for case, known in enumerate(observed[:, 0].cpu()):
+        if known.any():
+            distance = torch.from_numpy(distance_transform_edt(~known[rows][:, columns].numpy()))
             found[case, 0] = distance[pad_y : pad_y + height, pad_x : pad_x + width]
     return found.to(observed.device)
 
 
 def regions(observed: Tensor, grid: Grid, edges: Sequence[float] = (1, 2, 4, 8, 16)) -> dict[str, Tensor]:
-    """The parts of the domain for `scores(..., where)`: `observed`, `hidden`, and hidden ones by distance in cells.
+    """Returns the parts of the domain: `observed`, `hidden`, and hidden ones by their distance in cells.
 
     Those are `hidden d <= 1`, `hidden 1 < d <= 2` .. `hidden d > 16`; the ones without any cell are left out.
 
@@ -51,7 +51,7 @@ def regions(observed: Tensor, grid: Grid, edges: Sequence[float] = (1, 2, 4, 8, 
 
 
 def seam_index(fields: Tensor, observed: Tensor, grid: Grid) -> Tensor:
-    """How much the field jumps where the observed cells end, `(N,)`: 1 = no more than elsewhere, no seam.
+    """Returns how much the field jumps where the observed cells end, `(N,)`: 1 = no more than elsewhere, no seam.
 
     The RMS of |w_a - w_b| over neighbours a, b of which one is observed, over that of neighbours of the same side; the
     two axes, whose spacings may differ, enter the latter as often as they do at the border. NaN where there is no

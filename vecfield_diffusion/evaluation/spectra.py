@@ -54,7 +54,7 @@ class Spectra:
 
 
 def spectra(fields: Tensor, grid: Grid) -> Spectra:
-    """The spectra of each of `fields` `(..., 2, H, W)`; NaN cells of any field count as land.
+    """Returns the spectra of each of `fields` `(..., 2, H, W)`; NaN cells of any field count as land.
 
     Raises:
         ValueError: No rectangle of 4 x 4 cells is without land.
@@ -102,12 +102,12 @@ def _windowed(part: Tensor, windowed: tuple[bool, bool]) -> Tensor:
 
 
 def cut_off(energy: Tensor) -> int:
-    """The number of the shell at which a spectrum `(K,)` ends: the last with a share `EMPTY` of the peak after 0."""
+    """Returns the shell at which a spectrum `(K,)` ends: the last with a share `EMPTY` of the peak after 0."""
     return int((energy >= EMPTY * energy[1:].max()).nonzero().max())
 
 
 def spectrum_error(energy: Tensor, signal: Tensor, last: int) -> Tensor:
-    """The largest relative deviation |E / E_truth - 1| of spectra `(..., K)` over the shells 1 to `last`, as `(...)`.
+    """Returns the largest deviation `(...)` |E / E_truth - 1| of spectra `(..., K)` over the shells 1 to `last`.
 
     Arguments:
         energy: Mean energies of members, not of their mean.
@@ -121,7 +121,7 @@ def spectrum_error(energy: Tensor, signal: Tensor, last: int) -> Tensor:
 
 
 def resolved(wavenumber: Tensor, noise: Tensor, signal: Tensor, ratio: float = 0.5) -> Tensor:
-    """The wavenumber `(...)` up to which the energy of the error stays below `ratio` of that of the truth.
+    """Returns the wavenumber `(...)` up to which the energy of the error stays below `ratio` of that of the truth.
 
     The crossing is interpolated in the logarithms. The last wavenumber if the error stays below, 0 if it is above
     already at the first after 0.
@@ -144,7 +144,7 @@ def resolved(wavenumber: Tensor, noise: Tensor, signal: Tensor, ratio: float = 0
 
 
 def effective_resolution(estimate: Tensor, truth: Tensor, grid: Grid, ratio: float = 0.5) -> float:
-    """The wavelength from which upwards the energy of the error stays below `ratio` of that of the truth.
+    """Returns the wavelength from which upwards the energy of the error stays below `ratio` of that of the truth.
 
     Both spectra are means over the cases. The shortest wavelength that the grid holds in all directions if the error
     stays below, infinite if it is above already at the longest: see `resolved`.
@@ -158,7 +158,7 @@ def effective_resolution(estimate: Tensor, truth: Tensor, grid: Grid, ratio: flo
     error = estimate - truth
     noise = spectra(error, grid)
     signal = spectra(truth.where(error.isfinite().flatten(0, -3).all(dim=0), math.nan), grid)
-    means = (each.energy.flatten(0, -2).mean(dim=0)[: noise.whole] for each in (noise, signal))
+    means = (spectrum.energy.flatten(0, -2).mean(dim=0)[: noise.whole] for spectrum in (noise, signal))
     k = float(resolved(noise.wavenumber[: noise.whole], *means, ratio))
     return 2 * math.pi / k if k > 0 else math.inf
 
@@ -183,7 +183,7 @@ class Structure:
 
 
 def structure_functions(fields: Tensor, grid: Grid, axis: str = "x", largest: int | None = None) -> Structure:
-    """Second-order structure functions and flatness of two-point increments, over all pairs of valid cells.
+    """Returns second-order structure functions and flatness of two-point increments, over all pairs of valid cells.
 
     Land needs no care: only pairs of cells that both exist enter. On an axis that closes, pairs wrap.
 

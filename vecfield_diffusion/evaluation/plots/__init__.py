@@ -1,0 +1,34 @@
+"""Pictures by theme: filled fields, methods compared, scales, and what a file of velocities is like."""
+
+from vecfield_diffusion.evaluation.plots.filled import figure_example, figure_inpainting, sample_grid
+from vecfield_diffusion.evaluation.plots.inspection import figure_inspection
+from vecfield_diffusion.evaluation.plots.methods import (
+    Styles,
+    figure_calibration,
+    figure_cost,
+    figure_distance,
+    figure_scores,
+    method_styles,
+)
+from vecfield_diffusion.evaluation.plots.scales import figure_generation, figure_spectra
+from vecfield_diffusion.evaluation.plots.style import NARROW, WIDE, Coordinates, date_of, when
+
+__all__ = [
+    "NARROW",
+    "WIDE",
+    "Styles",
+    "Coordinates",
+    "date_of",
+    "figure_calibration",
+    "figure_cost",
+    "figure_distance",
+    "figure_example",
+    "figure_generation",
+    "figure_inpainting",
+    "figure_inspection",
+    "figure_scores",
+    "figure_spectra",
+    "method_styles",
+    "sample_grid",
+    "when",
+]

@@ -1,0 +1,101 @@
+"""Figures of spectra and of distributions, as PNG: how much of what the flow does at each scale a method keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from vecfield_diffusion.evaluation.plots.methods import Styles, legend, panels
+from vecfield_diffusion.evaluation.plots.style import INK, WIDE, Floats, png, power_of_ten, with_power
+
+_WAVENUMBER = "wavenumber [rad m$^{-1}$]"
+_DENSITY = "energy density [m$^3$ s$^{-2}$]"
+
+
+def figure_spectra(
+    wavenumber: Floats,
+    truth: Floats,
+    energy: Mapping[str, Floats],
+    noise: Mapping[str, Floats],
+    *,
+    styles: Styles,
+    width: float = WIDE,
+) -> bytes:
+    """Returns a PNG of energy spectra of truth and methods, and the spectra of their errors over that of the truth.
+
+    Arguments:
+        wavenumber: `(K,)`, from 0.
+        truth: Energy density `(K,)`.
+        energy: Of members, by method.
+        noise: Of the error of their mean, by method.
+        styles: See `method_styles`.
+        width: `WIDE` or `NARROW`.
+    """
+    figure, (left, right) = panels(2, 4.3, width)
+    k = wavenumber[1:]
+    for name in energy:
+        left.loglog(k, energy[name][1:], label=name, **styles[name])
+        right.loglog(k, noise[name][1:] / truth[1:], **styles[name])
+    left.loglog(k, truth[1:], color="black", linewidth=1.8, label="truth", zorder=3)
+    left.set_ylim(*_decades(truth))
+    right.set_ylim(1e-2, 10)
+    right.axhline(0.5, color=INK, linestyle=":", label="0.5: effective resolution")
+    left.set(xlabel=_WAVENUMBER, ylabel=_DENSITY)
+    right.set(xlabel=_WAVENUMBER, ylabel="error of the estimate / truth")
+    right.legend(fontsize=8, frameon=False)
+    _finish(left, right)
+    legend(figure, left, width)
+    return png(figure)
+
+
+def figure_generation(
+    wavenumber: Floats,
+    energy: Mapping[str, Floats],
+    edges: Floats,
+    densities: Mapping[str, Floats],
+    *,
+    reference: str,
+    styles: Styles,
+    width: float = WIDE,
+) -> bytes:
+    """Returns a PNG of energy spectra and distributions of vorticity of sets of fields.
+
+    Arguments:
+        wavenumber: `(K,)`, from 0.
+        energy: By set of fields, `(K,)`.
+        edges: Of the bins of vorticity, `(B + 1,)`.
+        densities: By set of fields, `(B,)`.
+        reference: The set in black.
+        styles: Of the others, see `method_styles`.
+        width: `WIDE` or `NARROW`.
+    """
+    figure, (left, right) = panels(2, 4.0, width)
+    black = {"color": "black", "linewidth": 1.8}
+    power = power_of_ten(float(edges[-1]))
+    for name in energy:
+        style = black if name == reference else styles[name]
+        left.loglog(wavenumber[1:], energy[name][1:], label=name, **style)
+        right.stairs(densities[name], edges / 10.0**power, baseline=None, **style)
+    left.set(xlabel=_WAVENUMBER, ylabel=_DENSITY)
+    right.set(xlabel=f"vorticity [{with_power(power, 's-1')}]", ylabel="probability density [s]", yscale="log")
+    right.xaxis.set_major_locator(MaxNLocator(6))
+    left.set_ylim(*_decades(energy[reference]))
+    left.legend(fontsize=8, frameon=False)
+    _finish(left, right)
+    return png(figure)
+
+
+def _finish(*axes: Axes) -> None:
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.tick_params(labelsize=8)
+        axis.xaxis.label.set_size(9)
+        axis.yaxis.label.set_size(9)
+
+
+def _decades(energy: Floats) -> tuple[float, float]:
+    """What is shown of a spectrum: not what is below a billionth of its top."""
+    top = float(energy.max()) or 1.0
+    return max(float(energy[1:].min()) / 30, top * 1e-9), top * 5
