@@ -22,9 +22,10 @@ from vecfield_diffusion.config.program import option
 from vecfield_diffusion.data.hdf5 import write_hdf5
 from vecfield_diffusion.data.masks import Clouds
 from vecfield_diffusion.data.turbulence import open_turbulence
+from vecfield_diffusion.evaluation.baselines import fit_baselines
 from vecfield_diffusion.evaluation.metrics import scores, table
 from vecfield_diffusion.inference.cases import make_cases
-from vecfield_diffusion.programs.evaluate import fit_baselines
+from vecfield_diffusion.programs.baselines import training_fields
 from vecfield_diffusion.programs.fill import fill_cases
 from vecfield_diffusion.programs.method import build_method, resolve_method
 from vecfield_diffusion.programs.trained import held_out, load_trained
@@ -71,7 +72,7 @@ def score(name: str) -> list[dict[str, object]]:
         members = fill_cases(config, trained=trained, method=parts, cases=cases)
         rows.append({"trained on": name, "mask": mask, **scores(members, cases.truth, cases.hidden)})
         if name == "whole":
-            oi = fit_baselines(trained, fields)["optimal interpolation"]
+            oi = fit_baselines(["oi"], training_fields(trained, fields).numpy(), fields.grid)["oi"]
             pairs = zip(cases.y.numpy(), cases.observed[:, 0].numpy(), strict=True)
             filled = torch.from_numpy(np.stack([oi.fill(y, seen, 0.0) for y, seen in pairs]))
             rows.append(

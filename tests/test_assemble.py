@@ -16,7 +16,7 @@ from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs import trained as assemble
 from vecfield_diffusion.programs.method import Observed
-from vecfield_diffusion.programs.train import describe
+from vecfield_diffusion.programs.run_folder import describe
 from vecfield_diffusion.samplers.deterministic import Euler
 
 
@@ -99,7 +99,9 @@ def test_a_file_that_has_lost_them_is_refused(monkeypatch):
 
 def test_what_a_run_remembers_of_its_data():
     split = {"train": range(0, 6), "test": range(7, 10)}
-    assert describe(fields(), split) == {"length": 10, "units": "m s-1", "split": {"train": [0, 6], "test": [7, 10]}}
+    found = describe(fields(), split)
+    assert len(found.pop("fingerprint")) == 16
+    assert found == {"length": 10, "units": "m s-1", "split": {"train": [0, 6], "test": [7, 10]}}
 
 
 def test_worse_observations_than_training_saw_are_noted(capsys):

@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import csv
+import errno
 import math
+import os
+import re
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import xarray as xr
+import yaml
 from programs import FEW, SMALL, TINY, Call, is_message
 from torch import Tensor
 
+from vecfield_diffusion.commands import evaluate as main
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.config.program import option
+from vecfield_diffusion.data.gaps import OtherTimes
+from vecfield_diffusion.data.hdf5 import write_hdf5
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import EDM
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.evaluation.comparison import Scored, Setting
 from vecfield_diffusion.evaluation.metrics import scores
+from vecfield_diffusion.evaluation.report import Section
 from vecfield_diffusion.inference.calibration import store_factor
 from vecfield_diffusion.inference.cases import Cases, make_cases
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.programs.evaluate import (
-    Contestant,
-    build_parts,
-    chosen_baselines,
-    contestant_scored,
-    main,
-    regressions,
-)
+from vecfield_diffusion.programs import evaluate as program
+from vecfield_diffusion.programs.baselines import chosen_baselines
+from vecfield_diffusion.programs.compared import Model, method_of, regressions
+from vecfield_diffusion.programs.evaluate import model_scored
 from vecfield_diffusion.programs.method import process_of
+from vecfield_diffusion.programs.study import time_before
 from vecfield_diffusion.programs.trained import Trained, held_out, load_trained
+from vecfield_diffusion.programs.written import Kept
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 
 N, H, W = 5, 6, 7
@@ -80,13 +88,13 @@ def constant() -> tuple[Trained, Cases]:
 
 
 def scored(name: str, trained: Trained, cases: Cases, **options: Any) -> tuple[list[Scored], dict[str, Any]]:
-    """What `contestant_scored` makes of a network, and the fields that it collects."""
+    """What `model_scored` makes of a network, and the fields that it collects."""
     config = main.config("ckpt=run", "members=4", "sampler.steps=3", "inpainting=conditional", "batch=8")
-    parts = build_parts(config, trained, CPU)
+    method = method_of(config, trained, CPU)
     setting = Setting("mine", cases.numbers, cases.truth, cases.observed, GRID, torch.zeros(2, H, W), STD, 4)
     collected: dict[str, Any] = {}
-    given = (SimpleNamespace(config=config), Contestant(name, trained, parts, **options), cases, setting, collected)
-    return list(contestant_scored(*given)), collected
+    study, model = SimpleNamespace(config=config), Model(name, trained, method, **options)
+    return list(model_scored(study, model, cases, setting, collected)), collected
 
 
 def test_the_regression_in_a_residual_is_one_evaluation_of_the_mean() -> None:
@@ -176,6 +184,11 @@ def table(place: Path, name: str) -> dict[tuple[str, str, str], dict[str, float]
     return found
 
 
+def judged(text: str) -> list[str]:
+    """The methods whose errors a report puts first."""
+    return re.findall(r"RMSE of hidden components: [^,]*? m s⁻¹ for ([\w ]+)[,.]", text)
+
+
 def direct(ckpt: str) -> dict[str, float]:
     """The scores of the mean that a checkpoint gives of four cases behind a block, without a sampler."""
     trained = load_trained(ckpt, CPU)
@@ -204,14 +217,14 @@ def test_regressions_are_scored_beside_ensembles(place: Path, networks: None, ru
         assert got["crps"] == got["mae"] and not got.keys() & {"spread", "spread_skill", "coverage_90"}
     assert "spread_skill" in found["block", "residual", "hidden"]
     text = (place / "outputs/evaluate/beside/report.html").read_text()
-    assert "The error of run" in text and "The error of regression" not in text
+    assert judged(text) == ["run", "residual"] and "Too few to tell" in text
 
 
 def test_a_regression_by_itself_is_what_is_judged(place: Path, networks: None, run: Call) -> None:
     few = ["masks=[none]", "baselines=climatology", *FOUR]
     assert run("evaluate", f"ckpt={REGRESSION}", "name=alone", *few)[::2] == (0, "")
     assert ("none", "regression", "hidden") in table(place, "alone")
-    assert "The error of regression" in (place / "outputs/evaluate/alone/report.html").read_text()
+    assert judged((place / "outputs/evaluate/alone/report.html").read_text()) == ["regression"]
 
 
 def test_calibrated_rows(place: Path, networks: None, plain: None, run: Call) -> None:
@@ -283,6 +296,143 @@ def test_what_does_not_go_together(place: Path, networks: None, run: Call, given
     ckpt = [] if given.startswith("ckpt") else [f"ckpt={RUN}"]
     is_message(run("evaluate", *ckpt, "name=bad", *FEW, "cases=2", *given.split()), *parts)
     assert not (place / "outputs/evaluate/bad").exists()
+
+
+# Masks: gaps of other times, masks that cannot be scored, evaluations that stop and go on.
+
+
+@pytest.fixture(scope="module")
+def radar(place: Path) -> Path:
+    """A checkpoint of data with gaps: the west or the east is missing in turn."""
+    velocity = torch.randn(48, 2, 16, 16, generator=torch.Generator().manual_seed(5)).numpy()
+    velocity[::2, :, :, :6] = math.nan
+    velocity[1::2, :, :, 10:] = math.nan
+    write_hdf5(place / "radar.h5", velocity, 40e3, 40e3, "periodic", "periodic", source="a radar")
+    state = load_checkpoint(place / RUN / "checkpoints/last.pt")
+    dataset = {"_target_": "vecfield_diffusion.data.hdf5.open_hdf5", "path": "radar.h5"}
+    config = {**yaml.safe_load(state["config"]), "dataset": dataset}
+    save_checkpoint(place / "radar.pt", {**state, "config": yaml.safe_dump(config)})
+    return place / "radar.h5"
+
+
+def test_gaps_are_those_of_other_times(place: Path, radar: Path, plain: None, run: Call) -> None:
+    """Each snapshot measures one side; hidden is what the other pattern lacks, and nothing else is scored."""
+    given = ["ckpt=radar.pt", "masks=[gaps]", "cases=4", "baselines=climatology", "name=radar", *FEW]
+    code, out, err = run("evaluate", *given)
+    assert (code, err) == (0, "") and "hides no cell" not in out
+    with (place / "outputs/evaluate/radar/scores.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["metric"] == "rmse_component"]
+    cells = {row["region"]: int(row["cells"]) for row in rows if row["method"] == "diffusion"}
+    assert cells["hidden"] == 4 * 16 * 6 and cells["observed"] == 4 * 16 * 4
+
+
+def test_a_pattern_is_drawn_among_those_that_hide_something_and_show_something() -> None:
+    patterns = torch.zeros(4, 2, 3, dtype=torch.bool)
+    patterns[0] = True  # hides nothing
+    patterns[1, 0], patterns[2, 1] = True, True
+    mask = OtherTimes(patterns)
+    drawn = mask(200, torch.ones(2, 3, dtype=torch.bool), torch.Generator().manual_seed(0))[:, 0]
+    kinds = [(drawn == pattern).flatten(1).all(dim=1) for pattern in patterns[1:3]]
+    assert (kinds[0] ^ kinds[1]).all() and 60 < kinds[0].sum() < 140
+    row = torch.tensor([[True, True, True], [False, False, False]])
+    whole = mask(3, row, torch.Generator().manual_seed(0))[:, 0]
+    assert (whole == row).all()  # no pattern hides some of the row and shows another: nothing to score
+
+
+def test_a_mask_that_cannot_be_scored_does_not_end_the_others(place: Path, plain: None, run: Call) -> None:
+    few = ["cases=2", "baselines=climatology", "name=others", *FEW]
+    code, out, err = run("evaluate", f"ckpt={RUN}", "masks=[gaps,block]", *few)
+    assert (code, err) == (0, "") and "gaps hides no cell that is known, and is left out" in out
+    assert {mask for mask, _, _ in table(place, "others")} == {"block"}
+    is_message(run("evaluate", f"ckpt={RUN}", "masks=[gaps]", "name=bad", *few[:2], *FEW), "gaps hides no cell")
+
+
+def test_few_independent_cases_are_said_to_be_too_few(place: Path, plain: None, run: Call) -> None:
+    given = [f"ckpt={RUN}", "masks=[block]", "cases=3", "baselines=climatology", "name=few", *FEW]
+    _, out, _ = run("evaluate", *given)
+    assert "note: 3 of 3 cases are independent: too few to tell methods apart" in out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_what_is_finished_is_kept_and_the_same_command_goes_on(
+    place: Path, run: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, code: int
+) -> None:
+    name = f"stopped_{code}"
+    given = [f"ckpt={RUN}", "masks=[block,none,pixels]", "cases=4", "baselines=[climatology,oi]", f"name={name}", *FEW]
+    config = main.config(*given)
+    folder = Path("outputs/evaluate") / name
+    original, asked = program.scored_section, []
+
+    def stopping(study: Any, trial: Any) -> Any:
+        asked.append(trial.setting.mask)
+        if trial.setting.mask == "pixels":
+            os.kill(os.getpid(), number)
+        return original(study, trial)
+
+    monkeypatch.setattr(program, "scored_section", stopping)
+    with pytest.raises(SystemExit) as stop:
+        program.evaluate(config, folder)
+    assert stop.value.code == code and asked == ["block", "none", "pixels"]
+    stopped = f"stopped by {signal.Signals(number).name}"
+    kept = f"block, none finished and kept in {folder}; the same command goes on"
+    assert capsys.readouterr().err == f"{stopped}: {kept}\n"
+    half = table(place, name)
+    assert {mask for mask, _, _ in half} == {"block", "none"} and not (folder / "report.html").exists()
+    asked.clear()
+    monkeypatch.setattr(program, "scored_section", lambda study, trial: asked.append(1) or original(study, trial))
+    scores_after = program.evaluate(config, folder)
+    assert asked == [1]  # only the mask that was not finished
+    whole = table(place, name)
+    assert {key: value for key, value in whole.items() if key[0] != "pixels"} == half
+    assert ("none", "diffusion", "generated") in whole and scores_after["block/crps"] > 0
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "scores.csv"]
+    fresh = program.evaluate(main.config(*given[:-1], f"name={name}", "sampler.steps=3"), folder)
+    assert asked == [1, 1, 1, 1] and fresh["block/crps"] != scores_after["block/crps"]
+
+
+def test_what_was_kept_of_another_command_or_is_damaged_is_not_used(place: Path, tmp_path: Path) -> None:
+    kept = Kept(tmp_path, "key")
+    kept.add("block", Section(*([None] * 3)))
+    assert kept.find("block") is not None and kept.find("track") is None
+    assert Kept(tmp_path, "other").find("block") is None
+    path = tmp_path / "masks" / "block.pt"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert kept.find("block") is None
+    torch.save({"key": "key", "section": SimpleNamespace()}, path)  # a class that no section is made of
+    assert kept.find("block") is None
+    kept.clear()
+    assert not path.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_met_before_the_first_mask(
+    place: Path, run: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "scored_section", lambda *given: pytest.fail("a mask was scored"))
+    original = Path.touch
+
+    def refused(path: Path, *given: Any, **options: Any) -> None:
+        if "readonly" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        original(path, *given, **options)
+
+    monkeypatch.setattr(Path, "touch", refused)
+    bad = run("evaluate", f"ckpt={RUN}", "masks=[block]", "cases=2", "baselines=climatology", "name=readonly", *FEW)
+    is_message(bad, "outputs/evaluate/readonly: nothing can be written there (Permission denied)", "hydra.run.dir=")
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        (["2020-01-01", "2020-01-02", "2020-01-03"], "1 day"),
+        (["2020-01-01T00", "2020-01-01T06", "2020-01-03T06"], "6 h to 2 days"),
+        (["2020-01-01T00:00", "2020-01-01T00:30", "2020-01-01T01:00"], "30 min"),
+    ],
+)
+def test_from_when_persistence_is(times: list[str], words: str) -> None:
+    fields = SimpleNamespace(time=np.array(times, dtype="datetime64[ns]"))
+    assert time_before(fields, [0, 1, 2]) == words
+    for time in (None, np.arange(3.0)):
+        assert time_before(SimpleNamespace(time=time), [0, 1, 2]) == "1 snapshot"
 
 
 def test_all_baselines_leave_out_a_regression_that_there_is_not(place: Path, plain: None, run: Call) -> None:

@@ -10,7 +10,6 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from torch import Tensor
 from vecfield_diffusion import commands
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.config.program import option
+from vecfield_diffusion.evaluation.baselines import BASELINES, fit_baselines, unsuited
 from vecfield_diffusion.evaluation.bootstrap import resamples
 from vecfield_diffusion.evaluation.comparison import (
     Estimate,
@@ -50,9 +50,9 @@ from vecfield_diffusion.evaluation.verdicts import compared, spread_sentence
 from vecfield_diffusion.inference.cases import make_cases
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.operators import divergence
-from vecfield_diffusion.programs.evaluate import fit_baselines, named_runs
-from vecfield_diffusion.programs.infer import fill
-from vecfield_diffusion.programs.method import Seen, build_posterior, settle
+from vecfield_diffusion.programs.compared import named_runs
+from vecfield_diffusion.programs.fill import fill_cases
+from vecfield_diffusion.programs.method import build_method, resolve_method
 from vecfield_diffusion.programs.trained import held_out, load_trained
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -398,10 +398,10 @@ def test_figures_come_in_two_widths_for_letters_of_one_size(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("share", "names"), [(0.1, ["OI without divergence"]), (0.3, [])])
 def test_a_covariance_without_divergence_is_for_flows_without(share: float, names: list[str]) -> None:
-    stub = SimpleNamespace(statistics=SimpleNamespace(divergence_rms=share, vorticity_rms=1.0))
-    fitted = fit_baselines(stub, SimpleNamespace(grid=GRID), ["oi_solenoidal"], noise(20, 2, H, W, seed=18))
-    assert list(fitted) == names
-    for baseline in fitted.values():
+    reasons = unsuited(["oi_solenoidal"], divergence_share=share, persistence=1.0)
+    suited = [key for key in ["oi_solenoidal"] if key not in reasons]
+    assert [BASELINES[key].label for key in suited] == names
+    for baseline in fit_baselines(suited, noise(20, 2, H, W, seed=18).numpy(), GRID).values():
         mean, _ = baseline.posterior(noise(2, H, W, seed=19).numpy(), np.eye(H, W, dtype=bool), 0.1)
         assert divergence(torch.from_numpy(mean)[None], GRID).abs().max() < 1e-12
 
@@ -442,8 +442,8 @@ def test_scores_are_those_of_the_members(place: Path, run: Call, tmp_path: Path)
     fields, offered = held_out(trained, "test")
     indices = [offered[i * len(offered) // 4] for i in range(4)]
     cases = make_cases(fields, indices, build(option("mask", "block"), "mask", trusted=True), 0, 0.02, add_error=True)
-    parts = settle(build_posterior(config, trained, torch.device("cpu")), trained, Seen().add(cases))
-    members = fill(config, trained, parts, cases)
+    method = resolve_method(config, build_method(config, trained, torch.device("cpu")), trained, cases)
+    members = fill_cases(config, trained=trained, method=method, cases=cases)
     want = scores(members, cases.truth, cases.hidden, trained.grid)
     got = values(rows, "diffusion")
     assert {name: got[name] for name in want} == pytest.approx(want, rel=2e-3)  # batches differ, bf16
@@ -470,7 +470,7 @@ def test_equal_networks_score_equally(place: Path, run: Call, twin: str, tmp_pat
     assert {row["method"] for row in rows} == {"run", "copy", "climatology"}
     text = (place / "outputs/evaluate/two/report.html").read_text()
     read(text, tmp_path)
-    assert "Too few to tell" in text and "m s-1 for copy" in text and "network run" in text
+    assert "Too few to tell" in text and "m s⁻¹ for copy" in text and "network run" in text
 
 
 def test_a_folder_of_numbered_runs_is_all_of_them(place: Path, run: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,7 +512,7 @@ def test_persistence_is_scored_where_snapshots_resemble_each_other(place: Path, 
     given = ["name=grows", "masks=[block]", "history=whole", "cases=3", *FEW, "baselines=[persistence]"]
     code, _, err = run("evaluate", "ckpt=grows.pt", *given)
     assert (code, err) == (0, "")
-    relative = values(rows_of(place, "grows"), "persistence")["relative_l2"]
+    relative = values(rows_of(place, "grows"), "persistence (1 snapshot before)")["relative_l2"]
     assert relative == pytest.approx(0.1 / 1.1, rel=1e-4)
     is_message(run("evaluate", "ckpt=[outputs/train/run,grows.pt]", *given), "trained with another data", "grows.h5")
 

@@ -31,7 +31,7 @@ from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.models.unet import UNet
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.programs.train import check_config, keep_config
+from vecfield_diffusion.programs.run_folder import check_folder, keep_config
 from vecfield_diffusion.programs.trained import choose_device, load_trained
 from vecfield_diffusion.training import checkpoint as checkpoint_module
 from vecfield_diffusion.training.batches import Batches
@@ -654,9 +654,9 @@ def test_a_folder_keeps_the_configuration_that_its_run_began_with(tmp_path: Path
     with pytest.raises(UserError, match="holds a run with seed=1, not 0. Give the same to go on with it, or another"):
         keep_config(config, tmp_path)
     same_run = {**config, "seed": 1, "name": "b", "trainer": {"max_steps": 9, "batch_size": 4}}
-    assert check_config({**same_run, "diffusion": {"sigma_max": "auto"}}, tmp_path)
+    assert check_folder({**same_run, "diffusion": {"sigma_max": "auto"}}, tmp_path)
     with pytest.raises(UserError, match="diffusion.sigma_max=40.0, not 50.0"):
-        check_config({**same_run, "diffusion": {"sigma_max": 50.0}}, tmp_path)
+        check_folder({**same_run, "diffusion": {"sigma_max": 50.0}}, tmp_path)
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["seed"] == 1
 
 

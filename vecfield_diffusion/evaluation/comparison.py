@@ -1,6 +1,6 @@
 """Methods side by side under one mask: each fills the same cases, a few at a time, and all are resampled alike.
 
-What a method says of a value is an ensemble, a Gaussian law or a point. The CRPS is that of what it says: the fair one
+What a method gives of a value is an ensemble, a Gaussian law or a point. The CRPS is that of all it gives: the fair one
 of the members, the closed form of the law (Gneiting & Raftery 2007, eq. 21), with z = (y - m) / s,
 
     CRPS = s (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi)),
@@ -52,7 +52,7 @@ class Score(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What a method says of n fields: members `(M, n, 2, H, W)`; one with a `std` `(n, 2, H, W)` is a Gaussian law."""
+    """What a method gives of n fields: members `(M, n, 2, H, W)`; one with a `std` `(n, 2, H, W)` is a Gaussian law."""
 
     members: Tensor
     std: Tensor | None = None
@@ -70,7 +70,7 @@ class Setting:
         grid: The grid.
         climatology: The mean field of training `(2, H, W)`.
         scale: The standard deviation of the data.
-        ensemble: The members of the ensembles, whose ranks a law is told in.
+        ensemble: The members of the ensembles; the ranks of a law have as many bins as theirs.
     """
 
     mask: str
@@ -143,10 +143,10 @@ class Scored:
 
 def row(mask: str, method: str, metric: str, region: str, score: Score, units: str) -> dict[str, object]:
     """A line of `scores.csv`; numbers that there are not are left empty."""
-    low, high = ("" if math.isnan(each) else each for each in (score.low, score.high))
+    low, high = ("" if math.isnan(end) else end for end in (score.low, score.high))
     counts = {"cases": score.cases or "", "cells": score.cells or ""}
-    told = {"mask": mask, "method": method, "metric": metric, "region": region, "value": score.value}
-    return {**told, "low": low, "high": high, **counts, "units": unit(metric, units)}
+    value = {"mask": mask, "method": method, "metric": metric, "region": region, "value": score.value}
+    return {**value, "low": low, "high": high, **counts, "units": unit(metric, units)}
 
 
 def unit(metric: str, units: str) -> str:
@@ -160,7 +160,7 @@ def unit(metric: str, units: str) -> str:
 
 
 def score(method: str, fill: Callable[[slice], Estimate], setting: Setting, at_once: int = 8) -> Scored:
-    """Lets a method fill the cases and scores it; of the fields no more than those of `at_once` cases are kept.
+    """Returns the scores of a method that fills the cases, of which no more than `at_once` are kept at a time.
 
     Arguments:
         method: Its name.
@@ -188,7 +188,7 @@ def score(method: str, fill: Callable[[slice], Estimate], setting: Setting, at_o
     waves = {key: _cat([part[key] for part in parts]) for key in ("spectrum", "noise", "signal")}
     seam, bins = torch.cat([part["seam"] for part in parts]), torch.stack([part["bins"] for part in parts]).sum(dim=0)
     wavenumber = parts[0]["wavenumber"]
-    means = {key: None if each is None else each.mean(dim=0) for key, each in waves.items()}
+    means = {key: None if energy is None else energy.mean(dim=0) for key, energy in waves.items()}
     found = Scored(method, law, seconds / fields, gathered, seam, bins, **means, wavenumber=wavenumber, example=example)
     found.scores = {region: judged(part, law) for region, part in gathered.items()}
     index = Score(float(seam.nanmean()), *bootstrap(seam), int(seam.isfinite().sum()))
@@ -214,14 +214,14 @@ def scales(
     energy, error, truth = drawn @ spectrum, drawn @ noise, drawn @ signal
     deviation = spectrum_error(energy, truth, max(1, int(SHARE * cut_off(truth[0]))))
     k = resolved(wavenumber, error, truth)
-    length = [2 * math.pi / each if each > 0 else math.inf for each in (float(k[0]), *reversed(interval(k[1:])))]
+    length = [2 * math.pi / wave if wave > 0 else math.inf for wave in (float(k[0]), *reversed(interval(k[1:])))]
     return {"spectrum_error": distance(deviation, cases), "effective_resolution": Score(*length, cases)}
 
 
 def distance(values: Tensor, cases: int = 0) -> Score:
     """A distance, the first of `values`, with an interval from its resamples, the others: see the module."""
     value, middle = float(values[0]), float(values[1:].nanquantile(0.5))
-    low, high = (max(0.0, value + each - middle) for each in interval(values[1:]))
+    low, high = (max(0.0, value + end - middle) for end in interval(values[1:]))
     return Score(value, low, high, cases)
 
 
@@ -232,8 +232,17 @@ def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
 def _part(estimate: Estimate, chosen: slice, setting: Setting) -> dict:
     """What the cases of a slice add."""
     truth, members = setting.truth[chosen], estimate.members
-    how = (setting.grid, setting.climatology, setting.ensemble)
-    added = {name: method_sums(estimate, truth, where[chosen], *how) for name, where in setting.regions.items()}
+    added = {
+        name: method_sums(
+            estimate,
+            truth,
+            where[chosen],
+            grid=setting.grid,
+            climatology=setting.climatology,
+            ensemble=setting.ensemble,
+        )
+        for name, where in setting.regions.items()
+    }
     waves = dict.fromkeys(("spectrum", "noise", "signal", "wavenumber"))
     with_rectangle = torch.where(setting.whole, truth, math.nan)
     try:
@@ -252,7 +261,7 @@ def _part(estimate: Estimate, chosen: slice, setting: Setting) -> dict:
 def method_sums(
     estimate: Estimate, truth: Tensor, where: Tensor, grid: Grid, climatology: Tensor, ensemble: int
 ) -> dict[str, Tensor]:
-    """`metrics.sums` of what a method says, and `absolute`, the error of its mean.
+    """Returns `metrics.sums` of an estimate, and `absolute`, the error of its mean.
 
     Arguments:
         estimate: Members or a law.
@@ -260,12 +269,12 @@ def method_sums(
         where: The region `(n, 1, H, W)`.
         grid: The grid.
         climatology: `(2, H, W)`.
-        ensemble: The number of members in whose ranks a law is told.
+        ensemble: The number of members of the ensembles; the ranks of a law have as many bins as theirs.
     """
     found = sums(estimate.members, truth, where, grid, climatology)
     known = where & truth.isfinite().all(dim=1, keepdim=True)
     case, n = known[:, 0].nonzero()[:, 0], len(truth)
-    mean, y = (_select(each, known) for each in (estimate.members.mean(dim=0), truth))
+    mean, y = (_select(fields, known) for fields in (estimate.members.mean(dim=0), truth))
     total = lambda values: values.new_zeros(n).index_add_(0, case, values.sum(dim=0))  # noqa: E731
     found["absolute"] = total((mean - y).abs())
     if estimate.std is not None:
@@ -351,6 +360,6 @@ def interval(values: Tensor) -> tuple[float, float]:
 
 def ratio(ours: Scored, theirs: Scored, metric: str, region: str = "hidden") -> Score:
     """A score over that of another method on the same cases, with its interval."""
-    first, second = (resampled(each.sums[region], each.law)[metric] for each in (ours, theirs))
+    first, second = (resampled(method.sums[region], method.law)[metric] for method in (ours, theirs))
     value = ours.scores[region][metric].value / theirs.scores[region][metric].value
     return Score(value, *interval(first / second))

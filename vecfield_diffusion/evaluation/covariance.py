@@ -37,6 +37,7 @@ The white part of modes goes as well. What P takes away is for R to hold, which 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Self
 
 import numpy as np
@@ -183,10 +184,11 @@ class Homogeneous:
         mean = _apply(self.spectrum, weights)
         if not with_variance:
             return mean, None
-        cross = _block(offsets, observed, self.inside)
-        explained = np.square(solve_triangular(factor[0], cross, lower=True, check_finite=False)).sum(axis=0)
         variance = np.zeros_like(y)
-        variance[:, self.inside] = np.diagonal(offsets[:, :, 0, 0])[:, None] - explained.reshape(2, -1)
+        for cells in _parts(self.inside):
+            half = solve_triangular(factor[0], _block(offsets, observed, cells), lower=True, check_finite=False)
+            explained = np.square(half).sum(axis=0).reshape(2, -1)
+            variance[:, cells] = np.diagonal(offsets[:, :, 0, 0])[:, None] - explained
         return mean, variance
 
     def by_hidden(
@@ -210,17 +212,18 @@ class Homogeneous:
         if not with_variance:
             return mean, None
         variance = np.zeros_like(y)
-        variance[:, self.inside] = self._variance_by_hidden(offsets, factor[0], free, least)
+        for cells in _parts(self.inside):
+            variance[:, cells] = self._variance_by_hidden(offsets, factor[0], free, least, cells)
         return mean, variance
 
-    def _variance_by_hidden(self, offsets: Floats, factor: Floats, free: Bools, least: float) -> Floats:
-        """The diagonal of r I - r^2 Q + G^T (Q_ff + D)^-1 G in the cells of the domain, `(2, n)`."""
+    def _variance_by_hidden(self, offsets: Floats, factor: Floats, free: Bools, least: float, cells: Bools) -> Floats:
+        """The diagonal of r I - r^2 Q + G^T (Q_ff + D)^-1 G in the n cells `cells`, `(2, n)`."""
         diagonal = np.diagonal(offsets[:, :, 0, 0])[:, None]
-        known = np.broadcast_to(least - least**2 * diagonal, (2, self.inside.sum()))
+        known = np.broadcast_to(least - least**2 * diagonal, (2, cells.sum()))
         if not factor.size:
             return known
-        onto = -least * _block(offsets, free, self.inside)
-        same = np.flatnonzero(free)[:, None] == np.flatnonzero(self.inside)
+        onto = -least * _block(offsets, free, cells)
+        same = np.flatnonzero(free)[:, None] == np.flatnonzero(cells)
         onto += np.kron(np.eye(2), same)
         half = solve_triangular(factor, onto, lower=True, check_finite=False)
         return known + np.square(half).sum(axis=0).reshape(2, -1)
@@ -300,6 +303,15 @@ def _nearest_to(hidden: Bools, observed: Bools, count: int, periodic: tuple[bool
     chosen = np.zeros(observed.size, dtype=bool)
     chosen[np.argsort(ranked, kind="stable")[:count]] = True
     return chosen.reshape(observed.shape)
+
+
+def _parts(cells: Bools, size: int = 1024) -> Iterator[Bools]:
+    """`cells` in parts of at most `size` cells: a matrix of all of them would take gigabytes."""
+    places = np.flatnonzero(cells)
+    for first in range(0, len(places), size):
+        part = np.zeros(cells.size, dtype=bool)
+        part[places[first : first + size]] = True
+        yield part.reshape(cells.shape)
 
 
 def _block(offsets: Floats, rows: Bools, columns: Bools) -> Floats:

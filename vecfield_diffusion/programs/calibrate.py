@@ -16,10 +16,10 @@ from vecfield_diffusion.commands import evaluate
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.calibration import fit_factor, store_factor
-from vecfield_diffusion.programs.evaluate import Task, open_task, settled
 from vecfield_diffusion.programs.fill import fill_cases
 from vecfield_diffusion.programs.filling import check_ranges
 from vecfield_diffusion.programs.method import node_of, process_of
+from vecfield_diffusion.programs.study import Study, open_study
 
 
 def main() -> int:
@@ -41,27 +41,29 @@ def calibrate(config: dict[str, Any]) -> None:
     for key, kind, wanted in (("ckpt", str, "one run"), ("sigma_obs", int | float, "a number")):
         if not isinstance(config[key], kind):
             raise UserError(f"{key}={config[key]}: expected {wanted} to calibrate")
-    task = open_task({**config, "calibrate": False}, [], "validation")
-    if len(task.contestants) > 1:
-        raise UserError(f"ckpt={config['ckpt']}: expected one run to calibrate, found {len(task.contestants)}")
+    study = open_study({**config, "calibrate": False}, [], "validation")
+    if len(study.models) > 1:
+        raise UserError(f"ckpt={config['ckpt']}: expected one run to calibrate, found {len(study.models)}")
     for name in config["masks"]:
-        fit_mask(task, name)
+        fit_mask(study, name)
 
 
-def fit_mask(task: Task, name: str) -> None:
+def fit_mask(study: Study, name: str) -> None:
     """Fits the factor of one mask. Raises UserError where nothing is hidden, or members do not differ."""
-    node = node_of(task.config, "mask", name)
+    node = node_of(study.config, "mask", name)
     mask = build(node, "mask", trusted=True)
     if mask is None:
-        masks = task.config["masks"]
+        masks = study.config["masks"]
         raise UserError(f"masks={masks}: {name} hides nothing of its own. Name masks such as [track,block]")
-    network, cases = settled(task, task.contestants[0], name, mask, task.cases(mask))
-    trained, method = network.trained, network.parts
-    members = fill_cases(task.config, trained=trained, method=method, cases=cases)
+    mask = study.mask(mask)
+    cases = study.models[0].conditioned(study.cases(mask), study.fields, study.config, mask)
+    model = study.models[0].resolved(name, cases, study.config)
+    trained, method = model.trained, model.method
+    members = fill_cases(study.config, trained=trained, method=method, cases=cases)
     hidden = cases.hidden & ~cases.single.any(dim=1, keepdim=True)
     try:
         factor = fit_factor(members, cases.truth, hidden)
     except ValueError as error:
-        raise UserError(f"masks={task.config['masks']}: {name} cannot be calibrated: {error}") from error
-    store_factor(trained.path, trained.step, process_of(task.config, node, method), factor)
-    print(f"{name}: factor {factor:.4g} on {len(task.indices)} validation snapshots, in {trained.path}")
+        raise UserError(f"masks={study.config['masks']}: {name} cannot be calibrated: {error}") from error
+    store_factor(trained.path, trained.step, process_of(study.config, node, method), factor)
+    print(f"{name}: factor {factor:.4g} on {len(study.indices)} validation snapshots, in {trained.path}")

@@ -5,29 +5,33 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+import yaml
+from torch import Tensor
+
+from vecfield_diffusion.config.build import build
+from vecfield_diffusion.data.context import Context
+from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.statistics import homogeneous, measure, whole
+from vecfield_diffusion.diffusion.denoiser import Denoiser
+from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vecfield_diffusion.data.context import Context
-    from vecfield_diffusion.data.fields import Fields
-    from vecfield_diffusion.diffusion.denoiser import Denoiser
-    from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
-    from vecfield_diffusion.models.gaussian import Modes
-    from vecfield_diffusion.physics.grid import Grid
-    from vecfield_diffusion.training.trainer import Run
-
-
-#: Snapshots that a covariance is learnt from, at most.
-SNAPSHOTS = 2000
-#: Keys that may change between the command that began a run and the one that goes on with it.
-FREE = {"name", "device", "logger", "trainer.max_steps", "trainer.max_minutes", "trainer.log_every"} | {
-    "trainer.checkpoint_minutes"
-}
+from vecfield_diffusion.guidance.inpainting import Conditional
+from vecfield_diffusion.guidance.physics import NoPhysics
+from vecfield_diffusion.inference.method import Method
+from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.programs.evidence import compare_blocks
+from vecfield_diffusion.programs.gaussian_field import gaussian_field
+from vecfield_diffusion.programs.run_folder import check_folder, coordinates, describe, keep_config
+from vecfield_diffusion.programs.trained import choose_device, make_denoiser, network_channels
+from vecfield_diffusion.programs.validation import Validation
+from vecfield_diffusion.training.batches import Batches, seeded, window_grid, windows
+from vecfield_diffusion.training.trainer import Run, Stopped, headline
 
 
 def train(config: dict[str, Any], folder: Path) -> dict[str, float]:
@@ -37,10 +41,6 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, float]:
         UserError: Anything in the configuration or the data that only the user can mend.
         SystemExit: A signal stopped the run after its state was saved (130 for Ctrl-C, 143 for SIGTERM).
     """
-    import torch
-
-    from vecfield_diffusion.training.trainer import Stopped, headline
-
     run = prepare(config, folder)
     if run.resume():
         print(f"{folder}: going on from step {run.counters.step}")
@@ -60,78 +60,118 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, float]:
     return headline(scores)
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """The data as training sees them.
+
+    Attributes:
+        fields: The fields.
+        split: The snapshots of `train`, `validation` and `test`.
+        window: The size of the windows that the network sees; None for whole fields.
+        normalizer: Physical to normalised units.
+        statistics: What the training snapshots say of themselves.
+        context: What the network is conditioned on beside the observation.
+    """
+
+    fields: Fields
+    split: dict[str, range]
+    window: tuple[int, int] | None
+    normalizer: Normalizer
+    statistics: Statistics
+    context: Context | None
+
+
 def prepare(config: dict[str, Any], folder: Path) -> Run:
-    """Everything that a run needs, built and checked: first what needs no data, so that mistakes show early."""
-    import yaml
+    """Returns a run with all that it needs, built and checked: first what needs no data, so that mistakes show early.
 
-    from vecfield_diffusion.config.build import build
-    from vecfield_diffusion.data.context import Context
-    from vecfield_diffusion.data.statistics import homogeneous, measure
-    from vecfield_diffusion.programs.trained import choose_device, make_denoiser
-    from vecfield_diffusion.training.batches import Batches, window_grid
-    from vecfield_diffusion.training.trainer import Run
-
-    check_config(config, folder)
+    Raises:
+        UserError: Anything in the configuration or the data that only the user can mend.
+    """
+    check_folder(config, folder)
     device = choose_device(config["device"])
     parts = make_parts(config)
-    trainer = parts["trainer"]
+    data = open_data(config, parts)
+    fields = data.fields
+    domain = fields.grid if data.window is None else window_grid(fields.grid, data.window)
+    transforms = parts["augment"].resolve(domain, mean_is_zero=homogeneous(fields))
+    config = with_levels(config, data.statistics.sigma_max)
+    denoiser = make_denoiser(
+        config,
+        diffusion=build(config["diffusion"], "diffusion", trusted=True),
+        normalizer=copy.deepcopy(data.normalizer),
+        grid=fields.grid,
+        device=device,
+        context=data.context,
+        trusted=True,
+    )
+    if hasattr(denoiser.network, "learn"):
+        denoiser.network.learn(gaussian_field(fields, data.split["train"], data.normalizer, data.window))
+    announce(denoiser, data.statistics, transforms)
+    keep_config(config, folder)
+    return make_run(config, folder, parts=parts, data=data, denoiser=denoiser)
+
+
+def open_data(config: Mapping[str, Any], parts: Mapping[str, Any]) -> TrainingData:
+    """Returns the data, divided and measured, and prints what they are. Raises UserError."""
     fields = build(config["dataset"], "dataset", trusted=True)
     split = parts["splits"].split(fields)
     print(fields.summary())
-    print("snapshots: " + ", ".join(f"{name} {s.start}-{s.stop - 1}" for name, s in split.items()))
-    window = checked_window(config, fields)
+    print("snapshots: " + ", ".join(f"{name} {block.start}-{block.stop - 1}" for name, block in split.items()))
+    for note in compare_blocks(fields, split):
+        print(f"note: {note}")
+    window = checked_window(config["window"], fields, parts["physics"])
     cut = cutter(fields.grid, window, config["seed"])
     normalizer, statistics = measure(fields, split["train"], config["mean_field"], cut)
-    context = Context.measure(fields, split["train"])
-    seen = fields.grid if window is None else window_grid(fields.grid, window)
-    names = parts["augment"].resolve(seen, mean_is_zero=homogeneous(fields))
-    config = with_levels(config, statistics.sigma_max)
-    diffusion = build(config["diffusion"], "diffusion", trusted=True)
-    own = (copy.deepcopy(diffusion), copy.deepcopy(normalizer), fields.grid, device, context)
-    denoiser = make_denoiser(config, *own, trusted=True)
-    if hasattr(denoiser.network, "learn"):
-        denoiser.network.learn(gaussian_field(fields, split["train"], normalizer, window))
-    announce(denoiser, statistics, names)
-    keep_config(config, folder)
+    return TrainingData(fields, split, window, normalizer, statistics, Context.measure(fields, split["train"]))
 
-    common = dict(fields=fields, normalizer=normalizer, diffusion=diffusion, mask=parts["mask"], seed=config["seed"])
-    common |= dict(size=trainer.batch_size, sigma_obs=trainer.sigma_obs, dropout=trainer.condition_dropout)
-    common |= dict(window=window, context=context)
+
+def make_run(
+    config: dict[str, Any], folder: Path, *, parts: Mapping[str, Any], data: TrainingData, denoiser: Denoiser
+) -> Run:
+    """Returns the run of a denoiser on data, ready to resume or to begin."""
+    trainer, fields, context = parts["trainer"], data.fields, data.context
+    batches = partial(
+        Batches,
+        fields=fields,
+        normalizer=data.normalizer,
+        diffusion=build(config["diffusion"], "diffusion", trusted=True),
+        mask=parts["mask"],
+        size=trainer.batch_size,
+        seed=config["seed"],
+        sigma_obs=trainer.sigma_obs,
+        dropout=trainer.condition_dropout,
+        window=data.window,
+        context=context,
+    )
+    chosen = dict(context=context, trainer=trainer, sampler=parts["sampler"], mask=parts["mask"], config=config)
     return Run(
         trainer=trainer,
         denoiser=denoiser,
         optimizer=build(config["optimizer"], "optimizer", trusted=True, params=denoiser.parameters()),
-        batches=Batches(indices=split["train"], augmentation=parts["augment"], **common),
-        validation=Batches(indices=split["validation"], augmentation=None, **common),
+        batches=batches(indices=data.split["train"], augmentation=parts["augment"]),
+        validation=batches(indices=data.split["validation"], augmentation=None),
         folder=folder,
         logger=parts["logger"],
         identity={
             "config": yaml.safe_dump(config, sort_keys=False),
-            "data": describe(fields, split),
+            "data": describe(fields, data.split),
             "grid": fields.grid.state_dict(),
-            "statistics": statistics.state_dict(),
-            "mean": normalizer.mean,
+            "statistics": data.statistics.state_dict(),
+            "mean": data.normalizer.mean,
             "context": None if context is None else context.state_dict(),
             "coordinates": coordinates(fields),
         },
-        penalty=parts["physics"].penalty(denoiser.normalizer, fields.grid.to(device)),
-        score=scorer(denoiser, fields, split["validation"], parts, config, context) if trainer.score_cases else None,
+        penalty=parts["physics"].penalty(denoiser.normalizer, fields.grid.to(denoiser.normalizer.std.device)),
+        score=Validation(denoiser, fields, data.split["validation"], **chosen) if trainer.score_cases else None,
     )
 
 
 def make_parts(config: dict[str, Any]) -> dict[str, Any]:
-    """What can be built without data; the rest is tried out, so that a number out of range is met before data are made.
+    """Returns what can be built without data; the rest is tried out, so that a number out of range is met before them.
 
     Raises:
         UserError: A number out of range, or parts that do not go together.
     """
-    import torch
-
-    from vecfield_diffusion.config.build import build
-    from vecfield_diffusion.guidance.inpainting import Conditional
-    from vecfield_diffusion.inference.method import Method
-    from vecfield_diffusion.programs.trained import network_channels
-
     if config["seed"] < 0:
         raise UserError(f"seed must be >= 0, got {config['seed']}")
     names = ("trainer", "sampler", "mask", "augment", "splits", "logger", "physics")
@@ -147,71 +187,28 @@ def make_parts(config: dict[str, Any]) -> dict[str, Any]:
     return parts
 
 
-def checked_window(config: dict[str, Any], fields: Fields) -> tuple[int, int] | None:
-    """The window of `window=`, which must lie within the fields. Raises UserError."""
-    window = config["window"]
+def checked_window(window: list[int] | None, fields: Fields, physics: NoPhysics) -> tuple[int, int] | None:
+    """Returns the window, which must lie within the fields; None for none. Raises UserError."""
     if window is None:
         return None
     height, width = fields.shape
     if not (8 <= window[0] <= height and 8 <= window[1] <= width):
         raise UserError(f"window={list(window)}: expected [height, width] from 8 to the {height}x{width} of the fields")
-    if config["physics"] is not None and config["physics"]["_target_"].endswith(".Physics"):
+    if not physics.plain:
         raise UserError("window does not go with physics in training: a window does not know its own spacings")
-    return tuple(window)
+    return window[0], window[1]
 
 
 def cutter(grid: Grid, window: tuple[int, int] | None, seed: int) -> Callable[[Tensor], Tensor]:
-    """What a network sees of whole fields: a random window of each, or all of it."""
-    from vecfield_diffusion.data.statistics import whole
-    from vecfield_diffusion.training.batches import seeded, windows
-
+    """Returns what a network sees of whole fields: a random window of each, or all of it."""
     if window is None:
         return whole
     generator = seeded(seed, 2)
     return lambda fields: windows(grid, window, len(fields), generator)(fields)
 
 
-def gaussian_field(fields: Fields, indices: range, normalizer: Normalizer, window: tuple[int, int] | None) -> Modes:
-    """The Gaussian field with the homogeneous covariance of the training snapshots, at most 2000 of them.
-
-    It has few enough numbers to be as good on unseen fields. That of principal components fits the fields that it was
-    learnt from so much better than others that a network trained beside it goes wrong on these.
-    """
-    import numpy as np
-    import torch
-
-    from vecfield_diffusion.data.statistics import homogeneous
-    from vecfield_diffusion.evaluation.covariance import Homogeneous
-    from vecfield_diffusion.models.gaussian import Eigenfields, Waves
-
-    read = normalizer.normalize(fields.read(indices[:: -(-len(indices) // SNAPSHOTS)])).numpy()
-    print(f"covariance of {len(read)} training snapshots")
-    zero, valid = np.zeros(read.shape[1:]), fields.grid.valid.numpy()
-    covariance = Homogeneous.of(read, zero, valid, fields.grid.periodic, nugget=0.0)
-    if window is None and homogeneous(fields) and np.isfinite(read).all():  # waves have no gaps
-        return Waves(torch.from_numpy(covariance.spectrum))
-    shape = window or fields.shape
-    count = min(Eigenfields.MODES, 2 * shape[0] * shape[1] - 1)
-    vectors, variances, nugget = covariance.leading(count, shape)
-    return Eigenfields(torch.from_numpy(vectors).float(), torch.from_numpy(variances).float(), nugget)
-
-
-def coordinates(fields: Fields) -> dict[str, Any]:
-    """The coordinates as a checkpoint stores them."""
-    import torch
-
-    axes = {name: torch.tensor(getattr(fields, name).astype(float)) for name in ("x", "y")}
-    return axes | {"x_name": fields.x_name, "y_name": fields.y_name}
-
-
-def describe(fields: Fields, split: Mapping[str, range]) -> dict[str, Any]:
-    """What a checkpoint remembers of the data, so that unseen snapshots stay those that training did not see."""
-    blocks = {name: [block.start, block.stop] for name, block in split.items()}
-    return {"length": len(fields), "units": fields.units, "split": blocks}
-
-
 def with_levels(config: dict[str, Any], sigma_max: float) -> dict[str, Any]:
-    """The configuration with `diffusion.sigma_max: auto` replaced by what the data ask for."""
+    """Returns the configuration with `diffusion.sigma_max: auto` replaced by what the data ask for."""
     diffusion = dict(config["diffusion"])
     if diffusion.get("sigma_max") == "auto":
         diffusion["sigma_max"] = sigma_max
@@ -236,84 +233,3 @@ def announce(denoiser: Denoiser, statistics: Statistics, augmentation: tuple[str
             f"note: with noise up to {diffusion.sigma_max:.3g} only, samples without observations lose energy at the "
             "largest scales"
         )
-
-
-def keep_config(config: dict[str, Any], folder: Path) -> None:
-    """Writes `config.yaml` when a run begins. Raises what `check_config` raises."""
-    import yaml
-
-    from vecfield_diffusion.inference.files import write_text_atomic
-
-    if not check_config(config, folder):
-        write_text_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-
-
-def check_config(config: dict[str, Any], folder: Path) -> bool:
-    """Whether the folder holds a run with a checkpoint; it goes on only with the configuration that it began with.
-
-    `auto` stands for whatever the data asked for: it is compared once it is known.
-
-    Raises:
-        UserError: The run was configured otherwise.
-    """
-    import yaml
-
-    path = folder / "config.yaml"
-    if not path.exists() or not any((folder / "checkpoints").glob("*.pt")):
-        return False
-    before, now = leaves(yaml.safe_load(path.read_text())), leaves(yaml.safe_load(yaml.safe_dump(config)))
-    for key in sorted(before):  # a key that there was not then had the value that is now its default
-        free = any(key == each or key.startswith(f"{each}.") for each in FREE)
-        if not free and before.get(key) != now.get(key) and (key, now.get(key)) != ("diffusion.sigma_max", "auto"):
-            raise UserError(
-                f"{folder} holds a run with {key}={before.get(key)}, not {now.get(key)}. Give the same to go on "
-                "with it, or another name=... for a new run"
-            )
-    return True
-
-
-def leaves(node: Any, path: str = "") -> dict[str, Any]:
-    """The values of a nested configuration by dotted path."""
-    if not isinstance(node, Mapping):
-        return {path: node}
-    return {key: value for name in node for key, value in leaves(node[name], f"{path}.{name}".lstrip(".")).items()}
-
-
-def scorer(
-    denoiser: Denoiser,
-    fields: Fields,
-    indices: range,
-    parts: dict[str, Any],
-    config: dict[str, Any],
-    context: Context | None,
-) -> Callable[[Path], dict[str, float]]:
-    """A function that fills the same validation cases at each call, scores their hidden cells and draws them."""
-    from vecfield_diffusion.evaluation.metrics import scores
-    from vecfield_diffusion.evaluation.plots import sample_grid
-    from vecfield_diffusion.guidance.inpainting import Conditional
-    from vecfield_diffusion.inference.cases import make_cases, with_context
-    from vecfield_diffusion.inference.ensemble import sample_ensemble
-    from vecfield_diffusion.inference.method import Method
-    from vecfield_diffusion.inference.windows import Windowed
-
-    trainer, seed, mask = parts["trainer"], config["seed"], parts["mask"]
-    spaced = [indices[i * len(indices) // trainer.score_cases] for i in range(min(trainer.score_cases, len(indices)))]
-    cases = make_cases(fields, sorted(set(spaced)), mask, seed)
-    cases = with_context(cases, fields, context, denoiser.normalizer, seed, mask, True)
-    device = next(denoiser.parameters()).device
-    if config["window"] is not None:
-        denoiser = Windowed(denoiser, tuple(config["window"]), 0.25, fields.grid.periodic)
-
-    def score(picture: Path) -> dict[str, float]:
-        observation = cases.observation(denoiser.normalizer, device)
-        how = (denoiser, Method(parts["sampler"], Conditional()), observation, fields.grid)
-        members = sample_ensemble(*how, members=trainer.score_members, seed=seed, numbers=cases.numbers)
-        try:
-            sample_grid(picture, cases.truth, cases.observed, members, fields.grid, fields.units)
-        except OSError as error:  # a picture is not worth a run
-            picture.unlink(missing_ok=True)
-            print(f"note: {picture} could not be written: {error.strerror}", file=sys.stderr)
-        values = scores(members, cases.truth, cases.hidden)
-        return {f"val/{name}": values[name] for name in ("crps", "rmse_component", "spread_skill")}
-
-    return score

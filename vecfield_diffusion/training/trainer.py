@@ -190,10 +190,11 @@ class Run:
         if not self.last.exists():
             return False
         state = load_checkpoint(self.last)
-        if state.get("data") != self.identity.get("data"):
+        before, now = state.get("data") or {}, self.identity.get("data") or {}
+        if any(now.get(key) != value for key, value in before.items()):  # an older run may know less of its data
             raise UserError(
-                f"{self.last}: the data have changed since this run began: {state.get('data')} then, "
-                f"{self.identity['data']} now. Choose another name=... for a new run"
+                f"{self.last}: the data have changed since this run began: {before} then, {now} now. "
+                f"Restore them, or choose another name=... for a new run"
             )
         try:
             self.denoiser.network.load_state_dict(state["network"])

@@ -1,0 +1,122 @@
+"""What a run is known by: its configuration and its data, and whether the same command may go on with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.fingerprint import fingerprint
+from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.inference.files import write_text_atomic
+
+#: Keys that may change between the command that began a run and the one that goes on with it: where and how long it
+#: runs, what is said of it, and what its messages advise to change when memory is short or numbers grow too large.
+FREE = (
+    "name",
+    "device",
+    "logger",
+    "dataset.preload_gb",
+    "trainer.max_steps",
+    "trainer.max_minutes",
+    "trainer.log_every",
+    "trainer.checkpoint_minutes",
+    "trainer.accumulate",
+    "trainer.precision",
+    "trainer.grad_clip",
+)
+
+
+def keep_config(config: Mapping[str, Any], folder: Path) -> None:
+    """Writes `config.yaml` when a run begins. Raises what `check_folder` raises."""
+    if not check_folder(config, folder):
+        write_text_atomic(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def check_folder(config: Mapping[str, Any], folder: Path) -> bool:
+    """Returns whether the folder holds a run with a checkpoint; it goes on only as it began.
+
+    `auto` stands for whatever the data asked for: it is compared once it is known.
+
+    Raises:
+        UserError: The run was configured otherwise, or one of its files is missing or damaged.
+    """
+    found = {path.name for path in (folder / "checkpoints").glob("*.pt")}
+    if not found:
+        return False
+    if "last.pt" not in found:
+        raise UserError(
+            f"{folder}/checkpoints holds {', '.join(sorted(found))}, but no last.pt to go on from. Put it back, or "
+            "choose another name=... for a new run"
+        )
+    before, now = _leaves(_kept_config(folder)), _leaves(yaml.safe_load(yaml.safe_dump(dict(config))))
+    for key in sorted(before):  # a key that there was not then had the value that is now its default
+        free = any(key == name or key.startswith(f"{name}.") for name in FREE)
+        if not free and before.get(key) != now.get(key) and (key, now.get(key)) != ("diffusion.sigma_max", "auto"):
+            raise UserError(
+                f"{folder} holds a run with {key}={before.get(key)}, not {now.get(key)}. Give the same to go on "
+                "with it, or another name=... for a new run"
+            )
+    _check_metrics(folder / "metrics.jsonl")
+    return True
+
+
+def coordinates(fields: Fields) -> dict[str, Any]:
+    """Returns the coordinates as a checkpoint stores them."""
+    axes = {name: torch.tensor(values.astype(float)) for name, values in (("x", fields.x), ("y", fields.y))}
+    return axes | {"x_name": fields.x_name, "y_name": fields.y_name}
+
+
+def describe(fields: Fields, split: Mapping[str, range]) -> dict[str, Any]:
+    """Returns what a checkpoint remembers of the data: a run goes on with the same, and what is unseen stays unseen."""
+    blocks = {name: [block.start, block.stop] for name, block in split.items()}
+    return {"length": len(fields), "units": fields.units, "split": blocks, "fingerprint": fingerprint(fields)}
+
+
+def _kept_config(folder: Path) -> Mapping[str, Any]:
+    """The configuration that the run began with. Raises UserError."""
+    path = folder / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise _damaged(path, " ".join(str(error).split())) from error
+    if not isinstance(config, Mapping):
+        raise _damaged(path, "expected keys with values")
+    return config
+
+
+def _check_metrics(path: Path) -> None:
+    """Raises UserError where a line of the log is no record; the last may be cut off, where a run was killed."""
+    if not path.exists():
+        return
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(path, " ".join(str(error).split())) from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            record = None
+        whole = isinstance(record, dict) and isinstance(record.get("step"), int)
+        if not whole and (number < len(lines) or record is not None):
+            raise _damaged(path, f"line {number} is no record with a step")
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"{path}: the run cannot go on, for this file is missing or damaged ({reason}). Put it back, or choose another "
+        "name=... for a new run"
+    )
+
+
+def _leaves(node: Any, path: str = "") -> dict[str, Any]:
+    """The values of a nested configuration by dotted path."""
+    if not isinstance(node, Mapping):
+        return {path: node}
+    return {key: value for name in node for key, value in _leaves(node[name], f"{path}.{name}".lstrip(".")).items()}

@@ -1,0 +1,244 @@
+"""What an evaluation is about: the models, the unseen snapshots, the baselines, and the cases of each mask.
+
+All is opened, checked and resolved here before anything is computed, so that a mistake shows at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vecfield_diffusion import __version__
+from vecfield_diffusion.data.context import Context
+from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.fingerprint import fingerprint
+from vecfield_diffusion.data.gaps import OtherTimes
+from vecfield_diffusion.data.masks import Full, Mask
+from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.evaluation.baseline import Baseline
+from vecfield_diffusion.evaluation.baselines import BASELINES, Climatology, fit_baselines, unsuited
+from vecfield_diffusion.evaluation.comparison import Setting
+from vecfield_diffusion.evaluation.plots import date_of
+from vecfield_diffusion.guidance.sensors import Sensor
+from vecfield_diffusion.inference.cases import Cases, make_cases
+from vecfield_diffusion.programs.baselines import REGRESSION, training_fields
+from vecfield_diffusion.programs.compared import Model, load_models
+from vecfield_diffusion.programs.evidence import independent
+from vecfield_diffusion.programs.filling import errors
+from vecfield_diffusion.programs.trained import Trained, choose_device, held_out
+
+#: Keys on which scores do not depend, or that name masks, each of which is kept by itself.
+FREE = ("name", "masks", "device", "batch", "options")
+
+
+@dataclass(frozen=True)
+class Study:
+    """The models, the unseen snapshots of the data that they are compared on, and the baselines that are wanted.
+
+    Attributes:
+        config: The keys of `evaluate.py`.
+        models: The networks, each with its method.
+        fields: The data.
+        offered: The snapshots of the split.
+        indices: Those of them that are filled.
+        wanted: Names of baselines that are fitted here.
+    """
+
+    config: dict[str, Any]
+    models: list[Model]
+    fields: Fields
+    offered: range
+    indices: list[int]
+    wanted: list[str]
+
+    @property
+    def reference(self) -> Trained:
+        """The network whose data, grid and scale are those of all."""
+        return self.models[0].trained
+
+    @property
+    def sensor(self) -> Sensor | None:
+        """The instrument through which the fields are seen; None for velocities of single cells."""
+        return self.models[0].method.sensor
+
+    def mask(self, mask: Mask) -> Mask:
+        """The mask for known fields: one that shows all that a file measures stands for the gaps of other times."""
+        return OtherTimes.of(self.fields, self.reference.split["train"]) if isinstance(mask, Full) else mask
+
+    def cases(self, mask: Mask) -> Cases:
+        """The snapshots through a mask, and through the instrument where there is one."""
+        error = errors(self.config["sigma_obs"], self.fields, self.indices)
+        seed = self.config["seed"]
+        return make_cases(self.fields, self.indices, mask, seed, error, add_error=True, sensor=self.sensor)
+
+    @cached_property
+    def training(self) -> Tensor:
+        """Training snapshots `(n, 2, H, W)`."""
+        return training_fields(self.reference, self.fields)
+
+    @cached_property
+    def climatology(self) -> Tensor:
+        """The mean field of training `(2, H, W)`."""
+        return torch.from_numpy(Climatology().fit(self.training.numpy(), self.fields.grid).mean)
+
+    @cached_property
+    def baselines(self) -> dict[str, Baseline]:
+        """The baselines that are wanted and suited, fitted, by key."""
+        statistics = self.reference.statistics
+        share = statistics.divergence_rms / statistics.vorticity_rms
+        correlation = self.persistence if "persistence" in self.wanted else math.nan
+        reasons = unsuited(self.wanted, divergence_share=share, persistence=correlation)
+        for key, reason in reasons.items():
+            print(f"note: {key} is left out: {reason}")
+        suited = [key for key in self.wanted if key not in reasons]
+        return fit_baselines(suited, self.training.numpy(), self.fields.grid)
+
+    def label(self, key: str) -> str:
+        """What tables call a baseline; persistence says from when it is."""
+        kind = BASELINES[key]
+        return kind.named(f"{time_before(self.fields, self.indices)} before" if kind.needs_previous else "")
+
+    @cached_property
+    def before(self) -> Tensor:
+        """The snapshot before each of those that are scored, `(N, 2, H, W)`, NaN where there is none."""
+        return Context((1,), (), {}, {}).parts(self.fields, self.indices)[0]
+
+    @property
+    def dates(self) -> list[str]:
+        """When each of the snapshots that are scored was, in words; empty where that is not known."""
+        time = self.fields.time
+        return [] if time is None else [str(date_of(time[index])) for index in self.indices]
+
+    @property
+    def persistence(self) -> float:
+        """The correlation of the anomalies with those of the snapshot before; NaN where there is none."""
+        now, before = (fields - self.climatology for fields in (self.fields.read(self.indices), self.before))
+        both = now.isfinite() & before.isfinite()
+        now, before = now[both], before[both]
+        return float((now * before).sum() / (now.square().sum() * before.square().sum()).sqrt())
+
+    @cached_property
+    def independent(self) -> float:
+        """How many of the cases are independent."""
+        return independent(self.fields, self.indices)
+
+    @cached_property
+    def key(self) -> str:
+        """What the scores of a mask depend on, in short: an interrupted evaluation goes on only with the same."""
+        config = {key: value for key, value in self.config.items() if key not in FREE}
+        paths = [model.trained.path for model in self.models]
+        paths += [model.method.weak.path for model in self.models if model.method.weak is not None]
+        states = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
+        text = json.dumps([__version__, config, self.indices, states, fingerprint(self.fields)], default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def open_study(config: dict[str, Any], wanted: Sequence[str], split: str = "test") -> Study:
+    """The networks, and the snapshots of a split of the data that they were trained on.
+
+    Arguments:
+        config: The keys of `evaluate.py`.
+        wanted: The names of baselines.
+        split: `train`, `validation` or `test`.
+
+    Raises:
+        UserError: Checkpoints, data or options that do not fit.
+    """
+    models = load_models(config, wanted, choose_device(config["device"]))
+    fields, offered = held_out(models[0].trained, split, config["trust"], config["data"])
+    models = [model.placed(fields, config) for model in models]
+    count = min(config["cases"], len(offered))
+    spaced = [offered[i * len(offered) // count] for i in range(count)]
+    indices = [i for i in spaced if fields.read([i]).isfinite().any()]
+    if not indices:
+        raise UserError(f"{fields.source}: none of the snapshots that training kept aside measures anything")
+    for model in models:
+        name = "" if len(models) == 1 else f"{model.name}: "
+        print(f"{name}{model.trained.path}: step {model.trained.step}")
+    print(f"{len(indices)} unseen snapshots of {fields.source}")
+    return Study(config, models, fields, offered, indices, [name for name in wanted if name != REGRESSION])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """All that is scored under one mask.
+
+    Attributes:
+        setting: The cases as methods are scored on them.
+        mask: What is observed.
+        cases: The same as the baselines see them.
+        entries: The models with nothing left open, and the cases with what each is conditioned on.
+    """
+
+    setting: Setting
+    mask: Mask
+    cases: Cases
+    entries: list[tuple[Model, Cases]]
+
+    @property
+    def networks(self) -> list[str]:
+        """The methods that are judged: ensembles; regressions, baselines otherwise, where there is nothing else."""
+        ensembles = [model for model, _ in self.entries if not model.regression]
+        return [name for model in ensembles or [model for model, _ in self.entries] for name in model.rows]
+
+
+def open_trial(study: Study, name: str, mask: Mask) -> Trial | None:
+    """The cases of a mask, with nothing left open; None, with a note, where it hides nothing that is known.
+
+    Arguments:
+        study: What is compared.
+        name: Of the mask.
+        mask: What is observed.
+
+    Raises:
+        UserError: A method that does not go with the mask, or a spread that was not calibrated for it.
+    """
+    config, reference, mask = study.config, study.reference, study.mask(mask)
+    cases = study.cases(mask)
+    observed = cases.observed | cases.single.any(dim=1, keepdim=True)
+    if not (cases.hidden & ~observed).any():
+        print(f"note: masks={config['masks']}: {name} hides no cell that is known, and is left out")
+        return None
+    setting = Setting(
+        mask=name,
+        numbers=cases.numbers,
+        truth=cases.truth,
+        observed=observed,
+        grid=reference.grid,
+        climatology=study.climatology,
+        scale=reference.statistics.std,
+        ensemble=config["members"],
+    )
+    entries = []
+    for model in study.models:
+        own = model.conditioned(cases, study.fields, config, mask)
+        entries.append((model.resolved(name, own, config), own))
+    # What an instrument reads is no velocity of a cell, and y not what a baseline may see.
+    blind = cases if study.sensor is None else replace(cases, observed=cases.observed & False)
+    return Trial(setting, mask, blind, entries)
+
+
+def time_before(fields: Fields, indices: Sequence[int]) -> str:
+    """Returns how long before some snapshots those before them lie, in words: `1 day`, `1 h to 3 h`, `1 snapshot`."""
+    later = np.array([index for index in indices if index > 0], dtype=np.int64)
+    if fields.time is None or fields.time.dtype.kind != "M" or not len(later):
+        return "1 snapshot"
+    seconds = (fields.time[later] - fields.time[later - 1]) / np.timedelta64(1, "s")
+    return " to ".join(dict.fromkeys(_duration(float(value)) for value in (seconds.min(), seconds.max())))
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "day"), (3600, "h"), (60, "min"), (1, "s")):
+        if seconds >= size:
+            count = f"{seconds / size:.3g}"
+            return f"{count} {unit}" + ("s" if unit == "day" and count != "1" else "")
+    return f"{seconds:.3g} s"
