@@ -22,11 +22,12 @@ from vecfield_diffusion.config.program import option
 from vecfield_diffusion.data.hdf5 import write_hdf5
 from vecfield_diffusion.data.masks import Clouds
 from vecfield_diffusion.data.turbulence import open_turbulence
+from vecfield_diffusion.evaluation.baselines import fit_baselines
 from vecfield_diffusion.evaluation.metrics import scores, table
 from vecfield_diffusion.inference.cases import make_cases
-from vecfield_diffusion.programs.baselines import fit_baselines, training_fields
-from vecfield_diffusion.programs.infer import fill
-from vecfield_diffusion.programs.method import Seen, build_posterior, settle
+from vecfield_diffusion.programs.baselines import training_fields
+from vecfield_diffusion.programs.fill import fill_cases
+from vecfield_diffusion.programs.method import build_method, resolve_method
 from vecfield_diffusion.programs.trained import held_out, load_trained
 
 MASKS = ("pixels", "block", "track")
@@ -67,8 +68,8 @@ def score(name: str) -> list[dict[str, object]]:
         drawn = build(option("mask", mask), "mask", trusted=True)
         cases = make_cases(fields, indices, drawn, seed=0)
         config = infer.config(f"ckpt=outputs/train/{name}", f"members={MEMBERS}", "inpainting=conditional")
-        parts = settle(build_posterior(config, trained, torch.device("cpu")), trained, Seen().add(cases))
-        members = fill(config, trained, parts, cases)
+        parts = resolve_method(config, build_method(config, trained, torch.device("cpu")), trained, cases)
+        members = fill_cases(config, trained=trained, method=parts, cases=cases)
         rows.append({"trained on": name, "mask": mask, **scores(members, cases.truth, cases.hidden)})
         if name == "whole":
             oi = fit_baselines(["oi"], training_fields(trained, fields).numpy(), fields.grid)["oi"]

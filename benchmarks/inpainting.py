@@ -16,8 +16,8 @@ from vecfield_diffusion.config.build import build
 from vecfield_diffusion.evaluation.metrics import divergence_rms, scores, table
 from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.inference.cases import make_cases
-from vecfield_diffusion.programs.infer import fill
-from vecfield_diffusion.programs.method import Seen, build_posterior, settle
+from vecfield_diffusion.programs.fill import fill_cases
+from vecfield_diffusion.programs.method import build_method, resolve_method
 from vecfield_diffusion.programs.trained import check_grid, choose_device, held_out, load_trained
 
 MASKS = {
@@ -60,9 +60,9 @@ def compare(overrides: list[str], masks: list[str], methods: list[str]) -> list[
         true = divergence_rms(cases.truth[None], trained.grid, trained.grid.valid.expand_as(cases.observed))
         for method in methods:
             chosen = main.config(*overrides, *METHODS[method])
-            parts = settle(build_posterior(chosen, trained, device), trained, Seen().add(cases))
+            parts = resolve_method(chosen, build_method(chosen, trained, device), trained, cases)
             begun = time.perf_counter()
-            members = fill(chosen, trained, parts, cases)
+            members = fill_cases(chosen, trained=trained, method=parts, cases=cases)
             seconds = (time.perf_counter() - begun) / (len(members) * len(cases.y))
             everywhere = trained.grid.valid.expand_as(cases.observed)
             share = parts.inpainting.guard / parts.inpainting.solves if isinstance(parts.inpainting, MMPS) else None

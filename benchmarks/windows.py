@@ -36,9 +36,9 @@ from vecfield_diffusion.diffusion.formulations import EDM
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.guidance.inpainting import Conditional
-from vecfield_diffusion.guidance.physics import NoPhysics
 from vecfield_diffusion.inference.ensemble import sample_ensemble
-from vecfield_diffusion.inference.windows import Axis, Windowed, starts
+from vecfield_diffusion.inference.method import Method
+from vecfield_diffusion.inference.windows import Cover, Windowed, starts
 from vecfield_diffusion.models.unet import UNet
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.samplers.base import BoundDenoiser
@@ -80,8 +80,8 @@ def cost(steps: int, batch: int) -> None:
     denoiser = Clocked(network, EDM(), Normalizer(torch.zeros(2, 1, 1), 1.0)).eval()
     windowed = Windowed(denoiser, WINDOW, OVERLAP, (False, True), batch)
     grid, begun = Grid(valid, boundary_x="periodic"), time.perf_counter()
-    how = (windowed, DPMpp2M(steps), Conditional(), NoPhysics(), Observation.none(1, valid), grid)
-    members = sample_ensemble(*how, members=1, seed=0)
+    method = Method(DPMpp2M(steps), Conditional())
+    members = sample_ensemble(windowed, method, Observation.none(1, valid), grid, members=1, seed=0)
     seconds = (time.perf_counter() - begun) / steps
     whole = (len(starts(n, size, OVERLAP, x)) for n, size, x in zip(SHAPE, WINDOW, (False, True), strict=True))
     print(f"map {SHAPE[0]}x{SHAPE[1]}, {1 - valid.double().mean():.0%} land, windows of {WINDOW[0]}x{WINDOW[1]}")
@@ -122,7 +122,7 @@ def lines(n: int) -> Tensor:
     return torch.eye(n, dtype=torch.float64)[:, None, None].expand(n, 2, 1, n)
 
 
-def finished(window: Exact, axis: Axis) -> Tensor:
+def finished(window: Exact, axis: Cover) -> Tensor:
     """Blended samples of windows as a function of the noise of each, `(k 48, n)`."""
     n, made = axis.window.shape[1], window.samples()
     maps = made.new_zeros(len(axis.cells), LINE, n)
@@ -137,7 +137,7 @@ def seams(overlap: int, length: float) -> list[float]:
     window, whole = Exact(LINE, length), Exact(n, length)
     told = Observation.none(n, torch.ones(1, n, dtype=torch.bool), torch.float64)
     windowed = Windowed(window, (1, LINE), (overlap + 0.5) / LINE, batch=10_000)
-    axis = Axis.cover(n, LINE, overlap, False, torch.device("cpu"))
+    axis = Cover.of(n, LINE, overlap, False, torch.device("cpu"))
     errors = []
     for s in LEVELS:
         level = torch.full((n,), s, dtype=torch.float64)

@@ -33,7 +33,8 @@ def run(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         main, job = PROGRAMS[program]
 
         def work() -> int:
-            config = main.config(*overrides)
+            again = ("overwrite=true",) if program == "infer" else ()  # tests share names of results
+            config = main.config(*again, *overrides)
             job(config, Path("outputs") / program / config["name"])
             return 0
 

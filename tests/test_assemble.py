@@ -11,12 +11,11 @@ from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import DDPM, EDM
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.guidance.cfg import NoGuidance
 from vecfield_diffusion.guidance.inpainting import Conditional
-from vecfield_diffusion.guidance.physics import NoPhysics
+from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs import trained as assemble
-from vecfield_diffusion.programs.method import Posterior, Seen
+from vecfield_diffusion.programs.method import Observed
 from vecfield_diffusion.programs.run_folder import describe
 from vecfield_diffusion.samplers.deterministic import Euler
 
@@ -109,9 +108,9 @@ def test_what_a_run_remembers_of_its_data():
 def test_worse_observations_than_training_saw_are_noted(capsys):
     observed = torch.tensor([[[[True, False]]]])
     sigma = torch.tensor([[[[0.05, 0.3]], [[torch.nan, 0.3]]]])  # what is not observed has no error that counts
-    seen = Seen().add(SimpleNamespace(observed=observed, single=observed & False, sigma_obs=sigma, numbers=[0]))
-    assert seen.worst == pytest.approx(0.05) and not seen.single
-    assemble.check_error(seen.worst, TRAINED)
+    (seen,) = Observed.of(SimpleNamespace(observed=observed, single=observed & False, sigma_obs=sigma[None, :, 0]))
+    assert seen.error == pytest.approx(0.05) and not seen.single
+    assemble.check_error(seen.error, TRAINED)
     assert capsys.readouterr().out == ""
     assemble.check_error(0.2, TRAINED)
     assert "sigma_obs=0.2 is more than the 0.05 m s-1 that training reached" in capsys.readouterr().out
@@ -119,4 +118,4 @@ def test_worse_observations_than_training_saw_are_noted(capsys):
 
 def test_more_levels_than_a_chain_has_are_refused():
     with pytest.raises(UserError, match="sampler.steps must be <= T=8"):
-        assemble.check_combination(DDPM(T=8), Posterior(Euler(9), Conditional(), NoPhysics(), NoGuidance()))
+        Method(Euler(9), Conditional()).check(DDPM(T=8))

@@ -27,8 +27,8 @@ from vecfield_diffusion.inference.calibration import (
     store_factor,
 )
 from vecfield_diffusion.inference.export import load_weights, save_weights
-from vecfield_diffusion.programs.infer import process_of
-from vecfield_diffusion.programs.method import Posterior
+from vecfield_diffusion.inference.method import Method
+from vecfield_diffusion.programs.method import process_of
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 
 SHAPE = (40, 2, 20, 20)
@@ -105,7 +105,7 @@ def test_factors_are_kept_by_process_in_the_checkpoint(tmp_path, name):
     config = {"sigma_obs": 0.0, "history": "masked", "sampler": {"steps": (4, 5)}, "physics": None}
     how = {"_target_": "Conditional"}
     track, block = (describe_process(config, {"_target_": each}, how) for each in ("Track", "Block"))
-    with pytest.raises(UserError, match=rf"{name} was not calibrated. Run python scripts/calibrate.py ckpt="):
+    with pytest.raises(UserError, match=rf"{name} was not calibrated. Run vecfield-calibrate ckpt="):
         find_factor(before.get("calibration", ()), track, checkpoint)
     for process, factor in ((track, 1.5), (block, 1.25), (track, 0.1 + 0.2)):
         store_factor(checkpoint, 7, process, factor)
@@ -130,7 +130,7 @@ def test_both_programs_describe_the_same_process_alike(given):
     node = option("mask", "track")
     filled = infer.config("ckpt=run", "mask=track", *given)
     scored = evaluate.config("ckpt=run", "masks=[track]", *given)
-    parts = Posterior(None, MMPS(), None, None)
+    parts = Method(None, MMPS())
     assert process_of(filled, filled["mask"], parts) == process_of(scored, node, parts)
     named = infer.config("ckpt=run", "mask=track", *given, "inpainting=mmps")
     assert process_of(named, named["mask"], parts) == process_of(filled, filled["mask"], parts)

@@ -69,7 +69,7 @@ def test_autoguidance_goes_away_from_the_weaker_network():
     guided = AutoGuidance("weak", 1.5)
     with pytest.raises(ValueError, match="ckpt of the weaker network"):
         guided.wrap(strong)
-    guided.weak = weak
+    guided = guided.loaded(weak)
     a, b = strong(z, s, given), weak(z, s, given)
     torch.testing.assert_close(guided.wrap(strong)(z, s, given), b + 1.5 * (a - b))
     for scale, expected in ((1.0, a), (0.0, b)):
@@ -91,8 +91,7 @@ def test_a_weaker_network_in_other_units_is_translated():
             return n.normalize(PRIOR.denoise(physical, level) + told)
 
     strong, weak = Physical(mean=0.2, std=2.0), Physical(mean=-0.1, std=0.5)
-    guided = AutoGuidance("weak", 3.0)
-    guided.weak = weak
+    guided = AutoGuidance("weak", 3.0).loaded(weak)
     torch.testing.assert_close(guided.wrap(strong)(z, s, given), strong(z, s, given), rtol=1e-5, atol=1e-6)
 
 

@@ -24,6 +24,7 @@ from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.guidance.sensors import Component
 from vecfield_diffusion.inference.cases import Cases, make_cases
 from vecfield_diffusion.inference.ensemble import member_noise, member_seed, sample_ensemble
+from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.models.unet import UNet
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.samplers.base import Sampler
@@ -65,10 +66,9 @@ def sample(cases: Cases, sampler: Sampler | None = None, **changes: object) -> T
     network = parts.pop("network")
     sampler = sampler or Heun(5, S_churn=10.0)
     observation = cases.observation(network.normalizer, torch.device("cpu"))
-    inpainting, physics = parts.pop("inpainting"), parts.pop("physics")
-    return sample_ensemble(
-        network, sampler, inpainting, physics, observation, cases.grid, numbers=cases.numbers, **parts
-    )
+    names = ("inpainting", "physics", "guidance", "sensor")
+    method = Method(sampler, **{name: parts.pop(name) for name in names if name in parts})
+    return sample_ensemble(network, method, observation, cases.grid, numbers=cases.numbers, **parts)
 
 
 # Ensembles.
@@ -102,6 +102,20 @@ def test_steps_below_the_error_of_the_observation_are_taken_once() -> None:
     sample(cases, Euler(6), inpainting=RePaint(2), members=1, progress=calls.append)
     above = int((levels[1:] > 0.5).sum())
     assert len(calls) == 6 + above
+
+
+def test_repaint_depends_on_neither_the_batch_nor_the_errors_of_what_is_not_observed() -> None:
+    """Observations of different errors, together and each by itself; any error where nothing is observed."""
+    whole = make_cases(fields(), [0, 2, 5], Pixels(0.3), seed=1)
+    sigma = torch.tensor([0.0, 0.5, 0.2])[:, None, None, None] * STD * torch.ones(1, 1, HEIGHT, WIDTH)
+    whole = replace(whole, sigma_obs=sigma)
+    options = {"inpainting": RePaint(3), "members": 2}
+    together = sample(whole, Euler(6), **options)
+    for place in range(3):
+        alone = sample(whole[[place]], Euler(6), **options)
+        assert torch.equal(together[:, place].nan_to_num(), alone[:, 0].nan_to_num())
+    elsewhere = replace(whole, sigma_obs=torch.where(whole.observed | whole.single, sigma, 9.0))
+    assert torch.equal(together.nan_to_num(), sample(elsewhere, Euler(6), **options).nan_to_num())
 
 
 def test_a_sensor_tells_its_component_and_nothing_else() -> None:
@@ -170,7 +184,7 @@ def test_no_numbers_mean_0_1_2() -> None:
     observation = Observation.none(2, LAND)
     ends = [
         sample_ensemble(
-            denoiser(), Euler(3), Conditional(), NoPhysics(), observation, Grid(LAND), members=2, seed=0, numbers=given
+            denoiser(), Method(Euler(3), Conditional()), observation, Grid(LAND), members=2, seed=0, numbers=given
         )
         for given in (None, [0, 1])
     ]
@@ -205,9 +219,8 @@ def test_the_ensemble_of_an_exact_denoiser_has_the_exact_spread() -> None:
 
     network = Exact(Shrink(), EDM(sigma_max=300.0), Normalizer(torch.zeros(2, HEIGHT, WIDTH), STD))
     observation = Observation.none(1, torch.ones_like(LAND))
-    members = sample_ensemble(
-        network, DPMpp2M(48), Conditional(), NoPhysics(), observation, Grid(torch.ones_like(LAND)), 600, seed=0
-    )
+    method = Method(DPMpp2M(48), Conditional())
+    members = sample_ensemble(network, method, observation, Grid(torch.ones_like(LAND)), members=600, seed=0)
     assert members.var(0).mean().sqrt().item() == pytest.approx(STD, rel=0.03)
 
 

@@ -48,7 +48,7 @@ def test_fields_with_land_in_physical_units(name, mode):
     given = Observation(x.where(observed, torch.nan), observed, sigma, valid.expand(3, 1, 4, 6))
     truth = normalizer.denormalize(x).where(known, torch.nan)
     levels = diffusion.levels(400, "log_snr")
-    got = nats_per_value(denoiser, truth, given, grid, levels, mode, 0, [4, 5, 6], batch=2)
+    got = nats_per_value(denoiser, truth, given, grid, levels=levels, mode=mode, seed=0, numbers=[4, 5, 6], batch=2)
 
     low, high = diffusion.sigma_min, diffusion.sigma_max
     gain = ((VARIANCE + high**2) / (VARIANCE + low**2)).sqrt()

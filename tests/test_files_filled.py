@@ -1,15 +1,18 @@
 """Files of users, filled as they would type it: which times, which errors, points, components, windows, the past."""
 
 import json
+import subprocess
+import sys
 
 import h5py
 import numpy as np
 import pytest
 import xarray as xr
-from programs import FEW, SMALL, is_message
+from programs import FEW, ROOT, SMALL, is_message
 
 from vecfield_diffusion.data.formats import open_fields
 from vecfield_diffusion.data.hdf5 import write_hdf5
+from vecfield_diffusion.programs import fill as filling
 
 WINDOW = ["debug=fast", *SMALL, "dataset=file", "trainer.batch_size=2", "trainer.max_steps=2"]
 
@@ -80,7 +83,7 @@ def test_the_output_is_a_file_of_the_same_kind(trained, run):
         alone = known & np.isnan(given[other].values)
         code = {"ugos": 2, "vgos": 3}[name]
         np.testing.assert_array_equal(data["observed"].values == code, alone)
-    assert "inpainting=mmps: some cells lack one component" in out
+    assert "inpainting=mmps for 1 of 5 snapshots: some cells lack one component" in out
 
 
 @pytest.mark.parametrize(
@@ -98,7 +101,8 @@ def test_times(trained, run, chosen, hours):
 def test_times_that_there_are_not(trained, run, chosen):
     radar(trained)
     done = run("infer", "ckpt=outputs/train/net", *FEW, "input=radar.nc", f"time={chosen}", "name=bad")
-    is_message(done, f"time={chosen}", "all, a range such as 0:5, or a date")
+    expected = "there are 5, from" if chosen[0] == "2" else "all, a range such as 0:5, or a date; there are dates from"
+    is_message(done, f"time={chosen}", expected, "2022-02-21T12:00 to 2022-02-22T12:00")
 
 
 def test_errors_of_the_file(trained, run):
@@ -129,23 +133,24 @@ def test_some_of_what_was_observed_can_be_hidden_and_scored(trained, run):
     assert scores["hidden"]["rmse_component"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-3)
 
 
-def test_an_interrupted_run_goes_on(trained, run, monkeypatch):
+def test_an_interrupted_run_goes_on(trained, run, monkeypatch, capsys):
     """What was finished is not computed again, and the file is what it is without the interruption."""
-    from vecfield_diffusion.programs import infer
-
     radar(trained)
     options = ["input=radar.nc", "time=all", "batch=2", "inpainting=conditional"]
     _, whole = fill(run, trained, "undisturbed", *options)
-    real, calls = infer.fill, []
+    real, calls = filling.fill_cases, []
 
-    def breaks(*args, **kwargs):
-        calls.append(args[3].numbers)
+    def breaks(config, **given):
+        calls.append(given["cases"].numbers)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return real(*args, **kwargs)
+        return real(config, **given)
 
-    monkeypatch.setattr(infer, "fill", breaks)
-    assert run("infer", "ckpt=outputs/train/net", "name=broken", *FEW, *options)[0] == 130
+    monkeypatch.setattr(filling, "fill_cases", breaks)
+    with pytest.raises(SystemExit) as stop:
+        run("infer", "ckpt=outputs/train/net", "name=broken", *FEW, *options)
+    assert stop.value.code == 130
+    assert "stopped by Ctrl-C: 3 of 5 snapshots are kept; the same command goes on" in capsys.readouterr().err
     out, again = fill(run, trained, "broken", *options)
     assert "going on: 3 of 5 snapshots are finished" in out
     assert calls == [[0], [1], [2], [3], [3], [4]]
@@ -232,14 +237,112 @@ def test_the_past_is_told(trained, run):
     assert code == 0, err
 
 
-def test_what_one_time_lacks_decides_for_all(trained, run, monkeypatch):
-    """A lone component, or a gap, at a time that the probe for `auto` would pass over."""
-    from vecfield_diffusion.programs import infer
-
-    monkeypatch.setattr(infer, "PROBE", 2)
+@pytest.mark.parametrize("time", [1, 2])
+def test_auto_decides_for_each_snapshot_by_itself(trained, run, time):
+    """A snapshot with a lone component is filled by mmps, and those beside it are filled as they are alone."""
     radar(trained)
-    out, _ = fill(run, trained, "probe", "input=radar.nc")
-    assert "inpainting=mmps: some cells lack one component" in out
+    out, together = fill(run, trained, "together", "input=radar.nc", "time=all", "members=1", "batch=1")
+    assert "inpainting=mmps for 1 of 5 snapshots: some cells lack one component" in out
+    assert "inpainting=conditional for 4 of 5 snapshots" in out or "inpainting=mmps: " in out
+    out, alone = fill(run, trained, "alone", "input=radar.nc", f"time={time}", "members=1", "batch=1")
+    assert ("inpainting=mmps: some cells" in out) == (time == 2)
+    for name in ("ugos_members", "vgos_members", "observed"):
+        np.testing.assert_array_equal(together[name].isel(time=[time]), alone[name])
+
+
+def values_of(trained, **changes):
+    """radar.nc with other values of the component ugos."""
+    given = radar(trained)
+    given["ugos"] = given["ugos"].copy()
+    for (time, row, column), value in changes.pop("cells").items():
+        given["ugos"][time, row, column] = value
+    path = trained / "odd.nc"
+    path.unlink(missing_ok=True)
+    given.to_netcdf(path, engine="h5netcdf")
+    return given
+
+
+@pytest.mark.parametrize("value", [1e33, -9999.0, 1e20, np.inf])
+def test_absurd_observations_are_left_out_counted_and_named(trained, run, value):
+    """The snapshot is filled as if the cell had not been measured, and the others as ever."""
+    options = ["input=odd.nc", "time=[0,1]", "inpainting=conditional"]
+    values_of(trained, cells={(1, 2, 3): np.nan})
+    _, expected = fill(run, trained, "gap", *options)
+    values_of(trained, cells={(1, 2, 3): value})
+    out, data = fill(run, trained, "absurd", *options)
+    if np.isfinite(value):  # what is no number is a gap by itself
+        assert "note: 1 cells in 1 snapshots, such as 1, are left out: values up to" in out
+    assert data["observed"][1, 2, 3] == (0 if np.isfinite(value) else 3) and np.isfinite(data["ugos_members"]).all()
+    np.testing.assert_array_equal(data["vgos_members"][:, 0], expected["vgos_members"][:, 0])
+    inside = np.ones((16, 16), dtype=bool)
+    inside[2, 3] = False
+    for name in ("ugos", "vgos"):  # the lone vgos of the gap counts, that of an absurd pair does not
+        assert np.abs(data[name][1].values[inside]).max() < 3
+
+
+@pytest.mark.parametrize(("factor", "said"), [(100.0, "times the"), (1e-3, "times the")])
+def test_a_magnitude_far_from_the_training_data_is_a_question(trained, run, factor, said):
+    given = radar(trained).isel(time=[0])
+    for name in ("ugos", "vgos"):
+        given[name] = (given[name].dims, factor * given[name].values, {"units": "m s-1"})
+    (trained / "fast.nc").unlink(missing_ok=True)
+    given.to_netcdf(trained / "fast.nc", engine="h5netcdf")
+    done = run("infer", "ckpt=outputs/train/net", *FEW, "input=fast.nc", "name=bad")
+    is_message(done, "fast.nc has velocities of about", said, "units='cm s-1'", "magnitude=any")
+    if factor < 1:
+        fill(run, trained, "slow", "input=fast.nc", "magnitude=any")
+
+
+def test_a_result_of_another_command_is_not_overwritten(trained, run):
+    radar(trained)
+    options = ["input=radar.nc", "time=0", "overwrite=false"]
+    _, first = fill(run, trained, "mine", *options)
+    _, again = fill(run, trained, "mine", *options)
+    np.testing.assert_array_equal(first["ugos_members"], again["ugos_members"])
+    path = trained / "outputs" / "infer" / "mine" / "fields.nc"
+    before = path.read_bytes()
+    done = run("infer", "ckpt=outputs/train/net", "name=mine", *FEW, *options, "seed=1")
+    is_message(done, "fields.nc is the result of another command", "name=...", "overwrite=true")
+    assert path.read_bytes() == before
+    _, other = fill(run, trained, "mine", *options, "seed=1", "overwrite=true")
+    assert np.abs(other["ugos_members"].values - first["ugos_members"].values).max() > 1e-3
+
+
+def test_the_output_goes_where_it_is_sent(trained, run):
+    radar(trained)
+    code, out, err = run(
+        "infer", "ckpt=outputs/train/net", "name=sent", *FEW, "input=radar.nc", "time=0", "output=place/filled.nc"
+    )
+    assert (code, err) == (0, "")
+    names = sorted(path.name for path in (trained / "place").iterdir())
+    assert names == ["filled.json", "filled.nc", "filled.png"]
+    assert not (trained / "outputs" / "infer" / "sent").exists()
+    is_message(run("infer", "ckpt=outputs/train/net", *FEW, "output=filled.grib"), "output=filled.grib", ".nc")
+
+
+def test_two_processes_do_not_write_one_file(trained, run):
+    """The second ends with a message while the first is alive; the lock of a dead process is no lock."""
+    radar(trained)
+    folder = trained / "outputs" / "infer" / "both"
+    folder.mkdir(parents=True)
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom vecfield_diffusion.inference.files import owned\n"
+        "with owned(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, str(folder / "fields.nc")], stdout=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        done = run("infer", "ckpt=outputs/train/net", "name=both", *FEW, "input=radar.nc", "time=0")
+        is_message(done, "another process is writing fields.nc", "name=...")
+    finally:
+        holder.kill()
+        holder.wait()
+    left = folder / f".fields.nc.{holder.pid}.tmp"
+    left.write_bytes(b"half")
+    fill(run, trained, "both", "input=radar.nc", "time=0")
+    assert sorted(path.name for path in folder.iterdir()) == ["fields.nc", "figure.png", "metrics.json"]
 
 
 def test_the_output_of_a_native_file_is_read_again(trained, run):

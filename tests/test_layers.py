@@ -34,7 +34,7 @@ ROOMS = {
     "hydra": ["config/"],
     "omegaconf": ["config/"],
     "h5py": ["data/"],
-    "xarray": ["data/", "inference/files.py"],
+    "xarray": ["data/", "inference/files.py", "inference/template.py", "programs/", "library.py"],
     "h5netcdf": ["data/", "inference/files.py"],
     "wandb": ["training/loggers.py"],
     "tensorboard": ["training/loggers.py"],

@@ -551,7 +551,7 @@ def test_a_disk_that_fills_leaves_old_files(place: Path, run: Call) -> None:
     before = [contents(folder) for folder in folders]
     done = process(place, "train", *options, "trainer.max_steps=4", preexec_fn=limited(20_000))
     is_message(done, "the checkpoint could not be written", "an older one is as it was")
-    options = ("ckpt=outputs/train/run", "name=full", "members=8", "sampler.steps=2")
+    options = ("ckpt=outputs/train/run", "name=full", "members=8", "sampler.steps=2", "overwrite=true")
     is_message(process(place, "infer", *options, preexec_fn=limited(10_000)), "cannot write fields.nc")
     assert [contents(folder) for folder in folders] == before
 

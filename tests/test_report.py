@@ -24,6 +24,7 @@ from torch import Tensor
 from vecfield_diffusion import commands
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.config.program import option
+from vecfield_diffusion.evaluation.baselines import BASELINES, fit_baselines, unsuited
 from vecfield_diffusion.evaluation.bootstrap import resamples
 from vecfield_diffusion.evaluation.comparison import (
     Estimate,
@@ -49,10 +50,9 @@ from vecfield_diffusion.evaluation.verdicts import compared, spread_sentence
 from vecfield_diffusion.inference.cases import make_cases
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.operators import divergence
-from vecfield_diffusion.programs.baselines import BASELINES, fit_baselines, unsuited
 from vecfield_diffusion.programs.compared import named_runs
-from vecfield_diffusion.programs.infer import fill
-from vecfield_diffusion.programs.method import Seen, build_posterior, settle
+from vecfield_diffusion.programs.fill import fill_cases
+from vecfield_diffusion.programs.method import build_method, resolve_method
 from vecfield_diffusion.programs.trained import held_out, load_trained
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -444,8 +444,8 @@ def test_scores_are_those_of_the_members(place: Path, run: Call, tmp_path: Path)
     fields, offered = held_out(trained, "test")
     indices = [offered[i * len(offered) // 4] for i in range(4)]
     cases = make_cases(fields, indices, build(option("mask", "block"), "mask", trusted=True), 0, 0.02, add_error=True)
-    parts = settle(build_posterior(config, trained, torch.device("cpu")), trained, Seen().add(cases))
-    members = fill(config, trained, parts, cases)
+    method = resolve_method(config, build_method(config, trained, torch.device("cpu")), trained, cases)
+    members = fill_cases(config, trained=trained, method=method, cases=cases)
     want = scores(members, cases.truth, cases.hidden, trained.grid)
     got = values(rows, "diffusion")
     assert {name: got[name] for name in want} == pytest.approx(want, rel=2e-3)  # batches differ, bf16

@@ -24,10 +24,10 @@ from vecfield_diffusion.diffusion.losses import denoising_loss
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.inpainting import Conditional
-from vecfield_diffusion.guidance.physics import NoPhysics
 from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.inference.ensemble import sample_ensemble
 from vecfield_diffusion.inference.export import save_program
+from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.inference.windows import Windowed
 from vecfield_diffusion.models.residual import RATE, AroundMean, Residual
 from vecfield_diffusion.physics.grid import Grid
@@ -288,7 +288,7 @@ def test_every_sampler_gives_the_mean_alone_with_a_regression(name):
     for steps in (1, 5):
         node = option("sampler", name)
         sampler = build(node | ({"steps": steps} if "steps" in node else {}), "sampler", trusted=True)
-        how = (denoiser, sampler, Conditional(), NoPhysics(), observation, GRID)
+        how = (denoiser, Method(sampler, Conditional()), observation, GRID)
         members = sample_ensemble(*how, members=3, seed=0)
         torch.testing.assert_close(members, expected.expand(3, -1, -1, -1, -1), rtol=1e-3, atol=1e-3)
 
@@ -296,7 +296,7 @@ def test_every_sampler_gives_the_mean_alone_with_a_regression(name):
 def test_one_step_of_a_regression_is_one_evaluation():
     _, observation, _ = draws(2, dtype=torch.float32)
     sampler, told = build(option("sampler", "dpmpp_2m") | {"steps": 1}, "sampler", trusted=True), []
-    how = (Denoiser(Sum(), Regression(), NORMALIZER), sampler, Conditional(), NoPhysics(), observation, GRID)
+    how = (Denoiser(Sum(), Regression(), NORMALIZER), Method(sampler, Conditional()), observation, GRID)
     sample_ensemble(*how, members=3, seed=0, progress=told.append)
     assert told == [6]
 
@@ -318,7 +318,7 @@ def test_the_mean_alone_is_told_the_first_guess():
     alone = mean_only(denoiser)
     prepared = diffusion.with_background(observation, GRID)
     sampler = build(option("sampler", "euler") | {"steps": 1}, "sampler", trusted=True)
-    members = sample_ensemble(alone, sampler, Conditional(), NoPhysics(), observation, GRID, members=2, seed=0)
+    members = sample_ensemble(alone, Method(sampler, Conditional()), observation, GRID, members=2, seed=0)
     with torch.no_grad():
         torch.testing.assert_close(members, denoiser.mean(prepared).expand(2, -1, -1, -1, -1), rtol=1e-3, atol=1e-3)
 

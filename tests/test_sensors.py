@@ -60,17 +60,55 @@ def test_a_footprint_by_hand():
     torch.testing.assert_close(got[:, :, 4, 0], sum(TRUTH[:, :, i, j] for i, j in near) / 6)
 
 
-def test_bearings_by_hand():
-    """Clockwise from north, away from the site; degrees shrink with latitude, rows may run southward."""
+def test_bearings_in_a_plane_by_hand():
+    """Clockwise from north, away from the site; rows may run southward. The operator itself stays without a place."""
     radar = Radial([[0.0, 0.0]])
-    radar.place(torch.tensor([-1e3, 0.0, 1e3]), torch.tensor([2e3, 1e3]), geographic=False)
+    placed = radar.placed(torch.tensor([-1e3, 0.0, 1e3]), torch.tensor([2e3, 1e3]), geographic=False)
     expected = [[-math.atan2(1, 2), 0.0, math.atan2(1, 2)], [-math.pi / 4, 0.0, math.pi / 4]]
-    torch.testing.assert_close(radar.bearings[0], torch.rad2deg(torch.tensor(expected)))
-    radar = Radial([[179.0, 60.0]])
-    radar.place(torch.tensor([179.0, -179.0]).double(), torch.tensor([61.0, 60.0]).double(), geographic=True)
-    east = 2 * math.cos(math.radians(61))
-    expected = torch.tensor([[0.0, math.degrees(math.atan2(east, 1))], [0.0, 90.0]]).double()
-    torch.testing.assert_close(radar.bearings[0], expected)
+    torch.testing.assert_close(placed.bearings[0], torch.rad2deg(torch.tensor(expected)))
+    assert radar.bearings == []
+
+
+@pytest.mark.parametrize("site", [(10.0, 45.0), (179.0, 70.0), (-30.0, -45.0), (5.0, 0.0)])
+def test_bearings_on_the_sphere_are_those_of_the_beam_at_the_cell(site):
+    """The great circle from the site, p(s) = a cos s + e sin s, has the direction p'(d) at the cell b = p(d)."""
+    lon = site[0] + torch.tensor([-2.5, -1.0, 0.0, 1.3, 2.5], dtype=torch.float64)
+    lat = site[1] + torch.tensor([1.8, 0.7, -0.4, -1.8], dtype=torch.float64)
+    wrapped = (lon + 180) % 360 - 180
+    bearing = torch.deg2rad(Radial([list(site)]).placed(wrapped, lat, geographic=True).bearings[0])
+
+    def unit(x, y):
+        x, y = torch.broadcast_tensors(torch.deg2rad(x), torch.deg2rad(y))
+        return torch.stack([y.cos() * x.cos(), y.cos() * x.sin(), y.sin()])
+
+    x, y = torch.deg2rad(lon)[None, :], torch.deg2rad(lat)[:, None]
+    a, b = unit(torch.tensor(site[0]).double(), torch.tensor(site[1]).double())[:, None, None], unit(lon, lat[:, None])
+    cosine = (a * b).sum(dim=0)
+    direction = (b * cosine - a) / (1 - cosine**2).sqrt()
+    x, y = torch.broadcast_tensors(x, y)
+    east = torch.stack([-x.sin(), x.cos(), torch.zeros_like(x)])
+    north = torch.stack([-y.sin() * x.cos(), -y.sin() * x.sin(), y.cos()])
+    torch.testing.assert_close(bearing.sin(), (direction * east).sum(dim=0), atol=1e-10, rtol=0)
+    torch.testing.assert_close(bearing.cos(), (direction * north).sum(dim=0), atol=1e-10, rtol=0)
+
+
+def test_a_flat_earth_would_be_a_degree_off_at_45_north_and_three_at_70():
+    """200 km away, the worst direction: figures of a bearing of a plane with the cosine of the latitude."""
+    for north, expected in ((45.0, 1.003), (70.0, 2.798)):
+        distance, start = 200 / 6371, math.radians(north)
+        worst = 0.0
+        for azimuth in range(0, 360):
+            angle = math.radians(azimuth)
+            y = math.asin(math.sin(start) * math.cos(distance) + math.cos(start) * math.sin(distance) * math.cos(angle))
+            x = math.atan2(
+                math.sin(angle) * math.sin(distance) * math.cos(start),
+                math.cos(distance) - math.sin(start) * math.sin(y),
+            )
+            lon, lat = (torch.tensor([math.degrees(value)], dtype=torch.float64) for value in (x, y))
+            bearing = Radial([[0.0, north]]).placed(lon, lat, geographic=True).bearings[0].item()
+            flat = math.degrees(math.atan2(x * math.cos(y), y - start))
+            worst = max(worst, abs((bearing - flat + 180) % 360 - 180))
+        assert worst == pytest.approx(expected, abs=2e-3)
 
 
 def test_radars_read_the_velocity_away_from_them():
@@ -78,7 +116,7 @@ def test_radars_read_the_velocity_away_from_them():
     with pytest.raises(ValueError, match="sites must be placed"):
         radar.rows(given(TRUTH), NORMALIZER, GRID)
     x, y = torch.arange(W).double() * 1000 + 1, torch.arange(H).double() * 2000 + 1
-    radar.place(x, y, geographic=False)
+    radar = radar.placed(x, y, geographic=False)
     observation = check(radar)
     first, _ = radar.rows(observation, NORMALIZER, GRID)
     away = torch.stack([x.expand(H, W), y[:, None].expand(H, W)])
@@ -98,8 +136,10 @@ def test_recorded_velocities_of_two_radars():
         lost = torch.rand(3, 1, H, W, generator=generator) < 0.6
         file[name] = torch.where(lost | ~VALID, torch.nan, value)
     radar = Radial(velocity=["va", "vb"], bearing=["a", "b"], error=["e", "e"])
-    observed = radar.load(lambda name: file[name].double())
-    assert torch.equal(observed, file["va"].isfinite() | file["vb"].isfinite())
+    assert radar.cells is None
+    radar = radar.recorded(lambda name: file[name].double())
+    assert torch.equal(radar.cells, file["va"].isfinite() | file["vb"].isfinite())
+    assert not radar.within(torch.zeros(3, 1, H, W, dtype=torch.bool)).cells.any()
     order = torch.tensor([2, 0])
     nothing = Observation.none(2, VALID, torch.float64)
     rows = radar.select(order).rows(nothing, NORMALIZER, GRID)

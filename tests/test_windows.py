@@ -20,6 +20,7 @@ from vecfield_diffusion.guidance.inpainting import Conditional, RePaint
 from vecfield_diffusion.guidance.physics import NoPhysics, Physics
 from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.inference.ensemble import sample_ensemble
+from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.inference.windows import Windowed, starts
 from vecfield_diffusion.models.unet import UNet
 from vecfield_diffusion.physics.grid import Grid
@@ -302,9 +303,7 @@ def denoiser(network: nn.Module | None = None, diffusion: nn.Module | None = Non
 
 
 def weaker() -> AutoGuidance:
-    guidance = AutoGuidance("", 1.5)
-    guidance.weak = Windowed(denoiser(), (8, 8), 2)
-    return guidance
+    return AutoGuidance("", 1.5).loaded(Windowed(denoiser(), (8, 8), 2))
 
 
 @pytest.mark.parametrize(
@@ -330,14 +329,11 @@ def test_it_serves_as_a_denoiser(diffusion, parts):
     ends = [
         sample_ensemble(
             each,
-            parts["sampler"],
-            parts["inpainting"],
-            parts["physics"],
+            Method(**parts),
             seen,
             Grid(seen.valid[0, 0], boundary_x="periodic"),
             members=2,
             seed=3,
-            guidance=parts["guidance"],
         )
         for each in (network, Windowed(network, (8, 8), 3, (False, True), batch=5))
     ]

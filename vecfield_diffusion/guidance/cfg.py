@@ -1,6 +1,6 @@
 """Guidance of the denoiser itself: towards the condition, away from a weaker network, down an energy.
 
-    classifier-free    D <- D_0 + w (D - D_0)        D_0 the same network told nothing
+    classifier-free    D <- D_0 + w (D - D_0)        D_0 the same network without a condition
     autoguidance       D <- D_weak + w (D - D_weak)  D_weak another checkpoint, smaller or less trained
     energy             D <- D - w s^2 grad_z E(D)    E = -ln p of what is wanted, up to a constant
 
@@ -14,6 +14,7 @@ Each takes a denoiser of `(z, s, observation)` and is one: observations and phys
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,15 +35,32 @@ def positive(scale: float) -> float:
 
 
 class Guidance(ABC):
-    """What makes another denoiser of one."""
+    """A change of the denoiser itself.
+
+    Attributes:
+        plain: Whether it leaves the denoiser as it is.
+        stresses_condition: Whether it compares the network with itself without a condition, so that the network must
+            be conditioned on the observation.
+        ckpt: The run folder or checkpoint of a second network that it needs; None where it needs none.
+    """
+
+    plain: bool = False
+    stresses_condition: bool = False
+    ckpt: str | None = None
 
     @abstractmethod
     def wrap(self, denoiser: Denoiser) -> DenoiserFunction:
-        """The guided denoiser."""
+        """Returns the guided denoiser."""
+
+    def loaded(self, weak: Denoiser) -> Guidance:
+        """Returns the same guidance with the network that `ckpt` names."""
+        return self
 
 
 class NoGuidance(Guidance):
     """No guidance."""
+
+    plain = True
 
     def wrap(self, denoiser: Denoiser) -> DenoiserFunction:
         """The denoiser itself."""
@@ -59,6 +77,8 @@ class ClassifierFree(Guidance):
         ValueError: A negative scale.
     """
 
+    stresses_condition = True
+
     def __init__(self, scale: float = 1.5) -> None:
         self.scale = positive(scale)
 
@@ -71,8 +91,8 @@ class ClassifierFree(Guidance):
             if self.scale == 0 or not observation.observed.any():
                 return denoiser(z, s, observation.nothing())
             both = observation.concatenate(observation.nothing())
-            told, untold = denoiser(torch.cat([z, z]), torch.cat([s, s]), both).chunk(2)
-            return torch.lerp(untold, told, self.scale)
+            conditional, prior = denoiser(torch.cat([z, z]), torch.cat([s, s]), both).chunk(2)
+            return torch.lerp(prior, conditional, self.scale)
 
         return guided
 
@@ -90,8 +110,13 @@ class AutoGuidance(Guidance):
 
     def __init__(self, ckpt: str, scale: float = 1.5) -> None:
         self.ckpt, self.scale = ckpt, positive(scale)
-        #: The weaker denoiser, put here by whoever can load it.
         self.weak: Denoiser | None = None
+
+    def loaded(self, weak: Denoiser) -> AutoGuidance:
+        """Returns the same guidance with the weaker network."""
+        ready = copy.copy(self)
+        ready.weak = weak
+        return ready
 
     def wrap(self, denoiser: Denoiser) -> DenoiserFunction:
         """The guided denoiser. Raises ValueError where the weaker network has not been loaded."""

@@ -9,22 +9,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vecfield_diffusion.diffusion.denoiser import DenoiserFunction
 from vecfield_diffusion.diffusion.observation import Observation
-from vecfield_diffusion.samplers.base import BoundDenoiser, Hook, NoiseFunction
-
-if TYPE_CHECKING:
-    from vecfield_diffusion.guidance.linear import LinearObservation
+from vecfield_diffusion.guidance.linear import LinearObservation
+from vecfield_diffusion.samplers.base import BoundDenoiser, Hook, NoiseFunction, Sampler
+from vecfield_diffusion.samplers.stochastic import DDIM, Ancestral
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A denoiser that is told an observation."""
+    """A denoiser with its observation, as a function of the state and the level alone."""
 
     denoiser: DenoiserFunction
     observation: Observation
@@ -41,51 +39,77 @@ class Inpainting(ABC):
     """A way to make samples agree with an observation.
 
     Attributes:
+        name: The option of `inpainting=` that makes it.
         repeats: How often each step of the sampler is taken; see `Sampler.sample`.
         changes_state: Whether it has a hook, which needs one level for the whole batch.
-        takes_rows: Whether it takes linear observations, such as those of a sensor.
-        weighs_rows: Whether it gives each row the weight of its error, so that rows of physics may stand beside.
+        takes_rows: Whether it takes linear observations, such as those of an observation operator.
+        weighs_rows: Whether it gives each linear observation the weight of its error, so that those of physics may
+            stand beside.
         differentiates: Whether it differentiates the denoiser, which then computes in float32.
-        told: Whether the network is told the observation.
+        conditions: Whether the network is conditioned on the observation, as in training.
+        plain: Whether it is the network as trained and nothing else.
     """
 
+    name: str = ""
     repeats: int = 1
     changes_state: bool = False
     takes_rows: bool = False
     weighs_rows: bool = False
     differentiates: bool = False
-    told: bool = False
+    conditions: bool = False
+    plain: bool = False
 
     @abstractmethod
     def bind(
         self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
     ) -> BoundDenoiser:
-        """A denoiser of `(z, s)` given the observation and further linear observations."""
+        """Returns a denoiser of `(z, s)` given the observation and further linear observations."""
 
     def hook(
         self, observation: Observation, noise: NoiseFunction, bound: BoundDenoiser | None = None, steps: int = 1
     ) -> Hook | None:
-        """What is done to the state after each step; None leaves it alone.
+        """Returns what is done to the state after each step; None leaves it alone.
 
         Arguments:
-            observation: What `bind` was given.
+            observation: That of `bind`.
             noise: Unit normal noise.
             bound: What `bind` gave.
             steps: The number of steps of the sampler.
         """
         return None
 
+    def start(self, observation: Observation) -> Tensor | None:
+        """Returns the mean `(B, 2, H, W)` of the first state; None is 0, that of the prior without an observation."""
+        return None
+
+    def once_below(self, observation: Observation) -> Tensor:
+        """Returns the level `(B,)` of each sample from which downward a step is taken once."""
+        return observation.y.new_zeros(len(observation))
+
+    def advice(self, sampler: Sampler) -> str | None:
+        """Returns a warning about a sampler that this method works badly with, in the words of the command line."""
+        return None
+
+    def summary(self) -> str | None:
+        """Returns what is to be said after the sampling; None for nothing."""
+        return None
+
 
 class Conditional(Inpainting):
-    """The network is told the observation: it was trained to give E[x0 | z, y]. No approximation but the training."""
+    """The network is conditioned on the observation: it was trained to give E[x0 | z, y]."""
 
-    told = True
+    name = "conditional"
+    conditions = plain = True
 
     def bind(
         self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
     ) -> BoundDenoiser:
-        """The denoiser with the observation as its condition."""
+        """Returns the denoiser with the observation as its condition."""
         return Bound(denoiser, observation)
+
+    def start(self, observation: Observation) -> Tensor | None:
+        """Returns the background, where the formulation is coupled to one."""
+        return observation.background
 
 
 class RePaint(Inpainting):
@@ -104,6 +128,7 @@ class RePaint(Inpainting):
         ValueError: Fewer than one.
     """
 
+    name = "repaint"
     changes_state = True
 
     def __init__(self, resamples: int = 10) -> None:
@@ -114,13 +139,13 @@ class RePaint(Inpainting):
     def bind(
         self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
     ) -> BoundDenoiser:
-        """The denoiser of the prior: it is told of no observation."""
+        """Returns the denoiser of the prior, which has no observation."""
         return Bound(denoiser, observation.nothing())
 
     def hook(
         self, observation: Observation, noise: NoiseFunction, bound: BoundDenoiser | None = None, steps: int = 1
     ) -> Hook:
-        """The replacement after each step."""
+        """Returns the replacement after each step."""
 
         def replace(z: Tensor, r: float) -> Tensor:
             scale = (r**2 - observation.sigma_y**2).clamp(min=0).sqrt()
@@ -129,3 +154,17 @@ class RePaint(Inpainting):
             return torch.where(known, observation.y + scale * noise(), z)
 
         return replace
+
+    def once_below(self, observation: Observation) -> Tensor:
+        """Returns the largest error of the observed values of each sample, in standard deviations of the data.
+
+        Below it nothing holds the known cells, and repeated steps would forget them.
+        """
+        sigma = torch.where(observation.known, observation.sigma_y, 0.0)
+        return sigma.flatten(1).amax(dim=1) if self.repeats > 1 else sigma.new_zeros(len(sigma))
+
+    def advice(self, sampler: Sampler) -> str | None:
+        """Warns of samplers that are not ancestral."""
+        if self.repeats > 1 and not isinstance(sampler, Ancestral | DDIM):
+            return "repaint tends to the posterior with sampler=ddpm, not with a deterministic sampler"
+        return None

@@ -66,14 +66,14 @@ class LinearObservation:
 
 def stack(observations: Sequence[LinearObservation]) -> LinearObservation:
     """All rows of all observations, as `(B, K)`, absent ones with A = 0, y = 0 and sigma = 1."""
-    parts = [each.flat() for each in observations]
-    batch = max(len(each.y) for each in parts)
+    parts = [part.flat() for part in observations]
+    batch = max(len(part.y) for part in parts)
 
     def joined(name: str) -> Tensor:
-        return torch.cat([getattr(each, name).expand(batch, -1) for each in parts], dim=1)
+        return torch.cat([getattr(part, name).expand(batch, -1) for part in parts], dim=1)
 
     def forward(x: Tensor) -> Tensor:
-        return torch.cat([each.forward(x) for each in parts], dim=1)
+        return torch.cat([part.forward(x) for part in parts], dim=1)
 
     return LinearObservation(forward, joined("y"), joined("sigma"), joined("present"))
 

@@ -67,7 +67,23 @@ class Term:
 
 
 class NoPhysics:
-    """Nothing but the observations."""
+    """Nothing but the observations.
+
+    Attributes:
+        plain: Whether it adds nothing.
+        mode: How its terms act, see the module.
+    """
+
+    plain: bool = True
+    mode: str = "none"
+
+    def resolve(self, weighs_rows: bool, statistics: Statistics) -> NoPhysics:
+        """Returns the same: nothing is left open."""
+        return self
+
+    def summary(self) -> str | None:
+        """Returns what is to be said of the terms and their tolerances; None for nothing."""
+        return None
 
     def rows(self, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
         """No further observations."""
@@ -108,6 +124,8 @@ class Physics(NoPhysics):
         ValueError: A negative weight or more than 2 together, where the step overshoots and grows; tolerances that are
             not positive; a mode that a term does not go with.
     """
+
+    plain = False
 
     def __init__(
         self,
@@ -172,6 +190,10 @@ class Physics(NoPhysics):
             for term in self.terms
         ]
         return known
+
+    def summary(self) -> str:
+        """Returns the mode and the tolerance of each term."""
+        return f"physics.mode={self.mode}: " + ", ".join(f"{term.name} (tau {term.tau:.3g})" for term in self.terms)
 
     def rows(self, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
         """The terms as linear observations of normalised fields, over tau: their error is 1."""

@@ -30,7 +30,7 @@ from vecfield_diffusion.diffusion.denoiser import DenoiserFunction, column
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.guidance.inpainting import Bound, Inpainting
 from vecfield_diffusion.guidance.linear import LinearObservation, cells, stack
-from vecfield_diffusion.samplers.base import BoundDenoiser, Hook, NoiseFunction
+from vecfield_diffusion.samplers.base import BoundDenoiser, Hook, NoiseFunction, Sampler
 
 # The iterations of MMPS that k_max=auto allows a sample: a few where rows are fewer than `SPARSE` of the values of the
 # field. Else more, and the more at levels below `LATE` (in standard deviations of the data), because an error in D at
@@ -131,7 +131,7 @@ class Solver:
             before, square, k = square, dot(self.residual, self.residual), k + 1
             ratio = torch.where(before > 0, square / before, 0.0)
             p = conjugate(self.residual, known) + per_row(ratio, p) * p
-        return [each.p for each in known]
+        return [direction.p for direction in known]
 
     def advance(self, p: Tensor, before: Sequence[Direction] = ()) -> Direction:
         """Goes to the minimum along `p`, conjugate to the directions before it, in samples that are under way."""
@@ -140,9 +140,9 @@ class Solver:
         curvature = dot(p, image)
         nothing = dot(p, p) == 0
         sound = curvature > 0
-        for each in before:
+        for q in before:
             # q^T M p = 0 was made of p^T M q = 0: they are the same where M is symmetric.
-            sound &= dot(each.p, image) ** 2 <= TWIST**2 * each.curvature * curvature
+            sound &= dot(q.p, image) ** 2 <= TWIST**2 * q.curvature * curvature
         self.stuck |= self.active & ~sound & ~nothing
         moves = self.active & sound
         # A direction of zeros is no fault: the start may have nothing new to say.
@@ -177,8 +177,8 @@ def orthogonal(rows: Tensor, basis: Sequence[Tensor]) -> Tensor:
     """Rows `(B, K)` less what they have of an orthonormal basis; 0 where nothing but rounding is left."""
     q = rows
     for _ in range(2):  # the second pass removes what the rounding of the first left
-        for each in basis:
-            q = q - per_row(dot(each, q), q) * each
+        for unit_row in basis:
+            q = q - per_row(dot(unit_row, q), q) * unit_row
     noise = 1e3 * torch.finfo(q.dtype).eps * dot(rows, rows).sqrt()
     return torch.where((dot(q, q).sqrt() > noise)[:, None], q, 0.0)
 
@@ -191,8 +191,8 @@ def unit(rows: Tensor) -> Tensor:
 
 def conjugate(p: Tensor, known: Sequence[Direction]) -> Tensor:
     """`p` less what it has, in the inner product of M, of the directions."""
-    for each in known:
-        p = p - per_row(dot(each.image, p) / each.curvature, p) * each.p
+    for q in known:
+        p = p - per_row(dot(q.image, p) / q.curvature, p) * q.p
     return p
 
 
@@ -207,7 +207,7 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
 
 
 def prior(denoiser: DenoiserFunction, observation: Observation) -> BoundDenoiser:
-    """The denoiser that is told of no observation."""
+    """Returns the denoiser of the prior, which has no observation."""
     return Bound(denoiser, observation.nothing())
 
 
@@ -217,10 +217,13 @@ def all_rows(observation: Observation, rows: Sequence[LinearObservation]) -> Lin
 
 
 def split(
-    denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation], told: bool
+    denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation], conditions: bool
 ) -> tuple[BoundDenoiser, LinearObservation]:
-    """The denoiser and the rows that it is to agree with: all, or where it is `told` the cells, those beside."""
-    if not told:
+    """Returns the denoiser and the rows that it is to agree with.
+
+    These are all; where the network is conditioned on the observed cells (`conditions`), those beside.
+    """
+    if not conditions:
         return prior(denoiser, observation), all_rows(observation, rows)
     beside = replace(observation, observed=torch.zeros_like(observation.observed))
     return Bound(denoiser, observation), all_rows(beside, rows)
@@ -239,8 +242,9 @@ class MMPS(Inpainting):
         warm_start: Whether a solve begins with the solution of the last step and the one before.
         solver: `cg` goes over to `gmres` by itself in samples where the Jacobian of the network proves to be no
             covariance; `gmres` (8 iterations, whatever `k_max`) takes it from the start, cold.
-        told: Whether the network is told the observed cells, as it was trained to be: it then gives E[x0 | z, y] by
-            itself, and the rows are those beside, of physics, sensors and single components.
+        told: Whether the network is conditioned on the observed cells, as it was trained to be: it then gives
+            E[x0 | z, y] by itself, and the rows are those beside: of physics, observation operators and single
+            components.
 
     Attributes:
         solves: The number of systems that were solved: one for each sample and evaluation.
@@ -250,6 +254,7 @@ class MMPS(Inpainting):
         ValueError: A number of iterations below 1 or a tolerance outside (0, 1).
     """
 
+    name = "mmps"
     takes_rows = weighs_rows = differentiates = True
 
     def __init__(
@@ -267,14 +272,14 @@ class MMPS(Inpainting):
         if solver not in ("cg", "gmres"):
             raise ValueError(f"solver must be cg or gmres, got {solver}")
         self.k_max, self.tolerance, self.warm_start, self.solver = k_max, tolerance, warm_start, solver
-        self.told = told
+        self.conditions = told
         self.solves = self.guard = 0
 
     def bind(
         self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
     ) -> BoundDenoiser:
         """D_y of the observation and the further rows."""
-        bound, stacked = split(denoiser, observation, rows, self.told)
+        bound, stacked = split(denoiser, observation, rows, self.conditions)
         share = stacked.present.sum(dim=1) / (2 * observation.valid.flatten(1).sum(dim=1)).clamp(min=1)
         return BoundMMPS(self, bound, stacked.whitened(), share)
 
@@ -283,6 +288,15 @@ class MMPS(Inpainting):
         if self.k_max != "auto":
             return torch.full_like(s, self.k_max)
         return torch.where(share < SPARSE, FEW, torch.where(s < LATE, MANY, SOME))
+
+    def summary(self) -> str | None:
+        """Returns how often the Jacobian of the network was no covariance."""
+        if not self.guard:
+            return None
+        return (
+            f"mmps: in {self.guard / self.solves:.0%} of the systems the network's Jacobian was no covariance (not "
+            "symmetric, or not positive); GMRES solved them in place of conjugate gradients"
+        )
 
 
 class BoundMMPS:
@@ -317,16 +331,17 @@ class PiGDM(Inpainting):
         told: See `MMPS`.
     """
 
+    name = "pigdm"
     takes_rows = weighs_rows = differentiates = True
 
     def __init__(self, told: bool = False) -> None:
-        self.told = told
+        self.conditions = told
 
     def bind(
         self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
     ) -> BoundDenoiser:
         """D_y of the observation and the further rows."""
-        bound, stacked = split(denoiser, observation, rows, self.told)
+        bound, stacked = split(denoiser, observation, rows, self.conditions)
         whitened = stacked.whitened()
 
         def guided(z: Tensor, s: Tensor) -> Tensor:
@@ -354,6 +369,7 @@ class DPS(Inpainting):
         ValueError: A negative zeta.
     """
 
+    name = "dps"
     changes_state = takes_rows = differentiates = True
 
     def __init__(self, zeta: float = 100.0) -> None:
@@ -373,7 +389,7 @@ class DPS(Inpainting):
         """The step along the gradient.
 
         Arguments:
-            observation: What `bind` was given.
+            observation: That of `bind`.
             noise: Not used.
             bound: What `bind` gave.
             steps: The number of steps n of the sampler.
@@ -390,6 +406,12 @@ class DPS(Inpainting):
             return torch.sub(z, bound.take(), alpha=self.zeta / steps)
 
         return subtract
+
+    def advice(self, sampler: Sampler) -> str | None:
+        """Warns of few steps."""
+        if sampler.steps < 50:
+            return "dps takes long strides in few steps; give sampler.steps=100 or more"
+        return None
 
 
 class BoundDPS:

@@ -1,7 +1,8 @@
-"""Instruments that do not measure both components of single cells: what their values are as linear observations.
+"""Observation operators of instruments that do not measure both components of single cells.
 
-A sensor turns an `Observation` into rows. In a twin experiment, where the truth is known, `measure` gives what the
-instrument would read.
+An operator turns an `Observation` into linear observations `y = A x + n`. In a twin experiment, where the truth is
+known, `measure` gives what the instrument would read. An operator is never changed: `placed`, `recorded`, `within` and
+`select` return another one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,31 +22,44 @@ from vecfield_diffusion.physics.grid import Grid
 
 
 class Sensor(ABC):
-    """What an instrument measures."""
+    """What an instrument measures.
 
-    def place(self, x: Tensor, y: Tensor, geographic: bool) -> None:  # noqa: B027 (most need no place)
-        """Tells the sensor the coordinates of columns `(W,)` and rows `(H,)`, in degrees where `geographic`."""
+    Attributes:
+        name: The option of `sensor=` that makes it.
+        cells: Where the instrument itself recorded anything, boolean `(N, 1, H, W)`; None for one that a field is
+            observed through.
+        magnitude: The largest absolute value that it recorded in each cell, `(N, 1, H, W)`, 0 where none; None
+            likewise.
+        velocity: Variables of the file that hold what it recorded; empty for one that a field is observed through.
+    """
+
+    name: str = ""
+    cells: Tensor | None = None
+    magnitude: Tensor | None = None
+    velocity: Sequence[str] = ()
+
+    def placed(self, x: Tensor, y: Tensor, geographic: bool) -> Sensor:
+        """Returns the operator among columns at `x` `(W,)` and rows at `y` `(H,)`, in degrees where `geographic`."""
+        return self
 
     def measure(self, truth: Tensor, grid: Grid) -> Tensor:
         """What it reads of fields `(N, 2, H, W)` in physical units, without error."""
         return truth
 
-    def load(self, variable: Callable[[str], Tensor]) -> Tensor | None:
-        """Reads what the instrument recorded itself.
+    def recorded(self, variable: Callable[[str], Tensor]) -> Sensor:
+        """Returns the operator with what the instrument recorded itself, where it records anything.
 
         Arguments:
-            variable: A variable of the file by name, `(N, 1, H, W)`, NaN where missing.
-
-        Returns:
-            The cells where it recorded anything, boolean `(N, 1, H, W)`; None for one that observes a field instead.
+            variable: Reads a variable of the file by name, `(N, 1, H, W)`, NaN where missing.
         """
-        return None
+        return self
 
-    def keep(self, seen: Tensor) -> None:  # noqa: B027 (most recorded nothing)
-        """Forgets what was recorded outside the cells `(N, 1, H, W)`."""
+    def within(self, cells: Tensor) -> Sensor:
+        """Returns the operator with what was recorded inside the cells `(N, 1, H, W)` alone."""
+        return self
 
     def select(self, cases: Tensor) -> Sensor:
-        """The sensor of the cases `(n,)` among those that were loaded."""
+        """Returns the operator of the cases `(n,)` among those that were recorded."""
         return self
 
     @abstractmethod
@@ -61,6 +76,8 @@ class Component(Sensor):
     Raises:
         ValueError: A component of another name.
     """
+
+    name = "component"
 
     def __init__(self, component: Components = "u") -> None:
         if component not in ("u", "v", "both"):
@@ -80,16 +97,22 @@ class Component(Sensor):
 class Radial(Sensor):
     """Velocities away from radars: the projection of the velocity in a cell on the bearing from each site.
 
+    The bearing is the direction in which the beam passes the cell, at the cell: on the sphere that of the great circle
+    from the site, in degrees clockwise from the north of the cell. It differs from the direction in which the beam left
+    the site by the convergence of the meridians, 1.8 degrees 200 km east of a site at 45 N.
+
     Arguments:
         sites: The positions `[x, y]` of the radars, in the coordinates of the data (longitude and latitude, or metres).
         velocity: Variables of the file with what each radar measured; without them the truth is seen through it.
-        bearing: Variables with the bearing of each cell from each radar, degrees clockwise from north; those of the
-            sites without.
+        bearing: Variables with the bearing at each cell away from each radar, degrees clockwise from north; those of
+            the sites without.
         error: Variables with the errors, in the units of the velocity; the error of the observation without.
 
     Raises:
         ValueError: Neither sites nor velocities, or lists of different lengths.
     """
+
+    name = "radial"
 
     def __init__(
         self,
@@ -100,60 +123,70 @@ class Radial(Sensor):
     ) -> None:
         if any(len(site) != 2 for site in sites) or not (sites or velocity):
             raise ValueError(f"sites must be a list of [x, y], such as [[18.1,-34.2]], got {list(sites)}")
-        for name, given in (("bearing", bearing or sites), ("error", error)):
-            if velocity and len(given) not in ({len(velocity)} if name == "bearing" else {0, len(velocity)}):
-                raise ValueError(f"{name} must name one variable for each of velocity={list(velocity)}, got {given}")
+        for name, listed in (("bearing", bearing or sites), ("error", error)):
+            if velocity and len(listed) not in ({len(velocity)} if name == "bearing" else {0, len(velocity)}):
+                raise ValueError(f"{name} must name one variable for each of velocity={list(velocity)}, got {listed}")
         self.sites, self.velocity, self.bearing, self.error = sites, velocity, bearing, error
         self.bearings: list[Tensor] = []
-        self.recorded: list[tuple[Tensor, Tensor | None]] = []
+        self.records: list[tuple[Tensor, Tensor | None]] = []
 
-    def place(self, x: Tensor, y: Tensor, geographic: bool) -> None:
-        """Computes the bearing of every cell from every site, `(H, W)`, in degrees clockwise from north."""
-        self.bearings = []
-        for east, north in self.sites:
-            across, along = x[None, :] - east, y[:, None] - north
-            if geographic:
-                across = (across + 180) % 360 - 180
-                across = across * torch.deg2rad(y).cos()[:, None]
-            self.bearings.append(torch.rad2deg(torch.atan2(*torch.broadcast_tensors(across, along))))
+    def placed(self, x: Tensor, y: Tensor, geographic: bool) -> Radial:
+        """Returns the operator with the bearing of every cell from every site, `(H, W)`."""
+        bearing = great_circle_bearing if geographic else plane_bearing
+        return self._with(bearings=[bearing(x[None, :], y[:, None], *site) for site in self.sites])
 
-    def load(self, variable: Callable[[str], Tensor]) -> Tensor | None:
-        """Reads velocities, bearings and errors, where the file has them."""
+    def recorded(self, variable: Callable[[str], Tensor]) -> Radial:
+        """Returns the operator with velocities, bearings and errors, where the file has them."""
         if not self.velocity:
-            return None
-        if self.bearing:
-            self.bearings = [variable(name) for name in self.bearing]
+            return self
+        bearings = [variable(name) for name in self.bearing] or self.bearings
         values = [variable(name) for name in self.velocity]
         errors = [variable(name) for name in self.error] or [None] * len(values)
-        seen = []
-        for k, (value, error, bearing) in enumerate(zip(values, errors, self.bearings, strict=True)):
+        records = []
+        for value, error, bearing in zip(values, errors, bearings, strict=True):
             known = value.isfinite() & bearing.isfinite()
             known = known if error is None else known & error.isfinite()
-            seen.append(known)
-            values[k] = torch.where(known, value, torch.nan)
-        self.recorded = list(zip(values, errors, strict=True))
-        return torch.stack(seen).any(dim=0)
+            records.append((torch.where(known, value, torch.nan), error))
+        return self._with(bearings=bearings, records=records)
 
-    def keep(self, seen: Tensor) -> None:
-        """Forgets what was recorded outside the cells `(N, 1, H, W)`."""
-        self.recorded = [(torch.where(seen, value, torch.nan), error) for value, error in self.recorded]
+    @property
+    def cells(self) -> Tensor | None:
+        """Where any radar recorded a velocity, boolean `(N, 1, H, W)`."""
+        return torch.stack([value.isfinite() for value, _ in self.records]).any(dim=0) if self.records else None
+
+    @property
+    def magnitude(self) -> Tensor | None:
+        """The largest speed along a beam that any radar recorded, `(N, 1, H, W)`."""
+        values = [value.abs().nan_to_num(0.0, torch.inf) for value, _ in self.records]
+        return torch.stack(values).amax(dim=0) if values else None
+
+    def within(self, cells: Tensor) -> Radial:
+        """Returns the operator with what was recorded inside the cells `(N, 1, H, W)` alone."""
+        return self._with(records=[(torch.where(cells, value, torch.nan), error) for value, error in self.records])
 
     def select(self, cases: Tensor) -> Radial:
-        """The same with what was recorded of `cases` alone."""
-        part, cases = copy.copy(self), cases.cpu()
-        part.recorded = [(value[cases], None if error is None else error[cases]) for value, error in self.recorded]
-        part.bearings = [each[cases] if each.ndim == 4 else each for each in self.bearings]
-        return part
+        """Returns the operator with what was recorded of `cases` alone."""
+        cases = cases.cpu()
+        return self._with(
+            records=[(value[cases], None if error is None else error[cases]) for value, error in self.records],
+            bearings=[bearing[cases] if bearing.ndim == 4 else bearing for bearing in self.bearings],
+        )
+
+    def _with(self, **changes: Any) -> Radial:
+        """Returns a copy with other bearings or records."""
+        other = copy.copy(self)
+        vars(other).update(changes)
+        return other
 
     def rows(self, observation: Observation, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
-        """One observation for each radar. Raises ValueError before the sites have been placed."""
+        """Returns one observation for each radar. Raises ValueError before the sites have been placed."""
         if not self.bearings:
             raise ValueError("sites must be placed among the coordinates of the data first")
         bearings = [bearing.to(observation.y) for bearing in self.bearings]
-        if not self.recorded:
-            return [self.seen(bearing, observation) for bearing in bearings]
+        if not self.records:
+            return [self.projected(bearing, observation) for bearing in bearings]
         found = []
-        for bearing, (value, error) in zip(bearings, self.recorded, strict=True):
+        for bearing, (value, error) in zip(bearings, self.records, strict=True):
             sigma = observation.error if error is None else error.to(observation.y) / normalizer.std
             value = value.to(observation.y)
             present = value.isfinite() & observation.valid
@@ -161,8 +194,8 @@ class Radial(Sensor):
             found.append(radial(bearing, (value - mean) / normalizer.std, sigma, present))
         return found
 
-    def seen(self, bearing: Tensor, observation: Observation) -> LinearObservation:
-        """An observed field as one radar sees it."""
+    def projected(self, bearing: Tensor, observation: Observation) -> LinearObservation:
+        """Returns an observed field as one radar measures it."""
         radians = torch.deg2rad(bearing)
         y = observation.y[:, :1] * radians.sin() + observation.y[:, 1:] * radians.cos()
         return radial(bearing, y, observation.error, observation.observed)
@@ -178,6 +211,8 @@ class Footprint(Sensor):
         ValueError: A size that is not odd and positive.
     """
 
+    name = "footprint"
+
     def __init__(self, size: int = 3) -> None:
         if size < 1 or size % 2 == 0:
             raise ValueError(f"size must be odd and >= 1, got {size}")
@@ -191,8 +226,38 @@ class Footprint(Sensor):
 
     def rows(self, observation: Observation, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
         """The averages of both components. The mean field is averaged, too."""
-        given = footprint(self.size, grid, observation.y, observation.sigma_y, observation.observed)
+        averages = footprint(self.size, grid, observation.y, observation.sigma_y, observation.observed)
         # y has had the mean of the single cell taken off; what counts is that of the footprint.
         mean = normalizer.mean[None].to(observation.y) / normalizer.std.to(observation.y)
-        shifted = observation.y + mean - given.forward(mean)
-        return [LinearObservation(given.forward, shifted, given.sigma, given.present)]
+        shifted = observation.y + mean - averages.forward(mean)
+        return [LinearObservation(averages.forward, shifted, averages.sigma, averages.present)]
+
+
+def plane_bearing(x: Tensor, y: Tensor, east: float, north: float) -> Tensor:
+    """Returns the direction away from a site `(east, north)` in a plane, degrees clockwise from y, `(H, W)`.
+
+    Arguments:
+        x: The coordinate of the columns, `(1, W)`.
+        y: The coordinate of the rows, `(H, 1)`.
+        east: The x of the site.
+        north: The y of the site.
+    """
+    return torch.rad2deg(torch.atan2(*torch.broadcast_tensors(x - east, y - north)))
+
+
+def great_circle_bearing(lon: Tensor, lat: Tensor, east: float, north: float) -> Tensor:
+    """Returns the direction away from a site along the great circle, at each cell, `(H, W)`.
+
+    It is the azimuth from the cell to the site, turned by 180 degrees: degrees clockwise from the north of the cell.
+
+    Arguments:
+        lon: The longitude of the columns in degrees, `(1, W)`.
+        lat: The latitude of the rows in degrees, `(H, 1)`.
+        east: The longitude of the site.
+        north: The latitude of the site.
+    """
+    here, there = torch.deg2rad(lat), torch.deg2rad(torch.tensor(north, dtype=lat.dtype))
+    apart = torch.deg2rad(lon - east)
+    across = apart.sin() * there.cos()
+    along = here.sin() * there.cos() * apart.cos() - here.cos() * there.sin()
+    return torch.rad2deg(torch.atan2(*torch.broadcast_tensors(across, along)))

@@ -31,7 +31,7 @@ Process = dict[str, Any]
 
 
 def fit_factor(members: Tensor, truth: Tensor, where: Tensor) -> float:
-    """f = sqrt(mean square error of the ensemble mean / ((M + 1) / M mean variance)), 1 / `spread_skill`.
+    """Returns f = sqrt(mean square error of the ensemble mean / ((M + 1) / M mean variance)), 1 / `spread_skill`.
 
     Arguments:
         members: `(M, N, 2, H, W)`, M >= 2.
@@ -53,7 +53,7 @@ def fit_factor(members: Tensor, truth: Tensor, where: Tensor) -> float:
 
 
 def apply_factor(members: Tensor, factor: float, observed: Tensor, sigma_obs: Tensor | float) -> Tensor:
-    """The members with their spread changed; values observed without error stay as they are, bit for bit.
+    """Returns the members with their spread changed; values observed without error stay as they are, bit for bit.
 
     Arguments:
         members: `(M, N, 2, H, W)`, NaN outside the domain.
@@ -67,7 +67,7 @@ def apply_factor(members: Tensor, factor: float, observed: Tensor, sigma_obs: Te
 
 
 def describe_process(config: Mapping[str, Any], mask: Mapping[str, Any], inpainting: Mapping[str, Any]) -> Process:
-    """What a factor is fitted on, in plain values.
+    """Returns what a factor is fitted on, in plain values.
 
     Arguments:
         config: The configuration of the program that fills.
@@ -91,7 +91,7 @@ def store_factor(checkpoint: Path, step: int, process: Process, factor: float) -
             f"{checkpoint} is of step {now} now, but the factor was fitted at step {step}. Calibrate when its training "
             "has ended"
         )
-    kept = [each for each in state.get("calibration", []) if each["process"] != process]
+    kept = [known for known in state.get("calibration", []) if known["process"] != process]
     factors = [*kept, {"process": process, "factor": factor}]
     if shipped:
         amend_weights(checkpoint, "calibration", factors)
@@ -100,24 +100,24 @@ def store_factor(checkpoint: Path, step: int, process: Process, factor: float) -
 
 
 def find_factor(factors: Sequence[Mapping[str, Any]], process: Process, checkpoint: Path) -> float:
-    """The factor for a process among those of a checkpoint.
+    """Returns the factor for a process among those of a checkpoint.
 
     Raises:
         UserError: There is none, or only for another process.
     """
-    again = f"Run python scripts/calibrate.py ckpt={checkpoint} with the same options, or calibrate=false"
+    again = f"Run vecfield-calibrate ckpt={checkpoint} with the same options, or calibrate=false"
     if not factors:
         raise UserError(f"calibrate=true: {checkpoint} was not calibrated. {again}")
-    for each in factors:
-        if each["process"] == process:
-            return each["factor"]
+    for known in factors:
+        if known["process"] == process:
+            return known["factor"]
     raise UserError(f"calibrate=true: {checkpoint} was calibrated for {_nearest(process, factors)}. {again}")
 
 
 def _nearest(process: Process, factors: Sequence[Mapping[str, Any]]) -> str:
-    """How the known process that differs least differs."""
+    """Returns how the known process that differs least differs."""
     differences = []
-    for known in (each["process"] for each in factors):
+    for known in (factor["process"] for factor in factors):
         keys = [key for key in process if known.get(key) != process[key]]
         differences.append(", ".join(f"{key}={known.get(key)}, not {process[key]}" for key in keys))
     return min(differences, key=len)

@@ -1,4 +1,4 @@
-"""Cases: fields with gaps, and the observation that a sampler is given of them."""
+"""Cases: fields with gaps, and the observation that a sample is conditioned on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class Cases:
         sigma_obs: The standard deviation of their error in physical units, `(N, 1, 1, 1)`, `(N, 1, H, W)` or
             `(N, 2, H, W)`.
         grid: The grid.
-        context: What a network is told beside, `(N, C, H, W)`, in its units.
+        context: What a network is conditioned on beside, `(N, C, H, W)`, in its units.
+        sensor: The observation operator with what it recorded of these cases, where it recorded anything.
     """
 
     numbers: list[int]
@@ -41,9 +42,10 @@ class Cases:
     sigma_obs: Tensor
     grid: Grid
     context: Tensor | None = None
+    sensor: Sensor | None = None
 
     def observation(self, normalizer: Normalizer, device: torch.device) -> Observation:
-        """What a denoiser is told, normalised, on its device."""
+        """Returns what a denoiser is conditioned on, normalised, on its device."""
         known = self.observed | self.single
         y = torch.where(known, normalizer.normalize(self.y.to(normalizer.std.device)).cpu(), 0.0)
         valid = self.grid.valid.expand(len(self.y), 1, -1, -1)
@@ -51,10 +53,37 @@ class Cases:
         sigma = torch.where(self.sigma_obs.isfinite(), self.sigma_obs, 0.0) / normalizer.std.item()
         return Observation(y, self.observed, sigma, valid, single=single, context=self.context).to(device)
 
-    def unknown(self, recorded: Tensor) -> Cases:
-        """The same cells seen by an instrument alone, where it recorded `(N, 1, H, W)`: no velocity is known."""
-        nan = torch.full_like(self.y, torch.nan)
-        return replace(self, truth=nan, y=nan, observed=recorded, single=torch.zeros_like(self.single))
+    def seen_through(self, sensor: Sensor) -> Cases:
+        """Returns the same cases observed by an instrument alone, where it recorded: no velocity is known."""
+        nan, none = torch.full_like(self.y, torch.nan), torch.zeros_like(self.single)
+        return replace(self, truth=nan, y=nan, observed=sensor.cells, single=none, sensor=sensor)
+
+    def without(self, cells: Tensor) -> Cases:
+        """Returns the same cases with the values in some cells `(N, 1, H, W)` neither observed nor known."""
+        return replace(
+            self,
+            truth=self.truth.masked_fill(cells, torch.nan),
+            y=self.y.masked_fill(cells, torch.nan),
+            observed=self.observed & ~cells,
+            single=self.single & ~cells,
+            sensor=None if self.sensor is None else self.sensor.within(~cells),
+        )
+
+    def __getitem__(self, chosen: Sequence[int] | slice) -> Cases:
+        """Returns some of the cases."""
+        places = list(range(len(self.numbers))[chosen]) if isinstance(chosen, slice) else list(chosen)
+        index = torch.tensor(places, dtype=torch.long)
+        return replace(
+            self,
+            numbers=[self.numbers[place] for place in places],
+            truth=self.truth[index],
+            observed=self.observed[index],
+            single=self.single[index],
+            y=self.y[index],
+            sigma_obs=self.sigma_obs[index],
+            context=None if self.context is None else self.context[index],
+            sensor=None if self.sensor is None else self.sensor.select(index),
+        )
 
     @property
     def hidden(self) -> Tensor:
@@ -73,7 +102,9 @@ def make_cases(
     sensor: Sensor | None = None,
     hide: float = 0.0,
 ) -> Cases:
-    """Hides what `mask` does not observe of the snapshots `indices`; a case depends on the seed and its snapshot alone.
+    """Returns a case for each snapshot, with what `mask` does not observe hidden.
+
+    A case depends on the seed and its snapshot alone.
 
     Arguments:
         fields: The data.
@@ -93,7 +124,8 @@ def make_cases(
     sigma = sigma.expand(len(truth), 1, 1, 1) if sigma.ndim == 0 else sigma
     seen = truth if sensor is None or not add_error else sensor.measure(truth, grid)
     known = seen.isfinite() & sigma.isfinite()
-    chosen = torch.stack([cells_seen(each, mask, seed, int(i), hide) for each, i in zip(known, indices, strict=True)])
+    pairs = zip(known, indices, strict=True)
+    chosen = torch.stack([cells_seen(values, mask, seed, int(i), hide) for values, i in pairs])
     observed = known.all(dim=1, keepdim=True) & chosen
     single = known & ~known.all(dim=1, keepdim=True) & chosen
     y = torch.where(observed | single, seen, torch.nan)
@@ -103,7 +135,7 @@ def make_cases(
 
 
 def cells_seen(known: Tensor, mask: MaskFunction, seed: int, number: int, hide: float) -> Tensor:
-    """The cells `(1, H, W)` that are observed of those where a value `(2, H, W)` is known."""
+    """Returns the cells `(1, H, W)` that are observed of those where a value `(2, H, W)` is known."""
     cells = known.any(dim=0, keepdim=True)
     if not cells.any():  # a snapshot that measured nothing has nothing to observe
         return cells
@@ -125,7 +157,7 @@ def with_context(
     past: MaskFunction | None = None,
     twin: bool = False,
 ) -> Cases:
-    """The same cases with what the network is told beside the observation.
+    """Returns the same cases with what the network is conditioned on beside the observation.
 
     Arguments:
         cases: The cases.

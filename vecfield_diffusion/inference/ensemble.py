@@ -1,12 +1,12 @@
 """Ensembles of fields that agree with an observation.
 
 Every member of every case has a random generator of its own, seeded by `(seed, case, member)`: a field depends neither
-on the batch that it was computed in nor on how many others were.
+on the batch that it was computed in nor on how many others were, up to the rounding of the network's own arithmetic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
 
@@ -16,21 +16,18 @@ from torch import Tensor
 
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.observation import Observation
-from vecfield_diffusion.guidance.cfg import Guidance, NoGuidance
-from vecfield_diffusion.guidance.inpainting import Conditional, Inpainting
-from vecfield_diffusion.guidance.physics import NoPhysics
-from vecfield_diffusion.guidance.sensors import Sensor
+from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.samplers.base import NoiseFunction, Sampler
+from vecfield_diffusion.samplers.base import NoiseFunction
 
 
 def member_seed(seed: int, case: int, member: int) -> int:
-    """The seed of one field, well mixed so that neighbours have nothing in common."""
+    """Returns the seed of one field, well mixed so that neighbours have nothing in common."""
     return int(np.random.SeedSequence([seed, case, member]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def member_noise(seeds: list[int], shape: tuple[int, ...], like: Tensor) -> NoiseFunction:
-    """Unit normal noise `(len(seeds), *shape)`, one generator a sample; drawn on the CPU, so the same on any device."""
+    """Returns unit normal noise `(len(seeds), *shape)`, one generator a sample, drawn on the CPU for any device."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def noise() -> Tensor:
@@ -40,65 +37,100 @@ def member_noise(seeds: list[int], shape: tuple[int, ...], like: Tensor) -> Nois
 
 
 def report(progress: Callable[[int], None], fields: int, evaluations: int) -> None:
-    """Tells `progress` what `evaluations` of a batch of `fields` come to."""
+    """Reports to `progress` what `evaluations` of a batch of `fields` come to."""
     progress(fields * evaluations)
 
 
 @torch.no_grad()
 def sample_ensemble(
     denoiser: Denoiser,
-    sampler: Sampler,
-    inpainting: Inpainting,
-    physics: NoPhysics,
+    method: Method,
     observation: Observation,
     grid: Grid,
+    *,
     members: int,
     seed: int,
     numbers: Sequence[int] | None = None,
     batch: int = 64,
     progress: Callable[[int], None] = lambda fields: None,
-    guidance: Guidance | None = None,
-    sensor: Sensor | None = None,
 ) -> Tensor:
     """Members `(members, N, 2, H, W)` in physical units for N observations; outside the domain they are NaN.
 
     Where the observation is exact (`sigma_y = 0`), observed cells keep the observed values.
 
     Arguments:
+        denoiser: The trained denoiser.
+        method: How the members are made, nothing left to `auto`.
         observation: N observations, normalised, on the device of the denoiser.
         grid: The grid of the fields.
         members: Fields for each observation.
         seed: One seed gives one ensemble.
         numbers: The number of each case, which its seeds are made of; 0 to N - 1 if None.
         batch: Fields computed at once.
-        progress: Told of each evaluation how many fields it worked on.
-        guidance: Of the denoiser itself; none if None.
-        sensor: What the observed values are to the method, where they are not velocities of single cells.
+        progress: Called after each evaluation with the number of fields that it worked on.
     """
-    diffusion = denoiser.diffusion
-    levels, observation = diffusion.levels(sampler.steps, sampler.grid), diffusion.with_background(observation, grid)
+    observation = denoiser.diffusion.with_background(observation, grid)
     numbers = range(len(observation)) if numbers is None else numbers
-    grid = grid.to(observation.y.device)
-    source = (guidance or NoGuidance()).wrap(denoiser.in_float32() if inpainting.differentiates else denoiser)
+    run = _Run(denoiser, method, grid.to(observation.y.device))
+    once_below = method.inpainting.once_below(observation)
     pairs = list(product(range(members), range(len(observation))))
-    out = []
-    for first in range(0, len(pairs), batch):
-        chunk = pairs[first : first + batch]
-        given = observation[torch.tensor([case for _, case in chunk], device=observation.y.device)]
-        noise = member_noise([member_seed(seed, numbers[case], m) for m, case in chunk], given.y.shape[1:], given.y)
-        rows = list(physics.rows(denoiser.normalizer, grid))
-        if sensor is not None:
-            here = sensor.select(torch.tensor([case for _, case in chunk]))
-            rows, given = [*here.rows(given, denoiser.normalizer, grid), *rows], given.nothing()
-        bound = inpainting.bind(source, given, rows)
-        hook, told = inpainting.hook(given, noise, bound, sampler.steps), partial(report, progress, len(chunk))
-        guided = physics.guide(bound, denoiser.normalizer, grid)
-        # Below the error of the observation nothing holds the known cells: repeated steps would forget them.
-        repeats = {"repeats": inpainting.repeats, "repeat_above": given.sigma_y.max().item()}
-        # The prior is told no observation, nor a background that is made of it.
-        start = given.background if isinstance(inpainting, Conditional) else None
-        x = sampler.sample(guided, levels, noise, hook, told, start=start, valid=given.valid, **repeats)
-        x = torch.where(given.known & (given.sigma_y == 0), given.y, x)
-        x = physics.finish(x, given, denoiser.normalizer, grid)
-        out.append(torch.where(given.valid, denoiser.normalizer.denormalize(x), torch.nan).cpu())
-    return torch.cat(out).unflatten(0, (members, len(observation)))
+    out: dict[tuple[int, int], Tensor] = {}
+    for level, chunk in _chunks(pairs, once_below.tolist(), batch):
+        cases = torch.tensor([case for _, case in chunk])
+        part = observation[cases.to(observation.y.device)]
+        noise = member_noise([member_seed(seed, numbers[case], m) for m, case in chunk], part.y.shape[1:], part.y)
+        out |= zip(chunk, run(part, cases, noise, level, partial(report, progress, len(chunk))), strict=True)
+    return torch.stack([out[pair] for pair in pairs]).unflatten(0, (members, len(observation)))
+
+
+def _chunks(
+    pairs: list[tuple[int, int]], once_below: list[float], batch: int
+) -> Iterator[tuple[float, list[tuple[int, int]]]]:
+    """At most `batch` pairs of member and case at a time whose steps are repeated down to one level."""
+    for level in sorted(set(once_below)):
+        alike = [pair for pair in pairs if once_below[pair[1]] == level]
+        for first in range(0, len(alike), batch):
+            yield level, alike[first : first + batch]
+
+
+class _Run:
+    """A method bound to a denoiser and a grid: samples of a batch of observations, in physical units on the CPU."""
+
+    def __init__(self, denoiser: Denoiser, method: Method, grid: Grid) -> None:
+        sampler, diffusion = method.sampler, denoiser.diffusion
+        self.method, self.grid, self.normalizer = method, grid, denoiser.normalizer
+        self.levels = diffusion.levels(sampler.steps, sampler.grid)
+        differentiates = method.inpainting.differentiates
+        self.denoiser = method.guidance.wrap(denoiser.in_float32() if differentiates else denoiser)
+        self.rows = list(method.physics.rows(denoiser.normalizer, grid))
+
+    def __call__(
+        self,
+        part: Observation,
+        cases: Tensor,
+        noise: NoiseFunction,
+        once_below: float,
+        progress: Callable[[int], None],
+    ) -> Tensor:
+        """One field for each observation, those of `cases`; steps are repeated above the level `once_below`."""
+        method, normalizer, grid = self.method, self.normalizer, self.grid
+        rows = self.rows
+        if method.sensor is not None:
+            rows = [*method.sensor.select(cases).rows(part, normalizer, grid), *rows]
+            part = part.nothing()
+        inpainting = method.inpainting
+        bound = inpainting.bind(self.denoiser, part, rows)
+        x = method.sampler.sample(
+            method.physics.guide(bound, normalizer, grid),
+            self.levels,
+            noise,
+            inpainting.hook(part, noise, bound, method.sampler.steps),
+            progress,
+            start=inpainting.start(part),
+            repeats=inpainting.repeats,
+            repeat_above=once_below,
+            valid=part.valid,
+        )
+        x = torch.where(part.known & (part.sigma_y == 0), part.y, x)
+        x = method.physics.finish(x, part, normalizer, grid)
+        return torch.where(part.valid, normalizer.denormalize(x), torch.nan).cpu()

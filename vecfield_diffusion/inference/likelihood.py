@@ -24,6 +24,7 @@ def nats_per_value(
     truth: Tensor,
     observation: Observation,
     grid: Grid,
+    *,
     levels: Tensor,
     mode: Literal["hutchinson", "exact"],
     seed: int,
@@ -31,13 +32,14 @@ def nats_per_value(
     batch: int = 64,
     progress: Callable[[int], None] = lambda fields: None,
 ) -> Tensor:
-    """ln p(truth | observation) over the number of values that are known, `(N,)`.
+    """Returns ln p(truth | observation) over the number of values that are known, `(N,)`.
 
     The density is that of velocities in standard deviations of the data, blurred by the smallest noise level; in
     physical units it is ln(std) less. Cells that are not known are outside the domain, as in training. The network
     computes in float32: the trace of its Jacobian is a small difference of large numbers.
 
     Arguments:
+        denoiser: The trained denoiser.
         truth: Fields `(N, 2, H, W)` in physical units, NaN where unknown.
         observation: What they are conditioned on, normalised, on the device of the denoiser.
         grid: The grid of the fields.
@@ -46,7 +48,7 @@ def nats_per_value(
         seed: Of the probes of `hutchinson`.
         numbers: The number of each case, which its probes are made of.
         batch: Fields computed at once.
-        progress: Told of each evaluation how many fields it worked on.
+        progress: Called after each evaluation with the number of fields that it worked on.
     """
     exact = denoiser.in_float32()
     truth = truth.to(observation.y.device)
@@ -57,10 +59,10 @@ def nats_per_value(
     x0 = torch.where(known, denoiser.normalizer.normalize(truth), 0.0)
     out = []
     for first in range(0, len(truth), batch):
-        part = slice(first, first + batch)
-        given, told = observation[part], partial(report, progress, len(x0[part]))
-        noise = member_noise([member_seed(seed, number, 0) for number in numbers[part]], given.y.shape[1:], given.y)
-        bound = Bound(exact, given)
-        nats = log_likelihood(bound, x0[part], levels, mode, noise, 1, given.valid, told, given.background)
-        out.append((nats / (2 * given.valid.flatten(1).sum(1))).cpu())
+        chosen = slice(first, first + batch)
+        part, worked = observation[chosen], partial(report, progress, len(x0[chosen]))
+        noise = member_noise([member_seed(seed, number, 0) for number in numbers[chosen]], part.y.shape[1:], part.y)
+        bound = Bound(exact, part)
+        nats = log_likelihood(bound, x0[chosen], levels, mode, noise, 1, part.valid, worked, part.background)
+        out.append((nats / (2 * part.valid.flatten(1).sum(1))).cpu())
     return torch.cat(out)

@@ -33,7 +33,7 @@ from vecfield_diffusion.diffusion.observation import Observation
 
 
 @dataclass(frozen=True)
-class Axis:
+class Cover:
     """The windows along one axis of N cells: k of n cells each, no cell in more than c of them.
 
     Arguments:
@@ -49,7 +49,7 @@ class Axis:
     weight: Tensor
 
     @classmethod
-    def cover(cls, length: int, size: int, overlap: int, periodic: bool, device: torch.device) -> Axis:
+    def of(cls, length: int, size: int, overlap: int, periodic: bool, device: torch.device) -> Cover:
         """The fewest windows of `size <= length` cells that overlap by `overlap` or more; see `starts`."""
         first = torch.tensor(starts(length, size, overlap, periodic), device=device)[:, None]
         place = torch.arange(length, device=device) - first
@@ -128,7 +128,7 @@ class Windowed:
         if min(size) < 1:
             raise ValueError(f"size must be >= 1 along both axes, got {tuple(size)}")
         cells = [int(overlap * n) if isinstance(overlap, float) else overlap for n in size]
-        if overlap < 0 or any(each >= n for each, n in zip(cells, size, strict=True)):
+        if overlap < 0 or any(overlapping >= n for overlapping, n in zip(cells, size, strict=True)):
             raise ValueError(f"overlap must be >= 0 and less than a window of {tuple(size)} cells, got {overlap}")
         if batch < 1:
             raise ValueError(f"batch must be >= 1, got {batch}")
@@ -163,8 +163,8 @@ class Windowed:
     def moments(self, z: Tensor, s: Tensor, observation: Observation) -> tuple[Tensor, Tensor | None]:
         """The posterior mean and the fraction of the variance, blended alike; see `Denoiser.moments`."""
 
-        def joined(*given: Tensor | Observation) -> Tensor:
-            return torch.cat([each for each in self.denoiser.moments(*given) if each is not None], dim=1)
+        def joined(*arguments: Tensor | Observation) -> Tensor:
+            return torch.cat([part for part in self.denoiser.moments(*arguments) if part is not None], dim=1)
 
         both = self._blended(joined, z, s, observation)
         return both[:, :2], both[:, 2:] if both.shape[1] > 2 else None
@@ -181,14 +181,14 @@ class Windowed:
             return self._blended(denoiser, fill(z), s, observation.apply(fill))[..., :height, :width]
         observation = observation.apply(lambda tensor: tensor.expand(n, *tensor.shape[1:]))
         axes = zip((height, width), self.size, self.overlap, self.periodic, strict=True)
-        down, across = (Axis.cover(*axis, z.device) for axis in axes)
+        down, across = (Cover.of(*axis, z.device) for axis in axes)
         wet = observation.valid[:, 0, down.cells].any(2)[:, :, across.cells].any(3)
         wet = wet | ~wet.any()  # no domain at all: the shape of what comes out has to come from somewhere
         chosen, values = wet.nonzero().split(self.batch), []
-        for sample, i, j in (each.T for each in chosen):
+        for sample, i, j in (places.T for places in chosen):
             part = partial(cut, shape=(height, width), sample=sample, rows=down.cells[i], columns=across.cells[j])
-            given = part(z), s[sample], observation.apply(part)
-            values.append(denoiser(*given) if len(chosen) == 1 else anew(denoiser, *given))
+            arguments = part(z), s[sample], observation.apply(part)
+            values.append(denoiser(*arguments) if len(chosen) == 1 else anew(denoiser, *arguments))
         number = (wet.flatten().cumsum(0) - 1).clamp(min=0).view_as(wet)
         return torch.where(observation.valid, blend(torch.cat(values), number, down, across), 0.0)
 
@@ -209,7 +209,7 @@ def cut(tensor: Tensor, shape: tuple[int, int], sample: Tensor, rows: Tensor, co
     return windows.permute(0, 3, 1, 2).contiguous()
 
 
-def blend(values: Tensor, number: Tensor, down: Axis, across: Axis) -> Tensor:
+def blend(values: Tensor, number: Tensor, down: Cover, across: Cover) -> Tensor:
     """The sum of windows by their weights, `(B, C, H, W)`.
 
     A sum of what is gathered, not scattered: its order is that of the windows, on any device.

@@ -13,21 +13,17 @@ from typing import Any
 
 import torch
 
-from vecfield_diffusion.config.program import option
 from vecfield_diffusion.config.sweep import read
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.diffusion.denoiser import mean_only
-from vecfield_diffusion.diffusion.formulations import Regression
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.baselines import BASELINES
-from vecfield_diffusion.guidance.cfg import NoGuidance
 from vecfield_diffusion.guidance.inpainting import Conditional
-from vecfield_diffusion.guidance.physics import NoPhysics
 from vecfield_diffusion.inference.calibration import find_factor
 from vecfield_diffusion.inference.cases import Cases, with_context
+from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.programs.baselines import REGRESSION
-from vecfield_diffusion.programs.infer import place, process_of
-from vecfield_diffusion.programs.method import Posterior, Seen, build_posterior, settle
+from vecfield_diffusion.programs.method import build_method, fit_method, node_of, process_of, resolve_method
 from vecfield_diffusion.programs.trained import Trained, check_grid, fit_size, load_trained
 from vecfield_diffusion.samplers.deterministic import DPMpp2M
 from vecfield_diffusion.training.batches import MaskFunction
@@ -47,7 +43,7 @@ class Model:
 
     name: str
     trained: Trained
-    method: Posterior
+    method: Method
     factor: float | None = None
 
     @property
@@ -79,13 +75,13 @@ class Model:
         Raises:
             UserError: A method that cannot take the observations, or a spread that was not calibrated for them.
         """
-        method = settle(self.method, self.trained, Seen().add(cases), config["sigma_obs"])
+        method = resolve_method(config, self.method, self.trained, cases, label=name)
         model = replace(self, method=method)
         return model.calibrated(name, config) if config["calibrate"] and not self.regression else model
 
     def calibrated(self, name: str, config: Mapping[str, Any]) -> Model:
         """The same with the factor that was fitted under the mask `name`. Raises UserError where there is none."""
-        process = process_of(config, option("mask", name), self.method)
+        process = process_of(config, node_of(config, "mask", name), self.method)
         try:
             factor = find_factor(self.trained.calibration, process, self.trained.path)
         except UserError as error:
@@ -96,16 +92,13 @@ class Model:
     def placed(self, fields: Fields, config: Mapping[str, Any]) -> Model:
         """The same for the size and the place of the data. Raises UserError where they do not fit."""
         check_grid(fields, self.trained)
-        if self.method.weak is not None:
-            weak = fit_size(self.method.weak, fields, config["overlap"], config["batch"])
-            self.method.guidance.weak = weak.denoiser
         if config["sensor"] and config["sensor"].get("velocity"):
             raise UserError(
                 "sensor.velocity: what a radar recorded has no truth to be scored against; it is for infer.py. Give "
                 "sensor.sites=[[X,Y]], through which the known fields are seen"
             )
-        place(self.method.sensor, fields)
-        return replace(self, trained=fit_size(self.trained, fields, config["overlap"], config["batch"]))
+        method = fit_method(self.method, fields, overlap=config["overlap"], batch=config["batch"])
+        return replace(self, trained=fit_size(self.trained, fields, config["overlap"], config["batch"]), method=method)
 
 
 def load_models(config: Mapping[str, Any], wanted: Sequence[str], device: torch.device) -> list[Model]:
@@ -135,16 +128,16 @@ def load_models(config: Mapping[str, Any], wanted: Sequence[str], device: torch.
     return [Model(name, network, method_of(config, network, device)) for name, network in trained.items()]
 
 
-def method_of(config: Mapping[str, Any], trained: Trained, device: torch.device) -> Posterior:
+def method_of(config: Mapping[str, Any], trained: Trained, device: torch.device) -> Method:
     """How fields are made: as the configuration says; of a regression by one evaluation. Raises UserError."""
     if is_regression(trained):  # the last step of this sampler returns what the denoiser gives
-        return Posterior(DPMpp2M(steps=1), Conditional(), NoPhysics(), NoGuidance())
-    return build_posterior(config, trained, device)
+        return Method(DPMpp2M(steps=1), Conditional())
+    return build_method(config, trained, device)
 
 
 def is_regression(trained: Trained) -> bool:
     """Whether a network gives the mean alone."""
-    return isinstance(trained.denoiser.diffusion, Regression)
+    return not trained.denoiser.diffusion.noisy
 
 
 def regressions(trained: Mapping[str, Trained]) -> dict[str, Trained]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import fields as fields_of
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from torch import Tensor
 
 from vecfield_diffusion import progress
 from vecfield_diffusion.config.build import build
-from vecfield_diffusion.config.program import option
 from vecfield_diffusion.data.masks import Empty, Full, Mask
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.baselines import BASELINES
@@ -34,7 +32,9 @@ from vecfield_diffusion.inference.calibration import apply_factor
 from vecfield_diffusion.inference.cases import Cases, make_cases
 from vecfield_diffusion.programs.baselines import NUGGET, baseline_fill, chosen_baselines
 from vecfield_diffusion.programs.compared import Model
-from vecfield_diffusion.programs.infer import at_once, check_ranges, fill, say_guard
+from vecfield_diffusion.programs.fill import fill_cases, say_summary
+from vecfield_diffusion.programs.filling import at_once, check_ranges
+from vecfield_diffusion.programs.method import node_of
 from vecfield_diffusion.programs.study import Study, Trial, open_study, open_trial
 from vecfield_diffusion.programs.written import Kept, check_writable, print_scores, write_report, write_scores
 from vecfield_diffusion.signals import Interrupted, interruptible
@@ -54,7 +54,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     """
     check_ranges(config)
     wanted = chosen_baselines(config["baselines"], sensor=bool(config["sensor"]))
-    masks = {name: build(option("mask", name), "mask", trusted=True) for name in config["masks"]}
+    masks = {name: build(node_of(config, "mask", name), "mask", trusted=True) for name in config["masks"]}
     if not masks or None in masks.values():
         raise UserError(f"masks={list(masks)}: name options of conf/mask that hide something, such as masks=[block]")
     study = open_study(config, wanted)
@@ -117,12 +117,13 @@ def model_scored(
     with progress.bar(total, "evaluations", f"{setting.mask}, {model.name}") as bar:
 
         def ensemble(chosen: slice) -> Estimate:
-            members = fill(config, model.trained, model.method, part_of(cases, chosen), bar)
+            chunk = dict(trained=model.trained, method=model.method, cases=cases[chosen])
+            members = fill_cases(config, **chunk, progress=bar.update)
             kept.extend([] if model.factor is None else [members])
             return collect(model.name, members)
 
         plain = score(model.name, ensemble, setting, size)
-    say_guard(model.method)
+    say_summary(model.method)
     yield plain
     for name in model.rows[1:]:
 
@@ -131,12 +132,6 @@ def model_scored(
             return collect(name, apply_factor(kept.pop(0), model.factor, known, cases.sigma_obs[chosen]))
 
         yield replace(score(name, calibrated, setting, size), seconds=plain.seconds)
-
-
-def part_of(cases: Cases, chosen: slice) -> Cases:
-    """Some of the cases."""
-    values = {field.name: getattr(cases, field.name) for field in fields_of(cases) if field.name != "grid"}
-    return replace(cases, **{name: value[chosen] for name, value in values.items() if value is not None})
 
 
 def baselines_scored(study: Study, trial: Trial) -> Iterator[Scored]:

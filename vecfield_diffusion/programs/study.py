@@ -28,11 +28,12 @@ from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.baseline import Baseline
 from vecfield_diffusion.evaluation.baselines import BASELINES, Climatology, fit_baselines, unsuited
 from vecfield_diffusion.evaluation.comparison import Setting
+from vecfield_diffusion.evaluation.plots import date_of
 from vecfield_diffusion.guidance.sensors import Sensor
 from vecfield_diffusion.inference.cases import Cases, make_cases
 from vecfield_diffusion.programs.baselines import REGRESSION, training_fields
 from vecfield_diffusion.programs.compared import Model, load_models
-from vecfield_diffusion.programs.infer import errors
+from vecfield_diffusion.programs.filling import errors
 from vecfield_diffusion.programs.trained import Trained, choose_device, held_out
 
 #: Keys on which scores do not depend, or that name masks, each of which is kept by itself.
@@ -109,6 +110,12 @@ class Study:
     def before(self) -> Tensor:
         """The snapshot before each of those that are scored, `(N, 2, H, W)`, NaN where there is none."""
         return Context((1,), (), {}, {}).parts(self.fields, self.indices)[0]
+
+    @property
+    def dates(self) -> list[str]:
+        """When each of the snapshots that are scored was, in words; empty where that is not known."""
+        time = self.fields.time
+        return [] if time is None else [str(date_of(time[index])) for index in self.indices]
 
     @property
     def persistence(self) -> float:

@@ -23,15 +23,14 @@ from vecfield_diffusion.data.statistics import believed, homogeneous, measure, w
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.guidance.cfg import NoGuidance
 from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.guidance.physics import NoPhysics
+from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.models.budget import Budget
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.gaussian_field import gaussian_field
-from vecfield_diffusion.programs.method import Posterior
 from vecfield_diffusion.programs.run_folder import check_folder, coordinates, describe, keep_config
-from vecfield_diffusion.programs.trained import check_combination, choose_device, make_denoiser, network_channels
+from vecfield_diffusion.programs.trained import choose_device, make_denoiser, network_channels
 from vecfield_diffusion.programs.validation import Validation
 from vecfield_diffusion.training.batches import Batches, seeded, window_grid, windows
 from vecfield_diffusion.training.trainer import Run, Stopped, headline
@@ -189,7 +188,7 @@ def make_parts(config: dict[str, Any]) -> dict[str, Any]:
     if parts["mask"] is None:
         raise UserError("mask=auto is for filling a file: train with mask=mixture, or another of conf/mask")
     diffusion = build(with_levels(config, 80.0)["diffusion"], "diffusion", trusted=True)
-    check_combination(diffusion, Posterior(parts["sampler"], Conditional(), NoPhysics(), NoGuidance()))
+    Method(parts["sampler"], Conditional()).check(diffusion)
     torch.manual_seed(config["seed"])
     with Budget():
         build(config["model"], "model", trusted=True, periodic=(False, False), **network_channels(diffusion))
@@ -205,7 +204,7 @@ def checked_window(window: list[int] | None, fields: Fields, physics: NoPhysics)
     height, width = fields.shape
     if not (8 <= window[0] <= height and 8 <= window[1] <= width):
         raise UserError(f"window={list(window)}: expected [height, width] from 8 to the {height}x{width} of the fields")
-    if physics.penalty(Normalizer(torch.zeros(2, height, width), 1.0), fields.grid) is not None:
+    if not physics.plain:
         raise UserError("window does not go with physics in training: a window does not know its own spacings")
     return window[0], window[1]
 

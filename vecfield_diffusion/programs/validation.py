@@ -14,9 +14,9 @@ from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.evaluation.metrics import scores
 from vecfield_diffusion.evaluation.plots import sample_grid
 from vecfield_diffusion.guidance.inpainting import Conditional
-from vecfield_diffusion.guidance.physics import NoPhysics
 from vecfield_diffusion.inference.cases import make_cases, with_context
 from vecfield_diffusion.inference.ensemble import sample_ensemble
+from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.inference.windows import Windowed
 from vecfield_diffusion.samplers.base import Sampler
 from vecfield_diffusion.training.batches import MaskFunction
@@ -69,9 +69,7 @@ class Validation:
         with progress.bar(total, "evaluations", "validation", leave=False) as bar:
             members = sample_ensemble(
                 self.denoiser,
-                self.sampler,
-                Conditional(),
-                NoPhysics(),
+                Method(self.sampler, Conditional()),
                 observation,
                 grid,
                 members=self.members,

@@ -1,0 +1,79 @@
+"""Checkpoints that are damaged, hostile or went wrong in training: one message, before memory is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from programs import FEW, Call, is_message
+
+from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.programs.trained import load_trained
+from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def state(place: Path) -> dict[str, Any]:
+    return load_checkpoint(place / "outputs/train/run/checkpoints/last.pt")
+
+
+def configured(state: dict[str, Any], change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    config = yaml.safe_load(state["config"])
+    change(config)
+    return {**state, "config": yaml.safe_dump(config)}
+
+
+def refused(tmp_path: Path, state: dict[str, Any], match: str) -> None:
+    path = tmp_path / "odd.pt"
+    save_checkpoint(path, {key: value for key, value in state.items() if key not in ("format", "version")})
+    with pytest.raises(UserError, match=match):
+        load_trained(str(path), CPU)
+
+
+@pytest.mark.parametrize("key", ["config", "data", "grid", "statistics", "mean", "counters", "coordinates"])
+@pytest.mark.parametrize("value", [7, "text", [1, 2], {"a": 1}])
+def test_a_damaged_identity_is_one_message(tmp_path: Path, state: dict[str, Any], key: str, value: Any) -> None:
+    refused(tmp_path, {**state, key: value}, "the checkpoint does not fit this program")
+
+
+@pytest.mark.parametrize("value", [7, ["a"], [{"process": 3, "factor": 1.0}], [{"process": {}, "factor": "x"}]])
+def test_a_damaged_calibration_is_one_message(tmp_path: Path, state: dict[str, Any], value: Any) -> None:
+    refused(tmp_path, {**state, "calibration": value}, "the checkpoint does not fit this program")
+
+
+@pytest.mark.parametrize("key", ["dataset", "mask", "model", "diffusion", "trainer"])
+def test_a_configuration_without_a_part_is_one_message(tmp_path: Path, state: dict[str, Any], key: str) -> None:
+    refused(tmp_path, configured(state, lambda config: config.pop(key)), "the checkpoint does not fit this program")
+    refused(tmp_path, configured(state, lambda config: config.update({key: 3})), "must be a mapping, got 3")
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, state: dict[str, Any]) -> None:
+    weights = {name: weight.clone() for name, weight in state["ema"].items()}
+    name = next(iter(weights))
+    weights[name].view(-1)[0] = torch.nan
+    refused(tmp_path, {**state, "ema": weights}, f"1 of {len(weights)} weights are not finite, such as {name}")
+
+
+@pytest.mark.parametrize(
+    "change", [{"channels": [8] * 20000}, {"channels": [2**20, 2**20]}, {"blocks": 20000}], ids=["deep", "wide", "long"]
+)
+def test_a_network_larger_than_its_weights_takes_no_memory(
+    tmp_path: Path, state: dict[str, Any], monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    """2^20 channels would be 40 TB; twenty thousand layers are given up as soon as they exceed what is stored."""
+    refused(tmp_path, configured(state, lambda config: config["model"].update(change)), "declares a network of more")
+
+
+def test_the_mask_of_a_checkpoint_runs_no_code(place: Path, run: Call, state: dict[str, Any]) -> None:
+    """It is built where `auto` compares masks, under the rule of every name in a checkpoint."""
+    harm = {"_target_": "os.system", "command": "touch pwned"}
+    odd = configured(state, lambda config: config.update(mask=harm))
+    save_checkpoint(place / "mask.pt", {key: value for key, value in odd.items() if key not in ("format", "version")})
+    is_message(run("infer", "ckpt=mask.pt", "name=harm", *FEW), "may name only")
+    assert not (place / "pwned").exists()

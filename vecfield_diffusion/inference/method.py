@@ -1,0 +1,126 @@
+"""A method: all that decides how an ensemble is made of an observation, as one object.
+
+A sampler walks the noise levels down, a way to condition makes its samples agree with the observation, physics adds
+what is known beside, guidance changes the denoiser, and an observation operator says what the observed values are.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vecfield_diffusion.diffusion.base import Diffusion
+from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.guidance.cfg import Guidance, NoGuidance
+from vecfield_diffusion.guidance.inpainting import Inpainting
+from vecfield_diffusion.guidance.physics import NoPhysics
+from vecfield_diffusion.guidance.sensors import Sensor
+from vecfield_diffusion.samplers.base import Sampler
+
+
+@dataclass(frozen=True)
+class Method:
+    """How an ensemble is made.
+
+    Arguments:
+        sampler: Walks the noise levels down.
+        inpainting: How samples are made to agree with the observation; None where that is left to `auto`.
+        physics: What is known of the flow beside the observation.
+        guidance: Of the denoiser itself.
+        sensor: The observation operator; None for velocities of single cells.
+        weak: What the checkpoint of a second network says, where the guidance has one (`programs/trained.Trained`).
+    """
+
+    sampler: Sampler
+    inpainting: Inpainting | None
+    physics: NoPhysics = NoPhysics()
+    guidance: Guidance = NoGuidance()
+    sensor: Sensor | None = None
+    weak: Any = None
+
+    @property
+    def evaluations(self) -> int | None:
+        """Evaluations of the denoiser for each field; None where they are decided on the way."""
+        sampler, repeats = self.sampler, 1 if self.inpainting is None else self.inpainting.repeats
+        if sampler.evaluations is None or repeats == 1:
+            return sampler.evaluations
+        last = copy.copy(sampler)  # the last step is taken once
+        last.steps = 1
+        return repeats * (sampler.evaluations - last.evaluations) + last.evaluations
+
+    @property
+    def unguided(self) -> bool:
+        """Whether nothing but the observed velocities enters: no physics, guidance or observation operator."""
+        return self.guidance.plain and self.physics.plain and self.sensor is None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the network as it was trained makes the ensemble, alone."""
+        return self.unguided and (self.inpainting is None or self.inpainting.plain)
+
+    def check(self, diffusion: Diffusion) -> None:
+        """Raises UserError where parts do not go with a formulation, or with each other."""
+        check_path(diffusion)
+        self._check_sampler(diffusion)
+        if not diffusion.noisy and not self.plain:
+            raise UserError(
+                "diffusion=regression gives the mean alone: it goes with inpainting=conditional, physics=none, "
+                "guidance=none and sensor=none"
+            )
+        conditions = self.inpainting is None or self.inpainting.conditions
+        if self.guidance.stresses_condition and (self.sensor is not None or not conditions):
+            raise UserError(
+                "guidance=cfg stresses the cells that the network is conditioned on: use sensor=none and "
+                "inpainting=conditional, or inpainting=mmps inpainting.told=true for physics and single components "
+                "beside them"
+            )
+        if self.sensor is not None and self.physics.mode == "hard":
+            raise UserError(
+                "physics.mode=hard holds observed cells, which a sensor does not give: use physics.mode=rows"
+            )
+        if self.sensor is not None and not (self.inpainting is None or self.inpainting.takes_rows):
+            raise UserError(
+                f"sensor={self.sensor.name} needs inpainting=mmps or pigdm: the network was trained on velocities of "
+                "single cells"
+            )
+
+    def _check_sampler(self, diffusion: Diffusion) -> None:
+        """Raises UserError where the sampler does not go with the formulation or the way to condition."""
+        sampler, inpainting = self.sampler, self.inpainting
+        try:
+            diffusion.levels(sampler.steps, sampler.grid)
+        except ValueError as error:
+            raise UserError(
+                f"sampler.{error}. Give fewer sampler.steps, or sampler.grid=karras, where any go"
+            ) from error
+        if sampler.needs_variance and not diffusion.learned_variance:
+            raise UserError(
+                "sampler.variance=learned needs a network that was trained with diffusion=iddpm "
+                f"diffusion.learned_variance=true; {type(diffusion).__name__} knows small and large"
+            )
+        if sampler.needs_variance and not self.plain:
+            raise UserError(
+                "sampler.variance=learned goes with inpainting=conditional, physics=none and guidance=none alone: the "
+                "others change the variance"
+            )
+        if sampler.evaluations is None and inpainting is not None and inpainting.changes_state:
+            raise UserError(
+                f"sampler=adaptive has no levels that all members share, which inpainting={inpainting.name} needs. Use "
+                "another sampler, or inpainting=conditional"
+            )
+
+
+def check_path(diffusion: Diffusion) -> None:
+    """Raises UserError where a path has no levels, or none that numbers can hold."""
+    try:
+        low, high = diffusion.sigma_min, diffusion.sigma_max
+        if not 0 < low < high < 1e6:
+            raise ValueError(
+                f"the levels sigma / alpha must rise from above 0 to below 1e6, got {low:.3g} to {high:.3g}"
+            )
+        diffusion.time(torch.tensor([low, high], dtype=torch.float64))
+    except ValueError as error:
+        raise UserError(f"diffusion: {error}. Set diffusion.t_min and diffusion.t_max inside the path") from error

@@ -1,0 +1,212 @@
+"""Fields in, filled fields out: what the command line and the library share.
+
+`run` fills a `Filling` a few snapshots at a time, into a file (`inference/files.FieldsWriter`) or into memory
+(`inference/template.Buffer`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import xarray as xr
+import yaml
+from torch import Tensor
+from tqdm import tqdm
+
+from vecfield_diffusion import __version__
+from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.inference.calibration import apply_factor
+from vecfield_diffusion.inference.cases import Cases
+from vecfield_diffusion.inference.ensemble import sample_ensemble
+from vecfield_diffusion.inference.files import KEY
+from vecfield_diffusion.inference.method import Method
+from vecfield_diffusion.inference.template import Buffer, Layout, Template
+from vecfield_diffusion.programs.filling import Filling, at_once, open_filling
+from vecfield_diffusion.programs.plausible import check_members
+from vecfield_diffusion.programs.source import Source, files_behind, restored
+from vecfield_diffusion.programs.trained import Trained
+from vecfield_diffusion.training.batches import MaskFunction
+
+#: Attributes of the native file, which the output is not.
+NATIVE = {"format", "version", "dx", "dy", "boundary_x", "boundary_y"}
+#: Keys of a configuration that the filled fields do not depend on.
+FREE = {"name", "batch", "device", "colour", "overwrite", "output", "options"}
+
+
+class Sink(Protocol):
+    """Takes filled fields."""
+
+    def done(self) -> set[int]:
+        """Returns the positions that are there."""
+
+    def write(self, positions: Sequence[int], members: Any, observed: Any, truth: Any = None) -> None:
+        """Takes a block; see `inference/template.Block`."""
+
+
+def run(filling: Filling, sink: Sink) -> None:
+    """Fills every snapshot that is not there yet, with one progress bar over all.
+
+    Raises:
+        UserError: Fields that are not finite, memory that is full, or a sink that cannot be written.
+    """
+    config, done = filling.config, sink.done()
+    if done:
+        print(f"going on: {len(done)} of {len(filling.indices)} snapshots are finished")
+    work = list(filling.blocks(done))
+    costs = [filling.methods[name].evaluations for name, _ in work]
+    total = None
+    if None not in costs:
+        total = sum(cost * len(block) for cost, (_, block) in zip(costs, work, strict=True)) * config["members"]
+    with tqdm(total=total, unit=" evaluations", unit_scale=True, disable=None) as bar:
+        for name, block in work:
+            bar.set_postfix_str(f"snapshot {block[0] + 1} of {len(filling.indices)}")
+            cases = filling.cases(block)
+            progress = bar.update
+            method, trained = filling.methods[name], filling.trained
+            members = fill_cases(config, trained=trained, method=method, cases=cases, progress=progress)
+            check_members(members, cases, trained)
+            known, factor = cases.observed | cases.single, filling.factors.get(name, 1.0)
+            if factor != 1:
+                members = apply_factor(members, factor, known, cases.sigma_obs)
+            truth = cases.truth.numpy() if cases.hidden.any() else None
+            sink.write(block, members.numpy(), known.numpy(), truth)
+    for method in filling.methods.values():
+        say_summary(method)
+
+
+def say_summary(method: Method) -> None:
+    """Prints what there is to say after the sampling."""
+    if line := method.inpainting.summary():
+        print(line)
+
+
+def fill_cases(
+    config: Mapping[str, Any],
+    *,
+    trained: Trained,
+    method: Method,
+    cases: Cases,
+    progress: Callable[[int], None] = lambda fields: None,
+) -> Tensor:
+    """Returns the ensemble `(M, N, 2, H, W)` of cases in physical units.
+
+    Arguments:
+        config: Says `members`, `seed` and `batch`.
+        trained: The network.
+        method: With nothing left open.
+        cases: What is observed.
+        progress: See `sample_ensemble`.
+
+    Raises:
+        UserError: The memory is full.
+    """
+    denoiser, batch = trained.denoiser, at_once(config, trained)
+    method = method if cases.sensor is None else replace(method, sensor=cases.sensor)
+    observation = cases.observation(denoiser.normalizer, denoiser.normalizer.std.device)
+    sample = partial(
+        sample_ensemble,
+        denoiser,
+        method,
+        observation,
+        trained.grid,
+        members=config["members"],
+        seed=config["seed"],
+        numbers=cases.numbers,
+    )
+    try:
+        return sample(batch=batch, progress=progress)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)):
+            raise
+        place = "the GPU's memory" if observation.y.is_cuda else "memory"
+        raise UserError(f"{place} is full at batch={config['batch']}: give {smaller(batch)}") from error
+
+
+def smaller(batch: int) -> str:
+    """Returns what to do where `batch` fields at once are too many."""
+    if batch > 1:
+        return f"a smaller one, such as batch={max(1, batch // 4)}"
+    return "smaller fields: train with window=[32,32] or so, and fill in windows"
+
+
+def fill(
+    config: dict[str, Any],
+    *,
+    source: Source | Fields | None = None,
+    trained: Trained | None = None,
+    mask: MaskFunction | None = None,
+) -> xr.Dataset:
+    """Returns the filled fields of a configuration of `infer.py` in memory; arguments and errors: `open_filling`."""
+    filling = open_filling(config, source=source, trained=trained, mask=mask)
+    buffer = Buffer(Layout(template(filling), filling.trained.grid.valid.cpu().numpy(), config["members"]))
+    run(filling, buffer)
+    return buffer.finish()
+
+
+def key(filling: Filling) -> str:
+    """Returns what the filled fields depend on, in short: an interrupted run goes on only with the same."""
+    config = {name: value for name, value in filling.config.items() if name not in FREE}
+    files = [filling.trained.path, *files_behind(filling.fields), *filter(None, [getattr(filling.mask, "path", None)])]
+    files += [filling.method.weak.path] if filling.method.weak is not None else []
+    states = [(str(file), Path(file).stat().st_mtime_ns, Path(file).stat().st_size) for file in files]
+    text = json.dumps([config, filling.indices, states], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def template(filling: Filling) -> Template:
+    """Returns what the output takes from the input, and where it comes from."""
+    fields, config = filling.fields, filling.config
+    command = " ".join(f"infer.py ckpt={config['ckpt']} input={config['input']}".split())
+    done = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} filled by vecfield_diffusion {__version__}: {command}"
+    provenance = {
+        "source": fields.source,
+        **{name: value for name, value in {**fields.global_attrs, **fields.attrs}.items() if name not in NATIVE},
+        "history": "\n".join([done, *filter(None, [str(fields.global_attrs.get("history", ""))])]),
+        "config": yaml.safe_dump({name: value for name, value in config.items() if name != "options"}, sort_keys=False),
+        "ckpt": str(filling.trained.path),
+        "seed": config["seed"],
+        "vecfield_diffusion_version": __version__,
+        KEY: key(filling),
+    }
+    dims = tuple(map(bare, fields.dims))
+    axes = dict(zip(dims, fields.coordinates(filling.indices).values(), strict=True))
+    others = {bare(name): (tuple(map(bare, along)), *rest) for name, (along, *rest) in fields.extra_coords.items()}
+    return Template(
+        names=component_names(fields),
+        dims=dims,
+        coordinates={name: axis for name, axis in axes.items() if axis[0] is not None},
+        units=fields.units,
+        component_attrs=fields.component_attrs,
+        extra_coords=others,
+        attributes={name: stored(value) for name, value in provenance.items()},
+        restore=partial(restored, fields),
+    )
+
+
+def stored(value: Any) -> Any:
+    """Returns an attribute as netCDF can hold it: text or numbers."""
+    array = np.asarray(value)
+    if array.dtype.kind == "b":
+        return array.astype(np.int8) if array.ndim else int(array)
+    return value if array.dtype.kind in "fiuUS" else str(value)
+
+
+def component_names(fields: Fields) -> tuple[str, str]:
+    """Returns the names of the components in the output: as in the source, where it has two variables."""
+    own = tuple(map(bare, fields.names))
+    return own if all(name.isidentifier() for name in own) and own[0] != own[1] else ("u", "v")
+
+
+def bare(name: str) -> str:
+    """Returns a name without the groups of the file that it lies in."""
+    return name.rpartition("/")[2]

@@ -1,0 +1,218 @@
+"""What is to be filled, and how: the network, the data, the mask and the method of every snapshot, all checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vecfield_diffusion.config.build import build
+from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.masks import Empty
+from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.guidance.inpainting import Conditional
+from vecfield_diffusion.inference.calibration import find_factor
+from vecfield_diffusion.inference.cases import Cases, cells_seen, make_cases, with_context
+from vecfield_diffusion.inference.method import Method
+from vecfield_diffusion.programs.method import build_method, choices, fit_method, node_of, process_of
+from vecfield_diffusion.programs.plausible import Survey, absurd
+from vecfield_diffusion.programs.source import Source, chosen_snapshots, read_variable
+from vecfield_diffusion.programs.trained import Trained, choose_device, fit_size, load_trained
+from vecfield_diffusion.training.batches import MaskFunction
+
+#: Snapshots that are looked at together before the sampling.
+LOOKED = 64
+
+
+@dataclass(frozen=True)
+class Filling:
+    """What is to be filled, and how.
+
+    Arguments:
+        config: The configuration of `infer.py`.
+        trained: The network, fitted to the size of the fields.
+        fields: The data.
+        indices: The snapshots.
+        mask: What is observed of what is measured.
+        method: How ensembles are made, `inpainting` as the configuration has it.
+        twin: Whether known fields are hidden, rather than the gaps of a source filled.
+        names: The way to condition of each snapshot.
+        methods: The method of each of these names, with nothing left open.
+        factors: That of the spread by the same names.
+    """
+
+    config: dict[str, Any]
+    trained: Trained
+    fields: Fields
+    indices: list[int]
+    mask: MaskFunction
+    method: Method
+    twin: bool
+    names: list[str] = field(default_factory=list)
+    methods: Mapping[str, Method] = field(default_factory=dict)
+    factors: Mapping[str, float] = field(default_factory=dict)
+
+    def cases(self, positions: Sequence[int]) -> Cases:
+        """Returns the cases of some snapshots, always the same, without values that no law of the data allows."""
+        cases = self.measured(positions)
+        return self.informed(cases.without(absurd(cases, self.trained)))
+
+    def measured(self, positions: Sequence[int]) -> Cases:
+        """Returns the cases as the source and the mask have them."""
+        config, trained, sensor = self.config, self.trained, self.method.sensor
+        indices = [self.indices[position] for position in positions]
+        cases = make_cases(
+            self.fields,
+            indices,
+            self.mask,
+            config["seed"],
+            errors(config["sigma_obs"], self.fields, indices),
+            add_error=self.twin,
+            grid=trained.grid,
+            sensor=sensor,
+            hide=config["hide"],
+        )
+        if sensor is None or not sensor.velocity:
+            return cases
+        # The fields of the file stand for their coordinates alone.
+        sensor = sensor.recorded(lambda name: read_variable(self.fields, name, indices))
+        known = sensor.cells & trained.grid.valid & cases.sigma_obs.isfinite().all(dim=1, keepdim=True)
+        pairs = zip(known, cases.numbers, strict=True)
+        chosen = [cells_seen(cells, self.mask, config["seed"], number, config["hide"]) for cells, number in pairs]
+        return cases.seen_through(sensor.within(torch.stack(chosen)))
+
+    def informed(self, cases: Cases) -> Cases:
+        """Returns the cases with what the network is conditioned on beside the observation."""
+        past = self.mask if self.config["history"] == "masked" else None
+        trained, seed = self.trained, self.config["seed"]
+        normalizer = trained.denoiser.normalizer
+        return with_context(cases, self.fields, trained.context, normalizer, seed, past, self.twin)
+
+    def blocks(self, done: set[int]) -> Iterator[tuple[str, list[int]]]:
+        """Yields the positions that are filled at once and the name of their method, but those that are `done`."""
+        size = max(1, at_once(self.config, self.trained) // self.config["members"])
+        for first in range(0, len(self.indices), size):
+            left = [place for place in range(first, min(first + size, len(self.indices))) if place not in done]
+            for name in dict.fromkeys(self.names[place] for place in left):
+                yield name, [place for place in left if self.names[place] == name]
+
+
+def open_filling(
+    config: dict[str, Any],
+    *,
+    source: Source | Fields | None = None,
+    trained: Trained | None = None,
+    mask: MaskFunction | None = None,
+) -> Filling:
+    """Returns what a configuration of `infer.py` says, with everything checked and nothing left open.
+
+    Arguments:
+        config: The configuration.
+        source: The data, where `input=` does not name them.
+        trained: The network, where `ckpt=` has been loaded already.
+        mask: What is observed, where `mask=` does not say it.
+
+    Raises:
+        UserError: A checkpoint, source or option that does not fit.
+    """
+    check_ranges(config)
+    device = choose_device(config["device"])
+    mask = mask or build(config["mask"], "mask", trusted=True)
+    trained = trained or load_trained(config["ckpt"], device, config["trust"])
+    method = build_method(config, trained, device)
+    check_likelihood(config, method, mask)
+    source = config["input"] if source is None else source
+    print(f"{trained.path}: step {trained.step}, {type(trained.denoiser.diffusion).__name__}")
+    fields, indices = chosen_snapshots(config, trained, source)
+    sizes = {"overlap": config["overlap"], "batch": config["batch"]}
+    trained, method = fit_size(trained, fields, **sizes), fit_method(method, fields, **sizes)
+    if config["likelihood"] != "none":
+        method = replace(method, inpainting=Conditional())
+    default = "block" if source is None else "gaps"
+    node = config["mask"] or node_of(config, "mask", default)
+    mask = mask or build(node, "mask", trusted=True)
+    filling = Filling(config, trained, fields, indices, mask, method, twin=source is None)
+    return resolved(filling, node)
+
+
+def resolved(filling: Filling, node: Mapping[str, Any]) -> Filling:
+    """Returns the same with the method of every snapshot chosen; `node` is that of the mask.
+
+    Raises:
+        UserError: There is nothing to fill or nothing to fill it from, a magnitude far from the training data, or no
+            factor of the spread where one is asked for.
+    """
+    config, trained = filling.config, filling.trained
+    survey = Survey(trained)
+    for first in range(0, len(filling.indices), LOOKED):
+        positions = range(first, min(first + LOOKED, len(filling.indices)))
+        survey.add(filling.measured(positions))
+    survey.say(filling.fields, source=not filling.twin, unlike=config["magnitude"])
+    survey.check_work(drawn=isinstance(filling.mask, Empty), sensor=filling.method.sensor is not None)
+    if trained.context is not None and (lacking := trained.context.lacking(filling.fields)):
+        print(f"note: {filling.fields.source} does not have {', '.join(lacking)}, which the network was trained with")
+    names, methods = choices(config, filling.method, trained, observed=survey.observed, masks=survey.masks)
+    factors = {}
+    for name, method in methods.items() if config["calibrate"] else ():
+        factors[name] = find_factor(trained.calibration, process_of(config, node, method), trained.path)
+        print(f"spread times {factors[name]:.3f}, as fitted on the validation snapshots")
+    return replace(filling, names=names, methods=methods, factors=factors)
+
+
+def check_ranges(config: Mapping[str, Any]) -> None:
+    """Raises UserError for a number out of range."""
+    for key, least in (("members", 1), ("batch", 1), ("cases", 1), ("seed", 0), ("sigma_obs", 0.0), ("hide", 0.0)):
+        if isinstance(config.get(key), int | float) and config[key] < least:
+            raise UserError(f"{key} must be >= {least}, got {config[key]}")
+    for key in ("hide", "overlap"):
+        if not 0 <= config.get(key, 0.0) < 1:
+            raise UserError(f"{key} must be in [0, 1), got {config[key]}")
+    if config.get("bin") is not None and config["bin"] <= 0:
+        raise UserError(f"bin must be > 0, got {config['bin']}")
+    if config.get("output") is not None and not config["output"].endswith(".nc"):
+        raise UserError(f"output={config['output']}: a file that ends in .nc is expected")
+
+
+def check_likelihood(config: Mapping[str, Any], method: Method, mask: MaskFunction | None) -> None:
+    """Raises UserError where a density is asked for that there is not."""
+    if config["likelihood"] == "none":
+        return
+    if not method.plain:
+        raise UserError(
+            "likelihood is that of the network: it goes with inpainting=conditional physics=none guidance=none alone"
+        )
+    if config["sigma_obs"] == 0 and not isinstance(mask, Empty):
+        raise UserError(
+            "likelihood: cells observed without error have no density. Add sigma_obs=... (the error of the "
+            "observations), or mask=none for the likelihood under the prior"
+        )
+    if config["likelihood_steps"] < 2:
+        raise UserError(f"likelihood_steps must be >= 2, got {config['likelihood_steps']}")
+
+
+def errors(sigma_obs: float | str | list[str], fields: Fields, indices: Sequence[int]) -> float | Tensor:
+    """Returns the errors that `sigma_obs` names: a number, a variable of the source, or one for each component.
+
+    Raises:
+        UserError: No such variable, or values that are no errors.
+    """
+    if isinstance(sigma_obs, int | float):
+        return sigma_obs
+    names = [sigma_obs] if isinstance(sigma_obs, str) else sigma_obs
+    if len(names) not in (1, 2):
+        raise UserError(f"sigma_obs={sigma_obs}: expected a number, a variable of the file, or one for u and one for v")
+    found = torch.cat([read_variable(fields, name, indices)[:, :1] for name in names], dim=1)
+    if (found < 0).any():
+        worst = found.nan_to_num().min()
+        raise UserError(f"sigma_obs={sigma_obs}: expected errors >= 0 in {fields.source}, found {worst}")
+    return found
+
+
+def at_once(config: Mapping[str, Any], trained: Trained) -> int:
+    """Returns the fields computed at once: `batch`, fewer where they are larger than those of the network."""
+    larger = trained.grid.valid.numel() / math.prod(trained.window)
+    return max(1, int(config["batch"] / max(1.0, larger)))

@@ -1,0 +1,188 @@
+"""What can be true of the data: absurd values, magnitudes and masks far from those of training, absurd results."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.inference.cases import Cases
+from vecfield_diffusion.programs.familiar import TrainingMasks
+from vecfield_diffusion.programs.method import Observed
+from vecfield_diffusion.programs.trained import Trained, check_error
+
+#: Standard deviations of the training data from their mean beyond which a value belongs to no law of the data.
+LIMIT = 20.0
+#: The scale of what is observed over that of the training data, outside which its units are doubted.
+SLOW, FAST = 0.02, 10.0
+#: The standard deviation of a normal law over its median absolute deviation.
+MEDIAN = 1.4826
+
+
+def bound(trained: Trained) -> float:
+    """Returns the largest anomaly, in physical units, that a law of the training data allows."""
+    return LIMIT * trained.statistics.std
+
+
+def anomalies(values: Tensor, trained: Trained) -> Tensor:
+    """Returns values `(..., 2, H, W)` less the mean field of training."""
+    return values - trained.denoiser.normalizer.mean.to(values)
+
+
+def absurd(cases: Cases, trained: Trained) -> Tensor:
+    """Returns the cells `(N, 1, H, W)` with an observed or known value that no law of the training data allows."""
+    limit = bound(trained)
+    cells = torch.zeros_like(cases.observed)
+    for values in (cases.y, cases.truth):
+        cells = cells | (anomalies(values, trained).abs() > limit).any(dim=1, keepdim=True)
+    if cases.sensor is not None:
+        cells = cells | (cases.sensor.magnitude > limit + trained.denoiser.normalizer.mean.abs().max().item())
+    return cells
+
+
+class Survey:
+    """What there is to fill and to fill it from, case by case.
+
+    Arguments:
+        trained: The network, fitted to the fields.
+
+    Attributes:
+        observed: What is observed of each case.
+        masks: The masks of training.
+    """
+
+    def __init__(self, trained: Trained) -> None:
+        self.trained, self.masks = trained, TrainingMasks(trained)
+        self.observed: list[Observed] = []
+        self.numbers: list[int] = []
+        self.known: list[bool] = []
+        self.absurd: dict[int, int] = {}
+        self.worst = 0.0
+        self.scales: list[float] = []
+        self.squares = self.values = 0.0
+        self.filled = True
+
+    def add(self, measured: Cases) -> None:
+        """Takes in cases as they were measured."""
+        trained, wrong = self.trained, absurd(measured, self.trained)
+        self._measure_scale(measured, wrong)
+        for number, cells in zip(measured.numbers, wrong.flatten(1).sum(dim=1).tolist(), strict=True):
+            self.absurd |= {number: cells} if cells else {}
+        largest = anomalies(measured.y, trained).abs().nan_to_num(0.0, torch.inf).max().item()
+        self.worst = max(self.worst, largest)
+        cases = measured.without(wrong)
+        self.observed += Observed.of(cases)
+        self.numbers += cases.numbers
+        self.known += (cases.observed | cases.single.any(dim=1, keepdim=True)).flatten(1).any(dim=1).tolist()
+        self.filled = self.filled and bool((cases.observed | ~trained.grid.valid).all())
+
+    def _measure_scale(self, measured: Cases, wrong: Tensor) -> None:
+        """The scale of each case by its median, which no single value moves, and the mean square of what is left."""
+        for values, cells in zip(anomalies(measured.y, self.trained), wrong, strict=True):
+            values = values / self.trained.statistics.std
+            finite = values[values.isfinite()].abs()
+            if len(finite):
+                self.scales.append(MEDIAN * finite.median().item())
+            kept = values.masked_fill(cells, torch.nan)
+            kept = kept[kept.isfinite()].double()
+            self.squares, self.values = self.squares + kept.square().sum().item(), self.values + len(kept)
+
+    def say(self, fields: Fields, *, source: bool, unlike: str) -> None:
+        """Prints what is observed, what is left out of it, and what is unlike the training data.
+
+        Arguments:
+            fields: The data.
+            source: Whether they are the user's own, rather than those of training.
+            unlike: `check` refuses a magnitude far from that of the training data, `any` does not.
+
+        Raises:
+            UserError: Such a magnitude.
+        """
+        if source and unlike == "check":
+            self._check_magnitude(fields)
+        if self.absurd:
+            count, first = sum(self.absurd.values()), next(iter(self.absurd))
+            print(
+                f"note: {count} cells in {len(self.absurd)} snapshots, such as {first}, are left out: values up to "
+                f"{self.worst:.3g} {fields.units} from the mean, more than {LIMIT:g} standard deviations "
+                f"({bound(self.trained):.3g}) of the training data"
+            )
+        check_error(max(case.error for case in self.observed), self.trained)
+        self._say_share()
+
+    def _check_magnitude(self, fields: Fields) -> None:
+        """Raises UserError where the units of the data are doubtful."""
+        if not self.scales:
+            return
+        scale, rms = torch.tensor(self.scales).median().item(), (self.squares / max(self.values, 1)) ** 0.5
+        if rms >= SLOW and scale <= FAST:
+            return
+        ratio = scale if scale > FAST else rms
+        trained = self.trained
+        raise UserError(
+            f"{fields.source} has velocities of about {ratio * trained.statistics.std:.3g} {fields.units}, "
+            f"{ratio:.2g} times the {trained.statistics.std:.3g} that {trained.path} was trained on. Mend its units "
+            "(an attribute such as units='cm s-1'), or fill it all the same with magnitude=any"
+        )
+
+    def _say_share(self) -> None:
+        """Prints the observed share of the domain, with a note where it is unlike that of any training mask."""
+        cells = self.trained.grid.valid.sum().item()
+        shares = sorted(case.cells.sum().item() / cells for case in self.observed)
+        if not shares[-1]:
+            return
+        print(f"observed: {' to '.join(dict.fromkeys((f'{shares[0]:.1%}', f'{shares[-1]:.1%}')))} of the cells")
+        try:
+            low, high = self.masks.shares
+        except UserError:  # a mask of training that is not at hand, or not trusted, is needed for `auto` alone
+            return
+        middle = shares[len(shares) // 2]
+        if not low / 3 <= middle <= 1 - (1 - high) / 3:
+            print(
+                f"note: the masks of training observe {low:.1%} to {high:.1%}: is the mask 1 where a cell is observed, "
+                "and 0 where it is not?"
+            )
+
+    def check_work(self, *, drawn: bool, sensor: bool) -> None:
+        """Raises UserError where there is nothing to fill, or nothing to fill it from.
+
+        Arguments:
+            drawn: Whether nothing is meant to be observed.
+            sensor: Whether observed cells may still be unknown.
+        """
+        lacking = [number for number, known in zip(self.numbers, self.known, strict=True) if not known]
+        if lacking and not drawn:
+            if len(lacking) == len(self.numbers):
+                raise UserError(
+                    f"snapshot {lacking[0]} has no observed cell: choose another time=, or draw with mask=none"
+                )
+            print(f"note: {len(lacking)} snapshots, such as {lacking[0]}, have no observed cell: they are drawn freely")
+        if self.filled and not sensor:
+            raise UserError(
+                "nothing to fill: every cell is observed (cells that the file never measures are taken for land, "
+                "unless domain=FILE marks them). Hide some with mask=block, or hide=0.2"
+            )
+
+
+def check_members(members: Tensor, cases: Cases, trained: Trained) -> None:
+    """Looks at members `(M, N, 2, H, W)` before they are written; prints a note where they are beyond the data.
+
+    Raises:
+        UserError: Values in the domain that are not finite.
+    """
+    inside = members[..., trained.grid.valid.cpu()]
+    broken = (~inside.isfinite()).flatten(2).any(dim=2).any(dim=0)
+    if broken.any():
+        number = cases.numbers[int(broken.nonzero()[0])]
+        raise UserError(
+            f"snapshot {number}: the method gives values that are not finite, and nothing of it is written. Try "
+            "inpainting=mmps or more sampler.steps, or look at the observations"
+        )
+    beyond = (anomalies(members, trained).abs() > bound(trained)).any(dim=2).any(dim=0).flatten(1).sum(dim=1)
+    for number, cells in zip(cases.numbers, beyond.tolist(), strict=True):
+        if cells:
+            print(
+                f"note: snapshot {number}: in {cells} cells a member is more than {LIMIT:g} standard deviations of the "
+                "training data from the mean: do not trust it there"
+            )

@@ -1,0 +1,240 @@
+"""Where fields come from: a file, a pattern, a Dataset or two DataArrays, and the snapshots that `time=` chooses."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from vecfield_diffusion.data.fields import Fields, MemoryReader
+from vecfield_diffusion.data.formats import files_of, open_fields
+from vecfield_diffusion.data.masks import load_mask
+from vecfield_diffusion.data.points import open_points
+from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.programs.trained import Trained, check_grid, held_out
+
+#: What `open_source` takes.
+Source = str | Path | xr.Dataset | Sequence[xr.DataArray]
+TABLES = (".csv", ".tsv", ".txt")
+
+
+def source_of(source: Source) -> tuple[str, tempfile.TemporaryDirectory | None]:
+    """Returns the path of a source and, where it lies in memory, the folder that holds its copy.
+
+    AT THE MERGE: `vecfield_diffusion.data.readers.open_fields` takes Datasets and DataArrays itself; then this function
+    and the folder in `open_source` go.
+
+    Raises:
+        UserError: What is no source of fields.
+    """
+    if isinstance(source, str | Path):
+        return str(source), None
+    if isinstance(source, Sequence) and len(source) == 2 and all(isinstance(part, xr.DataArray) for part in source):
+        source = xr.Dataset({part.name or name: part for part, name in zip(source, "uv", strict=True)})
+    if not isinstance(source, xr.Dataset):
+        raise UserError(f"expected a path, a pattern, an xarray.Dataset or two DataArrays, got {type(source).__name__}")
+    folder = tempfile.TemporaryDirectory(prefix="vecfield_")
+    source.to_netcdf(Path(folder.name) / "dataset.nc", engine="h5netcdf")
+    return str(Path(folder.name) / "dataset.nc"), folder
+
+
+def open_source(source: Source, **options: Any) -> Fields:
+    """Returns the fields of a source; `options` are those of `open_fields`.
+
+    Raises:
+        UserError: A source that cannot be read or understood.
+    """
+    path, folder = source_of(source)
+    fields = open_fields(path, **options)
+    if folder is not None:
+        fields = replace(fields, source=f"Dataset of {', '.join(fields.names)}")
+        weakref.finalize(fields, folder.cleanup)
+    return fields
+
+
+def restored(fields: Fields, velocity: np.ndarray) -> np.ndarray:
+    """Returns velocities `(..., 2, H, W)` in the units and along the axes of the source.
+
+    AT THE MERGE: `fields.restore(velocity)`.
+    """
+    return getattr(fields, "restore", np.asarray)(velocity)
+
+
+def within(fields: Fields, valid: Tensor) -> Fields:
+    """Returns the fields on another domain `(H, W)`. AT THE MERGE: `fields.within(valid)`."""
+    return replace(fields, grid=replace(fields.grid, valid=valid))
+
+
+def read_variable(fields: Fields, name: str, indices: Sequence[int]) -> Tensor:
+    """Returns a variable of the file by name, `(N, C, H, W)`, at the snapshots `indices`."""
+    return torch.from_numpy(fields.variable(name)(np.asarray(indices, dtype=np.int64)))
+
+
+def files_behind(fields: Fields) -> list[Path]:
+    """Returns the files that fields were read from; none of fields in memory."""
+    try:
+        return [file for file in files_of(fields.source) if file.exists()]
+    except UserError:
+        return []
+
+
+def open_input(
+    source: Source, trained: Trained, names: tuple[str, str] | None = None, bin_length: float | None = None
+) -> Fields:
+    """Returns the fields given as `input=`: points by the ending csv, tsv or txt, else whatever the source is.
+
+    What the configuration of the training data says of names and masks holds here, too, where the source has them.
+
+    Arguments:
+        source: The source.
+        trained: What the network was trained on.
+        names: The variables of the two components.
+        bin_length: See `open_points`.
+
+    Raises:
+        UserError: A source that cannot be read or understood.
+    """
+    if isinstance(source, str | Path) and Path(source).suffix.lower() in TABLES:
+        return open_table(str(source), trained, bin_length)
+    known = inspect.signature(open_fields).parameters
+    options = {key: value for key, value in trained.config["dataset"].items() if key in known and value is not None}
+    options.pop("path", None)
+    if names is not None:
+        options |= {"velocity": None, "u": names[0], "v": names[1]}
+    always = ("context", "history", "preload_gb", "land", *(() if names is None else ("u", "v")))
+    kept = {key: value for key, value in options.items() if key in always}
+    try:
+        try:
+            return open_source(source, **options)
+        except UserError as error:  # of another kind: what is true of the training data is not true of it
+            if names is None and options == kept:
+                raise
+            fields = open_source(source, **kept)
+            left = ", ".join(f"{key}={value}" for key, value in options.items() if key not in kept)
+            print(f"note: read without what holds for the training data ({left}): {error}")
+            return fields
+    except (UserError, ValueError) as error:
+        message = str(error).replace("dataset.path=", "input=")
+        hint = " (here: names=[U,V])" if "dataset.u=" in message else ""
+        place = f"input={source}: " if isinstance(source, str | Path) else ""
+        raise UserError(f"{place}{message}{hint}") from error
+
+
+def open_table(path: str, trained: Trained, bin_length: float | None) -> Fields:
+    """Returns the points of a table on the grid of the training data. Raises UserError."""
+    known = trained.coordinates
+    if known is None:
+        raise UserError(f"{trained.path} does not say where its cells are: train anew to give it points")
+    x, y = known["x"].numpy(), known["y"].numpy()
+    valid, degrees = trained.grid.valid.cpu().numpy(), known["x_name"] == "lon"
+    points = open_points(path, x, y, degrees, valid, trained.grid.periodic[1], bin_length)
+    if np.isfinite(points.error).any():
+        print("note: the table gives errors, which sigma_obs=error takes into account")
+    return points.to_fields(trained.grid, x, y, known["x_name"], known["y_name"], trained.units)
+
+
+def empty_fields(trained: Trained) -> Fields:
+    """Returns one snapshot on the grid of training without any value, to draw fields on from nothing."""
+    grid = trained.grid.to("cpu")
+    known = trained.coordinates or {}
+    x, y = (known[name].numpy() if name in known else np.arange(size) * spacing.mean().item() for name, size, spacing in
+            (("x", grid.shape[1], grid.dx), ("y", grid.shape[0], grid.dy)))  # fmt: skip
+    return Fields(
+        reader=MemoryReader(np.full((1, 2, *grid.shape), np.nan, dtype=np.float32)),
+        length=1,
+        grid=grid,
+        x=x,
+        y=y,
+        source=str(trained.path),
+        names=("u", "v"),
+        units=trained.units,
+        x_name=known.get("x_name", "x"),
+        y_name=known.get("y_name", "y"),
+        history=trained.context.history if trained.context else (),
+    )
+
+
+def chosen_snapshots(
+    config: Mapping[str, Any], trained: Trained, source: Source | Fields | None
+) -> tuple[Fields, list[int]]:
+    """Returns the fields of `source`, or of the test split of the training data, and the indices that `time=` chooses.
+
+    Raises:
+        UserError: Fields that do not go with the network, or no such time.
+    """
+    if isinstance(source, Fields):
+        fields, offered = source, range(len(source))
+    elif source is not None:
+        radial = next(iter((config["sensor"] or {}).get("velocity") or ()), None)
+        names = config["names"] if radial is None else (radial, radial)
+        fields = open_input(source, trained, names, config["bin"])
+        offered = range(len(fields))
+    else:
+        fields, offered = held_out(trained, "test", config["trust"], config["data"])
+    if config["domain"] is not None:
+        fields = within(fields, load_mask(config["domain"], fields.shape))
+    print(fields.summary())
+    check_grid(fields, trained)
+    chosen = config["time"]
+    if chosen is None:
+        chosen = 0 if source is None else "all"
+    return fields, [offered[place] for place in times(chosen, fields, offered)]
+
+
+def times(chosen: int | list[int] | str, fields: Fields, offered: range) -> list[int]:
+    """Returns the positions among the snapshots on offer that `time=` chooses.
+
+    Arguments:
+        chosen: Numbers, `all`, a range `a:b:c`, or a date, which stands for all that lies in it: a day for its hours.
+        fields: The data.
+        offered: The snapshots on offer.
+
+    Raises:
+        UserError: None of these, or one that there is not.
+    """
+    count = len(offered)
+    dated = fields.time is not None and fields.time.dtype.kind == "M"
+    dates = fields.time[offered.start : offered.stop] if dated else None
+    if isinstance(chosen, str):
+        ends = [part.strip() for part in chosen.split(":")]
+        if chosen == "all":
+            return list(range(count))
+        if 2 <= len(ends) <= 3 and all(not end or end.lstrip("-").isdigit() for end in ends):
+            steps = slice(*(int(end) if end else None for end in ends))
+            if steps.step != 0 and (found := list(range(count)[steps])):
+                return found
+        elif dates is not None:
+            try:
+                date = np.datetime64(chosen)
+            except ValueError:
+                date = None
+            if date is not None and (found := np.flatnonzero(dates.astype(date.dtype) == date).tolist()):
+                return found
+            if date is not None:
+                raise UserError(
+                    f"time={chosen}: no snapshot has this date; there are {count}, from {day(dates.min())} to "
+                    f"{day(dates.max())}"
+                )
+        there = "" if dates is None else f"; there are dates from {day(dates.min())} to {day(dates.max())}"
+        raise UserError(
+            f"time={chosen}: expected numbers up to {count - 1}, all, a range such as 0:{count}, or a date{there}"
+        )
+    wanted = [chosen] if isinstance(chosen, int) else list(chosen)
+    if not wanted or any(not -count <= place < count for place in wanted):
+        raise UserError(f"time={chosen}: there are {count} snapshots, 0 to {count - 1}")
+    return wanted
+
+
+def day(date: np.datetime64) -> str:
+    """Returns a date without the parts that are zero."""
+    text = str(date.astype("datetime64[s]"))
+    return text.removesuffix(":00").removesuffix("T00:00")
