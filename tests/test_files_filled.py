@@ -346,6 +346,10 @@ def test_the_output_goes_where_it_is_sent(trained, run):
     assert names == ["filled.json", "filled.nc", "filled.png"]
     assert not (trained / "outputs" / "infer" / "sent").exists()
     is_message(run("infer", "ckpt=outputs/train/net", *FEW, "output=filled.grib"), "output=filled.grib", ".nc")
+    before = (trained / "radar.nc").read_bytes()
+    done = run("infer", "ckpt=outputs/train/net", *FEW, "input=radar.nc", f"output=../{trained.name}/radar.nc")
+    is_message(done, "this is the input", "Give another file")
+    assert (trained / "radar.nc").read_bytes() == before
 
 
 def test_two_processes_do_not_write_one_file(trained, run):
@@ -367,8 +371,8 @@ def test_two_processes_do_not_write_one_file(trained, run):
     finally:
         holder.kill()
         holder.wait()
-    left = folder / f".fields.nc.{holder.pid}.tmp"
-    left.write_bytes(b"half")
+    for name in ("fields.nc", "metrics.json", "figure.png"):
+        (folder / f".{name}.{holder.pid}.tmp").write_bytes(b"half")
     fill(run, trained, "both", "input=radar.nc", "time=0")
     assert sorted(path.name for path in folder.iterdir()) == ["fields.nc", "figure.png", "metrics.json"]
 
