@@ -216,6 +216,11 @@ def test_radial_velocities_of_a_file(trained, run):
     out, data = fill(run, trained, "beams", *how, "inpainting.k_max=64", "inpainting=mmps")
     assert "hidden" not in json.loads((trained / "outputs" / "infer" / "beams" / "metrics.json").read_text())
     np.testing.assert_array_equal(data["observed"][0].values == 1, np.isfinite(seen["vr0"][0]).values)
+    odd = seen.copy(deep=True)
+    odd["vr0"][0, 9, 9] = -9999.0
+    odd.to_netcdf(trained / "odd_beams.nc", engine="h5netcdf")
+    out, other = fill(run, trained, "odd_beams", "input=odd_beams.nc", *how[1:], "inpainting=mmps")
+    assert "note: 1 cells in 1 snapshots, such as 0, are left out" in out and other["observed"][0, 9, 9] == 0
     u, v = data["u"][0].values, data["v"][0].values
     for k in range(2):
         known = np.isfinite(seen[f"vr{k}"][0].values)
