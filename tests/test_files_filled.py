@@ -1,8 +1,10 @@
 """Files of users, filled as they would type it: which times, which errors, points, components, windows, the past."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import h5py
 import numpy as np
@@ -158,6 +160,32 @@ def test_an_interrupted_run_goes_on(trained, run, monkeypatch, capsys):
         np.testing.assert_array_equal(again[name], whole[name])
 
 
+@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
+def test_a_signal_keeps_what_is_finished(trained, run, number, code, name):
+    """The process ends by itself, says how to go on, and the same command does."""
+    radar(trained)
+    given = ["ckpt=outputs/train/net", f"name=signal{code}", "input=radar.nc", "members=2", "batch=2"]
+    given += ["inpainting=conditional", "sampler.steps=300"]
+    folder = trained / "outputs" / "infer" / f"signal{code}"
+    work = subprocess.Popen(
+        [sys.executable, str(ROOT / "infer.py"), *given], cwd=trained, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    until = time.monotonic() + 120
+    while not list(folder.glob(".parts/fields.nc/*.npz")):
+        assert work.poll() is None and time.monotonic() < until
+        time.sleep(0.02)
+    work.send_signal(number)
+    _, err = work.communicate(timeout=60)
+    assert work.returncode == code
+    assert (
+        f"stopped by {name}: " in err.decode() and "of 5 snapshots are kept; the same command goes on" in err.decode()
+    )
+    assert "Traceback" not in err.decode()
+    assert not list(folder.glob("**/*.tmp")) and not (folder / "fields.nc").exists()
+    code, out, err = run("infer", *given)
+    assert (code, err) == (0, "") and "of 5 snapshots are finished" in out
+
+
 def test_points_of_a_table(trained, run):
     """Drifters, gathered in the cells of the grid, with their errors."""
     rows = ["lon,lat,u,v,error,time", "-74.0,40.0,0.1,0.2,0.03,2022-02-21", "286.01,40.02,0.3,0.2,0.03,2022-02-21"]
@@ -188,6 +216,11 @@ def test_radial_velocities_of_a_file(trained, run):
     out, data = fill(run, trained, "beams", *how, "inpainting.k_max=64", "inpainting=mmps")
     assert "hidden" not in json.loads((trained / "outputs" / "infer" / "beams" / "metrics.json").read_text())
     np.testing.assert_array_equal(data["observed"][0].values == 1, np.isfinite(seen["vr0"][0]).values)
+    odd = seen.copy(deep=True)
+    odd["vr0"][0, 9, 9] = -9999.0
+    odd.to_netcdf(trained / "odd_beams.nc", engine="h5netcdf")
+    out, other = fill(run, trained, "odd_beams", "input=odd_beams.nc", *how[1:], "inpainting=mmps")
+    assert "note: 1 cells in 1 snapshots, such as 0, are left out" in out and other["observed"][0, 9, 9] == 0
     u, v = data["u"][0].values, data["v"][0].values
     for k in range(2):
         known = np.isfinite(seen[f"vr{k}"][0].values)
@@ -254,8 +287,8 @@ def values_of(trained, **changes):
     """radar.nc with other values of the component ugos."""
     given = radar(trained)
     given["ugos"] = given["ugos"].copy()
-    for (time, row, column), value in changes.pop("cells").items():
-        given["ugos"][time, row, column] = value
+    for (hour, row, column), value in changes.pop("cells").items():
+        given["ugos"][hour, row, column] = value
     path = trained / "odd.nc"
     path.unlink(missing_ok=True)
     given.to_netcdf(path, engine="h5netcdf")
@@ -318,6 +351,10 @@ def test_the_output_goes_where_it_is_sent(trained, run):
     assert names == ["filled.json", "filled.nc", "filled.png"]
     assert not (trained / "outputs" / "infer" / "sent").exists()
     is_message(run("infer", "ckpt=outputs/train/net", *FEW, "output=filled.grib"), "output=filled.grib", ".nc")
+    before = (trained / "radar.nc").read_bytes()
+    done = run("infer", "ckpt=outputs/train/net", *FEW, "input=radar.nc", f"output=../{trained.name}/radar.nc")
+    is_message(done, "this is the input", "Give another file")
+    assert (trained / "radar.nc").read_bytes() == before
 
 
 def test_two_processes_do_not_write_one_file(trained, run):
@@ -339,8 +376,8 @@ def test_two_processes_do_not_write_one_file(trained, run):
     finally:
         holder.kill()
         holder.wait()
-    left = folder / f".fields.nc.{holder.pid}.tmp"
-    left.write_bytes(b"half")
+    for name in ("fields.nc", "metrics.json", "figure.png"):
+        (folder / f".{name}.{holder.pid}.tmp").write_bytes(b"half")
     fill(run, trained, "both", "input=radar.nc", "time=0")
     assert sorted(path.name for path in folder.iterdir()) == ["fields.nc", "figure.png", "metrics.json"]
 

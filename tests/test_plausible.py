@@ -77,13 +77,20 @@ def test_a_mask_of_the_opposite_meaning_is_noted(place: Path, run: Call) -> None
 
 @pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), MemoryError()])
 def test_memory_that_is_full_is_a_message(run: Call, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def full(*args: object, **options: object) -> None:
-        raise error
+    """It names the largest of half the batch, a quarter and so on that a trial of one step finds memory for."""
+    real, room = filling.sample_ensemble, 5
 
-    monkeypatch.setattr(filling, "sample_ensemble", full)
+    def small(denoiser: object, method: object, *, batch: int, **options: object) -> object:
+        if batch > room:
+            raise error
+        return real(denoiser, method, batch=batch, **options)
+
+    monkeypatch.setattr(filling, "sample_ensemble", small)
     given = ["ckpt=outputs/train/run", "name=full", *FEW]
-    is_message(run("infer", *given, "batch=16"), "memory is full at batch=16", "such as batch=4")
-    is_message(run("infer", *given, "batch=1"), "memory is full at batch=1", "window=")
+    is_message(run("infer", *given, "batch=64"), "memory is full at batch=64: give batch=4, which fits")
+    assert run("infer", *given, "batch=4")[0] == 0
+    room = 0
+    is_message(run("infer", *given, "batch=64"), "memory is full at batch=64: train with window=")
 
 
 def test_other_errors_of_the_network_keep_their_traceback(run: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,8 @@ def train(source: Source | None = None, **keywords: Any) -> Run:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "data.nc") as temporary:
             temporary.write_bytes(Path(copy).read_bytes())
-        memory.cleanup()
+        if memory is not None:
+            memory.cleanup()
         source = folder / "data.nc"
     if source is not None:
         keywords = {"dataset": "file", "dataset.path": str(source)} | keywords

@@ -42,8 +42,12 @@ KEY = "vecfield_diffusion_key"
 
 
 @contextlib.contextmanager
-def owned(path: Path) -> Iterator[None]:
-    """Holds the lock of a file, which no other process then writes, and removes what killed ones left beside it.
+def owned(path: Path, *beside: Path) -> Iterator[None]:
+    """Holds the lock of a file, which no other process then writes, and removes what killed ones left.
+
+    Arguments:
+        path: The file.
+        beside: Further files that its owner alone writes.
 
     Raises:
         UserError: Another process holds it, or the folder cannot be written.
@@ -53,13 +57,17 @@ def owned(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(lock)
     try:
-        for name in (path.parent, parts_of(path)):
-            for left in name.glob(f".{glob.escape(path.name) if name == path.parent else '*'}.*.tmp"):
-                left.unlink(missing_ok=True)
+        for left in [*parts_of(path).glob(".*.tmp"), *(left for file in (path, *beside) for left in _temporary(file))]:
+            left.unlink(missing_ok=True)
         yield
     finally:
         lock.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _temporary(path: Path) -> Iterator[Path]:
+    """Returns the temporary files that `replacing` makes of a file."""
+    return path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
 
 
 def _locked(lock: Path) -> int:

@@ -20,6 +20,8 @@ from vecfield_diffusion.training.batches import draw, windows
 
 #: Masks of training that others are compared with.
 DRAWS = 256
+#: Windows of a field that are compared with them.
+WINDOWS = 32
 
 
 class TrainingMasks:
@@ -69,10 +71,10 @@ class TrainingMasks:
 
     def unlike(self, observed: Tensor) -> bool:
         """Returns whether a mask `(1, H, W)` is unlike those of training; of its windows, more than one in ten."""
-        asked, (drawn, scale, far) = observed[None], self.nearness
+        asked, domain, (drawn, scale, far) = observed[None], self.domain, self.nearness
         if self.cut is not None:
-            asked = self.cut(asked.expand(DRAWS, *observed.shape))
-        distance = torch.cdist(features(asked, self.domain) / scale, drawn).min(dim=1).values
+            asked, domain = self.cut(asked.expand(DRAWS, *observed.shape))[:WINDOWS], domain[:WINDOWS]
+        distance = torch.cdist(features(asked, domain) / scale, drawn).min(dim=1).values
         return bool((distance > far).double().mean() > 0.1)
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -113,30 +114,49 @@ def fill_cases(
     denoiser, batch = trained.denoiser, at_once(config, trained)
     method = method if cases.sensor is None else replace(method, sensor=cases.sensor)
     observation = cases.observation(denoiser.normalizer, denoiser.normalizer.std.device)
-    sample = partial(
-        sample_ensemble,
-        denoiser,
-        method,
-        observation,
-        trained.grid,
-        members=config["members"],
-        seed=config["seed"],
-        numbers=cases.numbers,
-    )
+    known = {"grid": trained.grid, "seed": config["seed"], "numbers": cases.numbers}
+    sample = partial(sample_ensemble, denoiser, observation=observation, **known)
     try:
-        return sample(batch=batch, progress=progress)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)):
+        return sample(method, members=config["members"], batch=batch, progress=progress)
+    except FULL as error:
+        if not is_full(error):
             raise
-        place = "the GPU's memory" if observation.y.is_cuda else "memory"
-        raise UserError(f"{place} is full at batch={config['batch']}: give {smaller(batch)}") from error
+    place = "the GPU's memory" if observation.y.is_cuda else "memory"
+    fitting = largest_batch(lambda size: sample(one_step(method), members=size, batch=size), batch)
+    way = f"give batch={fitting}, which fits" if fitting else "train with window=[32,32] or so, to fill in windows"
+    raise UserError(f"{place} is full at batch={batch}: {way}")
 
 
-def smaller(batch: int) -> str:
-    """Returns what to do where `batch` fields at once are too many."""
-    if batch > 1:
-        return f"a smaller one, such as batch={max(1, batch // 4)}"
-    return "smaller fields: train with window=[32,32] or so, and fill in windows"
+#: What torch and Python raise where memory is full; a RuntimeError may be anything else, see `is_full`.
+FULL = (torch.OutOfMemoryError, MemoryError, RuntimeError)
+
+
+def is_full(error: BaseException) -> bool:
+    """Returns whether an error says that memory is full."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
+def largest_batch(trial: Callable[[int], Any], batch: int) -> int:
+    """Returns the largest of `batch / 2`, `batch / 4`, ... for which a trial finds memory; 0 for none."""
+    while batch > 1:
+        batch //= 2
+        try:
+            trial(batch)
+            return batch
+        except FULL as error:
+            if not is_full(error):
+                raise
+    return 0
+
+
+def one_step(method: Method) -> Method:
+    """Returns the method with one step of its sampler, which takes the memory of all."""
+    sampler = copy.copy(method.sampler)
+    sampler.steps = 1
+    return replace(method, sampler=sampler)
+
+
+# In memory, and what the output takes from the input.
 
 
 def fill(

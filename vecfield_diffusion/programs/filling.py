@@ -147,7 +147,7 @@ def resolved(filling: Filling, node: Mapping[str, Any]) -> Filling:
             factor of the spread where one is asked for.
     """
     config, trained = filling.config, filling.trained
-    survey = Survey(trained)
+    survey = Survey(trained, filling.method)
     for first in range(0, len(filling.indices), LOOKED):
         positions = range(first, min(first + LOOKED, len(filling.indices)))
         survey.add(filling.measured(positions))
@@ -155,11 +155,12 @@ def resolved(filling: Filling, node: Mapping[str, Any]) -> Filling:
     survey.check_work(drawn=isinstance(filling.mask, Empty), sensor=filling.method.sensor is not None)
     if trained.context is not None and (lacking := trained.context.lacking(filling.fields)):
         print(f"note: {filling.fields.source} does not have {', '.join(lacking)}, which the network was trained with")
-    names, methods = choices(config, filling.method, trained, observed=survey.observed, masks=survey.masks)
+    names, methods = choices(config, filling.method, trained, chosen=survey.chosen)
     factors = {}
     for name, method in methods.items() if config["calibrate"] else ():
         factors[name] = find_factor(trained.calibration, process_of(config, node, method), trained.path)
         print(f"spread times {factors[name]:.3f}, as fitted on the validation snapshots")
+    names = names or list(methods) * len(filling.indices)
     return replace(filling, names=names, methods=methods, factors=factors)
 
 

@@ -29,6 +29,7 @@ from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.fill import key, run, template
 from vecfield_diffusion.programs.filling import Filling, open_filling
 from vecfield_diffusion.programs.interrupt import stoppable
+from vecfield_diffusion.programs.source import files_behind
 
 #: The columns of the printed table; `metrics.json` has all.
 COLUMNS = ("cells", "rmse_component", "rmse_vector", "correlation", "crps", "spread_skill", "coverage_90")
@@ -46,7 +47,9 @@ def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
     """
     filling = open_filling(config)
     files = Files.of(config, folder)
-    with owned(files.fields):
+    if files.fields.resolve() in [file.resolve() for file in files_behind(filling.fields)]:
+        raise UserError(f"output={files.fields}: this is the input, which is never written over. Give another file")
+    with owned(files.fields, files.scores, files.picture):
         if not config["overwrite"]:
             check_claim(files.fields, key(filling))
         valid = filling.trained.grid.valid.cpu().numpy()

@@ -140,29 +140,41 @@ class Chooser:
 
 
 def choices(
-    config: Mapping[str, Any], method: Method, trained: Trained, *, observed: Sequence[Observed], masks: TrainingMasks
+    config: Mapping[str, Any], method: Method, trained: Trained, *, chosen: Sequence[tuple[str, str]]
 ) -> tuple[list[str], dict[str, Method]]:
     """Returns the name of the way to condition of each case, and the method of each name with nothing left open.
 
     What was chosen, how often and why is printed once.
 
+    Arguments:
+        config: The configuration of the command.
+        method: As `fit_method` returns it.
+        trained: The network, fitted to the fields.
+        chosen: The choice and its reason for each case, where it is `auto`.
+
     Raises:
         UserError: A way to condition that cannot take the errors, or physics that it cannot take.
     """
     if method.inpainting is not None:
-        name = method.inpainting.name
-        return [name] * len(observed), {name: complete(method, trained, config["sigma_obs"])}
-    found = list(map(Chooser(method, trained, masks), observed))
-    names = [name for name, _ in found]
+        return [], {method.inpainting.name: complete(method, trained, config["sigma_obs"])}
+    names = [name for name, _ in chosen]
     methods = {}
     for name in dict.fromkeys(names):
-        reasons = Counter(reason for other, reason in found if other == name)
         count = names.count(name)
         share = f" for {count} of {len(names)} snapshots" if count < len(names) else ""
-        print(f"inpainting={name}{share}: {reasons.most_common(1)[0][0]}")
-        chosen = replace(method, inpainting=build(node_of(config, "inpainting", name), "inpainting", trusted=True))
-        methods[name] = complete(chosen, trained, config["sigma_obs"])
+        print(f"inpainting={name}{share}: {usual_reason(chosen, name)}")
+        methods[name] = complete(conditioned(config, method, name), trained, config["sigma_obs"])
     return names, methods
+
+
+def usual_reason(chosen: Sequence[tuple[str, str]], name: str) -> str:
+    """Returns the reason that was given most often for a choice."""
+    return Counter(reason for other, reason in chosen if other == name).most_common(1)[0][0]
+
+
+def conditioned(config: Mapping[str, Any], method: Method, name: str) -> Method:
+    """Returns the method with the way to condition of a name."""
+    return replace(method, inpainting=build(node_of(config, "inpainting", name), "inpainting", trusted=True))
 
 
 def resolve_method(
@@ -181,12 +193,10 @@ def resolve_method(
         UserError: See `choices`.
     """
     if method.inpainting is None:
-        found = list(map(Chooser(method, trained, TrainingMasks(trained)), Observed.of(cases)))
-        wanting = [reason for name, reason in found if name == "mmps"]
-        name = "mmps" if len(wanting) > 0.1 * len(found) else "conditional"
-        reason = Counter(reason for other, reason in found if other == name).most_common(1)[0][0]
-        print(f"{label}{': ' if label else ''}inpainting={name}: {reason}")
-        method = replace(method, inpainting=build(node_of(config, "inpainting", name), "inpainting", trusted=True))
+        chosen = list(map(Chooser(method, trained, TrainingMasks(trained)), Observed.of(cases)))
+        name = "mmps" if sum(name == "mmps" for name, _ in chosen) > 0.1 * len(chosen) else "conditional"
+        print(f"{label}{': ' if label else ''}inpainting={name}: {usual_reason(chosen, name)}")
+        method = conditioned(config, method, name)
     return complete(method, trained, config["sigma_obs"])
 
 

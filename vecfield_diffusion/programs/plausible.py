@@ -8,8 +8,9 @@ from torch import Tensor
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.cases import Cases
+from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.programs.familiar import TrainingMasks
-from vecfield_diffusion.programs.method import Observed
+from vecfield_diffusion.programs.method import Chooser, Observed
 from vecfield_diffusion.programs.trained import Trained, check_error
 
 #: Standard deviations of the training data from their mean beyond which a value belongs to no law of the data.
@@ -46,15 +47,18 @@ class Survey:
 
     Arguments:
         trained: The network, fitted to the fields.
+        method: How ensembles are made.
 
     Attributes:
-        observed: What is observed of each case.
-        masks: The masks of training.
+        chosen: The way to condition of each case, and why; empty where the method has one.
     """
 
-    def __init__(self, trained: Trained) -> None:
+    def __init__(self, trained: Trained, method: Method) -> None:
         self.trained, self.masks = trained, TrainingMasks(trained)
-        self.observed: list[Observed] = []
+        self.choose = Chooser(method, trained, self.masks) if method.inpainting is None else None
+        self.chosen: list[tuple[str, str]] = []
+        self.error = 0.0
+        self.shares: list[float] = []
         self.numbers: list[int] = []
         self.known: list[bool] = []
         self.absurd: dict[int, int] = {}
@@ -72,7 +76,10 @@ class Survey:
         largest = anomalies(measured.y, trained).abs().nan_to_num(0.0, torch.inf).max().item()
         self.worst = max(self.worst, largest)
         cases = measured.without(wrong)
-        self.observed += Observed.of(cases)
+        for observed in Observed.of(cases):
+            self.error = max(self.error, observed.error)
+            self.shares.append(observed.cells.sum().item() / max(1, trained.grid.valid.sum().item()))
+            self.chosen += [] if self.choose is None else [self.choose(observed)]
         self.numbers += cases.numbers
         self.known += (cases.observed | cases.single.any(dim=1, keepdim=True)).flatten(1).any(dim=1).tolist()
         self.filled = self.filled and bool((cases.observed | ~trained.grid.valid).all())
@@ -108,7 +115,7 @@ class Survey:
                 f"{self.worst:.3g} {fields.units} from the mean, more than {LIMIT:g} standard deviations "
                 f"({bound(self.trained):.3g}) of the training data"
             )
-        check_error(max(case.error for case in self.observed), self.trained)
+        check_error(self.error, self.trained)
         self._say_share()
 
     def _check_magnitude(self, fields: Fields) -> None:
@@ -128,8 +135,7 @@ class Survey:
 
     def _say_share(self) -> None:
         """Prints the observed share of the domain, with a note where it is unlike that of any training mask."""
-        cells = self.trained.grid.valid.sum().item()
-        shares = sorted(case.cells.sum().item() / cells for case in self.observed)
+        shares = sorted(self.shares)
         if not shares[-1]:
             return
         print(f"observed: {' to '.join(dict.fromkeys((f'{shares[0]:.1%}', f'{shares[-1]:.1%}')))} of the cells")
