@@ -89,6 +89,18 @@ def test_single_precision_loses_nothing_at_the_ends_of_the_path(name):
     assert ((single - exact).abs().amax(dim=(1, 2, 3)) < 2e-6 * z.abs().amax(dim=(1, 2, 3))).all()
 
 
+def test_a_level_of_more_digits_leaves_the_type_of_the_field():
+    diffusion = EDM()
+    network = torch.nn.Conv2d(7, 2, 1)
+    denoiser = Denoiser(
+        type("F", (torch.nn.Module,), {"forward": lambda self, x, c: network(x)})(), diffusion, NORMALIZER
+    )
+    given = some_observation(2, torch.Generator().manual_seed(0)).apply(as_single)
+    s = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    z = torch.ones(2, 2, 6, 8)
+    assert torch.equal(denoiser(z, s, given), denoiser(z, s.float(), given))
+
+
 def as_single(tensor):
     return tensor.float() if tensor.is_floating_point() else tensor
 

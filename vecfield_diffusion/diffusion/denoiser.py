@@ -8,6 +8,7 @@ D is its parametrization, see `models/base.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -121,7 +122,9 @@ class Denoiser(nn.Module):
             mean=self.mean(observation) if mean is None else mean,
         )
         z = torch.where(valid, z, 0.0)
-        skip, out, channels, noise = self.parametrization.precondition(z, s, known, self._scalars)
+        skip, out, channels, noise = self.parametrization.precondition(
+            z, s, known, partial(self._scalars, dtype=z.dtype)
+        )
         output = self._run(self.network, channels, noise)
         x_hat = torch.where(valid, skip + column(out) * output[:, :2], 0.0)
         return Moments(x_hat, torch.sigmoid(output[:, 2:4]) if self.diffusion.learned_variance else None, out)
@@ -134,14 +137,14 @@ class Denoiser(nn.Module):
 
         return self.parametrization.weight(s, out, plain).to(out.dtype)
 
-    def _scalars(self, s: Tensor) -> Scalars:
-        """The preconditioning at levels `s`, of z instead of x_t = alpha z."""
+    def _scalars(self, s: Tensor, dtype: torch.dtype) -> Scalars:
+        """The preconditioning at levels `s`, of z instead of x_t = alpha z, in the type of z."""
         # A few numbers a sample, in float64: near the end of a path alpha is a small difference.
         t = self.diffusion.time(s.double())
         c_in, c_noise, c_out, c_skip = self.diffusion.preconditioning(t)
         alpha = self.diffusion.alpha(t)
         # Products after rounding, as the networks in the world were trained.
-        c_in, c_noise, c_out, c_skip, alpha = (c.to(s.dtype) for c in (c_in, c_noise, c_out, c_skip, alpha))
+        c_in, c_noise, c_out, c_skip, alpha = (c.to(dtype) for c in (c_in, c_noise, c_out, c_skip, alpha))
         return Scalars(c_in * alpha, c_noise, c_out, c_skip * alpha)
 
     def _run(self, network: Callable[..., Tensor], channels: Tensor, *level: Tensor) -> Tensor:
