@@ -278,6 +278,7 @@ def test_waves_that_travel_are_learnt_as_such(missing: float) -> None:
     choice = choose(series[:400], valid, estimator, cases=8, ranks=(2,))
     assert choice.name.startswith(("advected", "full"))
     assert choice.scores["separable"] < choice.scores[choice.name] - 0.05
+    assert 0.8 < choice.spread < 1.25
     assert ("2 components" in choice.scores) == (missing == 0)
 
 
