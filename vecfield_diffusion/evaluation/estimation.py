@@ -297,7 +297,7 @@ def hide(series: Floats, valid: Bools, frame: int, kind: str, generator: np.rand
 def log_score(
     field: SpaceTime, series: Floats, cases: Sequence[tuple[int, Bools]], budget: int = 1000
 ) -> tuple[float, float]:
-    """Of single hidden values under the posterior given the others: the mean log density in nats, and spread over error.
+    """Of hidden values one by one under the posterior: the mean log density in nats, and spread over error.
 
     Arguments:
         field: The Gaussian field.
