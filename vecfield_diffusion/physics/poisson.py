@@ -86,18 +86,16 @@ class Equations:
 
     def _inverse(self, factor: Matrix, coo: Tensor, transposed: bool) -> Inverse:
         matrix = torch.sparse.mm(coo, coo.t()).coalesce()
-        null = _NullSpace(matrix, self._cells, self.grid.shape[1], self._root, self.device)
+        points, first = _points(self.grid, self._cells)
+        spread = Matrix.of(points.to(self.device)) if any(self.grid.poles) else None
+        null = _NullSpace(matrix, self._cells, self.grid.shape[1], self._root, self.device, spread)
         if bool(self.grid.valid.all()):
             return Inverse(factor, _Separable(self.grid, transposed, self.device), null, direct=True)
         places = torch.stack((self._cells // self.grid.shape[1], self._cells % self.grid.shape[1]))
-        points, first = _points(self.grid, self._cells)
-        cycle = Multigrid(
-            torch.sparse.mm(points.t(), torch.sparse.mm(matrix, points)).coalesce(),
-            self._root[first],
-            places[:, first],
-            self.device,
-        )
-        spread = Matrix.of(points.to(self.device))
+        if spread is None:
+            return Inverse(factor, Multigrid(matrix, self._root, places, self.device), null, direct=False)
+        reduced = torch.sparse.mm(points.t(), torch.sparse.mm(matrix, points)).coalesce()
+        cycle = Multigrid(reduced, self._root[first], places[:, first], self.device)
         return Inverse(factor, lambda r: spread @ cycle(spread.T @ r), null, direct=False)
 
 
@@ -313,9 +311,21 @@ def _stream(grid: Grid) -> Tensor:
 
 
 class _NullSpace:
-    """Removes what a matrix takes to zero: in a connected part, the constant or the constant with alternating signs."""
+    """Removes what a matrix takes to zero: in a connected part, the constant or the constant with alternating signs.
 
-    def __init__(self, matrix: Tensor, cells: Tensor, width: int, root: Tensor, device: torch.device) -> None:
+    Differences among the cells of a pole go first: `spread` makes the values of cells from those of points.
+    """
+
+    def __init__(
+        self,
+        matrix: Tensor,
+        cells: Tensor,
+        width: int,
+        root: Tensor,
+        device: torch.device,
+        spread: Matrix | None = None,
+    ) -> None:
+        self.spread = spread
         self.part = connected(*matrix.indices(), len(cells)).to(device)
         sign = 1.0 - 2.0 * ((cells // width + cells % width) % 2)
         vectors = torch.stack((root, sign * root), 1)
@@ -332,6 +342,9 @@ class _NullSpace:
         return torch.zeros_like(values).index_add_(0, part, values)
 
     def __call__(self, b: Tensor) -> Tensor:
+        if self.spread is not None:
+            cells = self.spread.T @ torch.ones_like(b[:, :1])
+            b = self.spread @ ((self.spread.T @ b) / cells)
         return b - self.vector * self.sums(self.vector * b)[self.part]
 
 
