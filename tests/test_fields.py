@@ -138,7 +138,8 @@ def test_what_is_given_goes_before_the_coordinates_and_one_is_the_last_resort() 
 
 def test_rows_may_be_unevenly_spaced() -> None:
     grid = make_grid(torch.ones(4, 2, dtype=torch.bool), Axis("x"), Axis("y", np.array([0.0, 1.0, 3.0, 7.0])))
-    assert grid.dy.tolist() == [1.0, 1.5, 3.0, 4.0]
+    # At the edges the one-sided differences of second order that `operators` takes there: (4 - 3) / 2 and (12 - 2) / 2.
+    assert grid.dy.tolist() == [0.5, 1.5, 3.0, 5.0]
 
 
 def test_coordinates_are_made_up_from_the_spacing_where_the_file_has_none() -> None:

@@ -278,6 +278,7 @@ def test_waves_that_travel_are_learnt_as_such(missing: float) -> None:
     choice = choose(series[:400], valid, estimator, cases=8, ranks=(2,))
     assert choice.name.startswith(("advected", "full"))
     assert choice.scores["separable"] < choice.scores[choice.name] - 0.05
+    assert 0.8 < choice.spread < 1.25
     assert ("2 components" in choice.scores) == (missing == 0)
 
 
@@ -313,3 +314,12 @@ def test_single_values_are_found_again() -> None:
     np.testing.assert_array_equal(values.of(series, 3), series[np.isfinite(gappy(fields()[0])[0])])
     posterior = Posterior(fields()[0], values.at(np.arange(4)), np.ones(4))
     assert posterior.factor.shape == (4, 4)
+
+
+@pytest.mark.parametrize("prior", fields())
+def test_nothing_measured_is_the_prior(prior: SpaceTime) -> None:
+    filled = Interpolation(prior).fill(np.full((3, 2, H, W), np.nan), members=1, with_variance=True)
+    inside = np.broadcast_to(prior.valid, (3, 2, H, W))
+    np.testing.assert_allclose(filled.mean[inside], np.broadcast_to(prior.mean, inside.shape)[inside])
+    np.testing.assert_allclose(filled.variance[inside], np.broadcast_to(prior.variance(), inside.shape)[inside])
+    assert np.isfinite(filled.members[0][inside]).all()

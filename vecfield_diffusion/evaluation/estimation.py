@@ -3,7 +3,8 @@
 The covariance of the anomalies at every lag and offset is the mean over all pairs of measured values, whatever their
 number, with the weights of a taper in time, times the share of the pairs that the domain holds at that offset. Where
 nothing is missing its cross-spectrum over wavenumber and frequency is that of the tapered series, and never negative;
-else it is made so, on a torus of 2 L frames. A window in time, itself of non-negative transform, ends it at the lag L. Then it is one of
+else it is made so, on a torus of 2 L frames. A window in time, itself of non-negative transform, ends it at the lag L.
+Then it is one of
 
     separable       C(tau, r) = rho(tau) C(0, r), rho the correlation of all
     advected        C_k(tau) = C_k(0) exp(-i omega_k tau - g_k tau), from the lag 1
@@ -220,11 +221,14 @@ class Choice:
         field: Learnt from the whole series.
         name: Its kind.
         scores: The mean logarithm of the density of a hidden value under every kind, in nats.
+        spread: The posterior's root mean square standard deviation of those values under the chosen kind, over that of
+            its errors: 1 where it is calibrated.
     """
 
     field: SpaceTime
     name: str
     scores: dict[str, float]
+    spread: float
 
 
 def choose(
@@ -263,12 +267,15 @@ def choose(
             zip(np.linspace(0, len(judge) - 1, cases).astype(int), ["pixels", "block"] * cases, strict=False)
         )
     ]
-    scores = {name: log_score(field, judge, hidden) for name, field in kinds.items()}
+    judged = {name: log_score(field, judge, hidden) for name, field in kinds.items()}
+    scores = {name: score for name, (score, _) in judged.items()}
     best = max(scores, key=scores.get)
     if best.endswith("components"):
-        return Choice(estimator.components(series, valid, int(best.split()[0])), best, scores)
-    shape, _, local = best.partition(", ")
-    return Choice(estimator.stationary(series, valid, shape, bool(local)), best, scores)
+        field = estimator.components(series, valid, int(best.split()[0]))
+    else:
+        shape, _, local = best.partition(", ")
+        field = estimator.stationary(series, valid, shape, bool(local))
+    return Choice(field, best, scores, judged[best][1])
 
 
 def hide(series: Floats, valid: Bools, frame: int, kind: str, generator: np.random.Generator) -> Bools:
@@ -287,15 +294,28 @@ def hide(series: Floats, valid: Bools, frame: int, kind: str, generator: np.rand
     return out
 
 
-def log_score(field: SpaceTime, series: Floats, cases: Sequence[tuple[int, Bools]], budget: int = 1000) -> float:
-    """The mean log density of single hidden values under the posterior given the others, in nats."""
+def log_score(
+    field: SpaceTime, series: Floats, cases: Sequence[tuple[int, Bools]], budget: int = 1000
+) -> tuple[float, float]:
+    """Of hidden values one by one under the posterior: the mean log density in nats, and spread over error.
+
+    Arguments:
+        field: The Gaussian field.
+        series: `(T, 2, H, W)`, NaN where not measured.
+        cases: Frames and what is hidden around them, `(T, H, W)`.
+        budget: See `Interpolation`.
+    """
     how = Interpolation(field, before=3, after=3, budget=budget)
-    total, count = 0.0, 0
+    errors, variances = [], []
     for frame, hidden in cases:
         shown = np.where(hidden[:, None], np.nan, series)
         filled = how.fill(shown, frames=range(frame, frame + 1), with_variance=True)
         judged = np.isfinite(series[frame]) & hidden[frame] & field.valid
-        error, variance = (series[frame] - filled.mean[0])[judged], filled.variance[0][judged].clip(min=1e-12)
-        total -= (np.square(error) / variance + np.log(2 * np.pi * variance)).sum() / 2
-        count += judged.sum()
-    return float(total / max(count, 1))
+        errors.append((series[frame] - filled.mean[0])[judged])
+        variances.append(filled.variance[0][judged])
+    error, variance = np.concatenate(errors), np.concatenate(variances)
+    if not len(error):
+        return -np.inf, np.nan
+    variance = variance.clip(min=1e-12 * np.square(error).mean() + 1e-300)
+    density = -(np.square(error) / variance + np.log(2 * np.pi * variance)) / 2
+    return float(density.mean()), float(np.sqrt(variance.mean() / np.square(error).mean()))

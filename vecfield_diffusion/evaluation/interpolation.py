@@ -27,7 +27,7 @@ import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.ndimage import distance_transform_edt
 
-from vecfield_diffusion.evaluation.spacetime import Bools, Floats, SpaceTime, Values
+from vecfield_diffusion.evaluation.spacetime import Bools, Floats, Integers, SpaceTime, Values
 
 _CHUNK = 4096  # values whose variance is computed at once
 
@@ -202,7 +202,7 @@ def _in(values: Values, block: range) -> Bools:
     return (values.frame >= block.start) & (values.frame < block.stop)
 
 
-def _places(values: Values) -> tuple[Floats, Floats, Floats]:
+def _places(values: Values) -> tuple[Integers, Integers, Integers]:
     return values.component, values.row, values.column
 
 

@@ -29,8 +29,9 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.physics.multigrid import Matrix, Multigrid, connected, coordinates, peak
-from vecfield_diffusion.physics.operators import REACH, along, flowing
+from vecfield_diffusion.physics.matrices import areas, divergence_matrix, entries, points, stream_matrix
+from vecfield_diffusion.physics.multigrid import Matrix, Multigrid, connected, peak
+from vecfield_diffusion.physics.operators import along, flowing
 
 Map = Callable[[Tensor], Tensor]
 
@@ -58,9 +59,9 @@ class Equations:
         self.grid, self.device = grid.to("cpu"), device
         self.valid = grid.valid.to(device)
         self._cells = self.grid.valid.flatten().nonzero()[:, 0]
-        self._root = _areas(self.grid).sqrt()[self._cells]
+        self._root = areas(self.grid).sqrt()[self._cells]
         self._scale = self._root.to(device)[:, None]
-        self._coo = _divergence(self.grid), _stream(self.grid)
+        self._coo = divergence_matrix(self.grid), stream_matrix(self.grid)
         self.divergence, self.stream = (Matrix.of(coo.to(device)) for coo in self._coo)
 
     def pack(self, fields: Tensor) -> Tensor:
@@ -86,18 +87,16 @@ class Equations:
 
     def _inverse(self, factor: Matrix, coo: Tensor, transposed: bool) -> Inverse:
         matrix = torch.sparse.mm(coo, coo.t()).coalesce()
-        null = _NullSpace(matrix, self._cells, self.grid.shape[1], self._root, self.device)
+        spots, first = points(self.grid, self._cells)
+        spread = Matrix.of(spots.to(self.device)) if any(self.grid.poles) else None
+        null = _NullSpace(matrix, self._cells, self.grid.shape[1], self._root, self.device, spread)
         if bool(self.grid.valid.all()):
             return Inverse(factor, _Separable(self.grid, transposed, self.device), null, direct=True)
         places = torch.stack((self._cells // self.grid.shape[1], self._cells % self.grid.shape[1]))
-        points, first = _points(self.grid, self._cells)
-        cycle = Multigrid(
-            torch.sparse.mm(points.t(), torch.sparse.mm(matrix, points)).coalesce(),
-            self._root[first],
-            places[:, first],
-            self.device,
-        )
-        spread = Matrix.of(points.to(self.device))
+        if spread is None:
+            return Inverse(factor, Multigrid(matrix, self._root, places, self.device), null, direct=False)
+        reduced = torch.sparse.mm(spots.t(), torch.sparse.mm(matrix, spots)).coalesce()
+        cycle = Multigrid(reduced, self._root[first], places[:, first], self.device)
         return Inverse(factor, lambda r: spread @ cycle(spread.T @ r), null, direct=False)
 
 
@@ -226,96 +225,22 @@ def _ratio(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
     return torch.where(good, a / torch.where(good, b, 1.0), 0.0)
 
 
-def _areas(grid: Grid) -> Tensor:
-    """|dx_j dy_j| of every cell, flat."""
-    return (grid.dx * grid.dy).abs().repeat_interleave(grid.shape[1])
-
-
-def _differences(grid: Grid, axis: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The sealed differences of face values along an array axis: row cells, column cells, values."""
-    return _entries(along(grid, axis, sealed=True), (grid.shape[1], 1) if axis else (1, grid.shape[1]))
-
-
-def _entries(weights: Tensor, strides: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """`_differences` from the `face_weights` of lines and the strides of lines and of cells along them."""
-    weights, length = weights.double(), weights.shape[-1] - 1
-    k, line, face = weights.nonzero(as_tuple=True)
-    cell = (face + k - REACH) % length  # past the ends only where the axis is periodic
-    value = weights[k, line, face]
-    far, near = face > 0, face < length  # the face is the far one of the cell before it
-    row = torch.cat(((line * strides[0] + (face - 1) * strides[1])[far], (line * strides[0] + face * strides[1])[near]))
-    column = line * strides[0] + cell * strides[1]
-    return row, torch.cat((column[far], column[near])), torch.cat((value[far], -value[near]))
-
-
-def _assembled(grid: Grid, row: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The coordinate matrix on valid cells, of entries numbered by all cells (`shape` blocks of them)."""
-    valid = grid.valid.flatten()
-    count = int(valid.sum())
-    number = valid.cumsum(0) - 1
-    number = torch.cat((number, number + count))
-    keep = valid.repeat(2)[row] & valid.repeat(2)[column]
-    return coordinates(number[row[keep]], number[column[keep]], value[keep], (shape[0] * count, shape[1] * count))
-
-
-def _poles(grid: Grid) -> tuple[Tensor, Tensor]:
-    """The cell that stands for each cell in the equations, the first valid one for all of a pole, and C^T."""
-    (height, width), valid = grid.shape, grid.valid.flatten()
-    cells = valid.nonzero()[:, 0]
-    stands, number = torch.arange(height * width), torch.arange(len(cells))
-    column, value = number.clone(), torch.ones(len(cells), dtype=torch.float64)
-    for at, pole in zip((0, height - 1), grid.poles, strict=True):
-        inside = number[cells // width == at]
-        if pole and len(inside):
-            stands[at * width : (at + 1) * width] = cells[inside[0]]
-            column[inside], value[inside] = inside[0], 1 / len(inside)
-    return stands, coordinates(number, column, value, (len(cells), len(cells)))
-
-
-def _points(grid: Grid, cells: Tensor) -> tuple[Tensor, Tensor]:
-    """The values of `cells` from those of points, where a pole is one point, and the first cell of each point."""
-    line = cells // grid.shape[1]
-    place = cells.clone()
-    for at, pole in zip((0, grid.shape[0] - 1), grid.poles, strict=True):
-        if pole:
-            place[line == at] = at * grid.shape[1]
-    point = torch.unique(place, return_inverse=True)[1]
-    number = torch.arange(len(cells))
-    shape = (len(cells), int(point.max()) + 1 if len(cells) else 0)
-    first = torch.full((shape[1],), len(cells)).scatter_reduce(0, point, number, "amin")
-    return coordinates(number, point, torch.ones(len(cells), dtype=torch.float64), shape), first
-
-
-def _divergence(grid: Grid) -> Tensor:
-    """L: F_x / dx_j and F_y dx / (dx_j dy_j), between packed fields; C^T L P where rows lie at poles."""
-    width, (i, j, x), (k, m, y) = grid.shape[1], _differences(grid, 1), _differences(grid, 0)
-    dx, dy, root = grid.dx.repeat_interleave(width), grid.dy.repeat_interleave(width), _areas(grid).sqrt()
-    values = torch.cat((x / dx[i], y * dx[m] / (dx[k] * dy[k]) * root[k] / root[m]))
-    row, column = torch.cat((i, k)), torch.cat((j, m + len(dx)))
-    values = values * flowing(grid).flatten().repeat(2)[column]
-    if not any(grid.poles):
-        return _assembled(grid, row, column, values, (1, 2))
-    stands, caps = _poles(grid)
-    return torch.sparse.mm(caps, _assembled(grid, stands[row], column, values, (1, 2))).coalesce()
-
-
-def _stream(grid: Grid) -> Tensor:
-    """R: -F_y / dy_j and F_x / dx_j, between packed fields; P R C where rows lie at poles."""
-    width, (i, j, x), (k, m, y) = grid.shape[1], _differences(grid, 1), _differences(grid, 0)
-    dx, dy, root = grid.dx.repeat_interleave(width), grid.dy.repeat_interleave(width), _areas(grid).sqrt()
-    values = torch.cat((-y / dy[k] * root[k] / root[m], x / dx[i]))
-    row, column = torch.cat((k, i + len(dx))), torch.cat((m, j))
-    values = values * flowing(grid).flatten().repeat(2)[row]
-    if not any(grid.poles):
-        return _assembled(grid, row, column, values, (2, 1))
-    stands, caps = _poles(grid)
-    return torch.sparse.mm(_assembled(grid, row, stands[column], values, (2, 1)), caps.t().coalesce()).coalesce()
-
-
 class _NullSpace:
-    """Removes what a matrix takes to zero: in a connected part, the constant or the constant with alternating signs."""
+    """Removes what a matrix takes to zero: in a connected part, the constant or the constant with alternating signs.
 
-    def __init__(self, matrix: Tensor, cells: Tensor, width: int, root: Tensor, device: torch.device) -> None:
+    Differences among the cells of a pole go first: `spread` makes the values of cells from those of points.
+    """
+
+    def __init__(
+        self,
+        matrix: Tensor,
+        cells: Tensor,
+        width: int,
+        root: Tensor,
+        device: torch.device,
+        spread: Matrix | None = None,
+    ) -> None:
+        self.spread = spread
         self.part = connected(*matrix.indices(), len(cells)).to(device)
         sign = 1.0 - 2.0 * ((cells // width + cells % width) % 2)
         vectors = torch.stack((root, sign * root), 1)
@@ -332,6 +257,9 @@ class _NullSpace:
         return torch.zeros_like(values).index_add_(0, part, values)
 
     def __call__(self, b: Tensor) -> Tensor:
+        if self.spread is not None:
+            cells = self.spread.T @ torch.ones_like(b[:, :1])
+            b = self.spread @ ((self.spread.T @ b) / cells)
         return b - self.vector * self.sums(self.vector * b)[self.part]
 
 
@@ -394,7 +322,7 @@ class _Separable:
 
 def _dense(grid: Grid, axis: int) -> Tensor:
     """F along an axis of a grid without land, `(length, length)`."""
-    row, column, value = _entries(along(grid, axis, sealed=True)[:, :1], (grid.shape[axis], 1))
+    row, column, value = entries(along(grid, axis, sealed=True)[:, :1], (grid.shape[axis], 1))
     return torch.zeros(grid.shape[axis], grid.shape[axis]).double().index_put_((row, column), value, accumulate=True)
 
 
