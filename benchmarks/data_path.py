@@ -18,8 +18,8 @@ import numpy as np
 import xarray as xr
 
 from vecfield_diffusion.commands import train as main
-from vecfield_diffusion.data.formats import open_fields
-from vecfield_diffusion.data.hdf5 import write_hdf5
+from vecfield_diffusion.data.readers import open_fields
+from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.programs.train import prepare
 
 

@@ -17,7 +17,6 @@ from vecfield_diffusion import commands
 from vecfield_diffusion.config.overrides import Composer
 from vecfield_diffusion.config.program import CONF
 from vecfield_diffusion.data.fields import Fields, MemoryReader
-from vecfield_diffusion.data.hdf5 import write_hdf5
 from vecfield_diffusion.data.inspection import (
     Inspection,
     doubts,
@@ -31,6 +30,7 @@ from vecfield_diffusion.data.inspection import (
     recipe,
     run_name,
 )
+from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.physics.grid import Grid
 
 DATA = ROOT.parent / "shared" / "data"

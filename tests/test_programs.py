@@ -23,7 +23,7 @@ import xarray as xr
 import yaml
 from programs import FEW, ROOT, SMALL, TINY, Call, is_message, process
 
-from vecfield_diffusion.data.hdf5 import write_hdf5
+from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.operators import divergence
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint

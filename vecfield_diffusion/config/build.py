@@ -22,6 +22,11 @@ from vecfield_diffusion.errors import UserError
 PACKAGE = "vecfield_diffusion"
 ROOMS = tuple(f"{PACKAGE}.{room}" for room in ("data", "diffusion", "models"))
 CLASSES = ("torch.nn", "torch.optim")
+#: Names that older checkpoints and configurations bear, and what they are called now.
+MOVED = {
+    f"{PACKAGE}.data.{old}": f"{PACKAGE}.data.readers.open_fields"
+    for old in ("formats.open_fields", "netcdf.open_netcdf", "hdf5.open_hdf5")
+}
 
 
 def build(node: Any, path: str = "", *, trusted: bool = False, trust: Sequence[str] = (), **extra: Any) -> Any:
@@ -91,6 +96,7 @@ def resolve(target: str, trusted: bool = False, trust: Sequence[str] = ()) -> Ca
     Raises:
         UserError: the name is not allowed, or nothing has it.
     """
+    target = MOVED.get(target, target)
     parts = target.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise UserError("expected a dotted name, such as package.module.Class")

@@ -323,7 +323,7 @@ def key(config: dict[str, Any], task: Task) -> str:
 
 def sources(source: str) -> list[Path]:
     """The files that fields were read from."""
-    from vecfield_diffusion.data.formats import files_of
+    from vecfield_diffusion.data.readers import files_of
 
     try:
         return files_of(source)

@@ -16,8 +16,8 @@ from vecfield_diffusion.config.build import build
 from vecfield_diffusion.config.program import CONF
 from vecfield_diffusion.data.context import Context
 from vecfield_diffusion.data.fields import Fields, same_units
-from vecfield_diffusion.data.formats import open_fields
 from vecfield_diffusion.data.points import open_points
+from vecfield_diffusion.data.readers import open_fields
 from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import Regression
