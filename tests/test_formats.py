@@ -262,7 +262,7 @@ def test_plain_and_unknown_files(tmp_path: Path) -> None:
     assert matches(open_fields(str(tmp_path / "a.h5"), u="run/vx", v="vy"))
     for name, content in (("a.grb", b"GRIB\x00\x00\x00\x02"), ("a.csv", b"lon,lat,u,v\n"), ("a.nc", b"")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match="no file that can be read here. Expected .*netCDF.*HDF5"):
+        with pytest.raises(UserError, match="no file that can be read here: .*Expected .*netCDF.*HDF5"):
             open_fields(str(tmp_path / name))
     for name, content in (("a.npz", b"PK\x03\x04oops"), ("a.mat", b"MATLAB 5.0 MAT-file".ljust(200))):
         (tmp_path / name).write_bytes(content)

@@ -240,8 +240,8 @@ def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     whole = Path(write_plain(tmp_path / "whole.h5", velocity=VELOCITY))
     cases = {
         "cut.h5": (whole.read_bytes()[:-400], "is truncated"),
-        "text.h5": (b"u, v\n1, 2\n", "no file that can be read here. Expected .*HDF5"),
-        "empty.h5": (b"", "no file that can be read here. Expected .*HDF5"),
+        "text.h5": (b"u, v\n1, 2\n", "no file that can be read here: .*Expected .*HDF5"),
+        "empty.h5": (b"", "no file that can be read here: .*Expected .*HDF5"),
         "classic.nc": (b"CDF\x05" + bytes(64), "nccopy -k nc4"),
     }
     for name, (content, match) in cases.items():

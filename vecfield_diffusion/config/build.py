@@ -16,17 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from vecfield_diffusion.config.schema import Checker
+from vecfield_diffusion.config.schema import MOVED, Checker
 from vecfield_diffusion.errors import UserError
 
 PACKAGE = "vecfield_diffusion"
 ROOMS = tuple(f"{PACKAGE}.{room}" for room in ("data", "diffusion", "models"))
 CLASSES = ("torch.nn", "torch.optim")
-#: Names that older checkpoints and configurations bear, and what they are called now.
-MOVED = {
-    f"{PACKAGE}.data.{old}": f"{PACKAGE}.data.readers.open_fields"
-    for old in ("formats.open_fields", "netcdf.open_netcdf", "hdf5.open_hdf5")
-}
 
 
 def build(node: Any, path: str = "", *, trusted: bool = False, trust: Sequence[str] = (), **extra: Any) -> Any:

@@ -24,6 +24,11 @@ from typing import Any
 from vecfield_diffusion.errors import UserError, nearest
 
 PACKAGES = ("vecfield_diffusion", "torch")
+#: Names that older checkpoints and configurations bear, and what they are called now.
+MOVED = {
+    f"vecfield_diffusion.data.{old}": "vecfield_diffusion.data.readers.open_fields"
+    for old in ("formats.open_fields", "netcdf.open_netcdf", "hdf5.open_hdf5")
+}
 MISSING = "???"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
@@ -334,6 +339,7 @@ def signature(target: str) -> Signature | None:
     Raises:
         UserError: the target names this package but nothing in it.
     """
+    target = MOVED.get(target, target)
     if target.partition(".")[0] not in PACKAGES:
         return None
     found = _find(target)

@@ -159,7 +159,7 @@ def format_of(path: Path) -> Format:
         found = next((known for known in FORMATS if known.knows(file, magic)), None)
     if found is None:
         names = ", ".join(known.name for known in FORMATS)
-        raise UserError(f"'{path}' is no file that can be read here. Expected {names}; points in a .csv with infer.py.")
+        raise UserError(f"'{path}' is no file that can be read here: dataset.path=... Expected {names}.")
     return found
 
 

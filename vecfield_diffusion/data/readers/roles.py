@@ -93,8 +93,9 @@ def choose_pair(dataset: xr.Dataset, options: Options, source: str) -> tuple[tup
             break
     if not pairs:
         raise UserError(
-            f"{source}: no pair of velocity components found by standard_name or usual names. Name them: dataset.u=... "
-            f"dataset.v=... out of: {', '.join(fields) or 'no gridded variable at all'}."
+            f"{source}: no pair of velocity components found by standard_name or usual names. Expected two on the same "
+            "points, dataset.u=... dataset.v=..., or one array (N, 2, H, W), dataset.velocity=..., out of: "
+            f"{', '.join(f'{name} {item.shape}' for name, item in fields.items()) or 'no gridded variable at all'}."
         )
     if len(pairs) > 1:
         raise UserError(f"{source}: {len(pairs)} pairs could be the velocity. Choose one: {_listing(pairs)}")
