@@ -220,9 +220,13 @@ class Plane:
         east, north = self.steps(1)
         known = np.isfinite(east) & np.isfinite(north)
         east, north = (np.where(known, part, 0.0) for part in (east, north))
-        # The mean direction of the step before a cell and the one after it.
-        east, north = (np.pad(part, ((0, 0), (1, 0))) + np.pad(part, ((0, 0), (0, 1))) for part in (east, north))
-        return np.arctan2(north, east)
+        return np.arctan2(_at_cells(north), _at_cells(east))
+
+
+def _at_cells(steps: np.ndarray) -> np.ndarray:
+    """The mean of the step before a cell and the one after it; at the ends the line through the last two steps."""
+    ends = [steps[:, [0]] * 1.5 - steps[:, [1]] * 0.5, steps[:, [-1]] * 1.5 - steps[:, [-2]] * 0.5]
+    return np.concatenate([ends[0], (steps[:, 1:] + steps[:, :-1]) / 2, ends[1]], axis=1)
 
 
 def plane_spacing(x: np.ndarray, y: np.ndarray, degrees: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -28,6 +28,8 @@ def factor(units: str, target: str) -> float | None:
         unit, wanted = registry.Unit(units), registry.Unit(target)
         if unit.dimensionality != wanted.dimensionality or (unit.dimensionless and str(unit) == "dimensionless"):
             return None
+        if "pixel" in str(unit):  # of style sheets, which count 96 to the inch; those of cameras have no length
+            return None
         return float(registry.Quantity(1.0, unit).to(wanted).magnitude)
     except Exception:  # noqa: BLE001  (the parser raises whatever Python does on the text that a file holds)
         return None

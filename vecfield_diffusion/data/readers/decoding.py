@@ -97,7 +97,9 @@ def times_of(variable: xr.Variable) -> tuple[np.ndarray, dict[str, str]]:
     if values.dtype.kind in "fiu" and " since " in attrs.get("units", ""):
         raw = xr.Variable(variable.dims, values, {key: attrs[key] for key in ("units", "calendar") if key in attrs})
         try:
-            values = xr.decode_cf(xr.Dataset({"time": raw}), decode_timedelta=False)["time"].values
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                values = xr.decode_cf(xr.Dataset({"time": raw}), decode_timedelta=False)["time"].values
         except (ValueError, ImportError, OverflowError):
             return values, attrs
     if values.dtype.kind == "O":
@@ -107,10 +109,13 @@ def times_of(variable: xr.Variable) -> tuple[np.ndarray, dict[str, str]]:
 
 def _of_calendar(values: np.ndarray, attrs: dict[str, str]) -> tuple[np.ndarray, dict[str, str]]:
     flat = np.ravel(values)
+    calendar = str(attrs.get("calendar", flat[0].calendar))
     try:
+        if calendar in ("360_day", "366_day", "all_leap"):
+            raise ValueError("a calendar with days that others do not have")
         dates = np.array([np.datetime64(date.isoformat()) for date in flat], dtype="datetime64[ns]")
         return dates.reshape(values.shape), {key: value for key, value in attrs.items() if key != "calendar"}
     except (ValueError, AttributeError, OverflowError):
-        units, calendar = "days since 1970-01-01", str(attrs.get("calendar", flat[0].calendar))
+        units = "days since 1970-01-01"
         numbers = xr.coding.times.encode_cf_datetime(values, units, calendar, dtype=np.dtype(np.float64))[0]
-        return np.asarray(numbers), attrs | {"units": units, "calendar": calendar}
+        return np.asarray(numbers, dtype=np.float64), attrs | {"units": units, "calendar": calendar}

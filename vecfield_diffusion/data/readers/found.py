@@ -15,7 +15,7 @@ from vecfield_diffusion.data.coordinates import Axis, Plane, centres, make_grid,
 from vecfield_diffusion.data.fields import LAND, Coordinate, Fields, Land, MemoryReader, blocks, duplicates, valid_cells
 from vecfield_diffusion.data.readers.reader import check_size
 from vecfield_diffusion.data.stored import Cached, Components, FileReader, Joined, Reader, room_for
-from vecfield_diffusion.data.units import SPEED, factor, same_units
+from vecfield_diffusion.data.units import LENGTH, SPEED, factor, same_units
 from vecfield_diffusion.errors import UserError
 
 
@@ -57,7 +57,7 @@ class Component:
         if self.x.values is None or self.y.values is None:
             return None
         x, y = (np.asarray(axis.values, dtype=np.float64) for axis in (self.x, self.y))
-        scale = (1.0, 1.0) if self.x.degrees else (self.x.metres, self.y.metres)
+        scale = [1.0 if axis.degrees else factor(axis.units, LENGTH) or 1.0 for axis in (self.x, self.y)]
         return Plane(*np.meshgrid(x * scale[0], y * scale[1]), self.x.degrees)
 
 

@@ -62,6 +62,8 @@ def layout_of(dataset: xr.Dataset, name: str, both: bool, options: Options, sour
         role = {"lon": "x", "lat": "y"}.get(role, role)
         if both and (dim == "channel" or (role is None and sizes[dim] == 2 and "channel" not in roles)):
             roles["channel"] = dim
+        elif role == "run" and options.member is not None:
+            others.setdefault("member", []).append(dim)
         elif role in AXES and role not in roles:
             roles[role] = dim
         else:
@@ -76,6 +78,7 @@ def layout_of(dataset: xr.Dataset, name: str, both: bool, options: Options, sour
         chosen[dim] = _chosen(name, dim, sizes, role, options, source)
     if not {"x", "y"} <= roles.keys():
         raise _no_plane(name, sizes, source)
+    _one_place(dataset, roles, source)
     return Layout(name, roles, chosen)
 
 
@@ -117,6 +120,18 @@ def _by_position(
             last = last[::-1] if changes[0] > 2 * changes[1] else last
     roles.update(zip(free, last, strict=True))
     loose[:] = [dim for dim in loose if dim not in last]
+
+
+def _one_place(dataset: xr.Dataset, roles: Mapping[str, str], source: str) -> None:
+    """Raises UserError where runs that would follow each other lie in different places."""
+    for name, item in dataset.variables.items():
+        if roles.get("run") in item.dims and meaning_of(dataset, str(name)) in ("lon", "lat", "x", "y"):
+            lines = np.moveaxis(np.asarray(item.values), item.dims.index(roles["run"]), 0)
+            if not np.array_equal(lines, np.broadcast_to(lines[:1], lines.shape), equal_nan=True):
+                raise UserError(
+                    f"{source}: the runs along '{roles['run']}' lie in different places ('{name}' changes from one to "
+                    "the next) and are no series. Choose one: dataset.member=0"
+                )
 
 
 def _chosen(name: str, dim: str, sizes: Mapping[str, int], role: str, options: Options, source: str) -> int:

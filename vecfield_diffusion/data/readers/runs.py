@@ -47,6 +47,7 @@ def read(path: Path, group: str | None = None) -> xr.Dataset:
     rest = {name: variable for name, variable in dataset.variables.items() if name not in variables}
     result = xr.Dataset({**rest, **variables}, attrs=dataset.attrs)
     result.encoding = dataset.encoding
+    result.set_close(dataset.close)
     return result
 
 

@@ -87,6 +87,7 @@ def named(
         variables[name].encoding = variable.encoding
     result = xr.Dataset(variables, attrs=dataset.attrs)
     result.encoding = dataset.encoding
+    result.set_close(dataset.close)
     sure = (
         planes
         or dataset.encoding.get("native")
