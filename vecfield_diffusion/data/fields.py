@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from vecfield_diffusion.data.stored import Cached, FileReader, Reader, Snapshots, room_for, turned
 from vecfield_diffusion.data.units import same_units
@@ -262,7 +263,7 @@ def survey(reader: Reader, length: int, candidates: np.ndarray, still: bool = Tr
     """
     seen, moved = np.zeros_like(candidates), np.zeros_like(candidates)
     looked = 0
-    for indices in blocks(length, candidates.size):
+    for indices in tqdm(list(blocks(length, candidates.size)), "reading", disable=None, delay=2.0, leave=False):
         velocity = reader(indices)
         seen |= np.isfinite(velocity).all(axis=1).any(axis=0) & candidates
         moved |= ((velocity != 0) & np.isfinite(velocity)).any(axis=(0, 1))

@@ -155,13 +155,13 @@ def open_points(
         raise UserError(f"{path}: bin={bin:g} needs a column of times, called {_listing('time')}")
     column = _nearest_centre(position[0], x, degrees, periodic_x)
     row = _nearest_centre(position[1], y)
-    told = np.isfinite(position).all(axis=0) & np.isfinite(velocity).any(axis=1)
-    inside = told & (row >= 0) & (column >= 0)
+    known = np.isfinite(position).all(axis=0) & np.isfinite(velocity).any(axis=1)
+    inside = known & (row >= 0) & (column >= 0)
     used = inside & valid[row, column]
-    fates = {"used": used, "outside the grid": told & ~inside, "on land": inside & ~used, "without values": ~told}
+    fates = {"used": used, "outside the grid": known & ~inside, "on land": inside & ~used, "without values": ~known}
     rows = {fate: int(np.count_nonzero(chosen)) for fate, chosen in fates.items()}
     if not used.any():
-        raise UserError(_nothing(path, rows, position[:, told], (x, y)))
+        raise UserError(_nothing(path, rows, position[:, known], (x, y)))
     error, time = table.errors(used), table.times(used)
     times, snapshot = (None, np.zeros(rows["used"], dtype=int)) if time is None else _gather(time, bin)
     shape = (1 if times is None else len(times), *valid.shape)
@@ -235,11 +235,11 @@ def _nothing(
     path: str | Path, rows: Mapping[str, int], position: NDArray[np.floating], axes: tuple[NDArray[np.floating], ...]
 ) -> str:
     """What is said where no point can be used."""
-    told = ", ".join(f"{number} {fate}" for fate, number in rows.items() if number) or "the table has no row"
+    text = ", ".join(f"{number} {fate}" for fate, number in rows.items() if number) or "the table has no row"
     for name, values, axis in zip("xy", position, map(np.asarray, axes), strict=True):
         if values.size:
-            told += f"; {name} {values.min():g} to {values.max():g}, of the grid {axis.min():g} to {axis.max():g}"
-    return f"{path}: no point lies on a valid cell of the grid: {told}. Give points of this region"
+            text += f"; {name} {values.min():g} to {values.max():g}, of the grid {axis.min():g} to {axis.max():g}"
+    return f"{path}: no point lies on a valid cell of the grid: {text}. Give points of this region"
 
 
 def _listing(role: str, names: Mapping[str, Sequence[str]] = NAMES) -> str:

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import xarray as xr
 from xarray.backends import BackendArray
-from xarray.core.indexing import ExplicitIndexer, IndexingSupport, explicit_indexing_adapter
+from xarray.core.indexing import ExplicitIndexer, IndexingSupport, VectorizedIndexer, explicit_indexing_adapter
 
 from vecfield_diffusion.errors import UserError
 
@@ -60,7 +60,10 @@ class Stored(BackendArray, ABC):
     dtype: np.dtype
 
     def __getitem__(self, key: ExplicitIndexer) -> np.ndarray:
-        return explicit_indexing_adapter(key, self.shape, IndexingSupport.OUTER, self._outer)
+        if isinstance(key, VectorizedIndexer):
+            return explicit_indexing_adapter(key, self.shape, IndexingSupport.OUTER, self._outer)
+        # The adapter would sort the rows, and copy all of them once more to undo it.
+        return self._outer(key.tuple)
 
     def _outer(self, key: tuple[Any, ...]) -> np.ndarray:
         if not self.shape:
