@@ -162,6 +162,11 @@ def test_amplitudes_and_errors_are_no_velocity() -> None:
     data = bare("u_amplitude", "v_amplitude").assign(bare("u_err", "v_err"))
     with pytest.raises(UserError, match="no pair of velocity"):
         open_fields(data)
+    data = bare("Ua", "Va")
+    for name in data.data_vars:
+        data[name].attrs["long_name"] = "amplitude of the tidal current"
+    with pytest.raises(UserError, match="no pair of velocity"):
+        open_fields(data)
 
 
 # A2: packing.
@@ -524,6 +529,25 @@ def test_longitude_and_latitude_in_radians() -> None:
     check(open_fields(data), RIGHT)
 
 
+def test_coordinates_that_are_unknown_on_a_side() -> None:
+    data = curvilinear(base(), 10, 30, 0.0)
+    data.nav_lon[:, -3:] = np.nan
+    check(open_fields(data), RIGHT)
+    turned = curvilinear(base(), 10, 0, 0.3)
+    turned.nav_lon[:, -3:] = np.nan
+    np.testing.assert_allclose(open_fields(turned).turn, 0.3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dims", [("row", "cell"), ("num_lines", "num_pixels"), ("M", "N"), ("N", "M")])
+def test_longitude_and_latitude_say_what_the_dimensions_are(dims: tuple[str, str]) -> None:
+    data = curvilinear(base().isel(time=0, drop=True), 10, 0, 0.2).rename(y=dims[0], x=dims[1])
+    data["scan"] = (dims[0], np.arange(H), {"units": "seconds since 2020-01-01"})
+    for given in (data, data.transpose(*dims[::-1])):
+        fields = open_fields(given)
+        assert len(fields) == 1 and fields.shape == (H, W)
+        np.testing.assert_allclose(fields.restore(fields.read([0]).numpy())[0], np.stack(flow(), 1)[0], atol=1e-6)
+
+
 # A8: times.
 
 
@@ -539,6 +563,7 @@ def test_files_with_epochs_of_their_own_are_in_order(tmp_path: Path, calendar: s
     assert fields.time.dtype.kind == ("f" if calendar == "360_day" else "M")
 
 
+@pytest.mark.filterwarnings("ignore:Ambiguous reference date")
 @pytest.mark.parametrize("units", ["days since 0001-01-01", "days since 1-1-1 00:00:00", "hours since 1900-01-01"])
 def test_far_epochs(units: str) -> None:
     numbers = xr.coding.times.encode_cf_datetime(np.array(["2020-01-01"], "M8[ns]"), units, "standard")[0]

@@ -218,8 +218,12 @@ class Plane:
     def turn(self) -> np.ndarray:
         """The angle from east to the direction of the columns, anticlockwise in radians, `(H, W)`."""
         east, north = self.steps(1)
-        known = np.isfinite(east) & np.isfinite(north)
-        east, north = (np.where(known, part, 0.0) for part in (east, north))
+        # Where the place of a cell is unknown, the columns run as they do elsewhere in its row, or in the grid.
+        for part in (east, north):
+            known = np.isfinite(part)
+            sums = np.where(known, part, 0.0).sum(1) / np.maximum(known.sum(1), 1)
+            rows = np.where(known.any(1), sums, part[known].mean())
+            part[~known] = np.broadcast_to(rows[:, None], part.shape)[~known]
         return np.arctan2(_at_cells(north), _at_cells(east))
 
 
@@ -277,10 +281,20 @@ def along(plane: np.ndarray, axis: int) -> np.ndarray | None:
     line = np.where(known, plane, 0.0).sum(axis=1 - axis) / np.maximum(count, 1)
     places = np.flatnonzero(count)
     if len(places) < len(line):
-        line = np.interp(np.arange(len(line)), places, line[places])
+        line = _extended(line, places)
     step = np.abs(np.diff(line)).min(initial=np.inf)
     spread = np.nanmax(np.abs(plane - np.expand_dims(line, 1 - axis)))
     return line if spread <= 1e-3 * step else None
+
+
+def _extended(line: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """A line that is known at `places`: straight between them, and on either side as between the two outermost."""
+    whole = np.interp(np.arange(len(line)), places, line[places])
+    (a, b), (y, z) = places[:2], places[-2:]
+    before, after = np.arange(a), np.arange(z + 1, len(line))
+    whole[before] = line[a] + (before - a) * (line[b] - line[a]) / (b - a)
+    whole[after] = line[z] + (after - z) * (line[z] - line[y]) / (z - y)
+    return whole
 
 
 def stagger(first: Plane, second: Plane) -> tuple[float, float] | None:

@@ -2,7 +2,8 @@
 
     reader.py, npz.py, ...   one file a format, each a function to an `xr.Dataset`
     sizes.py, roles.py       what the variables and their dimensions are
-    fields_of.py, found.py   what is known of a data set, several as one, and the `Fields` that follow
+    fields_of.py, joined.py  what is known of a data set, and several as one
+    found.py                 the grid and the `Fields` that follow
 
 A new format is a new module here with a `FORMAT`.
 """
@@ -22,7 +23,8 @@ import xarray as xr
 
 from vecfield_diffusion.data.fields import Fields, Land
 from vecfield_diffusion.data.readers.fields_of import understand
-from vecfield_diffusion.data.readers.found import Found, joined, merged
+from vecfield_diffusion.data.readers.found import Found
+from vecfield_diffusion.data.readers.joined import joined, merged
 from vecfield_diffusion.data.readers.netcdf import read_url
 from vecfield_diffusion.data.readers.reader import Format, check_path
 from vecfield_diffusion.data.readers.roles import Options, choose_pair

@@ -57,9 +57,12 @@ def layout_of(dataset: xr.Dataset, name: str, both: bool, options: Options, sour
     variable = dataset.variables[name]
     sizes, roles, chosen = dict(variable.sizes), {}, {}
     others: dict[str, list[str]] = {}
+    covered = _covered(dataset, name)
     for dim in sizes:
         role = _role(dataset, str(dim), options)
         role = {"lon": "x", "lat": "y"}.get(role, role)
+        # A swath has a time for every line, and M and N may be anything: longitude and latitude go before names.
+        role = None if dim in covered and role not in ("x", "y") else role
         if both and (dim == "channel" or (role is None and sizes[dim] == 2 and "channel" not in roles)):
             roles["channel"] = dim
         elif role == "run" and options.member is not None:
@@ -73,13 +76,23 @@ def layout_of(dataset: xr.Dataset, name: str, both: bool, options: Options, sour
     _by_position(dataset, name, roles, loose, sizes)
     for dim in [dim for dims in others.values() for dim in dims if dim not in roles.values()]:
         role = next(role for role, dims in others.items() if dim in dims)
-        if sizes[dim] > 1 and (role not in ("level", "member", "") or not {"x", "y"} <= roles.keys()):
+        if sizes[dim] > 1 and not {"x", "y"} <= roles.keys():
             role = "point"
+        elif role in AXES:  # a second time, such as the step of a forecast
+            role = ""
         chosen[dim] = _chosen(name, dim, sizes, role, options, source)
     if not {"x", "y"} <= roles.keys():
         raise _no_plane(name, sizes, source)
     _one_place(dataset, roles, source)
     return Layout(name, roles, chosen)
+
+
+def _covered(dataset: xr.Dataset, name: str) -> set[str]:
+    """The two dimensions that longitude and latitude of every cell have; empty without such."""
+    flat = {str(other): set(item.dims) for other, item in dataset.variables.items() if item.ndim == 2}
+    flat = {other: dims for other, dims in flat.items() if dims <= set(dataset.variables[name].dims)}
+    places = {meaning_of(dataset, other): dims for other, dims in flat.items()}
+    return places["lon"] if {"lon", "lat"} <= places.keys() and places["lon"] == places["lat"] else set()
 
 
 def _role(dataset: xr.Dataset, dim: str, options: Options) -> str | None:

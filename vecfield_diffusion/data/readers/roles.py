@@ -57,6 +57,7 @@ MODIFIERS = ("status_flag", "standard_error", "detection_minimum", "number_of_ob
 NEITHER = re.compile(
     r"err|std|sigma|var(iance)?\b|amp|phase|pha\b|flag|qc|stress|flux|grad|count|num|uncert|quality", re.IGNORECASE
 )
+OTHERS = re.compile(r"amplitude|phase\b|standard[ _](error|deviation)|variance|uncertainty|stress", re.IGNORECASE)
 BOTH = ("velocity", "velocities", "vel", "uv", "flow")
 USUAL = (
     *(("u", "v"), ("U", "V"), ("uo", "vo"), ("ugos", "vgos"), ("u10", "v10"), ("water_u", "water_v")),
@@ -83,6 +84,7 @@ def choose_pair(dataset: xr.Dataset, options: Options, source: str) -> tuple[tup
         return (options.u, options.v), ()
     variables = {str(name): item for name, item in dataset.variables.items()}
     fields = {name: item for name, item in variables.items() if item.dtype.kind in "fiu" and item.ndim >= 2}
+    fields = {name: item for name, item in fields.items() if not _speaks_of_another(item.attrs)}
     ranks = {name: _rank(units_of(item)) for name, item in fields.items()}
     pairs, titled, candidates = [], {}, {}
     for rank in (0, 1):
@@ -104,6 +106,12 @@ def choose_pair(dataset: xr.Dataset, options: Options, source: str) -> tuple[tup
     title = f" ({titled[pairs[0]]})" if pairs[0] in titled else ""
     chosen = f"chose {pairs[0][0]}, {pairs[0][1]}{title}; others: {_listing(others)}"
     return pairs[0], (chosen,) if others else ()
+
+
+def _speaks_of_another(attrs: Mapping[str, Any]) -> bool:
+    """Whether a title is that of an amplitude, an error or the like."""
+    title = f"{plain(attrs.get('standard_name', ''))} {plain(attrs.get('long_name', ''))}"
+    return OTHERS.search(title) is not None
 
 
 def units_of(variable: xr.Variable | xr.DataArray) -> str:
