@@ -293,6 +293,18 @@ def test_an_error_in_other_units_is_in_those_of_the_fields() -> None:
     check(open_fields(data), {**RIGHT, "sigma_obs": 0.05})
 
 
+def test_fields_in_the_units_of_an_older_network() -> None:
+    data = base().assign(err=(("time", "lat", "lon"), np.full((N, H, W), 5.0), {"units": "mm s-1"}))
+    fields = open_fields(data)
+    older = fields.converted("cm s-1")
+    assert older.units == "cm s-1" and fields.converted("m/s") is fields
+    np.testing.assert_allclose(older.read([3]), 100 * fields.read([3]), rtol=1e-6)
+    np.testing.assert_allclose(older.variable("err")(np.array([0])), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(older.restore(older.read([3]).numpy())[0], np.stack(flow(), 1)[3], rtol=1e-5)
+    with pytest.raises(UserError, match="in m s-1, which cannot be converted to mm/frame"):
+        fields.converted("mm/frame")
+
+
 def test_what_has_no_units_stays_as_it_is_and_two_kinds_are_refused() -> None:
     data = bare()
     for name in "uv":

@@ -15,7 +15,7 @@ A velocity is in m s-1 and along the axes of the grid, whatever its file has; `r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vecfield_diffusion.data.stored import Cached, FileReader, Reader, Snapshots, room_for, turned
-from vecfield_diffusion.data.units import same_units
+from vecfield_diffusion.data.stored import Cached, Components, FileReader, Reader, Snapshots, room_for, turned
+from vecfield_diffusion.data.units import SPEED, factor, same_units
 from vecfield_diffusion.errors import UserError, nearest
 from vecfield_diffusion.physics.grid import Grid
 
@@ -80,6 +80,7 @@ class Fields:
         groups: `(N,)`, equal for snapshots that are decoded together; None where nothing needs to be decoded.
         runs: `(N,)`, the trajectory of every snapshot, where there are several one after the other.
         layout: What was understood of the file, for `summary`.
+        speeds: The names of those variables that are in units of speed, and so in those of the fields.
         scale: What the components of the file were multiplied by.
         turn: The angle `(H, W)` from east to the axis of the columns, anticlockwise in radians, by which components
             that point east and north were turned; None for none.
@@ -114,6 +115,7 @@ class Fields:
     groups: np.ndarray | None = None
     runs: np.ndarray | None = None
     layout: str = ""
+    speeds: Collection[str] = ()
     scale: tuple[float, float] = (1.0, 1.0)
     turn: np.ndarray | None = None
     context: Sequence[str] = ()
@@ -155,6 +157,26 @@ class Fields:
     def within(self, valid: Tensor) -> Fields:
         """The same fields with another domain, boolean `(H, W)`."""
         return replace(self, grid=replace(self.grid, valid=valid))
+
+    def converted(self, units: str) -> Fields:
+        """The same in other units of speed, those that an older network was trained in.
+
+        Raises:
+            UserError: Units that cannot be converted to one another.
+        """
+        if same_units(units, self.units):
+            return self
+        wanted, own = factor(units, SPEED), factor(self.units, SPEED)
+        if wanted is None or own is None:
+            raise UserError(f"{self.source} is in {self.units}, which cannot be converted to {units}")
+        ratio = own / wanted
+        readers = {
+            name: Components([reader], (ratio, ratio)) if name in self.speeds else reader
+            for name, reader in self.variables.items()
+        }
+        scale = (self.scale[0] * ratio, self.scale[1] * ratio)
+        reader = Components([self.reader], (ratio, ratio))
+        return replace(self, reader=reader, variables=readers, scale=scale, units=units)
 
     def restore(self, velocity: np.ndarray) -> np.ndarray:
         """Velocities `(..., 2, H, W)` as the components of the file, in its units and along its directions."""

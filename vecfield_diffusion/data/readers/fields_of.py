@@ -74,6 +74,7 @@ def understand(dataset: xr.Dataset, options: Options, source: str, stamps: Mappi
         layout=f"{stored}{', '.join(names)} ({','.join(map(str, variable.shape))})",
         global_attrs=attrs,
         variables=others,
+        speeds=frozenset(name for name in others if factor(units_of(dataset.variables[name]), SPEED) is not None),
         misfits={str(name): item.shape for name, item in dataset.variables.items() if str(name) not in views},
         groups=_groups([dataset.variables[name] for name in names], layouts, length),
         runs=runs,

@@ -92,6 +92,7 @@ class Found:
     extra_coords: dict[str, Coordinate] = field(default_factory=dict)
     variables: Mapping[str, Reader] = field(default_factory=dict)
     misfits: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    speeds: frozenset[str] = frozenset()
     groups: np.ndarray | None = None
     runs: np.ndarray | None = None
 
@@ -211,7 +212,7 @@ class Found:
 
 
 #: What `Found` hands on to `Fields` as it is.
-SHARED = ("attrs", "global_attrs", "dims", "extra_coords", "variables", "misfits", "groups", "runs", "layout")
+SHARED = ("attrs", "global_attrs", "dims", "extra_coords", "variables", "misfits", "speeds", "groups", "runs", "layout")
 
 
 def _scale(first: str, last: str, source: str) -> tuple[tuple[float, float], str]:
