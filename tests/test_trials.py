@@ -713,7 +713,20 @@ def test_no_message_shows_what_a_file_begins_with(tmp_path: Path) -> None:
         assert "root" not in str(caught.value).replace(str(tmp_path), "")
 
 
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["velocity"] = np.stack(flow(), 1)
+        file.create_dataset(b"\xff\xfe", data=np.zeros((H, W)))
+        file[b"group \xff/\xfe"] = np.zeros((H, W))
+    fields = open_fields(str(tmp_path / "a.h5"), preload_gb=0.0)
+    with pytest.raises(UserError, match="no variable 'speed'.*It has: "):
+        fields.variable("speed")
+    assert fields.variable("\ufffd\ufffd")(np.array([1])).shape == (1, 1, H, W)
+
+
 def test_spacing_that_is_text_and_two_cells() -> None:
+    with pytest.raises(UserError, match="its attribute dx is 'nan', expected metres: dataset.dx="):
+        open_fields(bare().assign_attrs(dx=np.nan))
     with pytest.raises(UserError, match="its attribute dx is 'wide', expected metres: dataset.dx="):
         open_fields(bare().assign_attrs(dx="wide"))
     with pytest.raises(UserError, match="at least 3 x 3 cells and one time, found 2 x 2"):

@@ -147,11 +147,11 @@ def read(path: Path, group: str | None = None) -> xr.Dataset:
     handle = Handle(str(path))
     with open_file(path) as file, reading(path):
         items: dict[str, h5py.Group | h5py.Dataset] = {}
-        file.visititems(lambda name, item: items.setdefault(name, item) and None)
+        file.visititems(lambda name, item: items.setdefault(_text(name), item) and None)
         prefix = "" if group is None else group.strip("/") + "/"
         arrays = {name: item for name, item in items.items() if isinstance(item, h5py.Dataset) and _is_array(item)}
         inside = {name.removeprefix(prefix): item for name, item in arrays.items() if name.startswith(prefix)}
-        variables = {_text(name): _variable(handle, name, item) for name, item in inside.items()}
+        variables = {name: _variable(handle, name, item) for name, item in inside.items()}
         groups = {name: attributes(item) for name, item in items.items() if isinstance(item, h5py.Group)}
         attrs = attributes(file)
     if group is not None and not variables:
@@ -179,16 +179,16 @@ def _variable(handle: Handle, name: str, item: h5py.Dataset) -> xr.Variable:
     filtered = item.id.get_create_plist().get_nfilters() > 0
     plainly = not filtered and (item.chunks or (1,))[0] <= MANY
     encoding = {"chunksizes": item.chunks, "decoded": plainly, "dtype": dtype}
-    dims = [f"{_text(name)}#{axis}" for axis in range(len(shape))]
+    dims = [f"{name}#{axis}" for axis in range(len(shape))]
     if item.dtype.kind not in "fiub":
         values = item.asstr(errors="replace")[()] if h5py.check_string_dtype(item.dtype) else np.zeros(shape, "S1")
         return xr.Variable(dims, np.asarray(values), attributes(item))
     return xr.Variable(dims, LazilyIndexedArray(stored), attributes(item), encoding)
 
 
-def _text(name: str) -> str:
+def _text(name: str | bytes) -> str:
     """A name that can be printed, whatever its bytes are."""
-    return name.encode("utf-8", "replace").decode()
+    return (name if isinstance(name, bytes) else name.encode("utf-8", "replace")).decode(errors="replace")
 
 
 def attributes(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def usual_units(attrs: Mapping[str, Any]) -> dict[str, Any]:
 def _is_array(item: h5py.Dataset) -> bool:
     """Whether it is more than the name of a dimension, or what MATLAB refers to from elsewhere."""
     bare = b"netCDF dimension but not a netCDF variable"
-    return bare not in np.bytes_(item.attrs.get("NAME", b"")) and not item.name.startswith("/#")
+    return bare not in np.bytes_(item.attrs.get("NAME", b"")) and not _text(item.name).startswith("/#")
 
 
 def write_hdf5(

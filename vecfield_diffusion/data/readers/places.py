@@ -137,7 +137,9 @@ def spacing_of(attrs: Mapping[str, Any], source: str) -> dict[str, Any]:
     """
     spacing = {name: attrs[name] for name in SPACING if name in attrs}
     for name in ("dx", "dy"):
-        if name in spacing and np.asarray(spacing[name]).dtype.kind not in "fiu":
+        if name in spacing and (
+            np.asarray(spacing[name]).dtype.kind not in "fiu" or not np.isfinite(spacing[name]).all()
+        ):
             raise UserError(f"{source}: its attribute {name} is '{spacing[name]}', expected metres: dataset.{name}=...")
     kinds = {"periodic", "wall", "open"}
     return {name: value for name, value in spacing.items() if name in ("dx", "dy") or value in kinds}
