@@ -18,8 +18,8 @@ import numpy as np
 import xarray as xr
 
 from vecfield_diffusion.commands import train as main
-from vecfield_diffusion.data.formats import open_fields
-from vecfield_diffusion.data.hdf5 import write_hdf5
+from vecfield_diffusion.data.readers import open_fields
+from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.programs.train import prepare
 
 
@@ -56,6 +56,7 @@ def write_files(folder: Path, count: int, size: int) -> dict[str, tuple[str, flo
     write_hdf5(folder / "native.h5", velocity)
     with h5py.File(folder / "contiguous.h5", "w") as file:
         file["velocity"] = velocity
+        file.attrs.update({"format": "vecfield", "version": 1})
     dims, few = ("time", "y", "x"), (1, size, size)
     data = xr.Dataset({name: (dims, velocity[:, axis]) for axis, name in enumerate("uv")})
     floats = {"zlib": True, "shuffle": True, "complevel": 4, "chunksizes": few}

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.commands import train as main
-from vecfield_diffusion.data.hdf5 import write_hdf5
+from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.diffusion.base import Diffusion, Prediction, reverse_variances
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.programs.train import prepare

@@ -19,8 +19,8 @@ import torch
 from vecfield_diffusion.commands import infer as infer
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.config.program import option
-from vecfield_diffusion.data.hdf5 import write_hdf5
 from vecfield_diffusion.data.masks import Clouds
+from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.data.turbulence import open_turbulence
 from vecfield_diffusion.evaluation.baselines import fit_baselines
 from vecfield_diffusion.evaluation.metrics import scores, table

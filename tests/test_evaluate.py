@@ -24,7 +24,7 @@ from vecfield_diffusion.commands import evaluate as main
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.config.program import option
 from vecfield_diffusion.data.gaps import OtherTimes
-from vecfield_diffusion.data.hdf5 import write_hdf5
+from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import EDM
 from vecfield_diffusion.diffusion.normalizer import Normalizer

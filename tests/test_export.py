@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vecfield_diffusion.data.hdf5 import write_hdf5
+from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import DDPM, EDM, IDDPM, VE, VP, Interpolant

@@ -8,27 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from vecfield_diffusion.data.fields import (
-    Axis,
-    Fields,
-    Found,
-    MemoryReader,
-    along,
-    blocks,
-    duplicates,
-    make_grid,
-    plane_spacing,
-    survey,
-)
+from vecfield_diffusion.data.coordinates import Axis, along, make_grid, plane_spacing
+from vecfield_diffusion.data.fields import Fields, MemoryReader, blocks, duplicates, survey
+from vecfield_diffusion.data.readers.found import Component, Found
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import EARTH_RADIUS
 
 
+def found_in(velocity: np.ndarray, mask: np.ndarray | None = None) -> Found:
+    both = Component("u", MemoryReader(velocity.astype(np.float32)), velocity.shape[2:], Axis("x"), Axis("y"))
+    return Found((both,), len(velocity), mask=mask)
+
+
 def build(velocity: np.ndarray, mask: np.ndarray | None = None, **spacing: float) -> Fields:
-    axes = {"x": Axis("x"), "y": Axis("y"), "time": Axis("time")}
-    n, _, height, width = velocity.shape
-    found = Found(MemoryReader(velocity.astype(np.float32)), n, (height, width), ("u", "v"), axes, mask)
-    return found.to_fields("memory", **spacing)
+    return found_in(velocity, mask).to_fields("memory", **spacing)
 
 
 def test_a_gap_in_one_component_is_a_gap_in_both_and_only_in_that_snapshot() -> None:
@@ -156,15 +149,14 @@ def test_cells_that_never_move_are_land_only_on_demand(capsys: pytest.CaptureFix
     velocity[:, 0, 1, 1] = 0.0  # moves along y
     velocity[:, :, 0, 3] = 0.0  # is zero where it is measured
     velocity[2, 0, 0, 3] = np.nan
-    axes = {role: Axis(role) for role in ("x", "y", "time")}
-    found = Found(MemoryReader(velocity), 5, (3, 4), ("u", "v"), axes)
+    found = found_in(velocity)
     domains = {land: found.to_fields("f.nc", land=land).grid.valid for land in ("auto", "nan", "zero")}
     assert domains["auto"].all() and domains["nan"].all()
     assert (~domains["zero"]).nonzero().tolist() == [[0, 1], [0, 3]]
-    note = "note: f.nc: 2 cells are exactly 0 in both components at all times: land? dataset.land=zero\n"
-    assert capsys.readouterr().out == note
+    note = "note: f.nc: 2 cells are exactly 0 in both components at all times. If that is land: dataset.land=zero"
+    assert capsys.readouterr().out == f"{note} (train.py), domain=FILE (infer.py input=)\n"
     with pytest.raises(UserError, match="every cell is exactly 0 at all times"):
-        Found(MemoryReader(velocity * 0), 5, (3, 4), ("u", "v"), axes).to_fields("f.nc", land="zero")
+        found_in(velocity * 0).to_fields("f.nc", land="zero")
     with pytest.raises(ValueError, match="^land must be one of auto, nan, zero, got 'sea'"):
         found.to_fields("f.nc", land="sea")
 
@@ -178,8 +170,7 @@ def test_copies_of_a_snapshot_are_found_and_empty_ones_are_not() -> None:
 
 
 def test_lags_are_whole_and_positive() -> None:
-    axes = {role: Axis(role) for role in ("x", "y", "time")}
-    found = Found(MemoryReader(np.zeros((1, 2, 3, 4), np.float32)), 1, (3, 4), ("u", "v"), axes)
+    found = found_in(np.zeros((1, 2, 3, 4)))
     fields = found.to_fields("f.nc", context=["sst"], history=[1, 2])
     assert (fields.context, fields.history) == (["sst"], [1, 2])
     for wrong in ([0], [-1], [1.5]):

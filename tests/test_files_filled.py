@@ -12,8 +12,8 @@ import pytest
 import xarray as xr
 from programs import FEW, ROOT, SMALL, is_message
 
-from vecfield_diffusion.data.formats import open_fields
-from vecfield_diffusion.data.hdf5 import write_hdf5
+from vecfield_diffusion.data.readers import open_fields
+from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.programs import fill as filling
 
 WINDOW = ["debug=fast", *SMALL, "dataset=file", "trainer.batch_size=2", "trainer.max_steps=2"]

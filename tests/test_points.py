@@ -132,6 +132,20 @@ def test_names_and_separators(tmp_path: Path, text: str) -> None:
     assert found.names in {("ve", "vn"), ("U_East", "v_north"), ("uo", "vo"), ("u", "v")}
 
 
+@pytest.mark.parametrize(
+    ("header", "error"),
+    [
+        ("u [cm/s],v (m s-1),error [mm/s]", 0.005),
+        ("u (cm s-1),v [m/s],error", 0.05),
+        ("u [knots],v [km/h],err (m/s)", 5.0),
+    ],
+)
+def test_units_in_the_header_are_converted(tmp_path: Path, header: str, error: float) -> None:
+    scale = {"u [k": (0.514444, 1 / 3.6)}.get(header[:4], (0.01, 1.0))
+    cell = filled(points(tmp_path, f"lon,lat,{header}\n11,51,10,20,5\n"))[0, 1, 1]
+    assert cell == pytest.approx((10 * scale[0], 20 * scale[1], error, 1.0), rel=1e-5)
+
+
 def test_times(tmp_path: Path) -> None:
     """Each time is a snapshot, in order; a time without a point on the grid is none. Dates are UTC."""
     text = "lon,lat,u,v,time\n11,51,1,2,2020-01-02T03:00\n11,51,3,4,2020-01-01\n12,51,5,6,2020-01-02T05:00+02:00\n"
@@ -199,6 +213,11 @@ GOOD = "11,51,1,2,.1,2020-01-01\n"
         (HEADER + "11,51,1,2,.1,\n" + GOOD, "line 3: '' in column 'time' is neither"),
         (HEADER + GOOD + "11,51,1,2,.1\n", "line 4: 5 values, expected 6 as in the header"),
         (HEADER + '"11,51,1,2,.1,2020-01-01\n' + GOOD, "line 3: 1 values, expected 6"),
+        ("lon,lat,u,v,u\n11,51,1,2,3\n", "2 columns are called 'u', expected one u"),
+        (
+            "lon,lat,u [psu],v\n11,51,1,2\n",
+            "column 'u [psu]' has units 'psu', which are no speed. Expected such",
+        ),
         ("lon,lat,u,v\n", "no point lies on a valid cell of the grid: the table has no row"),
         (
             "lon,lat,u,v\n20,51,1,2\n30,53,1,2\n10,52,1,2\n11,51,,\n",

@@ -23,7 +23,7 @@ import xarray as xr
 import yaml
 from programs import FEW, ROOT, SMALL, TINY, Call, is_message, process
 
-from vecfield_diffusion.data.hdf5 import write_hdf5
+from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.operators import divergence
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
@@ -356,11 +356,11 @@ def bad(place: Path) -> Path:
 
 TRAIN_FILES = [
     ("hdf5", "dataset.path=bad/missing.h5", ("no file 'bad/missing.h5'", "dataset.path=")),
-    ("hdf5", "dataset.path=bad", ("is a folder", "dataset.path=")),
+    ("hdf5", "dataset.path=bad", ("that can be read here", "dataset.path=")),
     ("hdf5", "dataset.path=bad/truncated.h5", ("'bad/truncated.h5' is truncated",)),
-    ("hdf5", "dataset.path=bad/text.h5", ("is not an HDF5 file", "dataset.path=")),
-    ("netcdf", "dataset.path=bad/text.nc", ("is not an HDF5 file", "dataset.path=")),
-    ("hdf5", "dataset.path=bad/other.h5", ("has no array 'velocity'", "speed (30, 16, 16)", "dataset.u=u")),
+    ("hdf5", "dataset.path=bad/text.h5", ("no file that can be read here", "dataset.path=")),
+    ("netcdf", "dataset.path=bad/text.nc", ("no file that can be read here", "dataset.path=")),
+    ("hdf5", "dataset.path=bad/other.h5", ("(30, 16, 16)", "(30, 16, 15)", "same points")),
     ("hdf5", "dataset.path=bad/other.h5 dataset.u=u dataset.v=v", ("(30, 16, 16)", "(30, 16, 15)", "dataset.v=")),
     ("hdf5", "dataset.path=bad/shape.h5", ("(30, 16, 16, 3)", "xpected")),
     ("hdf5", "dataset.path=bad/nan.h5", ("all values are NaN", "dataset.path=")),

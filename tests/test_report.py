@@ -505,7 +505,7 @@ def test_persistence_is_scored_where_snapshots_resemble_each_other(place: Path, 
     """A file in which each snapshot is the last one times 1.1: what persistence misses is known exactly."""
     config = load_checkpoint(place / "outputs/train/run/checkpoints/last.pt")
     velocity = noise(2, 16, 16, seed=17).numpy()[None] * 1.1 ** np.arange(48)[:, None, None, None] * 1e-2
-    from vecfield_diffusion.data.hdf5 import write_hdf5
+    from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 
     write_hdf5(place / "grows.h5", velocity, 40e3, 40e3, "periodic", "periodic", source="made")
     dataset = {"_target_": "vecfield_diffusion.data.hdf5.open_hdf5", "path": "grows.h5"}

@@ -6,16 +6,16 @@ import math
 
 import numpy as np
 import pytest
+import xarray as xr
 
-from vecfield_diffusion.data.fields import Axis, Fields, Found, MemoryReader
+from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.readers import open_fields
 from vecfield_diffusion.data.splits import TimeBlocks, autocorrelation, compare_blocks, independent
 from vecfield_diffusion.errors import UserError
 
 
 def build(velocity: np.ndarray) -> Fields:
-    axes = {"x": Axis("x"), "y": Axis("y"), "time": Axis("time")}
-    n, _, height, width = velocity.shape
-    return Found(MemoryReader(velocity.astype(np.float32)), n, (height, width), ("u", "v"), axes).to_fields("memory")
+    return open_fields(xr.Dataset({"velocity": (("time", "channel", "y", "x"), velocity.astype(np.float32))}))
 
 
 def process(memory: float, n: int, seed: int = 0) -> np.ndarray:
@@ -65,17 +65,17 @@ def test_blocks_are_consecutive_and_apart_by_the_guard() -> None:
 
 @pytest.mark.parametrize("n", [10, 17, 99, 365, 1000])
 def test_with_shares_of_one_all_but_the_guards_is_used(n: int) -> None:
-    split = TimeBlocks(0.7, 0.2, 0.1, guard=1).split(build(np.zeros((n, 2, 2, 2))))
+    split = TimeBlocks(0.7, 0.2, 0.1, guard=1).split(build(np.zeros((n, 2, 3, 3))))
     assert sum(map(len, split.values())) == n - 2 and split["test"].stop == n
 
 
 def test_an_empty_block_is_refused() -> None:
     with pytest.raises(UserError, match="leave none for validation.*splits.guard=0"):
-        TimeBlocks(guard=0).split(build(np.zeros((5, 2, 2, 2))))
+        TimeBlocks(guard=0).split(build(np.zeros((5, 2, 3, 3))))
     with pytest.raises(UserError, match="guard of 4"):
-        TimeBlocks(guard=4).split(build(np.zeros((8, 2, 2, 2))))
+        TimeBlocks(guard=4).split(build(np.zeros((8, 2, 3, 3))))
     with pytest.raises(UserError, match="train and validation"):
-        TimeBlocks().split(build(np.zeros((1, 2, 2, 2))))
+        TimeBlocks().split(build(np.zeros((1, 2, 3, 3))))
 
 
 @pytest.mark.parametrize(

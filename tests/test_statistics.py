@@ -12,7 +12,7 @@ from programs import SMALL
 
 from vecfield_diffusion import commands
 from vecfield_diffusion.data.fields import Fields, MemoryReader
-from vecfield_diffusion.data.hdf5 import write_hdf5
+from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.data.statistics import BEYOND, believed, leading_eigenvalue, limit_of, measure
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.errors import UserError

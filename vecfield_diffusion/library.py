@@ -23,13 +23,14 @@ from torch import Tensor
 
 from vecfield_diffusion import commands
 from vecfield_diffusion.atomic import replacing
-from vecfield_diffusion.data import inspection
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.programs import evaluate as evaluation
 from vecfield_diffusion.programs import fill as filling
+from vecfield_diffusion.programs import inspect as inspection
 from vecfield_diffusion.programs import train as training
-from vecfield_diffusion.programs.source import Source, empty_fields, open_source, source_of
+from vecfield_diffusion.programs.inspect import InspectionReport
+from vecfield_diffusion.programs.source import Source, empty_fields, open_source
 from vecfield_diffusion.programs.trained import Trained, choose_device, load_trained
 
 #: What a mask may be: an option of `mask=`, a file, or the observed cells themselves, `(H, W)`, True or 1 = observed.
@@ -173,12 +174,11 @@ def train(source: Source | None = None, **keywords: Any) -> Run:
     """
     folder = Path("outputs/train") / commands.train.config(*overrides(keywords))["name"]
     if source is not None and not isinstance(source, str | Path):
-        copy, memory = source_of(source)
+        if not isinstance(source, xr.Dataset):
+            source = xr.Dataset({part.name or name: part for part, name in zip(source, "uv", strict=True)})
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "data.nc") as temporary:
-            temporary.write_bytes(Path(copy).read_bytes())
-        if memory is not None:
-            memory.cleanup()
+            source.to_netcdf(temporary, engine="h5netcdf")
         source = folder / "data.nc"
     if source is not None:
         keywords = {"dataset": "file", "dataset.path": str(source)} | keywords
@@ -221,9 +221,9 @@ def open(source: Source, **options: Any) -> Fields:
     return open_source(source, **options)
 
 
-def inspect(source: Source, **options: Any) -> inspection.Inspection:
+def inspect(source: Source, **options: Any) -> InspectionReport:
     """Returns what `vecfield-inspect` finds in a source; arguments and errors: `open`."""
-    return inspection.inspect(open(source, **options))
+    return inspection.inspect(source, **options)
 
 
 # Keywords as a command line.

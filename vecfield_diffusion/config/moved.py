@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 #: The dotted name of a class or function in an older configuration, and its name now.
-MOVED: dict[str, str] = {}
+MOVED = {
+    f"vecfield_diffusion.data.{old}": "vecfield_diffusion.data.readers.open_fields"
+    for old in ("formats.open_fields", "netcdf.open_netcdf", "hdf5.open_hdf5")
+}
 
 
 def present_name(target: str) -> str:

@@ -1,4 +1,4 @@
-"""What a network may be told beside the observation: earlier fields, other variables, place and season.
+"""What conditions a network beside the observation: earlier fields, other variables, place and season.
 
     history [1, 2]        the field 1 and 2 snapshots before, two channels each, as normalised velocities
     context [depth, ...]  variables of the file, standardised; two channels are a vector and turn with the axes
@@ -108,30 +108,30 @@ class Context:
             parts.append(unknown if read is None else torch.from_numpy(read(chosen)))
         return parts
 
-    def moved(self, told: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+    def moved(self, channels: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
         """The channels after a symmetry of the plane, which turns two of a part as a vector; an angle is none."""
         angles = [False] * len(self.history) + [name in ANGLES for name in self.names]
         out = []
-        for part, is_angle in zip(told.split(self.sizes, dim=1), angles, strict=True):
+        for part, is_angle in zip(channels.split(self.sizes, dim=1), angles, strict=True):
             values, known = part[:, :-1], part[:, -1:]
-            out += [move(each) for each in (values.split(1, dim=1) if is_angle else (values,))] + [move(known)]
+            out += [move(field) for field in (values.split(1, dim=1) if is_angle else (values,))] + [move(known)]
         return torch.cat(out, dim=1)
 
     def channels(self, parts: Sequence[Tensor], normalizer: Normalizer, shown: Sequence[Tensor] = ()) -> Tensor:
-        """What a network is told, `(n, C, H, W)`: each part normalised, 0 where unknown, then where it is known.
+        """The conditioning of a network, `(n, C, H, W)`: each part normalised, 0 where unknown, then where it is known.
 
         Arguments:
             parts: See `parts`.
             normalizer: Of the velocities.
             shown: For each part, where it is not withheld, boolean, broadcasting to `(n, 1, H, W)`.
         """
-        told = []
+        channels = []
         for k, values in enumerate(parts):
             known = values.isfinite().all(dim=1, keepdim=True)
             if shown:
                 known = known & shown[k]
-            told += [torch.where(known, self.scaled(k, values, normalizer), 0.0), known.to(values.dtype)]
-        return torch.cat(told, dim=1)
+            channels += [torch.where(known, self.scaled(k, values, normalizer), 0.0), known.to(values.dtype)]
+        return torch.cat(channels, dim=1)
 
     def scaled(self, k: int, values: Tensor, normalizer: Normalizer) -> Tensor:
         """Part k in units of the network."""

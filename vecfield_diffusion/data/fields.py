@@ -8,36 +8,35 @@ Two kinds of absence are kept apart. A cell outside `grid.valid` is never measur
 cell may still be missing in one snapshot (a gap). `read` gives NaN in both components for both kinds, so that
 
     measured = isfinite(fields.read(indices)[:, :1])        (n, 1, H, W)
+
+A velocity is in m s-1 and along the axes of the grid, whatever its file has; `restore` leads back.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from vecfield_diffusion.data.arrays import Cached, FileReader, Snapshots, find_name, room_for
+from vecfield_diffusion.data.stored import Cached, Components, FileReader, Reader, Snapshots, room_for, turned
+from vecfield_diffusion.data.units import SPEED, factor, same_units
 from vecfield_diffusion.errors import UserError, nearest
-from vecfield_diffusion.physics.grid import EARTH_RADIUS, Grid
+from vecfield_diffusion.physics.grid import Grid
 
-Reader = Callable[[np.ndarray], np.ndarray]
+__all__ = ["Fields", "MemoryReader", "Reader", "same_units"]
+
 #: Dimensions, values, attributes.
 Coordinate = tuple[tuple[str, ...], np.ndarray, dict[str, Any]]
 Land = Literal["auto", "nan", "zero"]
 LAND = get_args(Land)
 
 BLOCK_BYTES = 2**25
-UNEVEN = 0.02
-#: The metres of a coordinate's unit; what is not listed counts as metres.
-METRES = dict.fromkeys(("km", "kilometer", "kilometre", "kilometers", "kilometres"), 1000.0)
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Fields:
         y: The coordinate of the rows `(H,)`; degrees north if `y_name` is `lat`.
         source: The path of the file.
         names: The names that the components have in the file.
-        units: The units of the velocity.
+        units: The units of the velocity: m s-1, or what the file says where that is no speed.
         time: `(N,)`, `datetime64` or numbers, where the file has it.
         time_attrs: Attributes of the time, such as its units.
         x_name: `x` or `lon`.
@@ -81,8 +80,12 @@ class Fields:
         groups: `(N,)`, equal for snapshots that are decoded together; None where nothing needs to be decoded.
         runs: `(N,)`, the trajectory of every snapshot, where there are several one after the other.
         layout: What was understood of the file, for `summary`.
-        context: Names of further variables that the network is told.
-        history: Earlier snapshots that the network is told, as lags.
+        speeds: The names of those variables that are in units of speed, and so in those of the fields.
+        scale: What the components of the file were multiplied by.
+        turn: The angle `(H, W)` from east to the axis of the columns, anticlockwise in radians, by which components
+            that point east and north were turned; None for none.
+        context: Names of further variables that the network is conditioned on.
+        history: Earlier snapshots that the network is conditioned on, as lags.
 
     Raises:
         ValueError: A lag that is not a whole number of at least 1.
@@ -112,6 +115,9 @@ class Fields:
     groups: np.ndarray | None = None
     runs: np.ndarray | None = None
     layout: str = ""
+    speeds: Collection[str] = ()
+    scale: tuple[float, float] = (1.0, 1.0)
+    turn: np.ndarray | None = None
     context: Sequence[str] = ()
     history: Sequence[int] = ()
     _readers: dict[str, Reader] = field(default_factory=dict, init=False, repr=False)
@@ -148,8 +154,42 @@ class Fields:
             measured = measured.all(1, keepdim=True)
         return velocity.masked_fill_(~measured, torch.nan)
 
+    def within(self, valid: Tensor) -> Fields:
+        """The same fields with another domain, boolean `(H, W)`."""
+        return replace(self, grid=replace(self.grid, valid=valid))
+
+    def converted(self, units: str) -> Fields:
+        """The same in other units of speed, those that an older network was trained in.
+
+        Raises:
+            UserError: Units that cannot be converted to one another.
+        """
+        if same_units(units, self.units):
+            return self
+        wanted, own = factor(units, SPEED), factor(self.units, SPEED)
+        if wanted is None or own is None:
+            raise UserError(f"{self.source} is in {self.units}, which cannot be converted to {units}")
+        ratio = own / wanted
+        readers = {
+            name: Components([reader], (ratio, ratio)) if name in self.speeds else reader
+            for name, reader in self.variables.items()
+        }
+        scale = (self.scale[0] * ratio, self.scale[1] * ratio)
+        reader = Components([self.reader], (ratio, ratio))
+        return replace(self, reader=reader, variables=readers, scale=scale, units=units)
+
+    def restore(self, velocity: np.ndarray) -> np.ndarray:
+        """Velocities `(..., 2, H, W)` as the components of the file, in its units and along its directions."""
+        if self.turn is not None:
+            velocity = turned(velocity, -self.turn)
+        if self.scale == (1.0, 1.0):
+            return velocity
+        return velocity / np.asarray(self.scale, dtype=velocity.dtype)[:, None, None]
+
     def variable(self, name: str) -> Reader:
         """Another array of the file as a reader, `indices (n,) -> float32 (n, C, H, W)`, NaN where missing.
+
+        One in units of speed, such as the error of the velocity, is in m s-1.
 
         An array `(H, W)` is repeated for every snapshot, one `(N,)` over the grid. C is 1 but for arrays that have
         channels, such as `/context/<name>` of the native file, which `<name>` finds.
@@ -174,7 +214,7 @@ class Fields:
         raise UserError(f"{self.source} has no variable '{name}'.{nearest(name, options)} {listing}")
 
     def _costly(self, reader: Reader) -> bool:
-        static = isinstance(reader, Snapshots) and all(view.static for view in reader.views)
+        static = isinstance(reader, Snapshots) and all("time" not in item.dims for item in reader.variables)
         size = 4.0 * self.length * self.grid.valid.numel()
         return self.groups is not None and isinstance(reader, FileReader) and not static and room_for(size)
 
@@ -200,11 +240,13 @@ class Fields:
         )
 
 
-def same_units(first: str, second: str) -> bool:
-    """Whether two spellings mean the same units of velocity."""
-    plain = [re.sub(r"[\s()^*.]|(?<=m)/(?=s)", "", units.lower()) for units in (first, second)]
-    metres = {"ms", "ms-1", "meter/second", "meters/second", "metersecond-1", "metrespersecond", "meterspersecond"}
-    return plain[0] == plain[1] or set(plain) <= metres
+def find_name(names: Iterable[str], wanted: str) -> str | None:
+    """The array called `wanted`, by its whole name or, where that is unique, by the last part of it."""
+    names = list(names)
+    if wanted in names:
+        return wanted
+    ends = [name for name in names if name.rpartition("/")[2] == wanted]
+    return ends[0] if len(ends) == 1 else None
 
 
 def _extent(spacing: Tensor) -> str:
@@ -243,7 +285,7 @@ def survey(reader: Reader, length: int, candidates: np.ndarray, still: bool = Tr
     """
     seen, moved = np.zeros_like(candidates), np.zeros_like(candidates)
     looked = 0
-    for indices in blocks(length, candidates.size):
+    for indices in tqdm(list(blocks(length, candidates.size)), "reading", disable=None, delay=2.0, leave=False):
         velocity = reader(indices)
         seen |= np.isfinite(velocity).all(axis=1).any(axis=0) & candidates
         moved |= ((velocity != 0) & np.isfinite(velocity)).any(axis=(0, 1))
@@ -280,8 +322,8 @@ def valid_cells(
     if land == "auto" and found.still.any() and not found.still[found.seen].all():
         when = "all times" if found.looked == length else f"the first {found.looked} times"
         print(
-            f"note: {source}: {found.still.sum()} cells are exactly 0 in both components at {when}: land? "
-            "dataset.land=zero"
+            f"note: {source}: {found.still.sum()} cells are exactly 0 in both components at {when}. If that is land: "
+            "dataset.land=zero (train.py), domain=FILE (infer.py input=)"
         )
     domain = found.seen if mask is None else mask
     if land == "zero" and not (domain & ~found.still).any():
@@ -298,272 +340,3 @@ def duplicates(velocity: np.ndarray) -> list[tuple[int, int]]:
         if first.setdefault(key, index) != index and np.isfinite(snapshot).any():
             pairs.append((first[key], index))
     return pairs
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A coordinate as a file has it.
-
-    Arguments:
-        name: What it is called in outputs: `x`, `y`, `lon`, `lat` or `time`.
-        values: `(W,)`, `(H,)` or `(N,)`; None where the file has none.
-        attrs: Its attributes.
-        degrees: Whether it counts degrees on the globe.
-    """
-
-    name: str
-    values: np.ndarray | None = None
-    attrs: dict[str, Any] = field(default_factory=dict)
-    degrees: bool = False
-
-    @property
-    def metres(self) -> float:
-        """The metres of one unit, as the attribute `units` says, where the coordinate does not count degrees."""
-        return METRES.get(str(self.attrs.get("units", "")).strip().lower(), 1.0)
-
-    def step(self) -> float | np.ndarray | None:
-        """The spacing in the axis's unit: a number where it is even, else that of every cell; None where unknown."""
-        if self.values is None:
-            return None
-        values = np.asarray(self.values, dtype=np.float64)
-        if self.name == "lon":
-            values = np.unwrap(values, period=360.0)
-        steps = np.diff(values)
-        mean = (values[-1] - values[0]) / len(steps)
-        if mean != 0 and np.all(np.abs(steps - mean) <= UNEVEN * abs(mean)):
-            return float(mean)
-        if not (np.all(steps > 0) or np.all(steps < 0)):
-            raise UserError(
-                f"the coordinate {self.name} neither rises nor falls throughout. Mend the file, or choose another "
-                f"coordinate: dataset.{_role(self.name)}=NAME"
-            )
-        return np.gradient(values, edge_order=min(2, len(values) - 1))
-
-
-def _role(name: str) -> str:
-    return {"lon": "x", "lat": "y"}.get(name, name)
-
-
-def make_grid(
-    valid: Tensor,
-    x: Axis,
-    y: Axis,
-    dx: float | np.ndarray | None = None,
-    dy: float | np.ndarray | None = None,
-    boundary_x: str | None = None,
-    boundary_y: str | None = None,
-) -> Grid:
-    """The grid of two coordinates. A spacing that is given goes first; 1.0 stands where nothing is known.
-
-    Arguments:
-        valid: Boolean `(H, W)`.
-        x: The coordinate of the columns, which must be evenly spaced unless `dx` is given.
-        y: The coordinate of the rows.
-        dx: In metres, a number or `(H,)`.
-        dy: In metres, a number or `(H,)`.
-        boundary_x: If None: periodic where a longitude closes the circle, else open.
-        boundary_y: If None: open.
-
-    Raises:
-        UserError: A coordinate that is not evenly spaced (`x`) or not monotonic.
-        ValueError: A boundary or a spacing that `Grid` refuses.
-    """
-    boundaries = {"boundary_x": boundary_x, "boundary_y": boundary_y}
-    boundaries = {name: boundary for name, boundary in boundaries.items() if boundary is not None}
-    step_x, step_y = x.step() if dx is None else None, y.step() if dy is None else None
-    _check_axes(x, y, step_x, spaced=dx is not None and dy is not None)
-    if x.degrees and y.degrees:
-        lon = torch.tensor(np.unwrap(np.asarray(x.values, dtype=np.float64), period=360.0))
-        globe = Grid.from_degrees(lon, torch.tensor(np.asarray(y.values, dtype=np.float64)), valid, **boundaries)
-        boundaries["boundary_x"] = globe.boundary_x
-        step_x, step_y = globe.dx, globe.dy
-    else:
-        step_x, step_y = _metres(x, step_x), _metres(y, step_y)
-    dx, dy = step_x if dx is None else dx, step_y if dy is None else dy
-    return Grid(valid=valid, dx=torch.as_tensor(dx), dy=torch.as_tensor(dy), **boundaries)
-
-
-def _check_axes(x: Axis, y: Axis, step_x: float | np.ndarray | None, spaced: bool) -> None:
-    if isinstance(step_x, np.ndarray):
-        raise UserError(
-            f"the coordinate {x.name} is not evenly spaced ({step_x.min():g} to {step_x.max():g}). Regrid the file, "
-            "or give one spacing in metres: dataset.dx=..."
-        )
-    if x.degrees != y.degrees and not spaced:
-        raise UserError(
-            f"{x.name} and {y.name} must both be in degrees or both in metres. Name other coordinates, or give the "
-            "spacing in metres: dataset.dx=... dataset.dy=..."
-        )
-
-
-def _metres(axis: Axis, step: float | np.ndarray | None) -> float | np.ndarray:
-    return 1.0 if step is None else step * axis.metres
-
-
-def plane_spacing(x: np.ndarray, y: np.ndarray, degrees: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The spacing of a curvilinear grid in metres, `dx (H,)` and `dy (H,)`.
-
-    Distances between neighbours along the great circle (haversine formula), or the straight line where the coordinates
-    are not degrees, averaged over every row; `dy` at a row is the mean of the distances to the two beside it, negative
-    where the rows run southward.
-
-    Arguments:
-        x: The coordinate along x of every cell, `(H, W)`; longitude in degrees. NaN where unknown.
-        y: Likewise along y.
-        degrees: Whether they count degrees on the globe.
-    """
-    across = _rows_filled(_distance(x, y, 1, degrees))
-    between = _rows_filled(_distance(x, y, 0, degrees))
-    down = np.nanmean(np.diff(y, axis=0)) < 0
-    dy = np.concatenate([between[:1], (between[1:] + between[:-1]) / 2, between[-1:]])
-    return across, -dy if down else dy
-
-
-def _distance(x: np.ndarray, y: np.ndarray, axis: int, degrees: bool) -> np.ndarray:
-    dx, dy = np.diff(x, axis=axis), np.diff(y, axis=axis)
-    if not degrees:
-        return np.hypot(dx, dy)
-    lat = np.deg2rad(y)
-    before, after = (np.take(lat, range(start, lat.shape[axis] - 1 + start), axis=axis) for start in (0, 1))
-    chord = np.sin(np.deg2rad(dy) / 2) ** 2 + np.cos(before) * np.cos(after) * np.sin(np.deg2rad(dx) / 2) ** 2
-    return 2 * EARTH_RADIUS * np.arcsin(np.sqrt(chord))
-
-
-def _rows_filled(distance: np.ndarray) -> np.ndarray:
-    """The mean of every row, where a row without any takes that of the nearest ones."""
-    known = np.isfinite(distance)
-    mean = np.where(known, distance, 0.0).sum(1) / np.maximum(known.sum(1), 1)
-    rows = np.flatnonzero(known.any(1))
-    return np.interp(np.arange(len(mean)), rows, mean[rows])
-
-
-def along(plane: np.ndarray, axis: int) -> np.ndarray | None:
-    """The coordinate `(H, W)` as one along `axis`, if it changes along that alone (to a thousandth of a step)."""
-    line = np.nanmean(plane, axis=1 - axis)
-    step = np.abs(np.diff(line)).min(initial=np.inf)
-    spread = np.nanmax(np.abs(plane - np.expand_dims(line, 1 - axis)))
-    return line if spread <= 1e-3 * step else None
-
-
-#: What `Found` hands on to `Fields` as it is.
-SHARED = (
-    *("length", "names", "units", "attrs", "global_attrs", "dims", "extra_coords"),
-    *("variables", "misfits", "groups", "runs", "layout"),
-)
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a file format has found out about a file before the grid is known.
-
-    Arguments:
-        reader: Fetches snapshots.
-        length: N.
-        shape: `(H, W)`.
-        names: The components.
-        axes: The coordinates `x`, `y` and `time`.
-        mask: The domain `(H, W)`, where the file has one.
-        units: The units of the velocity.
-        attrs: Source and licence.
-        source: The path of the file.
-        spacing: What the file itself says of `dx`, `dy`, `boundary_x` and `boundary_y`.
-        notes: What there is to say about what was chosen.
-
-    The others are those of `Fields`.
-    """
-
-    reader: Reader
-    length: int
-    shape: tuple[int, int]
-    names: tuple[str, ...]
-    axes: dict[str, Axis]
-    mask: np.ndarray | None = None
-    units: str = "m s-1"
-    attrs: dict[str, str] = field(default_factory=dict)
-    source: str = ""
-    spacing: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    layout: str = ""
-    global_attrs: dict[str, Any] = field(default_factory=dict)
-    component_attrs: tuple[dict[str, Any], ...] = ()
-    dims: tuple[str, str, str] | None = None
-    extra_coords: dict[str, Coordinate] = field(default_factory=dict)
-    variables: Mapping[str, Reader] = field(default_factory=dict)
-    misfits: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    groups: np.ndarray | None = None
-    runs: np.ndarray | None = None
-
-    def to_fields(
-        self,
-        source: str,
-        land: Land = "auto",
-        preload_gb: float = 2.0,
-        context: Sequence[str] = (),
-        history: Sequence[int] = (),
-        **spacing: float | str | np.ndarray | None,
-    ) -> Fields:
-        """The fields of the file `source`; `spacing` are the last four arguments of `make_grid`.
-
-        Raises:
-            UserError: No valid cell, or coordinates that give no grid.
-            ValueError: `land`, `preload_gb`, `history` or a boundary out of range.
-        """
-        if preload_gb < 0:
-            raise ValueError(f"preload_gb must be at least 0, got {preload_gb}")
-        if land not in LAND:
-            raise ValueError(f"land must be one of {', '.join(LAND)}, got {land!r}")
-        for note in self.notes:
-            print(f"note: {source}: {note}")
-        reader = self._fetching(source, preload_gb)
-        x, y, time = (self.axes[role] for role in ("x", "y", "time"))
-        spacing = self.spacing | {name: value for name, value in spacing.items() if value is not None}
-        grid = make_grid(valid_cells(reader, self.length, self.mask, self.shape, source, land), x, y, **spacing)
-        height, width = self.shape
-        return Fields(
-            reader=reader,
-            grid=grid,
-            x=np.arange(width) * grid.dx.mean().item() if x.values is None else x.values,
-            y=np.arange(height) * grid.dy.mean().item() if y.values is None else y.values,
-            source=source,
-            time=time.values,
-            time_attrs=time.attrs,
-            x_name=x.name,
-            y_name=y.name,
-            x_attrs=x.attrs,
-            y_attrs=y.attrs,
-            component_attrs=self.component_attrs or ({}, {}),
-            context=context,
-            history=history,
-            **{name: getattr(self, name) for name in SHARED},
-        )
-
-    def _fetching(self, source: str, preload_gb: float) -> Reader:
-        """Memory for what fits below `preload_gb`; else the file, through a cache where it must be decoded."""
-        if isinstance(self.reader, MemoryReader):
-            return self.reader
-        size = 8.0 * self.length * self.shape[0] * self.shape[1]
-        if size <= preload_gb * 1e9:
-            return MemoryReader(self._preloaded(source))
-        if self.groups is None:
-            return self.reader
-        if room_for(size):
-            return Cached(self.reader, self.groups)
-        warnings.warn(
-            f"{source}: its values are packed or lie in large pieces, and are decoded anew for every batch. Raise "
-            f"dataset.preload_gb (now {preload_gb:g}; {size * 1e-9:.3g} needed), or free {2e-9 * size:.3g} GB in "
-            f"{tempfile.gettempdir()} (TMPDIR) for a cache",
-            stacklevel=4,
-        )
-        return self.reader
-
-    def _preloaded(self, source: str) -> np.ndarray:
-        velocity = np.empty((self.length, 2, *self.shape), dtype=np.float32)
-        for indices in blocks(self.length, self.shape[0] * self.shape[1]):
-            velocity[indices[0] : indices[-1] + 1] = self.reader(indices)
-        if isinstance(self.reader, FileReader):
-            self.reader.close()
-        if pairs := duplicates(velocity):
-            listing = ", ".join(f"{second} = {first}" for first, second in pairs[:8])
-            more = f" and {len(pairs) - 8} more" if len(pairs) > 8 else ""
-            print(f"note: {source}: {len(pairs)} snapshots are copies of earlier ones to the last bit: {listing}{more}")
-        return velocity

@@ -15,7 +15,7 @@ import xarray as xr
 from PIL import Image
 from torch import Tensor
 
-from vecfield_diffusion.data.hdf5 import check_file, open_file
+from vecfield_diffusion.data.readers.hdf5 import check_file, open_file
 from vecfield_diffusion.errors import UserError, nearest
 
 #: `mask(n, valid (H, W), generator) -> observed (n, 1, H, W)`.

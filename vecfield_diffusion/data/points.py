@@ -22,6 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vecfield_diffusion.data.fields import Fields, MemoryReader
+from vecfield_diffusion.data.units import SPEED, factor
 from vecfield_diffusion.errors import UserError, nearest
 from vecfield_diffusion.physics.grid import Grid
 
@@ -129,8 +130,9 @@ def open_points(
 
     Arguments:
         path: The table: longitude and latitude, or x and y in the units of the grid, and the two components of the
-            velocity in those of the data; optionally a standard deviation of the error (of both components) and a time,
-            ISO 8601 (UTC unless it says otherwise) or numbers. Lines that start with # are left out.
+            velocity in those of the data, or in those of speed that stand in brackets in the header, `u [cm/s]`, which
+            become m s-1; optionally a standard deviation of the error (of both components) and a time, ISO 8601 (UTC
+            unless it says otherwise) or numbers. Lines that start with # are left out.
         x: The centres of the columns, `(W,)`.
         y: The centres of the rows, `(H,)`, rising or falling.
         degrees: Whether `x` and `y` are longitudes and latitudes.
@@ -148,18 +150,18 @@ def open_points(
         raise ValueError(f"bin must be > 0, got {bin}")
     table = _Table.read(Path(path).expanduser(), DEGREES if degrees else LENGTHS)
     position = np.stack([table.numbers("x"), table.numbers("y")])
-    velocity = np.stack([table.numbers("u"), table.numbers("v")], axis=1)
+    velocity = np.stack([table.numbers(role) * table.scale(role) for role in ("u", "v")], axis=1)
     if bin is not None and "time" not in table.names:
         raise UserError(f"{path}: bin={bin:g} needs a column of times, called {_listing('time')}")
     column = _nearest_centre(position[0], x, degrees, periodic_x)
     row = _nearest_centre(position[1], y)
-    told = np.isfinite(position).all(axis=0) & np.isfinite(velocity).any(axis=1)
-    inside = told & (row >= 0) & (column >= 0)
+    known = np.isfinite(position).all(axis=0) & np.isfinite(velocity).any(axis=1)
+    inside = known & (row >= 0) & (column >= 0)
     used = inside & valid[row, column]
-    fates = {"used": used, "outside the grid": told & ~inside, "on land": inside & ~used, "without values": ~told}
+    fates = {"used": used, "outside the grid": known & ~inside, "on land": inside & ~used, "without values": ~known}
     rows = {fate: int(np.count_nonzero(chosen)) for fate, chosen in fates.items()}
     if not used.any():
-        raise UserError(_nothing(path, rows, position[:, told], (x, y)))
+        raise UserError(_nothing(path, rows, position[:, known], (x, y)))
     error, time = table.errors(used), table.times(used)
     times, snapshot = (None, np.zeros(rows["used"], dtype=int)) if time is None else _gather(time, bin)
     shape = (1 if times is None else len(times), *valid.shape)
@@ -233,11 +235,11 @@ def _nothing(
     path: str | Path, rows: Mapping[str, int], position: NDArray[np.floating], axes: tuple[NDArray[np.floating], ...]
 ) -> str:
     """What is said where no point can be used."""
-    told = ", ".join(f"{number} {fate}" for fate, number in rows.items() if number) or "the table has no row"
+    text = ", ".join(f"{number} {fate}" for fate, number in rows.items() if number) or "the table has no row"
     for name, values, axis in zip("xy", position, map(np.asarray, axes), strict=True):
         if values.size:
-            told += f"; {name} {values.min():g} to {values.max():g}, of the grid {axis.min():g} to {axis.max():g}"
-    return f"{path}: no point lies on a valid cell of the grid: {told}. Give points of this region"
+            text += f"; {name} {values.min():g} to {values.max():g}, of the grid {axis.min():g} to {axis.max():g}"
+    return f"{path}: no point lies on a valid cell of the grid: {text}. Give points of this region"
 
 
 def _listing(role: str, names: Mapping[str, Sequence[str]] = NAMES) -> str:
@@ -288,13 +290,33 @@ class _Table:
             bad = next(i for i, cell in enumerate(cells) if not _is_number(cell))
             raise self._refuse(role, bad, "is not a number") from None
 
+    def units(self, role: str) -> str:
+        """The units in brackets in the header of a column, empty where it has none."""
+        found = re.search(r"[\[(](.*?)[\])]", self.names[role])
+        return found[1].strip() if found else ""
+
+    def scale(self, role: str) -> float:
+        """What a column of speeds is multiplied by to be in m s-1; 1 where it has no units.
+
+        Raises:
+            UserError: Units that are no speed.
+        """
+        units = self.units(role)
+        scale = factor(units, SPEED) if units else 1.0
+        if scale is None:
+            raise UserError(
+                f"{self.path}: column '{self.names[role]}' has units '{units}', which are no speed. Expected such as "
+                "m/s or cm/s, or none where the numbers are in the units of the data"
+            )
+        return scale
+
     def errors(self, used: NDArray[np.bool_]) -> NDArray[np.float64] | None:
         """The errors of the rows `used (n,)`, where there is such a column."""
         if "error" not in self.columns:
             return None
         error = self.numbers("error")
         self._check("error", used & ~(np.isfinite(error) & (error > 0)), "is not a positive error")
-        return error[used]
+        return error[used] * (self.scale("error") if self.units("error") else self.scale("u"))
 
     def times(self, used: NDArray[np.bool_]) -> NDArray | None:
         """The times of the rows `used (n,)`, numbers or `datetime64[ns]` in UTC, where there is such a column."""
@@ -335,6 +357,11 @@ def _columns(path: Path, header: Sequence[str], names: Mapping[str, Sequence[str
     """The place of each role in the header."""
     plain = [_plain(name).lower() for name in header]
     found = {role: plain.index(name) for role in names for name in reversed(names[role]) if name in plain}
+    for role, place in found.items():
+        if plain.count(plain[place]) > 1:
+            raise UserError(
+                f"{path}: {plain.count(plain[place])} columns are called '{plain[place]}', expected one {role}"
+            )
     for role in REQUIRED:
         if role not in found:
             raise UserError(

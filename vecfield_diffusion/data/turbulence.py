@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.data.fields import Fields
-from vecfield_diffusion.data.hdf5 import open_hdf5, write_hdf5
+from vecfield_diffusion.data.readers import open_fields
+from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.progress import bar
 
 #: Flows solved at once: few enough for their spectra to stay in the cache of a core.
@@ -211,9 +212,9 @@ def open_turbulence(
     }
     path = _made(Path(folder), "turbulence", recipe, lambda: flows(solver, recipe))
     if twin:
-        fields, recipe = open_hdf5(str(path)), {**recipe, "twin": True}
+        fields, recipe = open_fields(str(path)), {**recipe, "twin": True}
         path = _made(Path(folder), "turbulence_twin", recipe, lambda: twins(fields, recipe))
-    return open_hdf5(str(path))
+    return open_fields(str(path))
 
 
 def _made(folder: Path, name: str, recipe: dict[str, float], blocks: Callable[[], Iterator[Tensor]]) -> Path:

@@ -44,7 +44,7 @@ class Template:
         dims: The names of the dimensions time, y and x.
         coordinates: Of these dimensions, for all times to be written: values (None where the source has none) and
             attributes. Units and calendar of `datetime64` values say how they are stored.
-        units: The units of the velocity.
+        units: The units of a component whose attributes name none.
         component_attrs: The attributes of the two components: standard_name, long_name, grid_mapping...
         extra_coords: Coordinates that are no dimension, such as 2-D latitude and longitude or the grid mapping: their
             dimensions, values and attributes.
@@ -174,7 +174,7 @@ class Layout:
         """Returns the attributes of one variable of the component `channel`."""
         attrs = {key: value for key, value in self.template.component_attrs[channel].items() if key not in STORAGE}
         title = attrs.setdefault("long_name", WORDS[channel])
-        attrs |= {"units": self.template.units} | self._references(channel)
+        attrs |= {"units": attrs.get("units", self.template.units)} | self._references(channel)
         if suffix == "":
             return attrs | {"cell_methods": f"{attrs.get('cell_methods', '')} member: mean".strip()}
         kept = {key: attrs[key] for key in ("units", "grid_mapping", "coordinates") if key in attrs}

@@ -34,7 +34,7 @@ from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.inference.template import Buffer, Layout, Template
 from vecfield_diffusion.programs.filling import Filling, at_once, open_filling
 from vecfield_diffusion.programs.plausible import check_members
-from vecfield_diffusion.programs.source import Source, files_behind, restored
+from vecfield_diffusion.programs.source import Source, files_behind
 from vecfield_diffusion.programs.trained import Trained
 from vecfield_diffusion.training.batches import MaskFunction
 
@@ -209,7 +209,7 @@ def template(filling: Filling) -> Template:
         component_attrs=fields.component_attrs,
         extra_coords=others,
         attributes={name: stored(value) for name, value in provenance.items()},
-        restore=partial(restored, fields),
+        restore=fields.restore,
     )
 
 

@@ -16,8 +16,8 @@ from typing import Any
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.data import inspection
 from vecfield_diffusion.data.fields import Fields
-from vecfield_diffusion.data.formats import open_fields
 from vecfield_diffusion.data.inspection import Inspection
+from vecfield_diffusion.data.readers import open_fields
 from vecfield_diffusion.evaluation.plots import figure_inspection
 from vecfield_diffusion.inference.files import write_text_atomic
 from vecfield_diffusion.programs.findings import report
@@ -74,7 +74,7 @@ def inspect(source: Any, **options: Any) -> InspectionReport:
         UserError: It cannot be read, or its fields do not vary.
     """
     path = str(source) if isinstance(source, str | os.PathLike) else "FILE"
-    return described(open_fields(path if path != "FILE" else source, **options), {"path": path, **options})
+    return described(open_fields(source, **options), {"path": path, **options})
 
 
 def described(fields: Fields, given: Mapping[str, Any]) -> InspectionReport:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import tempfile
-import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +13,9 @@ import xarray as xr
 from torch import Tensor
 
 from vecfield_diffusion.data.fields import Fields, MemoryReader
-from vecfield_diffusion.data.formats import files_of, open_fields
 from vecfield_diffusion.data.masks import load_mask
 from vecfield_diffusion.data.points import open_points
+from vecfield_diffusion.data.readers import files_of, open_fields
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.programs.trained import Trained, check_grid, held_out
 
@@ -27,51 +24,16 @@ Source = str | Path | xr.Dataset | Sequence[xr.DataArray]
 TABLES = (".csv", ".tsv", ".txt")
 
 
-def source_of(source: Source) -> tuple[str, tempfile.TemporaryDirectory | None]:
-    """Returns the path of a source and, where it lies in memory, the folder that holds its copy.
-
-    AT THE MERGE: `vecfield_diffusion.data.readers.open_fields` takes Datasets and DataArrays itself; then this function
-    and the folder in `open_source` go.
-
-    Raises:
-        UserError: What is no source of fields.
-    """
-    if isinstance(source, str | Path):
-        return str(source), None
-    if isinstance(source, Sequence) and len(source) == 2 and all(isinstance(part, xr.DataArray) for part in source):
-        source = xr.Dataset({part.name or name: part for part, name in zip(source, "uv", strict=True)})
-    if not isinstance(source, xr.Dataset):
-        raise UserError(f"expected a path, a pattern, an xarray.Dataset or two DataArrays, got {type(source).__name__}")
-    folder = tempfile.TemporaryDirectory(prefix="vecfield_")
-    source.to_netcdf(Path(folder.name) / "dataset.nc", engine="h5netcdf")
-    return str(Path(folder.name) / "dataset.nc"), folder
-
-
 def open_source(source: Source, **options: Any) -> Fields:
     """Returns the fields of a source; `options` are those of `open_fields`.
 
     Raises:
         UserError: A source that cannot be read or understood.
     """
-    path, folder = source_of(source)
-    fields = open_fields(path, **options)
-    if folder is not None:
-        fields = replace(fields, source=f"Dataset of {', '.join(fields.names)}")
-        weakref.finalize(fields, folder.cleanup)
-    return fields
-
-
-def restored(fields: Fields, velocity: np.ndarray) -> np.ndarray:
-    """Returns velocities `(..., 2, H, W)` in the units and along the axes of the source.
-
-    AT THE MERGE: `fields.restore(velocity)`.
-    """
-    return getattr(fields, "restore", np.asarray)(velocity)
-
-
-def within(fields: Fields, valid: Tensor) -> Fields:
-    """Returns the fields on another domain `(H, W)`. AT THE MERGE: `fields.within(valid)`."""
-    return replace(fields, grid=replace(fields.grid, valid=valid))
+    pair = isinstance(source, Sequence) and len(source) == 2 and all(isinstance(part, xr.DataArray) for part in source)
+    if not (pair or isinstance(source, str | Path | xr.Dataset)):
+        raise UserError(f"expected a path, a pattern, an xarray.Dataset or two DataArrays, got {type(source).__name__}")
+    return open_fields(tuple(source) if pair else source, **options)
 
 
 def read_variable(fields: Fields, name: str, indices: Sequence[int]) -> Tensor:
@@ -181,7 +143,8 @@ def chosen_snapshots(
     else:
         fields, offered = held_out(trained, "test", config["trust"], config["data"])
     if config["domain"] is not None:
-        fields = within(fields, load_mask(config["domain"], fields.shape))
+        fields = fields.within(load_mask(config["domain"], fields.shape))
+    fields = fields.converted(trained.units)
     print(fields.summary())
     check_grid(fields, trained)
     chosen = config["time"]

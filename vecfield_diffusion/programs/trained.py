@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from vecfield_diffusion import threads
 from vecfield_diffusion.config.build import build, named_files
 from vecfield_diffusion.data.context import Context
-from vecfield_diffusion.data.fields import Fields, same_units
+from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.statistics import believed
 from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.denoiser import Denoiser
@@ -255,7 +255,7 @@ def held_out(trained: Trained, split: str, trust: Sequence[str] = (), data: str 
     paths = [*trained.files, *([] if data is None else [data])]
     try:
         node = node if data is None else {**node, "path": data}
-        fields, _ = believed(build(node, "dataset", trust=trust, paths=paths))
+        fields, _ = believed(build(node, "dataset", trust=trust, paths=paths).converted(trained.units))
     except UserError as error:
         raise UserError(
             f"the data that {trained.path} was trained on: {error} (run it from the folder where it was trained, or "
@@ -326,14 +326,12 @@ def elsewhere(trained: Trained, fields: Fields) -> bool:
 
 
 def check_grid(fields: Fields, trained: Trained) -> None:
-    """Raises UserError where fields have other units, or rows in another order, than those of the training data."""
+    """Raises UserError where the rows of fields are in another order than those of the training data."""
     if fields.grid.dy[0] * trained.grid.dy[0] < 0:
         raise UserError(
             f"the rows of {fields.source} run the other way than those that {trained.path} was trained on. Turn the "
             f"file around along {fields.y_name}"
         )
-    if not same_units(fields.units, trained.units):
-        raise UserError(f"{fields.source} is in {fields.units}, but {trained.path} was trained on {trained.units}")
     for name in ("dx", "dy"):
         here, there = (getattr(grid, name).abs().median() for grid in (fields.grid, trained.grid))
         if not 0.95 < here / there < 1.05:

@@ -1,0 +1,352 @@
+"""Coordinates as files have them, and the grid that follows: spacing in metres, staggering, the turn against east."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vecfield_diffusion.data.units import DEGREE, LENGTH, factor, says_nothing
+from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.physics.grid import EARTH_RADIUS, Grid
+
+UNEVEN = 0.02
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A coordinate as a file has it.
+
+    Arguments:
+        name: What it is called in outputs: `x`, `y`, `lon`, `lat` or `time`.
+        values: `(W,)`, `(H,)` or `(N,)`; None where the file has none.
+        attrs: Its attributes.
+        degrees: Whether it counts degrees on a sphere.
+        label: Its name in the file, for messages.
+    """
+
+    name: str
+    values: np.ndarray | None = None
+    attrs: dict[str, Any] = field(default_factory=dict)
+    degrees: bool = False
+    label: str = ""
+
+    @property
+    def units(self) -> str:
+        """Its units as the file spells them, empty where it has none."""
+        return str(self.attrs.get("units", "")).strip()
+
+    @property
+    def called(self) -> str:
+        """Its name for messages."""
+        return self.label or self.name
+
+    @property
+    def metres(self) -> float:
+        """The metres of one unit, where the coordinate does not count degrees; 1 where it has no units.
+
+        Raises:
+            UserError: Units that are no length.
+        """
+        metres = factor(self.units, LENGTH)
+        if metres is None and self.units not in ("", "1"):
+            key = "dx" if self.name in ("x", "lon") else "dy"
+            raise UserError(
+                f"the coordinate {self.called} has units '{self.units}', which are no length. Give the spacing of the "
+                f"cells in metres: dataset.{key}=..."
+            )
+        return 1.0 if metres is None else metres
+
+    def checked(self) -> Axis:
+        """The same, degrees counted as such.
+
+        Raises:
+            UserError: No number at all, or degrees that no globe has.
+        """
+        if self.values is None or self.name == "time":
+            return self
+        values = np.asarray(self.values, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise UserError(
+                f"the coordinate {self.called} has values that are no numbers. Mend the file, or name another."
+            )
+        most = 90.0 if self.name == "lat" else 720.0
+        if self.degrees and np.abs(values).max() > most + 1e-3:
+            raise UserError(
+                f"the coordinate {self.called} runs from {values.min():g} to {values.max():g}, which are no degrees. "
+                "Say what it counts in its attribute `units` (m, km, degrees_east), or name another: dataset.x=, "
+                "dataset.y="
+            )
+        return self
+
+    def step(self) -> float | np.ndarray | None:
+        """The spacing in the axis's unit: a number where it is even, else that of every cell; None where unknown."""
+        if self.values is None or len(self.values) < 2:
+            return None
+        values = np.asarray(self.values, dtype=np.float64)
+        if self.name == "lon":
+            values = np.unwrap(values, period=360.0)
+        steps = np.diff(values)
+        mean = (values[-1] - values[0]) / len(steps)
+        if mean != 0 and np.all(np.abs(steps - mean) <= UNEVEN * abs(mean)):
+            return float(mean)
+        if not (np.all(steps > 0) or np.all(steps < 0)):
+            role = {"lon": "x", "lat": "y"}.get(self.name, self.name)
+            raise UserError(
+                f"the coordinate {self.called} neither rises nor falls throughout. Mend the file, or choose another "
+                f"coordinate: dataset.{role}=NAME"
+            )
+        return np.gradient(values)
+
+
+def make_grid(
+    valid: Tensor,
+    x: Axis,
+    y: Axis,
+    *,
+    dx: float | np.ndarray | None = None,
+    dy: float | np.ndarray | None = None,
+    boundary_x: str | None = None,
+    boundary_y: str | None = None,
+) -> Grid:
+    """The grid of two coordinates. A spacing that is given goes first; 1.0 stands where nothing is known.
+
+    Arguments:
+        valid: Boolean `(H, W)`.
+        x: The coordinate of the columns, which must be evenly spaced unless `dx` is given.
+        y: The coordinate of the rows.
+        dx: In metres, a number or `(H,)`.
+        dy: In metres, a number or `(H,)`.
+        boundary_x: If None: periodic where a longitude closes the circle, else open.
+        boundary_y: If None: open.
+
+    Raises:
+        UserError: A coordinate that is not evenly spaced (`x`), not monotonic or in units of no length.
+        ValueError: A boundary or a spacing that `Grid` refuses.
+    """
+    boundaries = {"boundary_x": boundary_x, "boundary_y": boundary_y}
+    boundaries = {name: boundary for name, boundary in boundaries.items() if boundary is not None}
+    x, y = x if dx is not None else x.checked(), y if dy is not None else y.checked()
+    step_x, step_y = x.step() if dx is None else None, y.step() if dy is None else None
+    _check_axes(x, y, step_x, spaced=dx is not None and dy is not None)
+    if x.degrees and y.degrees and np.abs(np.asarray(y.values)).max() <= 90.001:
+        lon = torch.tensor(np.unwrap(np.asarray(x.values, dtype=np.float64), period=360.0))
+        globe = Grid.from_degrees(lon, torch.tensor(np.asarray(y.values, dtype=np.float64)), valid, **boundaries)
+        boundaries["boundary_x"] = globe.boundary_x
+        step_x, step_y = globe.dx, globe.dy
+    else:
+        step_x = 1.0 if step_x is None else step_x * x.metres
+        step_y = 1.0 if step_y is None else step_y * y.metres
+    dx, dy = step_x if dx is None else dx, step_y if dy is None else dy
+    spacing = {"dx": torch.as_tensor(dx, dtype=torch.float64), "dy": torch.as_tensor(dy, dtype=torch.float64)}
+    return Grid(valid=valid, **spacing, **boundaries)
+
+
+def _check_axes(x: Axis, y: Axis, step_x: float | np.ndarray | None, spaced: bool) -> None:
+    if isinstance(step_x, np.ndarray):
+        raise UserError(
+            f"the coordinate {x.called} is not evenly spaced ({step_x.min():g} to {step_x.max():g}). Regrid the file, "
+            "or give one spacing in metres: dataset.dx=..."
+        )
+    if x.degrees != y.degrees and not spaced:
+        raise UserError(
+            f"{x.called} and {y.called} must both be in degrees or both in metres. Name other coordinates, or give the "
+            "spacing in metres: dataset.dx=... dataset.dy=..."
+        )
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Coordinates of every cell, `(H, W)` each, NaN where unknown.
+
+    Arguments:
+        x: Along x: longitude in degrees, or a length in the units of the file.
+        y: Likewise along y.
+        degrees: Whether they count degrees on the globe.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    degrees: bool
+
+    @classmethod
+    def of(cls, x: np.ndarray, y: np.ndarray, degrees: bool) -> Plane:
+        """The coordinates, where cells that were left out and filled with 0 are unknown.
+
+        Raises:
+            UserError: No number, or degrees that no globe has.
+        """
+        x, y = (np.asarray(plane, dtype=np.float64).copy() for plane in (x, y))
+        unknown = ~(np.isfinite(x) & np.isfinite(y))
+        # One cell may lie where the equator crosses the meridian of Greenwich; several are fill.
+        empty = (x == 0) & (y == 0)
+        unknown |= empty if empty.sum() > 1 else False
+        if unknown.all():
+            raise UserError(
+                "the coordinates of the cells have no number. Give the spacing: dataset.dx=... dataset.dy=..."
+            )
+        x[unknown], y[unknown] = np.nan, np.nan
+        if degrees and (np.nanmax(np.abs(y)) > 90.001 or np.nanmax(np.abs(x)) > 720.001):
+            raise UserError(
+                f"longitudes from {np.nanmin(x):g} to {np.nanmax(x):g} and latitudes from {np.nanmin(y):g} to "
+                f"{np.nanmax(y):g} are no degrees. Say what they count in their attribute `units`, or give dataset.dx= "
+                "and dataset.dy="
+            )
+        return cls(x, y, degrees)
+
+    def steps(self, axis: int) -> tuple[np.ndarray, np.ndarray]:
+        """From every cell to the next along `axis`, eastward and northward, in degrees of latitude or in lengths."""
+        dx, dy = np.diff(self.x, axis=axis), np.diff(self.y, axis=axis)
+        if not self.degrees:
+            return dx, dy
+        before, after = np.take(self.y, range(self.y.shape[axis] - 1), axis), np.delete(self.y, 0, axis)
+        return ((dx + 180.0) % 360.0 - 180.0) * np.cos(np.deg2rad((before + after) / 2)), dy
+
+    def lines(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The coordinates as those of the columns and of the rows, where the grid is straight."""
+        x = self.x if not self.degrees else np.where(np.isfinite(self.x), np.unwrap(self.x, period=360.0), np.nan)
+        lines = along(x, 1), along(self.y, 0)
+        return None if lines[0] is None or lines[1] is None else lines
+
+    def spacing(self) -> tuple[np.ndarray, np.ndarray]:
+        """See `plane_spacing`."""
+        return plane_spacing(self.x, self.y, self.degrees)
+
+    def turn(self) -> np.ndarray:
+        """The angle from east to the direction of the columns, anticlockwise in radians, `(H, W)`."""
+        east, north = self.steps(1)
+        # Where the place of a cell is unknown, the columns run as they do elsewhere in its row, or in the grid.
+        for part in (east, north):
+            known = np.isfinite(part)
+            sums = np.where(known, part, 0.0).sum(1) / np.maximum(known.sum(1), 1)
+            rows = np.where(known.any(1), sums, part[known].mean())
+            part[~known] = np.broadcast_to(rows[:, None], part.shape)[~known]
+        return np.arctan2(_at_cells(north), _at_cells(east))
+
+
+def _at_cells(steps: np.ndarray) -> np.ndarray:
+    """The mean of the step before a cell and the one after it; at the ends the line through the last two steps."""
+    ends = [steps[:, [0]] * 1.5 - steps[:, [1]] * 0.5, steps[:, [-1]] * 1.5 - steps[:, [-2]] * 0.5]
+    return np.concatenate([ends[0], (steps[:, 1:] + steps[:, :-1]) / 2, ends[1]], axis=1)
+
+
+def plane_spacing(x: np.ndarray, y: np.ndarray, degrees: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The spacing of a curvilinear grid in metres, `dx (H,)` and `dy (H,)`.
+
+    Distances between neighbours along the great circle (haversine formula), or the straight line where the coordinates
+    are not degrees, averaged over every row; `dy` at a row is the mean of the distances to the two beside it, negative
+    where the rows run to the right of the columns: southward, where the columns run eastward.
+
+    Arguments:
+        x: The coordinate along x of every cell, `(H, W)`; longitude in degrees. NaN where unknown.
+        y: Likewise along y.
+        degrees: Whether they count degrees on the globe.
+    """
+    plane = Plane(x, y, degrees)
+    across = _rows_filled(_distance(x, y, 1, degrees))
+    between = _rows_filled(_distance(x, y, 0, degrees))
+    (ax, ay), (bx, by) = ((part[: x.shape[0] - 1, : x.shape[1] - 1] for part in plane.steps(axis)) for axis in (1, 0))
+    right = np.nanmean(ax * by - ay * bx) < 0
+    dy = np.concatenate([between[:1], (between[1:] + between[:-1]) / 2, between[-1:]])
+    return across, -dy if right else dy
+
+
+def _distance(x: np.ndarray, y: np.ndarray, axis: int, degrees: bool) -> np.ndarray:
+    dx, dy = np.diff(x, axis=axis), np.diff(y, axis=axis)
+    if not degrees:
+        return np.hypot(dx, dy)
+    lat = np.deg2rad(y)
+    before, after = (np.take(lat, range(start, lat.shape[axis] - 1 + start), axis=axis) for start in (0, 1))
+    chord = np.sin(np.deg2rad(dy) / 2) ** 2 + np.cos(before) * np.cos(after) * np.sin(np.deg2rad(dx) / 2) ** 2
+    return 2 * EARTH_RADIUS * np.arcsin(np.sqrt(chord))
+
+
+def _rows_filled(distance: np.ndarray) -> np.ndarray:
+    """The mean of every row, where a row without any takes that of the nearest ones."""
+    known = np.isfinite(distance)
+    mean = np.where(known, distance, 0.0).sum(1) / np.maximum(known.sum(1), 1)
+    rows = np.flatnonzero(known.any(1))
+    return np.interp(np.arange(len(mean)), rows, mean[rows])
+
+
+def along(plane: np.ndarray, axis: int) -> np.ndarray | None:
+    """The coordinate `(H, W)` as one along `axis`, if it changes along that alone (to a thousandth of a step)."""
+    known = np.isfinite(plane)
+    count = known.sum(axis=1 - axis)
+    if (count > 0).sum() < 2:
+        return None
+    line = np.where(known, plane, 0.0).sum(axis=1 - axis) / np.maximum(count, 1)
+    places = np.flatnonzero(count)
+    if len(places) < len(line):
+        line = _extended(line, places)
+    step = np.abs(np.diff(line)).min(initial=np.inf)
+    spread = np.nanmax(np.abs(plane - np.expand_dims(line, 1 - axis)))
+    return line if spread <= 1e-3 * step else None
+
+
+def _extended(line: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """A line that is known at `places`: straight between them, and on either side as between the two outermost."""
+    whole = np.interp(np.arange(len(line)), places, line[places])
+    (a, b), (y, z) = places[:2], places[-2:]
+    before, after = np.arange(a), np.arange(z + 1, len(line))
+    whole[before] = line[a] + (before - a) * (line[b] - line[a]) / (b - a)
+    whole[after] = line[z] + (after - z) * (line[z] - line[y]) / (z - y)
+    return whole
+
+
+def stagger(first: Plane, second: Plane) -> tuple[float, float] | None:
+    """How far the points of `first` lie from those of `second`, in cells along x and y; None where that varies.
+
+    `(0, 0)` is one grid, `(0.5, -0.5)` a C-grid whose u lies on the far and `(-0.5, 0.5)` one whose u lies on the near
+    side of the cells (Arakawa and Lamb 1977).
+    """
+    height, width = (min(sizes) for sizes in zip(first.x.shape, second.x.shape, strict=True))
+    here, there = (Plane(p.x[:height, :width], p.y[:height, :width], p.degrees) for p in (first, second))
+    (ax, ay), (bx, by) = ((part[: height - 1, : width - 1] for part in here.steps(axis)) for axis in (1, 0))
+    dx, dy = here.x - there.x, here.y - there.y
+    if here.degrees:
+        dx = ((dx + 180.0) % 360.0 - 180.0) * np.cos(np.deg2rad(here.y))
+    dx, dy = dx[: height - 1, : width - 1], dy[: height - 1, : width - 1]
+    area = ax * by - ay * bx
+    shares = np.stack([(dx * by - dy * bx) / area, (ax * dy - ay * dx) / area])
+    shares = shares[:, np.isfinite(shares).all(axis=0)]
+    if not shares.size:
+        return None
+    middle = np.median(shares, axis=1)
+    even = np.median(np.abs(shares - middle[:, None]), axis=1).max() < 0.05
+    near = np.round(2 * middle) / 2
+    return (float(near[0]), float(near[1])) if even and np.abs(near - middle).max() < 0.1 else None
+
+
+def centres(shapes: tuple[tuple[int, int], tuple[int, int]], offset: tuple[float, float]) -> tuple[Any, ...]:
+    """How a C-grid is brought to the centres that have u and v on both sides.
+
+    Arguments:
+        shapes: `(H, W)` of u and of v.
+        offset: See `stagger`, with u first.
+
+    Returns:
+        For u and for v the two slices of (y, x) whose mean is taken, and the slices of the centres in the columns of v
+        and in the rows of u.
+    """
+    (height_u, width_u), (height_v, width_v) = shapes
+    far = offset[0] > 0
+    width, height = (
+        (min(width_u, width_v) - 1, min(height_u, height_v) - 1)
+        if far
+        else (min(width_u - 1, width_v), min(height_v - 1, height_u))
+    )
+    start = 1 if far else 0
+    columns, rows = slice(start, start + width), slice(start, start + height)
+    before = -1 if far else 1
+    shifted_x, shifted_y = (slice(s.start + before, s.stop + before) for s in (columns, rows))
+    return [(rows, columns), (rows, shifted_x)], [(rows, columns), (shifted_y, columns)], columns, rows
+
+
+def to_degrees(values: np.ndarray, units: str) -> np.ndarray:
+    """Longitudes or latitudes in degrees, whether the file counts degrees or radians."""
+    scale = factor(units, DEGREE)
+    return values if scale is None or says_nothing(units) and scale == 1.0 else np.asarray(values) * scale

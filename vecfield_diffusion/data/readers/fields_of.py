@@ -1,0 +1,238 @@
+"""From a data set to what is known of its velocity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from vecfield_diffusion.data.fields import find_name
+from vecfield_diffusion.data.readers.decoding import PACKING, decoded, limits_of
+from vecfield_diffusion.data.readers.found import Found
+from vecfield_diffusion.data.readers.layout import Layout, dims_of, layout_of, length_of
+from vecfield_diffusion.data.readers.places import component_at, extra_coords_of, spacing_of, time_axis
+from vecfield_diffusion.data.readers.reader import plain
+from vecfield_diffusion.data.readers.roles import BOTH, Options, choose_pair, find, units_of
+from vecfield_diffusion.data.readers.sizes import anonymous, named, orders
+from vecfield_diffusion.data.stored import Components, Joined, Reader, Snapshots, Stamp
+from vecfield_diffusion.data.units import SPEED, factor
+from vecfield_diffusion.errors import UserError
+
+ORIGINS = ("title", "source", "licence", "license", "references", "institution")
+#: Snapshots are decoded together up to about this many bytes, whole chunks at a time.
+TOGETHER = 2**22
+
+
+def understand(dataset: xr.Dataset, options: Options, source: str, stamps: Mapping[str, Stamp] | None = None) -> Found:
+    """What a data set holds: the velocity, its axes and coordinates, the other variables.
+
+    Raises:
+        UserError: No or several candidate pairs, dimensions without a meaning, or sizes that do not fit.
+    """
+    names, both, notes = _components(dataset, options, source)
+    given = {role: getattr(options, role) for role in ("x", "y", "time")}
+    if anonymous(dataset, names[0]):
+        _same_shape(dataset, names, source)
+        dataset, more = named(dataset, names, given, both, source)
+        notes += more
+    dataset = decoded(dataset, names, source)
+    layouts = [layout_of(dataset, name, both, options, source) for name in names]
+    first = layouts[0]
+    length, runs = length_of(dataset, first), _runs(dataset, first)
+    views = {str(name): first.view(item) for name, item in dataset.variables.items()}
+    views = {name: view for name, view in views.items() if view is not None}
+    still_file = {"source": source, "stamps": dict(stamps or {}), "done": dataset.close}
+    masks = _masks(dataset, options, views, first, source)
+    moving = [(views[name], wet) for name, wet in masks if {"time", "run"} & set(views[name].dims)]
+    components = tuple(
+        component_at(dataset, layout, options, reader=_reader(dataset, layout, moving, still_file), source=source)
+        for layout in layouts
+    )
+    for component in components:
+        if min(component.shape) < 3 or length < 1:
+            raise UserError(
+                f"{source}: '{component.name}' has {dict(dataset.variables[component.name].sizes)}. Expected at least "
+                f"3 x 3 cells and one time, found {component.shape[0]} x {component.shape[1]} cells."
+            )
+    attrs = {str(name): plain(value) for name, value in dataset.attrs.items() if str(name)[:1] != "_"}
+    shape = components[0].shape
+    extra = {"dims": dims_of(dataset, first), "extra_coords": extra_coords_of(dataset, first, views)}
+    variable = dataset.variables[names[0]]
+    stored = "" if not dataset.encoding.get("kind") else f"{dataset.encoding['kind']}, "
+    others = {name: _other(dataset, name, view, shape, still_file) for name, view in views.items()}
+    return Found(
+        components=components,
+        length=length,
+        time=time_axis(dataset, first, options, source),
+        mask=_domain([(views[name], wet) for name, wet in masks if name != "observed"], shape, still_file),
+        attrs={name.replace("license", "licence"): str(attrs[name]) for name in ORIGINS if name in attrs},
+        source=source,
+        spacing=spacing_of(attrs, source),
+        notes=notes + _offers(options, views),
+        layout=f"{stored}{', '.join(names)} ({','.join(map(str, variable.shape))})",
+        global_attrs=attrs,
+        variables=others,
+        speeds=frozenset(name for name in others if factor(units_of(dataset.variables[name]), SPEED) is not None),
+        misfits={str(name): item.shape for name, item in dataset.variables.items() if str(name) not in views},
+        groups=_groups([dataset.variables[name] for name in names], layouts, length),
+        runs=runs,
+        **(extra if not dataset.encoding.get("unnamed") else {}),
+    )
+
+
+def _components(dataset: xr.Dataset, options: Options, source: str) -> tuple[tuple[str, ...], bool, tuple[str, ...]]:
+    """The names of the arrays of the velocity, whether it is one for both, and what there is to say of the choice."""
+    if options.only is not None:
+        return (find(dataset, "u", options.only, source),), False, ()
+    if options.u is not None and options.v is not None:
+        return (find(dataset, "u", options.u, source), find(dataset, "v", options.v, source)), False, ()
+    if options.u is None and options.v is None:
+        numeric = {str(name): item for name, item in dataset.variables.items() if item.dtype.kind in "fiub"}
+        if options.velocity is not None:
+            return (find(dataset, "velocity", options.velocity, source),), True, ()
+        likely = [dataset.encoding.get("velocity"), *BOTH]
+        for name in filter(None, (find_name(numeric, name) for name in likely if name)):
+            turned = bool(dataset.encoding.get("turned"))
+            if not anonymous(dataset, name) or orders(numeric[name].shape, True, turned):
+                return (name,), True, ()
+    names, notes = choose_pair(dataset, options, source)
+    return names, False, notes
+
+
+def _same_shape(dataset: xr.Dataset, names: Sequence[str], source: str) -> None:
+    shapes = [dataset.variables[name].shape for name in names]
+    if len(shapes) == 2 and shapes[0] != shapes[1]:
+        raise UserError(
+            f"{source}: '{names[0]}' has shape {shapes[0]} and '{names[1]}' {shapes[1]}. Expected two components on "
+            "the same points, (N, H, W) each: dataset.u=... dataset.v=..."
+        )
+
+
+def _runs(dataset: xr.Dataset, layout: Layout) -> np.ndarray | None:
+    sizes = dataset.variables[layout.name].sizes
+    runs, times = (sizes.get(layout.dims.get(axis), 1) for axis in ("run", "time"))
+    return np.repeat(np.arange(runs), times) if runs > 1 else None
+
+
+def _reader(
+    dataset: xr.Dataset, layout: Layout, masks: Sequence[tuple[xr.Variable, bool]], file: Mapping[str, Any]
+) -> Reader:
+    variable = dataset.variables[layout.name]
+    view = layout.view(variable)
+    shape = view.sizes["y"], view.sizes["x"]
+    return _by_runs(view, shape, [limits_of(variable)], masks, file)
+
+
+def _by_runs(
+    view: xr.Variable,
+    shape: tuple[int, int],
+    limits: Sequence[tuple[float, float]],
+    masks: Sequence[tuple[xr.Variable, bool]],
+    file: Mapping[str, Any],
+    runs: int | None = None,
+    times: int = 1,
+) -> Reader:
+    """The reader of a variable; runs one after the other where it has any, or where the velocity has."""
+    runs, times = view.sizes.get("run", runs), view.sizes.get("time", times)
+    if runs is None:
+        return Snapshots([view], shape, limits, masks, **file)
+    parts = [view[{"run": run}] if "run" in view.dims else view for run in range(runs)]
+    cut = [[(mask[{"run": run}] if "run" in mask.dims else mask, wet) for mask, wet in masks] for run in range(runs)]
+    readers = [Snapshots([part], shape, limits, own, **file) for part, own in zip(parts, cut, strict=True)]
+    return Joined(readers, [times] * runs)
+
+
+def _other(
+    dataset: xr.Dataset, name: str, view: xr.Variable, shape: tuple[int, int], file: Mapping[str, Any]
+) -> Reader:
+    """The reader of another variable; one in units of speed is converted to m s-1, as the velocity is."""
+    variable = dataset.variables[name]
+    run = next((dim for dim in dataset.sizes if dim == "run"), None)
+    runs = {"runs": dataset.sizes[run], "times": dataset.sizes.get("time", 1)} if run else {}
+    reader = _by_runs(view, shape, [limits_of(variable)], (), file, **runs)
+    scale = factor(units_of(variable), SPEED)
+    return reader if scale in (None, 1.0) else Components([reader], (scale, scale))
+
+
+def _groups(variables: Sequence[xr.Variable], layouts: Sequence[Layout], length: int) -> np.ndarray | None:
+    """`(N,)`, the same number for snapshots that are decoded together; None where nothing needs to be decoded."""
+    sizes = {"run": [1], "time": []}
+    for variable, layout in zip(variables, layouts, strict=True):
+        encoding = variable.encoding
+        packed = any(key in encoding for key in PACKING if not _is_nan(encoding.get(key)))
+        if (variable._in_memory or encoding.get("decoded", False)) and not packed:
+            continue
+        chunks = dict(zip(variable.dims, encoding.get("chunksizes") or (), strict=False))
+        for axis, found in sizes.items():
+            found.append(chunks.get(layout.dims.get(axis), 1))
+    if not sizes["time"]:
+        return None
+    runs, chunk = max(sizes["run"]), max(sizes["time"])
+    cells = int(np.prod([variables[0].sizes[layouts[0].dims[axis]] for axis in ("y", "x")]))
+    few = max(1, TOGETHER // (8 * cells))
+    few = -(-few // chunk) * chunk
+    times = variables[0].sizes.get(layouts[0].dims.get("time"), 1)
+    run, time = np.divmod(np.arange(length), times)
+    return (run // runs) * (times // few + 1) + time // few
+
+
+def _is_nan(value: Any) -> bool:  # noqa: ANN401
+    return value is None or (np.asarray(value).dtype.kind == "f" and bool(np.isnan(value).all()))
+
+
+def _masks(
+    dataset: xr.Dataset, options: Options, views: Mapping[str, xr.Variable], layout: Layout, source: str
+) -> list[tuple[str, bool]]:
+    """The masks to apply, each with the value of a measured cell.
+
+    `valid` and `observed` are masks without being named where the dimensions have no names. In a native file they must
+    be; in another one an array of such a name may be anything, and is a mask only if it has the shape of one.
+    """
+    given = {"valid": options.valid, "invalid": options.invalid, "observed": None}
+    native = bool(dataset.encoding.get("native"))
+    wanted = {"valid": {"y", "x"}, "observed": {"time", "y", "x"}}
+    if "turned" in dataset.encoding:
+        for key in ("valid", "observed"):
+            fits = key in views and wanted[key] <= set(views[key].dims) | (
+                {"time"} if length_of(dataset, layout) == 1 else set()
+            )
+            if given[key] is None and key in dataset.variables and (fits or native):
+                given[key] = key
+    masks = [(key, find(dataset, key, name, source)) for key, name in given.items() if name is not None]
+    sizes = dataset.variables[layout.name].sizes
+    moving = [sizes[layout.dims[axis]] for axis in ("time", "y", "x") if axis in layout.dims]
+    for key, name in masks:
+        need = {axis for axis in wanted.get(key, {"y", "x"}) if axis in layout.dims}
+        if name not in views or not need <= set(views[name].dims):
+            shapes = dict.fromkeys([tuple(moving[-2:]), tuple(moving)] if key != "observed" else [tuple(moving)])
+            remedy = f"dataset.{key}=..." if key != "observed" else "write it anew or take it out of the file."
+            raise UserError(
+                f"{source}: the mask '{name}' has shape {dataset.variables[name].shape}. Expected "
+                f"{' or '.join(map(str, shapes))}, as the velocity: {remedy}"
+            )
+    return [(name, key != "invalid") for key, name in masks]
+
+
+def _domain(
+    masks: Sequence[tuple[xr.Variable, bool]], shape: tuple[int, int], file: Mapping[str, Any]
+) -> np.ndarray | None:
+    """The cells that every mask calls valid in at least one snapshot, `(H, W)`; None without a mask."""
+    cells = None
+    for view, wet in masks:
+        values = _by_runs(view, shape, (), (), file)(np.arange(view.sizes.get("time", 1) * view.sizes.get("run", 1)))
+        own = (np.nan_to_num(values, nan=float(not wet)).astype(bool) == wet).any(axis=(0, 1))
+        cells = own if cells is None else cells & own
+    return cells
+
+
+def _offers(options: Options, views: Mapping[str, xr.Variable]) -> tuple[str, ...]:
+    """What there is to say of arrays that are called masks and not used."""
+    if options.valid or options.invalid or "valid" in views:
+        return ()
+    masks = [name for name, view in views.items() if "mask" in name.lower() and {"y", "x"} <= set(view.dims)]
+    return tuple(
+        f"'{name}' is not applied: dataset.valid={name} if 1 = wet, dataset.invalid={name} if 1 = solid"
+        for name in masks
+    )

@@ -1,0 +1,327 @@
+"""What is known of a set before its grid is made, and the `Fields` that follow."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vecfield_diffusion.data.coordinates import Axis, Plane, centres, make_grid, stagger
+from vecfield_diffusion.data.fields import LAND, Coordinate, Fields, Land, MemoryReader, blocks, duplicates, valid_cells
+from vecfield_diffusion.data.readers.reader import check_size
+from vecfield_diffusion.data.stored import Cached, Components, FileReader, Reader, room_for
+from vecfield_diffusion.data.units import LENGTH, SPEED, factor
+from vecfield_diffusion.errors import UserError
+
+
+@dataclass(frozen=True)
+class Component:
+    """One component of the velocity, or both in one array.
+
+    Arguments:
+        name: Its name in the file.
+        reader: Fetches its snapshots.
+        shape: `(H, W)`.
+        x: The coordinate of its columns.
+        y: The coordinate of its rows.
+        plane: The coordinates of every cell, where they give the spacing.
+        globe: Longitude and latitude of every cell, where the file has them.
+        attrs: Its attributes, without those of its storage.
+        eastward: Whether it points east or north, whatever the axes of the grid do.
+    """
+
+    name: str
+    reader: Reader
+    shape: tuple[int, int]
+    x: Axis
+    y: Axis
+    plane: Plane | None = None
+    globe: Plane | None = None
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    eastward: bool = False
+
+    @property
+    def units(self) -> str:
+        """Its units as the file spells them; m s-1 where it has none."""
+        return str(self.attrs.get("units", "")).strip() or SPEED
+
+    def place(self) -> Plane | None:
+        """Where its points are; None where the file does not say."""
+        if self.plane is not None or self.globe is not None:
+            return self.plane if self.plane is not None else self.globe
+        if self.x.values is None or self.y.values is None:
+            return None
+        x, y = (np.asarray(axis.values, dtype=np.float64) for axis in (self.x, self.y))
+        scale = [1.0 if axis.degrees else factor(axis.units, LENGTH) or 1.0 for axis in (self.x, self.y)]
+        return Plane(*np.meshgrid(x * scale[0], y * scale[1]), self.x.degrees)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a set before its grid is made.
+
+    Arguments:
+        components: One for each component, or one for both.
+        length: N.
+        time: The times.
+        mask: The domain `(H, W)`, where the file has one.
+        attrs: Source and licence.
+        source: The path of the file.
+        spacing: What the file itself says of `dx`, `dy`, `boundary_x` and `boundary_y`.
+        notes: What there is to say about what was chosen.
+
+    The others are those of `Fields`.
+    """
+
+    components: tuple[Component, ...]
+    length: int
+    time: Axis = field(default_factory=lambda: Axis("time"))
+    mask: np.ndarray | None = None
+    attrs: dict[str, str] = field(default_factory=dict)
+    source: str = ""
+    spacing: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    layout: str = ""
+    global_attrs: dict[str, Any] = field(default_factory=dict)
+    dims: tuple[str, str, str] | None = None
+    extra_coords: dict[str, Coordinate] = field(default_factory=dict)
+    variables: Mapping[str, Reader] = field(default_factory=dict)
+    misfits: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    speeds: frozenset[str] = frozenset()
+    groups: np.ndarray | None = None
+    runs: np.ndarray | None = None
+
+    def to_fields(
+        self,
+        source: str,
+        *,
+        land: Land = "auto",
+        preload_gb: float = 2.0,
+        context: Sequence[str] = (),
+        history: Sequence[int] = (),
+        **spacing: float | str | np.ndarray | None,
+    ) -> Fields:
+        """The fields of the file `source`; `spacing` are the last four arguments of `make_grid`.
+
+        Raises:
+            UserError: No valid cell, or coordinates that give no grid.
+            ValueError: `land`, `preload_gb`, `history` or a boundary out of range.
+        """
+        if preload_gb < 0:
+            raise ValueError(f"preload_gb must be at least 0, got {preload_gb}")
+        if land not in LAND:
+            raise ValueError(f"land must be one of {', '.join(LAND)}, got {land!r}")
+        for note in (*self.notes, *order_of(self)):
+            print(f"note: {source}: {note}")
+        spacing = {name: value for name, value in spacing.items() if value is not None}
+        if isinstance(spacing.get("dx"), int | float) and spacing["dx"] < 0:
+            print(f"note: {source}: dx={spacing['dx']:g} is below 0: the columns run against x")
+        whole = collocated(self, source)
+        first, last = whole.components[0], whole.components[-1]
+        check_size(source, 40.0 * first.shape[0] * first.shape[1], f"a grid of {first.shape[0]}x{first.shape[1]} cells")
+        scale, units = _scale(first.units, last.units, source)
+        given = self.spacing | spacing
+        plane_dx, plane_dy = whole.plane_spacing(given)
+        given = {"dx": plane_dx, "dy": plane_dy} | given
+        turn = whole.turn(source)
+        readers = [part.reader for part in whole.components]
+        plain = len(readers) == 1 and scale == (1.0, 1.0) and turn is None
+        reader = readers[0] if plain else Components(readers, scale, turn=turn)
+        reader = whole.fetching(reader, source, preload_gb)
+        mask = self.mask if self.mask is None or self.mask.shape == first.shape else None
+        grid = make_grid(valid_cells(reader, self.length, mask, first.shape, source, land), first.x, first.y, **given)
+        height, width = first.shape
+        x, y = first.x, first.y
+        return Fields(
+            reader=reader,
+            length=self.length,
+            grid=grid,
+            x=np.arange(width) * grid.dx.mean().item() if x.values is None else x.values,
+            y=np.arange(height) * grid.dy.mean().item() if y.values is None else y.values,
+            source=source,
+            names=(f"{first.name}[0]", f"{first.name}[1]") if len(whole.components) == 1 else (first.name, last.name),
+            units=units,
+            time=self.time.values,
+            time_attrs=self.time.attrs,
+            x_name=x.name,
+            y_name=y.name,
+            x_attrs=x.attrs,
+            y_attrs=y.attrs,
+            component_attrs=(dict(first.attrs), dict(last.attrs)),
+            scale=scale,
+            turn=turn,
+            context=context,
+            history=history,
+            **{name: getattr(whole, name) for name in SHARED},
+        )
+
+    def plane_spacing(self, given: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The spacing of a curvilinear grid, in metres; None where the axes give it."""
+        plane = self.components[0].plane
+        if plane is None or ("dx" in given and "dy" in given):
+            return None, None
+        dx, dy = plane.spacing()
+        metres = 1.0 if plane.degrees else self.components[0].x.metres
+        return dx * metres, dy * metres
+
+    def turn(self, source: str) -> np.ndarray | None:
+        """The angle to turn by components that point east and north, on a grid whose axes do not; says so."""
+        first = self.components[0]
+        if first.globe is None or first.globe.lines() is not None:
+            return None
+        turn = first.globe.turn()
+        step = first.x.step() if first.plane is None else None
+        turn = turn + np.pi if isinstance(step, float) and step < 0 else turn
+        turn = (turn + np.pi) % (2 * np.pi) - np.pi
+        low, high = np.rad2deg(turn.min()), np.rad2deg(turn.max())
+        if max(abs(low), abs(high)) < 0.1:
+            return None
+        names = ", ".join(part.name for part in self.components)
+        angles = f"{low:.3g} to {high:.3g} degrees"
+        if not first.eastward:
+            if max(abs(low), abs(high)) > 1.0:
+                print(f"note: {source}: {names} are taken as along the axes of the grid, {angles} from east")
+            return None
+        print(f"note: {source}: {names} point east and north: turned to the axes of the grid, by {angles}")
+        return turn
+
+    def fetching(self, reader: Reader, source: str, preload_gb: float) -> Reader:
+        """Memory for what fits below `preload_gb`; else the file, through a cache where it must be decoded."""
+        if isinstance(reader, MemoryReader):
+            return reader
+        height, width = self.components[0].shape
+        size = 8.0 * self.length * height * width
+        if size <= preload_gb * 1e9:
+            return MemoryReader(_preloaded(reader, self.length, (height, width), source))
+        if self.groups is None:
+            return reader
+        if room_for(size):
+            return Cached(reader, self.groups)
+        warnings.warn(
+            f"{source}: its values are packed or lie in large pieces, and are decoded anew for every batch. Raise "
+            f"dataset.preload_gb (now {preload_gb:g}; {size * 1e-9:.3g} needed), or free {2e-9 * size:.3g} GB in "
+            f"{tempfile.gettempdir()} (TMPDIR) for a cache",
+            stacklevel=4,
+        )
+        return reader
+
+
+#: What `Found` hands on to `Fields` as it is.
+SHARED = ("attrs", "global_attrs", "dims", "extra_coords", "variables", "misfits", "speeds", "groups", "runs", "layout")
+
+
+def _scale(first: str, last: str, source: str) -> tuple[tuple[float, float], str]:
+    """What brings either component to m s-1, and the units that follow: those of the file where they are no speed."""
+    scales = factor(first, SPEED), factor(last, SPEED)
+    if None not in scales:
+        if set(scales) != {1.0}:
+            print(f"note: {source}: converted to m s-1 from {' and '.join(dict.fromkeys((first, last)))}")
+        return scales, SPEED
+    if first != last:
+        raise UserError(
+            f"{source}: the components have units '{first}' and '{last}', which cannot be converted to one another. "
+            "Name others (dataset.u=, dataset.v=), or mend the attribute `units`."
+        )
+    return (1.0, 1.0), first
+
+
+def _preloaded(reader: Reader, length: int, shape: tuple[int, int], source: str) -> np.ndarray:
+    velocity = np.empty((length, 2, *shape), dtype=np.float32)
+    parts = list(blocks(length, shape[0] * shape[1]))
+    for indices in tqdm(parts, f"reading {source}", disable=None, delay=2.0, leave=False):
+        velocity[indices[0] : indices[-1] + 1] = reader(indices)
+    if isinstance(reader, FileReader):
+        reader.close()
+    if pairs := duplicates(velocity):
+        listing = ", ".join(f"{second} = {first}" for first, second in pairs[:8])
+        more = f" and {len(pairs) - 8} more" if len(pairs) > 8 else ""
+        print(f"note: {source}: {len(pairs)} snapshots are copies of earlier ones to the last bit: {listing}{more}")
+    return velocity
+
+
+def order_of(found: Found) -> tuple[str, ...]:
+    """What there is to say of times that stand still or run backward."""
+    times = found.time.values
+    if times is None or len(times) < 2 or found.runs is not None:
+        return ()
+    steps = np.diff(times)
+    bad = np.flatnonzero(~(steps > np.zeros(1, steps.dtype)))
+    if not len(bad):
+        return ()
+    return (f"{len(bad)} times are not after the one before them, such as {times[bad[0] + 1]} at place {bad[0] + 1}",)
+
+
+def collocated(found: Found, source: str) -> Found:
+    """The set with both components on the same points; a C-grid is brought to the centres, which is said.
+
+    Raises:
+        UserError: The components lie on points that do not belong together.
+    """
+    if len(found.components) == 1:
+        return found
+    u, v = found.components
+    places = u.place(), v.place()
+    offset = (0.0, 0.0) if places[0] is None and places[1] is None and u.shape == v.shape else None
+    if None not in places and places[0].degrees == places[1].degrees:
+        same = u.shape == v.shape and all(
+            np.array_equal(getattr(places[0], axis), getattr(places[1], axis), equal_nan=True) for axis in ("x", "y")
+        )
+        offset = (0.0, 0.0) if same else stagger(*places)
+    elif None in places and u.shape != v.shape and _inner(u.shape, v.shape):
+        offset = (0.5, -0.5)
+    elif u.shape == v.shape:
+        offset = (0.0, 0.0)
+    if offset == (0.0, 0.0) and u.shape == v.shape:
+        return found
+    if offset not in ((0.5, -0.5), (-0.5, 0.5)):
+        raise UserError(
+            f"{source}: '{u.name}' {u.shape} and '{v.name}' {v.shape} do not lie on the same points, nor on those of a "
+            "C-grid (half a cell apart, each along its own axis). Expected two components on the same points: "
+            "interpolate them to the centres of the cells, or choose others: dataset.u=... dataset.v=..."
+        )
+    cut_u, cut_v, columns, rows = centres((u.shape, v.shape), offset)
+    shape = rows.stop - rows.start, columns.stop - columns.start
+    if min(shape) < 2:
+        raise UserError(f"{source}: a C-grid of {u.shape} and {v.shape} points has no 2x2 cells with both components.")
+    print(
+        f"note: {source}: '{u.name}' and '{v.name}' lie half a cell apart (a C-grid): brought to the "
+        f"{shape[0]}x{shape[1]} centres between them by means of two"
+    )
+    parts = [Components([part.reader], cuts=[cut]) for part, cut in ((u, cut_u), (v, cut_v))]
+    x, y = (_between(axis, part) for axis, part in ((v.x, columns), (u.y, rows)))
+    planes = {name: _centre_plane(getattr(u, name), cut_u) for name in ("plane", "globe")}
+    shared = {"shape": shape, "x": x, "y": y, **planes}
+    dims = found.dims
+    return replace(
+        found,
+        components=(replace(u, reader=parts[0], **shared), replace(v, reader=parts[1], **shared)),
+        extra_coords={name: extra for name, extra in found.extra_coords.items() if not extra[0]},
+        variables={},
+        misfits=dict.fromkeys(found.variables, ()) | dict(found.misfits),
+        dims=None if dims is None else (dims[0], y.label or "y", x.label or "x"),
+    )
+
+
+def _inner(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """Whether the shapes are those of u and v between the centres of one grid, as in ROMS."""
+    return first[0] == second[0] + 1 and first[1] == second[1] - 1
+
+
+def _between(axis: Axis, part: slice) -> Axis:
+    return axis if axis.values is None else replace(axis, values=np.asarray(axis.values)[part])
+
+
+def _centre_plane(plane: Plane | None, cuts: Sequence[tuple[slice, slice]]) -> Plane | None:
+    if plane is None:
+        return None
+    x = plane.x
+    if plane.degrees:
+        x = x[cuts[0]] + ((x[cuts[1]] - x[cuts[0]] + 180.0) % 360.0 - 180.0) / 2
+    else:
+        x = (x[cuts[0]] + x[cuts[1]]) / 2
+    return Plane(x, (plane.y[cuts[0]] + plane.y[cuts[1]]) / 2, plane.degrees)

@@ -1,0 +1,154 @@
+"""Several files as one set: one after the other along time, or one component each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from vecfield_diffusion.data.coordinates import Plane, stagger
+from vecfield_diffusion.data.readers.found import Component, Found
+from vecfield_diffusion.data.stored import Components, Joined, Reader
+from vecfield_diffusion.data.units import SPEED, factor, same_units
+from vecfield_diffusion.errors import UserError
+
+
+def joined(parts: Sequence[Found]) -> Found:
+    """Files one after the other, in the order of their times.
+
+    Raises:
+        UserError: Two files are on different grids or in units that do not go together.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    times = [part.time.values for part in parts]
+    if all(time is not None and len(time) for time in times) and len({time.dtype.kind for time in times}) == 1:
+        parts = [parts[place] for place in sorted(range(len(parts)), key=lambda place: times[place][0])]
+        times = [part.time.values for part in parts]
+    else:
+        times = None
+    first, lengths = parts[0], [part.length for part in parts]
+    for part in parts[1:]:
+        _check_alike(first, part)
+    common = [name for name in first.variables if all(name in part.variables for part in parts)]
+    values = None if times is None else np.concatenate(times)
+    components = tuple(
+        replace(own, reader=Joined([_in_units(part.components[place], own) for part in parts], lengths))
+        for place, own in enumerate(first.components)
+    )
+    return replace(
+        first,
+        components=components,
+        length=sum(lengths),
+        time=replace(first.time, values=values),
+        notes=first.notes + _overlaps(parts, times),
+        layout=f"{len(parts)} files of {first.layout}",
+        variables={name: Joined([part.variables[name] for part in parts], lengths) for name in common},
+        groups=_numbered(parts, "groups"),
+        runs=_numbered(parts, "runs"),
+    )
+
+
+def _in_units(part: Component, own: Component) -> Reader:
+    """The reader of a file in the units of the first."""
+    if part.units == own.units or same_units(part.units, own.units):
+        return part.reader
+    ratio = factor(part.units, SPEED) / factor(own.units, SPEED)
+    return Components([part.reader], (ratio, ratio))
+
+
+def _numbered(parts: Sequence[Found], name: str) -> np.ndarray | None:
+    """The numbers that `groups` or `runs` give to snapshots, one file after the other; None where no file has any."""
+    if all(getattr(part, name) is None for part in parts):
+        return None
+    numbers, start = [], 0
+    for part in parts:
+        own = getattr(part, name)
+        lone = np.arange(part.length) if name == "groups" else np.zeros(part.length, dtype=int)
+        numbers.append((lone if own is None else own) + start)
+        start = numbers[-1].max(initial=start - 1) + 1
+    return np.concatenate(numbers)
+
+
+def _overlaps(parts: Sequence[Found], times: Sequence[np.ndarray] | None) -> tuple[str, ...]:
+    """What there is to say of files whose times do not follow each other."""
+    if times is None:
+        return ("not all files have times of one kind: joined in the order of their names",)
+    pairs = [(parts[k], parts[k + 1]) for k in range(len(parts) - 1) if times[k + 1][0] <= times[k][-1]]
+    if not pairs or parts[0].runs is not None:
+        return ()
+    before, after = pairs[0]
+    return (f"the times of {len(pairs)} files overlap, such as {before.source} and {after.source}",)
+
+
+def merged(first: Found, second: Found) -> Found:
+    """Two sets that hold one component each, at the same times.
+
+    Raises:
+        UserError: Their times differ.
+    """
+    times = [part.time.values for part in (first, second)]
+    same = [time is None for time in times] in ([True, True], [False, False]) and first.length == second.length
+    if not same or (times[0] is not None and not np.array_equal(*times)):
+        raise UserError(
+            f"{first.source} and {second.source} hold one component each ({first.components[0].name}, "
+            f"{second.components[0].name}), but at different times ({first.length} and {second.length}). Give files of "
+            "the same times."
+        )
+    u, v = first.components[0], second.components[0]
+    places = u.place(), v.place()
+    if u.shape == v.shape and (places[0] is None) != (places[1] is None):
+        raise UserError(_differ(first, second, "coordinates", *("some" if place else "none" for place in places)))
+    if u.shape == v.shape and None not in places and stagger(*places) is None:
+        raise UserError(_differ(first, second, "points", *_spans(places)))
+    groups = [part.groups for part in (first, second) if part.groups is not None]
+    return replace(
+        first,
+        components=first.components + second.components,
+        layout=f"{first.layout} and {second.layout}",
+        variables={**second.variables, **first.variables},
+        groups=groups[0] if groups else None,
+    )
+
+
+def _spans(places: Sequence[Plane]) -> list[str]:
+    return [
+        f"x {np.nanmin(place.x):g} to {np.nanmax(place.x):g}, y {np.nanmin(place.y):g} to {np.nanmax(place.y):g}"
+        for place in places
+    ]
+
+
+def _check_alike(first: Found, second: Found) -> None:
+    """Raises UserError where two files do not have one grid, one name for each component and units of one kind."""
+    names = [[part.name for part in found.components] for found in (first, second)]
+    if names[0] != names[1]:
+        raise UserError(_differ(first, second, "components", *(", ".join(each) for each in names)))
+    for here, there in zip(first.components, second.components, strict=True):
+        if here.shape != there.shape:
+            raise UserError(_differ(first, second, "cells", here.shape, there.shape))
+        speeds = [factor(part.units, SPEED) is None for part in (here, there)]
+        if here.units != there.units and any(speeds):
+            raise UserError(_differ(first, second, "units", here.units, there.units))
+        for role in ("x", "y"):
+            lines = [getattr(part, role).values for part in (here, there)]
+            if (lines[0] is None) != (lines[1] is None) or (
+                lines[0] is not None and not np.allclose(*lines, rtol=1e-6, equal_nan=True)
+            ):
+                ends = [None if line is None else f"{line[0]:g} to {line[-1]:g}" for line in lines]
+                raise UserError(_differ(first, second, role, *ends))
+        planes = [part.plane if part.plane is not None else part.globe for part in (here, there)]
+        if None not in planes and not all(
+            np.allclose(getattr(planes[0], axis), getattr(planes[1], axis), rtol=1e-5, atol=1e-5, equal_nan=True)
+            for axis in ("x", "y")
+        ):
+            raise UserError(_differ(first, second, "the coordinates of the cells", *_spans(planes)))
+    if (first.mask is None) != (second.mask is None) or not np.array_equal(first.mask, second.mask):
+        raise UserError(_differ(first, second, "masks", "one", "another"))
+
+
+def _differ(first: Found, second: Found, what: str, here: object, there: object) -> str:
+    return (
+        f"{first.source} and {second.source} cannot be joined: {what} {here} in the one, {there} in the other. Give "
+        "files on one grid and in one unit: dataset.path=..."
+    )

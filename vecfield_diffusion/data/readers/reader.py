@@ -1,0 +1,94 @@
+"""What a reader of a format is: a function from a path to an `xr.Dataset` that is neither decoded nor in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from vecfield_diffusion.errors import UserError, nearest
+
+#: What the libraries raise for a file that is damaged.
+UNREADABLE = (OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, AssertionError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of files. A module of this folder that has one as `FORMAT` is found by itself.
+
+    Arguments:
+        name: What it is called.
+        suffixes: The endings by which a folder is searched.
+        knows: Whether a file is of it, from its path and its first bytes.
+        read: `(path, group) -> data set`, lazy where the format allows. Dimensions without a name are called
+            `<variable>#<axis>`; `ds.encoding` says `kind` and, where x comes before y, `turned`.
+        rank: Formats of a lower rank are asked first.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    knows: Callable[[Path, bytes], bool]
+    read: Callable[[Path, str | None], xr.Dataset]
+    rank: int = 5
+
+
+def check_path(path: str | Path) -> Path:
+    """The path of an existing file that can be read.
+
+    Raises:
+        UserError: No such file, a folder, or a file that cannot be read.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise UserError(f"'{path}' is a folder. Expected a file: dataset.path=...")
+    if not file.exists():
+        siblings = [other.name for other in file.parent.iterdir()] if file.parent.is_dir() else []
+        raise UserError(f"no file '{path}'.{nearest(file.name, siblings)} Give an existing one: dataset.path=...")
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}. Check its permissions.") from error
+    return file
+
+
+def memory() -> float:
+    """The bytes of memory of the machine, or of the control group that limits it."""
+    sizes = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
+    for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            sizes.append(float(Path(place).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(sizes)
+
+
+def check_size(source: str | Path, size: float, what: str) -> None:
+    """Raises UserError where `size` bytes are more than half of the memory, before any of it is taken."""
+    if size > memory() / 2:
+        raise UserError(
+            f"'{source}': {what} needs {size / 1e9:.3g} GB, of {memory() / 1e9:.3g} GB of memory. Cut it into smaller "
+            "files, or write it as netCDF or HDF5, which are read piece by piece."
+        )
+
+
+def unnamed(arrays: Mapping[str, np.ndarray], kind: str, turned: bool = False) -> xr.Dataset:
+    """A data set of arrays whose dimensions have no names."""
+    data = {name: ([f"{name}#{axis}" for axis in range(array.ndim)], array) for name, array in arrays.items()}
+    dataset = xr.Dataset({name: xr.Variable(*variable) for name, variable in data.items()})
+    dataset.encoding = {"kind": kind, "turned": turned}
+    return dataset
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401
+    """An attribute as text, a number or an array of numbers."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        return str(value) if array.ndim == 0 else ", ".join(str(plain(item)) for item in array.ravel())
+    return array.item() if array.size == 1 else array

@@ -1,0 +1,366 @@
+"""How snapshots are fetched from where they are stored.
+
+A reader is a callable `indices (n,) -> float32 (n, C, H, W)` that returns a fresh array. `Snapshots` reads variables of
+one data set, `Joined` readers one after the other along time, `Stacked` readers side by side as channels, and `Cached`
+keeps what another reader decoded. Arrays that lie in one piece in a file are read from it directly (`InPlace`), without
+a map: a file that shrinks then is a message and not a signal.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import xarray as xr
+from xarray.backends import BackendArray
+from xarray.core.indexing import ExplicitIndexer, IndexingSupport, VectorizedIndexer, explicit_indexing_adapter
+
+from vecfield_diffusion.errors import UserError
+
+Reader = Callable[[np.ndarray], np.ndarray]
+Stamp = tuple[int, int]
+#: The axes of a snapshot, in the order in which they are returned.
+ORDER = ("time", "channel", "y", "x")
+PART_BYTES = 2**25
+
+
+def stamp(path: str | Path) -> Stamp:
+    """What changes when a file is written anew: its size and the time of its last change."""
+    state = os.stat(path)
+    return state.st_size, state.st_mtime_ns
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Reports what the libraries raise in the block for damaged contents, some of which they notice late.
+
+    Raises:
+        UserError: The file is damaged, or the memory does not suffice.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise UserError(f"'{path}' asks for more memory than there is: {error}. Cut it into smaller files.") from error
+    except (OSError, RuntimeError, KeyError, EOFError) as error:
+        raise UserError(f"'{path}' is damaged: {error}. Copy or download it again.") from error
+
+
+class Stored(BackendArray, ABC):
+    """An array in a file that is read row by row, where a row is what one index along the first axis has."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __getitem__(self, key: ExplicitIndexer) -> np.ndarray:
+        if isinstance(key, VectorizedIndexer):
+            return explicit_indexing_adapter(key, self.shape, IndexingSupport.OUTER, self._outer)
+        # The adapter would sort the rows, and copy all of them once more to undo it.
+        return self._outer(key.tuple)
+
+    def _outer(self, key: tuple[Any, ...]) -> np.ndarray:
+        if not self.shape:
+            return self.rows(np.zeros(1, dtype=int))[0]
+        rows = np.arange(self.shape[0])[key[0]]
+        values = self.rows(np.atleast_1d(rows))
+        for axis, index in reversed(list(enumerate(key[1:], start=1))):
+            if not (isinstance(index, slice) and index == slice(None)):
+                values = values[(slice(None),) * axis + (index,)]
+        return values if np.ndim(rows) else values[0]
+
+    @abstractmethod
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """The rows `indices (n,)`, a fresh array."""
+
+
+@dataclass(frozen=True)
+class InPlace(Stored):
+    """An array that lies in one piece, uncompressed, in a file.
+
+    Arguments:
+        path: The file.
+        offset: Where the array begins, in bytes.
+        shape: Its sizes.
+        dtype: Of its numbers.
+    """
+
+    path: str
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """The rows `indices (n,)`, consecutive ones in one go."""
+        values = np.empty((len(indices), *self.shape[1:]), self.dtype)
+        size = values[:1].nbytes
+        if not values.nbytes:
+            return values
+        view = memoryview(values.reshape(-1).view(np.uint8))
+        starts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            for start, stop in zip(starts, [*starts[1:], len(indices)], strict=True):
+                self._fill(descriptor, view[start * size : stop * size], self.offset + int(indices[start]) * size)
+        finally:
+            os.close(descriptor)
+        return values
+
+    def _fill(self, descriptor: int, view: memoryview, offset: int) -> None:
+        while len(view):
+            count = os.preadv(descriptor, [view[: 2**30]], offset)
+            if not count:
+                raise UserError(
+                    f"'{self.path}' was cut short while it was read. Restore it, and run the command again."
+                )
+            view, offset = view[count:], offset + count
+
+
+class FileReader(ABC):
+    """A reader that leaves the snapshots where they are stored."""
+
+    @abstractmethod
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        """The snapshots `indices (n,)`, a fresh float32 array `(n, C, H, W)`, NaN where missing.
+
+        Raises:
+            UserError: The file cannot be opened, its data are damaged, or it has changed.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets the files go; the next call opens them again."""
+
+
+@dataclass(eq=False)
+class Snapshots(FileReader):
+    """Variables of one data set, side by side as channels.
+
+    Arguments:
+        variables: Decoded, with dimensions among time, channel, y and x.
+        shape: `(H, W)`; what a variable lacks of it is repeated.
+        limits: The least and the largest valid value of each variable.
+        masks: Variables, each with the value (True or False) that marks a measured cell.
+        source: The file, for messages.
+        stamps: The files with their state when they were opened.
+        done: Lets the data set go.
+    """
+
+    variables: Sequence[xr.Variable]
+    shape: tuple[int, int]
+    limits: Sequence[tuple[float, float]] = ()
+    masks: Sequence[tuple[xr.Variable, bool]] = ()
+    source: str = ""
+    stamps: Mapping[str, Stamp] = field(default_factory=dict)
+    done: Callable[[], None] | None = None
+    _still: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        """The snapshots `indices`, `(n, C, H, W)`."""
+        self._unchanged()
+        with reading(self.source):
+            parts = [self._part(variable, indices) for variable in self.variables]
+            for place, (low, high) in enumerate(self.limits):
+                if np.isfinite(low) or np.isfinite(high):
+                    parts[place] = np.where((parts[place] >= low) & (parts[place] <= high), parts[place], np.nan)
+            values = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+            if not (values.flags.writeable and values.flags.c_contiguous):
+                values = values.copy()
+            for variable, measured in self.masks:
+                cells = np.nan_to_num(self._part(variable, indices), nan=float(not measured)).astype(bool)
+                np.copyto(values, np.nan, where=cells != measured)
+        return values
+
+    def _unchanged(self) -> None:
+        for path, state in self.stamps.items():
+            if not os.path.exists(path) or stamp(path) != state:
+                raise UserError(f"'{path}' has changed since it was opened. Let it be finished, and start again.")
+
+    def _part(self, variable: xr.Variable, indices: np.ndarray) -> np.ndarray:
+        if "time" not in variable.dims:
+            if id(variable) not in self._still:
+                self._still[id(variable)] = arranged(variable)
+            return np.broadcast_to(still := self._still[id(variable)], (len(indices), still.shape[1], *self.shape))
+        # A slice of what lies in memory is the store itself, and callers change what they are given.
+        run = len(indices) and not variable._in_memory and np.all(np.diff(indices) == 1)
+        values = arranged(variable[{"time": slice(indices[0], indices[-1] + 1) if run else indices}])
+        wide = values.shape[2:] == self.shape
+        return values if wide else np.broadcast_to(values, (len(indices), values.shape[1], *self.shape))
+
+    def close(self) -> None:
+        """Lets the file go."""
+        if self.done is not None:
+            self.done()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_still": {}, "done": None}
+
+
+def arranged(variable: xr.Variable) -> np.ndarray:
+    """The values as float32 `(n, C, H, W)`, of size 1 along axes that the variable does not have."""
+    kept = [axis for axis in ORDER if axis in variable.dims]
+    values = np.asarray(variable.transpose(*kept).values)
+    values = values.astype(np.float32, copy=False)
+    return np.expand_dims(values, tuple(place for place, axis in enumerate(ORDER) if axis not in kept))
+
+
+class Joined(FileReader):
+    """Readers one after the other along time.
+
+    Arguments:
+        readers: The readers.
+        lengths: The snapshots of each.
+    """
+
+    def __init__(self, readers: Sequence[Reader], lengths: Sequence[int]) -> None:
+        self.readers = tuple(readers)
+        self.starts = np.concatenate([[0], np.cumsum(lengths)])
+
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        """The snapshots `indices`, `(n, C, H, W)`."""
+        which = np.searchsorted(self.starts[1:], indices, side="right")
+        if len(np.unique(which)) <= 1:
+            number = int(which[0]) if len(which) else 0
+            return self.readers[number](indices - self.starts[number])
+        places = {number: np.flatnonzero(which == number) for number in np.unique(which)}
+        parts = {number: self.readers[number](indices[rows] - self.starts[number]) for number, rows in places.items()}
+        values = np.empty((len(indices), *next(iter(parts.values())).shape[1:]), dtype=np.float32)
+        for number, rows in places.items():
+            values[rows] = parts[number]
+        return values
+
+    def close(self) -> None:
+        """Lets the files go."""
+        close(self.readers)
+
+
+@dataclass(eq=False)
+class Components(FileReader):
+    """The two components of a velocity: brought to common points, to m s-1 and to the axes of the grid.
+
+    Arguments:
+        readers: One of both components, or one for each.
+        scale: What either component is multiplied by.
+        cuts: For either component, slices of y and x whose mean is taken; empty where they lie on the same points.
+        turn: The angle from east to the axis of the columns, anticlockwise, radians `(H, W)`; None for none.
+    """
+
+    readers: Sequence[Reader]
+    scale: tuple[float, float] = (1.0, 1.0)
+    cuts: Sequence[Sequence[tuple[slice, slice]]] = ()
+    turn: np.ndarray | None = None
+
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        """The snapshots `indices`, `(n, C, H, W)`."""
+        parts = [reader(indices) for reader in self.readers]
+        if self.cuts:
+            parts = [
+                sum(part[:, :, rows, columns] for rows, columns in cuts) / np.float32(len(cuts))
+                for part, cuts in zip(parts, self.cuts, strict=True)
+            ]
+        values = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        if self.scale != (1.0, 1.0):
+            values *= np.asarray(self.scale[: values.shape[1]], dtype=np.float32)[:, None, None]
+        return values if self.turn is None else turned(values, self.turn)
+
+    def close(self) -> None:
+        """Lets the files go."""
+        close(self.readers)
+
+
+def turned(velocity: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    """Components `(..., 2, H, W)` along axes that are turned anticlockwise by `angle (H, W)`; -angle turns back."""
+    u, v = np.moveaxis(velocity, -3, 0)
+    cos, sin = np.cos(angle).astype(velocity.dtype), np.sin(angle).astype(velocity.dtype)
+    return np.stack([cos * u + sin * v, cos * v - sin * u], axis=-3)
+
+
+def close(readers: Sequence[Reader]) -> None:
+    """Lets the files of those readers go that have any."""
+    for reader in readers:
+        if isinstance(reader, FileReader):
+            reader.close()
+
+
+class Cached(FileReader):
+    """Keeps what another reader decoded, so that every snapshot is decoded once.
+
+    It goes as float32 into a temporary file without a name, which vanishes with the process, however that ends; each
+    process has its own. Snapshots that lie in one chunk are decoded together. A disk that fills ends the keeping, not
+    the reading.
+
+    Arguments:
+        reader: The reader.
+        groups: `(N,)`, the same number for snapshots that are decoded together.
+    """
+
+    _file: BinaryIO | None = None
+
+    def __init__(self, reader: FileReader, groups: np.ndarray) -> None:
+        self.reader, self.groups = reader, groups
+        self._forget()
+
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        """The snapshots `indices`, `(n, C, H, W)`."""
+        if self._process != os.getpid():
+            self._forget()
+            self._process, self._file = os.getpid(), tempfile.TemporaryFile(prefix="vecfield-")  # noqa: SIM115
+        if self._file is None or not len(indices):
+            return self.reader(indices)
+        try:
+            for group in np.unique(self.groups[indices[~self._kept[indices]]]):
+                self._keep(np.flatnonzero(self.groups == group))
+            return self._map[indices]
+        except OSError as error:
+            print(f"note: {tempfile.gettempdir()}: {error.strerror}; decoded fields are kept no longer")
+            self._file = self._map = None
+            return self.reader(indices)
+
+    def _keep(self, snapshots: np.ndarray) -> None:
+        """Decodes the snapshots and writes them, 32 MB at a time."""
+        if self._map is None:
+            shape = self.reader(snapshots[:1]).shape[1:]
+            self._file.truncate(4 * int(np.prod(shape)) * len(self.groups))
+            self._map = np.memmap(self._file, np.float32, "r", shape=(len(self.groups), *shape))
+        few = max(1, PART_BYTES // (4 * int(np.prod(self._map.shape[1:]))))
+        for first in range(0, len(snapshots), few):
+            part = snapshots[first : first + few]
+            for row, index in zip(self.reader(part), part, strict=True):
+                # Written as a file, not through the map: there a full disk would be a signal, here it is an error.
+                self._file.seek(int(index) * row.nbytes)
+                self._file.write(row.data)
+            self._file.flush()
+            self._kept[part] = True
+
+    def _forget(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+        self._map: np.ndarray | None = None
+        self._kept = np.zeros(len(self.groups), dtype=bool)
+        self._process: int | None = None
+
+    def close(self) -> None:
+        """Lets the files go; what was decoded stays."""
+        self.reader.close()
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"reader": self.reader, "groups": self.groups}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+
+def room_for(size: float) -> bool:
+    """Whether a cache of `size` bytes takes at most half of what the temporary folder has left."""
+    return size <= shutil.disk_usage(tempfile.gettempdir()).free / 2
