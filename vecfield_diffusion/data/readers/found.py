@@ -287,8 +287,8 @@ def collocated(found: Found, source: str) -> Found:
         )
     if found.mask is not None:
         raise UserError(
-            f"{source}: a mask (dataset.valid=, dataset.invalid=) cannot be brought to the centres of a C-grid. Leave it "
-            "out, mark land by NaN in the components, or bring all to the centres first."
+            f"{source}: a mask (dataset.valid=, dataset.invalid=) cannot be brought to the centres of a C-grid. Leave "
+            "it out, mark land by NaN in the components, or bring all to the centres first."
         )
     cut_u, cut_v, columns, rows = centres((u.shape, v.shape), offset)
     shape = rows.stop - rows.start, columns.stop - columns.start
