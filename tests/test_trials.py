@@ -465,6 +465,13 @@ def test_c_grids_are_brought_to_the_centres(tmp_path: Path, kind: str, capsys: p
     assert (float(fields.x[0]), float(fields.y[0])) == pytest.approx((unit * x[0], unit * y[0]), abs=1e-9)
 
 
+def test_a_mask_is_not_dropped_on_a_c_grid() -> None:
+    data, _, _ = c_grid("nemo")
+    data["wet"] = (("y", "x"), np.ones((7, 9)))
+    with pytest.raises(UserError, match="a mask .dataset.valid=.* cannot be brought to the centres of a C-grid"):
+        open_fields(data, valid="wet")
+
+
 def test_a_c_grid_in_two_files(tmp_path: Path) -> None:
     data, x, y = c_grid("nemo")
     rename = {"glamu": "nav_lon", "gphiu": "nav_lat"}, {"glamv": "nav_lon", "gphiv": "nav_lat"}

@@ -133,8 +133,9 @@ class Found:
         plain = len(readers) == 1 and scale == (1.0, 1.0) and turn is None
         reader = readers[0] if plain else Components(readers, scale, turn=turn)
         reader = whole.fetching(reader, source, preload_gb)
-        mask = self.mask if self.mask is None or self.mask.shape == first.shape else None
-        grid = make_grid(valid_cells(reader, self.length, mask, first.shape, source, land), first.x, first.y, **given)
+        grid = make_grid(
+            valid_cells(reader, self.length, self.mask, first.shape, source, land), first.x, first.y, **given
+        )
         height, width = first.shape
         x, y = first.x, first.y
         return Fields(
@@ -283,6 +284,11 @@ def collocated(found: Found, source: str) -> Found:
             f"{source}: '{u.name}' {u.shape} and '{v.name}' {v.shape} do not lie on the same points, nor on those of a "
             "C-grid (half a cell apart, each along its own axis). Expected two components on the same points: "
             "interpolate them to the centres of the cells, or choose others: dataset.u=... dataset.v=..."
+        )
+    if found.mask is not None:
+        raise UserError(
+            f"{source}: a mask (dataset.valid=, dataset.invalid=) cannot be brought to the centres of a C-grid. Leave "
+            "it out, mark land by NaN in the components, or bring all to the centres first."
         )
     cut_u, cut_v, columns, rows = centres((u.shape, v.shape), offset)
     shape = rows.stop - rows.start, columns.stop - columns.start
