@@ -33,20 +33,30 @@ TRAINED = SimpleNamespace(
     files=[],
     split={"test": range(7, 10)},
     config={"dataset": {"_target_": "vecfield_diffusion.data.hdf5.open_hdf5"}, "trainer": {"sigma_obs": 0.1}},
-    statistics=SimpleNamespace(std=0.5),
+    statistics=Statistics(0.5, 1.0, 10.0, 0.0, 0.0),
+    denoiser=SimpleNamespace(normalizer=Normalizer(torch.zeros(2, 4, 6), 0.5)),
 )
 
 
 @pytest.mark.parametrize(
     ("other", "match"),
     [
-        (fields(units="cm s-1"), "is in cm s-1, but run/best.pt was trained on m s-1"),
         (fields(dy=-1000.0), "run the other way"),
     ],
 )
 def test_data_of_another_kind_are_refused(other, match):
     with pytest.raises(UserError, match=match):
         assemble.check_grid(other, TRAINED)
+
+
+def test_held_out_data_are_in_the_units_of_the_network(monkeypatch):
+    """A network that was trained in cm/s finds the same file, which is read in m/s now, in cm/s."""
+    old = SimpleNamespace(**{**vars(TRAINED), "units": "cm s-1"})
+    known = fields()
+    known.reader.array[:] = 0.25
+    monkeypatch.setattr(assemble, "build", lambda *args, **options: known)
+    found, _ = assemble.held_out(old, "test")
+    assert found.units == "cm s-1" and (found.read([7]) == 25.0).all()
 
 
 def trained_on(mean=0.0, boundary="open", window=None):

@@ -33,6 +33,7 @@ from vecfield_diffusion.evaluation.metrics import scores
 from vecfield_diffusion.evaluation.report import Section
 from vecfield_diffusion.inference.calibration import store_factor
 from vecfield_diffusion.inference.cases import Cases, make_cases
+from vecfield_diffusion.models.residual import AroundMean
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs import evaluate as program
 from vecfield_diffusion.programs.baselines import chosen_baselines
@@ -50,7 +51,7 @@ GRID = Grid(torch.ones(H, W, dtype=torch.bool), 1000.0, 1000.0, "periodic", "per
 CPU = torch.device("cpu")
 
 
-class Constant(torch.nn.Module):
+class Constant(torch.nn.Module, AroundMean):
     """Two networks for fields c ~ N(0, TAU^2), the same in all cells: the mean given n values with the error SIGMA,
 
     E[c | y] = sum(y) / (n + SIGMA^2 / TAU^2), and any denoiser of the residual. `fields` counts what each worked on.
@@ -59,7 +60,8 @@ class Constant(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.fields = {"mean": 0, "residual": 0}
-        self.scale = torch.tensor(0.5, dtype=torch.float64)
+
+    scale = torch.tensor(0.5, dtype=torch.float64)
 
     def mean(self, told: Tensor) -> Tensor:
         self.fields["mean"] += len(told)
@@ -317,7 +319,7 @@ def radar(place: Path) -> Path:
 
 def test_gaps_are_those_of_other_times(place: Path, radar: Path, plain: None, run: Call) -> None:
     """Each snapshot measures one side; hidden is what the other pattern lacks, and nothing else is scored."""
-    given = ["ckpt=radar.pt", "masks=[gaps]", "cases=4", "baselines=climatology", "name=radar", *FEW]
+    given = ["ckpt=radar.pt", "data=radar.h5", "masks=[gaps]", "cases=4", "baselines=climatology", "name=radar", *FEW]
     code, out, err = run("evaluate", *given)
     assert (code, err) == (0, "") and "hides no cell" not in out
     with (place / "outputs/evaluate/radar/scores.csv").open() as stream:
@@ -350,7 +352,7 @@ def test_a_mask_that_cannot_be_scored_does_not_end_the_others(place: Path, plain
 def test_few_independent_cases_are_said_to_be_too_few(place: Path, plain: None, run: Call) -> None:
     given = [f"ckpt={RUN}", "masks=[block]", "cases=3", "baselines=climatology", "name=few", *FEW]
     _, out, _ = run("evaluate", *given)
-    assert "note: 3 of 3 cases are independent: too few to tell methods apart" in out
+    assert "note: Too few to tell which method is better" in out and "3 unseen snapshots" in out
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

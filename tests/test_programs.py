@@ -120,7 +120,7 @@ def test_evaluation_scores_beside_the_baselines(place: Path) -> None:
     assert "rmse / OI" in done.stdout and "biharmonic" in done.stdout
     assert "persistence is left out" in done.stdout  # the snapshots of the turbulence are independent
     report = (place / "outputs" / "evaluate" / "scores" / "report.html").read_text()
-    assert report.count("data:image/png;base64,") == 11 and "outputs/train/run" in report
+    assert report.count("data:image/png;base64,") == 22 and "outputs/train/run" in report
 
 
 def test_seed_members_and_batch(place: Path, run: Call) -> None:

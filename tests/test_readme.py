@@ -7,6 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,14 +66,19 @@ def run_folder(tmp_path_factory):
     return folder / "run"
 
 
-def test_library_example_runs(run_folder, monkeypatch):
-    (code,) = [block for language, block in BLOCKS if language == "python" and "load_trained" in block]
+def test_library_example_runs(run_folder):
+    """Members are a first dimension, `u` is their mean, and what was observed without error is kept."""
+    (code,) = [block for language, block in BLOCKS if language == "python" and "vf.load" in block]
     scope = {}
     exec(code.replace("outputs/train/demo", str(run_folder)), scope)
-    assert scope["members"].shape == (8, 4, 2, 16, 16)
-    torch.testing.assert_close(scope["mean"], scope["members"].mean(0))
-    y, observed = scope["cases"].y, scope["cases"].observed.expand(4, 2, 16, 16)
-    torch.testing.assert_close(scope["mean"][observed], y[observed], rtol=1e-4, atol=1e-5)
+    filled, prior, scores = scope["filled"], scope["prior"], scope["scores"]
+    assert dict(filled.u_members.sizes) == {"member": 8, "time": 1, "y": 16, "x": 16}
+    np.testing.assert_allclose(filled.u, filled.u_members.mean("member"), atol=1e-6)
+    np.testing.assert_allclose(filled.u_std, filled.u_members.std("member", ddof=1), atol=1e-6)
+    observed = filled.observed.values == 1
+    np.testing.assert_array_equal(filled.u.values[observed], filled.u_truth.values[observed])
+    assert (filled.u_std.values[observed] == 0).all() and (filled.u_std.values[~observed] > 0).all()
+    assert prior.u_members.sizes["member"] == 4 and set(scores["mask"]) == {"block"}
 
 
 @pytest.mark.parametrize("name", ["Trigonometric", "Affine"])

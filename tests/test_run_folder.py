@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from programs import SMALL, TINY, Call, is_message
-from vecfield_diffusion.programs.evidence import compare_blocks, independent
 
 from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.data.fingerprint import fingerprint
@@ -61,30 +60,6 @@ def test_of_a_large_set_evenly_spaced_snapshots_and_the_last_are_read(monkeypatc
     )
     fingerprint(fields)
     assert len(read) <= 16 and read[-1] == 99 and len(set(np.diff(read))) == 1
-
-
-# Blocks and independent cases.
-
-
-def test_blocks_that_are_unlike_training_are_named() -> None:
-    velocity = flows(60)
-    velocity[50:] *= 5.0
-    split = {"train": range(0, 40), "validation": range(40, 50), "test": range(50, 60)}
-    (note,) = compare_blocks(memory(velocity), split)
-    assert "test" in note and "unlike those of training" in note
-    ratio = float(note.split(" times")[0].rpartition(" ")[2])
-    mean = velocity[:40].mean(axis=0)
-    rms = [np.sqrt(np.square(velocity[block] - mean).mean()) for block in (slice(0, 40), slice(50, 60))]
-    assert ratio == pytest.approx(rms[1] / rms[0], rel=0.02)
-    assert compare_blocks(memory(flows(60)), split) == []
-
-
-def test_independent_cases_are_counted_by_the_correlation_time() -> None:
-    """Snapshots that come in tens of the same field are worth a tenth of their number."""
-    assert independent(memory(flows(400)), range(0, 400, 8)) == pytest.approx(50, rel=0.05)
-    slow = np.repeat(flows(40, seed=1), 10, axis=0)
-    assert independent(memory(slow), range(400)) == pytest.approx(40, rel=0.4)
-    assert independent(memory(flows(400)), [7]) == pytest.approx(1.0)
 
 
 # The folder.

@@ -61,13 +61,19 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, state: dict[str
 
 
 @pytest.mark.parametrize(
-    "change", [{"channels": [8] * 20000}, {"channels": [2**20, 2**20]}, {"blocks": 20000}], ids=["deep", "wide", "long"]
+    ("change", "words"),
+    [
+        ({"channels": [8] * 20000}, "must name at most 16 resolutions"),
+        ({"channels": [2**20, 2**20]}, "declares a network of more"),
+        ({"blocks": 20000}, "must be <= 100"),
+    ],
+    ids=["deep", "wide", "long"],
 )
 def test_a_network_larger_than_its_weights_takes_no_memory(
-    tmp_path: Path, state: dict[str, Any], monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+    tmp_path: Path, state: dict[str, Any], change: dict[str, Any], words: str
 ) -> None:
     """2^20 channels would be 40 TB; twenty thousand layers are given up as soon as they exceed what is stored."""
-    refused(tmp_path, configured(state, lambda config: config["model"].update(change)), "declares a network of more")
+    refused(tmp_path, configured(state, lambda config: config["model"].update(change)), words)
 
 
 def test_the_mask_of_a_checkpoint_runs_no_code(place: Path, run: Call, state: dict[str, Any]) -> None:

@@ -50,10 +50,13 @@ MODEL = {
     "embedding": 8,
     "dropout": 0.1,
 }
+SPLIT = {"train": [0, 10], "validation": [10, 14], "test": [20, 24]}
 CONFIG = {
+    "dataset": {},
+    "mask": {},
     "model": MODEL,
     "diffusion": {"_target_": "vecfield_diffusion.diffusion.formulations.EDM", "sigma_max": 20.0},
-    "trainer": {"precision": "float32"},
+    "trainer": {"precision": "float32", "sigma_obs": 0.1, "condition_dropout": 0.1},
 }
 
 
@@ -109,7 +112,11 @@ def make_run(folder: Path, batches: Batches | None = None, **changes: object) ->
         identity={
             "config": yaml.safe_dump(CONFIG),
             "grid": grid.state_dict(),
-            "data": {"length": 24, "units": "m s-1", "split": {"test": [20, 24]}},
+            "data": {
+                "length": 24,
+                "units": "m s-1",
+                "split": {"train": [0, 10], "validation": [10, 14], "test": [20, 24]},
+            },
             "statistics": statistics,
             "mean": batches.normalizer.mean,
         },
@@ -639,7 +646,7 @@ def test_a_checkpoint_of_another_network_is_refused(saved: Path) -> None:
         {"counters": {}},
     ):
         save_checkpoint(saved, {**state, **change})
-        with pytest.raises(UserError, match="does not fit this program|expected") as caught:
+        with pytest.raises(UserError, match="does not fit this program|expected|declares a network of more") as caught:
             load_trained(str(saved), torch.device("cpu"))
         assert "\n" not in str(caught.value)
 

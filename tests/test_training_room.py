@@ -76,7 +76,8 @@ def test_a_checkpoint_that_declares_a_huge_network_ends_with_a_message(
     config = yaml.safe_load(state["config"])
     config["model"] |= changes
     save_checkpoint(place / "huge.pt", state | {"config": yaml.safe_dump(config)})
-    is_message(run("infer", "ckpt=huge.pt", "name=huge"), "model", words)
+    declared = "declares a network of more" if "sizes declared" in words else words
+    is_message(run("infer", "ckpt=huge.pt", "name=huge"), "huge.pt", declared)
     given = f"model.{next(iter(changes))}={json.dumps(next(iter(changes.values())), separators=(',', ':'))}"
     is_message(run("train", *TINY, given, "name=huge"), words)
 

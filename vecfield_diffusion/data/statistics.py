@@ -99,6 +99,11 @@ def believed(fields: Fields) -> tuple[Fields, str]:
     return replace(left_out, grid=replace(fields.grid, valid=fields.grid.valid & known)), note
 
 
+def within_limit(fields: Fields, limit: float) -> Fields:
+    """The fields without cells where a component is larger than `limit`."""
+    return replace(fields, reader=Believed(fields.reader, limit))
+
+
 def limit_of(statistics: Statistics, normalizer: Normalizer) -> float:
     """The magnitude of a component beyond which no value is believed, by what a network was trained on.
 

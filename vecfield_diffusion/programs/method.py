@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.config.build import build
-from vecfield_diffusion.config.program import option
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.sensors import Sensor
@@ -27,8 +26,7 @@ PARTS = ("sampler", "inpainting", "physics", "guidance", "sensor")
 
 def node_of(config: Mapping[str, Any], group: str, name: str) -> dict[str, Any]:
     """Returns the node of an option of a group, as the configuration has resolved it."""
-    resolved = config.get("options", {}).get(group, {})
-    return resolved[name] if name in resolved else option(group, name)
+    return config["options"][group][name]
 
 
 def build_method(config: Mapping[str, Any], trained: Trained, device: torch.device) -> Method:

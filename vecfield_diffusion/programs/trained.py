@@ -15,7 +15,7 @@ from vecfield_diffusion import threads
 from vecfield_diffusion.config.build import build, named_files
 from vecfield_diffusion.data.context import Context
 from vecfield_diffusion.data.fields import Fields
-from vecfield_diffusion.data.statistics import believed
+from vecfield_diffusion.data.statistics import limit_of, within_limit
 from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
@@ -139,6 +139,8 @@ def load_trained(ckpt: str, device: torch.device, trust: Sequence[str] = ()) -> 
         return restored(state, path, device, trust)
     except torch.OutOfMemoryError as error:
         raise UserError(f"{path}: the network does not fit into the GPU's memory; use device=cpu") from error
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except DAMAGED as error:
         reason = " ".join(f"{type(error).__name__} {error}".split())
         raise UserError(
@@ -255,7 +257,7 @@ def held_out(trained: Trained, split: str, trust: Sequence[str] = (), data: str 
     paths = [*trained.files, *([] if data is None else [data])]
     try:
         node = node if data is None else {**node, "path": data}
-        fields, _ = believed(build(node, "dataset", trust=trust, paths=paths).converted(trained.units))
+        fields = build(node, "dataset", trust=trust, paths=paths).converted(trained.units)
     except UserError as error:
         raise UserError(
             f"the data that {trained.path} was trained on: {error} (run it from the folder where it was trained, or "
@@ -266,7 +268,8 @@ def held_out(trained: Trained, split: str, trust: Sequence[str] = (), data: str 
             f"{fields.source} has {len(fields)} snapshots now, but {trained.path} keeps {trained.split[split].start} "
             f"to {trained.split[split].stop - 1} for {split}. Restore the file, or train anew"
         )
-    return fields, trained.split[split]
+    limit = limit_of(trained.statistics, trained.denoiser.normalizer)
+    return within_limit(fields, limit), trained.split[split]
 
 
 def check_error(worst: float, trained: Trained) -> None:
