@@ -76,7 +76,7 @@ def test_library_example_runs(run_folder):
     np.testing.assert_allclose(filled.u, filled.u_members.mean("member"), atol=1e-6)
     np.testing.assert_allclose(filled.u_std, filled.u_members.std("member", ddof=1), atol=1e-6)
     observed = filled.observed.values == 1
-    np.testing.assert_array_equal(filled.u.values[observed], filled.u_truth.values[observed])
+    np.testing.assert_allclose(filled.u.values[observed], filled.u_truth.values[observed], atol=1e-6)
     assert (filled.u_std.values[observed] == 0).all() and (filled.u_std.values[~observed] > 0).all()
     assert prior.u_members.sizes["member"] == 4 and set(scores["mask"]) == {"block"}
 
