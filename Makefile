@@ -12,22 +12,23 @@ demo: $(READY)  ## make data, train shortly, fill gaps, draw the picture, print 
 	$(PY) infer.py ckpt=outputs/train/demo mask=block colour=vorticity name=demo
 	$(PY) evaluate.py ckpt=outputs/train/demo 'masks=[pixels,block,track]' sampler.steps=24 name=demo
 
-test: lint  ## lint, check the types of the public face and run the tests
+test: lint  ## lint and run the tests
 	$(PYTEST) -q
 
 quick: $(READY)  ## the tests that take little time, in less than two minutes
 	$(PYTEST) -q -m 'not slow'
 
-lint: $(READY)  ## check style and formatting
+lint: $(READY)  ## check style, formatting and the types of the public face
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 format: $(READY)  ## format the code and mend what ruff can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
 clean:  ## remove the environment and all caches; data and runs stay
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt | $(PY)
