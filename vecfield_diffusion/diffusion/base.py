@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from vecfield_diffusion.physics.grid import Grid
 
 Prediction = Literal["noise", "sample", "velocity", "score", "edm"]
-GridName = Literal["native", "karras", "log_snr", "uniform_t"]
+ScheduleName = Literal["native", "karras", "log_snr", "uniform_t"]
 #: A number, or one for each sample.
 Level = TypeVar("Level", float, Tensor)
 
@@ -69,7 +69,7 @@ class Diffusion(nn.Module):
     coupled: bool = False
     #: Whether there are noisy fields that a network could learn from; a regression has none.
     noisy: bool = True
-    #: The exponent of the `karras` grid.
+    #: The exponent of the `karras` schedule.
     rho: float = 7.0
 
     def __init__(
@@ -184,27 +184,27 @@ class Diffusion(nn.Module):
 
     # Sampling.
 
-    def levels(self, steps: int, grid: GridName = "native") -> Tensor:
+    def levels(self, steps: int, schedule: ScheduleName = "native") -> Tensor:
         """`(steps + 1,)` levels from `sigma_max` down to 0 in float64.
 
         Arguments:
             steps: The number of steps.
-            grid: `native` is the formulation's own; `karras` spaces the rho-th roots evenly, `log_snr` ln s, and
+            schedule: `native` is the formulation's own; `karras` spaces the rho-th roots evenly, `log_snr` ln s, and
                 `uniform_t` the time of the formulation.
 
         Raises:
-            ValueError: More steps than the formulation has levels, or a grid of another name.
+            ValueError: More steps than the formulation has levels, or a schedule of another name.
         """
-        if grid not in get_args(GridName):
-            raise ValueError(f"grid must be one of {', '.join(get_args(GridName))}, got {grid}")
-        if grid == "karras":
+        if schedule not in get_args(ScheduleName):
+            raise ValueError(f"schedule must be one of {', '.join(get_args(ScheduleName))}, got {schedule}")
+        if schedule == "karras":
             return karras(self.sigma_min, self.sigma_max, steps, self.rho)
-        if grid == "log_snr":
+        if schedule == "log_snr":
             return geometric(self.sigma_min, self.sigma_max, steps)
-        return self.native(steps) if grid == "native" else self.uniform(steps)
+        return self.native(steps) if schedule == "native" else self.uniform(steps)
 
     def native(self, steps: int) -> Tensor:
-        """The formulation's own grid for sampling; see `levels`."""
+        """The formulation's own schedule of sampling; see `levels`."""
         return self.uniform(steps)
 
     def uniform(self, steps: int, t_min: float | None = None) -> Tensor:

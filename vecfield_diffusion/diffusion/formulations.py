@@ -47,7 +47,7 @@ class EDM(Diffusion):
         noise: The law of the training levels: `log_uniform` over the range, or `log_normal` cut to it.
         P_mean: Mean of ln sigma where `noise` is `log_normal`.
         P_std: Standard deviation of ln sigma where `noise` is `log_normal`.
-        rho: The exponent of the sampling grid.
+        rho: The exponent of the schedule of sampling.
         uncertainty: Whether the weight of the levels is learned.
         prediction: What the network predicts.
         sigma_data: The standard deviation of the normalised data.
@@ -177,7 +177,7 @@ class VP(VariancePreserving):
         beta_d: The rise of beta over [0, 1].
         beta_min: beta at 0.
         eps_t: The smallest training time.
-        eps_s: The last time of the native sampling grid, which is uniform in t.
+        eps_s: The last time of the native schedule of sampling, which is uniform in t.
         M: c_noise is (M - 1) t where published.
         inputs: `published` or `unit`; see the module.
         prediction: What the network predicts.

@@ -242,7 +242,7 @@ class MMPS(Inpainting):
         warm_start: Whether a solve begins with the solution of the last step and the one before.
         solver: `cg` goes over to `gmres` by itself in samples where the Jacobian of the network proves to be no
             covariance; `gmres` (8 iterations, whatever `k_max`) takes it from the start, cold.
-        told: Whether the network is conditioned on the observed cells, as it was trained to be: it then gives
+        conditioned: Whether the network is conditioned on the observed cells, as it was trained to be: it then gives
             E[x0 | z, y] by itself, and the rows are those beside: of physics, observation operators and single
             components.
 
@@ -263,7 +263,7 @@ class MMPS(Inpainting):
         tolerance: float = 1e-3,
         warm_start: bool = True,
         solver: Literal["cg", "gmres"] = "cg",
-        told: bool = False,
+        conditioned: bool = False,
     ) -> None:
         if k_max != "auto" and k_max < 1:
             raise ValueError(f"k_max must be >= 1 or auto, got {k_max}")
@@ -272,7 +272,7 @@ class MMPS(Inpainting):
         if solver not in ("cg", "gmres"):
             raise ValueError(f"solver must be cg or gmres, got {solver}")
         self.k_max, self.tolerance, self.warm_start, self.solver = k_max, tolerance, warm_start, solver
-        self.conditions = told
+        self.conditions = conditioned
         self.solves = self.guard = 0
 
     def bind(
@@ -328,14 +328,14 @@ class PiGDM(Inpainting):
     `I + r^2 A A^T` is solved by conjugate gradients that leave the network alone.
 
     Arguments:
-        told: See `MMPS`.
+        conditioned: See `MMPS`.
     """
 
     name = "pigdm"
     takes_rows = weighs_rows = differentiates = True
 
-    def __init__(self, told: bool = False) -> None:
-        self.conditions = told
+    def __init__(self, conditioned: bool = False) -> None:
+        self.conditions = conditioned
 
     def bind(
         self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()

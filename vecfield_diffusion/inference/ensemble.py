@@ -99,7 +99,7 @@ class _Run:
     def __init__(self, denoiser: Denoiser, method: Method, grid: Grid) -> None:
         sampler, diffusion = method.sampler, denoiser.diffusion
         self.method, self.grid, self.normalizer = method, grid, denoiser.normalizer
-        self.levels = diffusion.levels(sampler.steps, sampler.grid)
+        self.levels = diffusion.levels(sampler.steps, sampler.schedule)
         differentiates = method.inpainting.differentiates
         self.denoiser = method.guidance.wrap(denoiser.in_float32() if differentiates else denoiser)
         self.rows = list(method.physics.rows(denoiser.normalizer, grid))

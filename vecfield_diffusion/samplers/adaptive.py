@@ -73,7 +73,7 @@ class Adaptive(Sampler):
     """
 
     def __init__(self, rtol: float = 1e-3, atol: float = 1e-3, max_evaluations: int = 1000) -> None:
-        # The formulation's own grid of two steps has the largest level, the smallest and 0.
+        # The formulation's own schedule of two steps has the largest level, the smallest and 0.
         super().__init__(steps=2)
         for name, value in (("rtol", rtol), ("atol", atol)):
             if not value > 0:

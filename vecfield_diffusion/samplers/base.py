@@ -17,7 +17,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.diffusion.base import GridName
+from vecfield_diffusion.diffusion.base import ScheduleName
 
 #: `z (B, 2, H, W), s (B,) -> x_hat`: a denoiser whose observation is already bound. One that has learned the variance
 #: of an ancestral step also has a method `moments(z, s) -> (x_hat, fraction)`, see `LevelDenoiser.moments`.
@@ -70,23 +70,23 @@ class Sampler(ABC):
 
     Arguments:
         steps: The number of steps, at least 1.
-        grid: How the levels of the steps are laid: `native` is the formulation's own grid.
+        schedule: How the levels of the steps are laid: `native` is the formulation's own.
 
     Attributes:
         needs_variance: Whether the denoiser must have learned the variance of a step.
 
     Raises:
-        ValueError: Fewer than one step, or a grid of another name.
+        ValueError: Fewer than one step, or a schedule of another name.
     """
 
     needs_variance: bool = False
 
-    def __init__(self, steps: int = 32, grid: GridName = "native") -> None:
+    def __init__(self, steps: int = 32, schedule: ScheduleName = "native") -> None:
         if steps < 1:
             raise ValueError(f"steps must be >= 1, got {steps}")
-        if grid not in get_args(GridName):
-            raise ValueError(f"grid must be one of {', '.join(get_args(GridName))}, got {grid}")
-        self.steps, self.grid = steps, grid
+        if schedule not in get_args(ScheduleName):
+            raise ValueError(f"schedule must be one of {', '.join(get_args(ScheduleName))}, got {schedule}")
+        self.steps, self.schedule = steps, schedule
 
     @property
     @abstractmethod
