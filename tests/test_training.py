@@ -34,12 +34,13 @@ from vecfield_diffusion.models.unet import UNet
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.run_folder import check_folder, keep_config
 from vecfield_diffusion.programs.trained import choose_device, load_trained
+from vecfield_diffusion.signals import Interrupted
 from vecfield_diffusion.training import checkpoint as checkpoint_module
 from vecfield_diffusion.training.batches import Batches
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from vecfield_diffusion.training.ema import EMA
 from vecfield_diffusion.training.loggers import JSONLines, NoLogger, TensorBoardLogger, WandbLogger
-from vecfield_diffusion.training.trainer import Counters, Run, Stopped, Trainer
+from vecfield_diffusion.training.trainer import Counters, Run, Trainer
 
 HEIGHT, WIDTH = 6, 8
 MODEL = {
@@ -123,7 +124,7 @@ def make_run(folder: Path, batches: Batches | None = None, **changes: object) ->
     )
 
 
-class Interrupted:
+class Signalled:
     """Batches during the k-th of which a signal comes."""
 
     def __init__(self, batches: Batches, k: int, number: signal.Signals) -> None:
@@ -166,8 +167,8 @@ def test_four_steps_are_two_and_two_more(straight: tuple[Path, int], tmp_path: P
     if end == "max_steps":
         first.train()
     else:
-        first.batches = Interrupted(first.batches, 1, signal.Signals[end])
-        with pytest.raises(Stopped, match=end):
+        first.batches = Signalled(first.batches, 1, signal.Signals[end])
+        with pytest.raises(Interrupted, match={"SIGTERM": "SIGTERM", "SIGINT": "Ctrl-C"}[end]):
             first.train()
     assert load_checkpoint(first.last)["counters"]["step"] == 2
     second = make_run(tmp_path, accumulate=accumulate)
@@ -186,8 +187,8 @@ def test_a_line_of_the_log_that_spans_a_stop_is_the_same(tmp_path: Path) -> None
     options = dict(max_steps=6, log_every=3, validate_every=6)
     make_run(tmp_path / "a", **options).train()
     first = make_run(tmp_path / "b", **options)
-    first.batches = Interrupted(first.batches, 3, signal.SIGTERM)
-    with pytest.raises(Stopped):
+    first.batches = Signalled(first.batches, 3, signal.SIGTERM)
+    with pytest.raises(Interrupted):
         first.train()
     second = make_run(tmp_path / "b", **options)
     assert second.resume() and second.counters.step == 4 and len(second.losses) == 1
@@ -207,8 +208,8 @@ def test_a_finished_run_does_nothing_and_gives_its_scores(straight: tuple[Path, 
 def test_the_signals_are_given_back(tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     run = make_run(tmp_path)
-    run.batches = Interrupted(run.batches, 0, signal.SIGTERM)
-    with pytest.raises(Stopped):
+    run.batches = Signalled(run.batches, 0, signal.SIGTERM)
+    with pytest.raises(Interrupted):
         run.train()
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 

@@ -21,9 +21,8 @@ import torch
 import xarray as xr
 import yaml
 from torch import Tensor
-from tqdm import tqdm
 
-from vecfield_diffusion import __version__
+from vecfield_diffusion import __version__, progress
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.calibration import apply_factor
@@ -68,13 +67,12 @@ def run(filling: Filling, sink: Sink) -> None:
     total = None
     if None not in costs:
         total = sum(cost * len(block) for cost, (_, block) in zip(costs, work, strict=True)) * config["members"]
-    with tqdm(total=total, unit=" evaluations", unit_scale=True, disable=None) as bar:
+    with progress.bar(total, "evaluations") as bar:
         for name, block in work:
-            bar.set_postfix_str(f"snapshot {block[0] + 1} of {len(filling.indices)}")
+            bar.update(0, snapshot=f"{block[0] + 1} of {len(filling.indices)}")
             cases = filling.cases(block)
-            progress = bar.update
             method, trained = filling.methods[name], filling.trained
-            members = fill_cases(config, trained=trained, method=method, cases=cases, progress=progress)
+            members = fill_cases(config, trained=trained, method=method, cases=cases, progress=bar.update)
             check_members(members, cases, trained)
             known, factor = cases.observed | cases.single, filling.factors.get(name, 1.0)
             if factor != 1:

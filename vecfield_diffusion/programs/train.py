@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -32,8 +31,9 @@ from vecfield_diffusion.programs.gaussian_field import gaussian_field
 from vecfield_diffusion.programs.run_folder import check_folder, coordinates, describe, keep_config
 from vecfield_diffusion.programs.trained import choose_device, make_denoiser, network_channels
 from vecfield_diffusion.programs.validation import Validation
+from vecfield_diffusion.signals import stoppable
 from vecfield_diffusion.training.batches import Batches, seeded, window_grid, windows
-from vecfield_diffusion.training.trainer import Run, Stopped, headline
+from vecfield_diffusion.training.trainer import Run, headline
 
 
 def train(config: dict[str, Any], folder: Path) -> dict[str, float]:
@@ -48,13 +48,10 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, float]:
         print(f"{folder}: going on from step {run.counters.step}")
     run.logger.open(folder, str(folder).removeprefix("outputs/train/"), config)
     try:
-        scores = run.train()
+        with stoppable(lambda: f"saved {run.last}" if run.last.exists() else "nothing to save yet"):
+            scores = run.train()
     except torch.OutOfMemoryError as error:
         raise UserError(f"the GPU's memory is full ({error}). Raise trainer.accumulate, or lower batch_size") from error
-    except Stopped as stop:
-        state = f"saved {run.last}" if run.last.exists() else "nothing to save yet"
-        print(f"{stop}: {state}; the same command goes on", file=sys.stderr)
-        raise SystemExit(128 + stop.signal) from None
     finally:
         run.logger.close()
     print(f"{folder}: {run.counters.step} steps, {run.counters.minutes:.1f} minutes")

@@ -17,18 +17,18 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.losses import Penalty, denoising_loss
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.progress import bar
+from vecfield_diffusion.signals import Interrupted, interruptible
 from vecfield_diffusion.threads import Fixed, Tuner, allowed, chosen
 from vecfield_diffusion.training.batches import Batch, Batches, prefetched
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 from vecfield_diffusion.training.ema import EMA
 from vecfield_diffusion.training.loggers import JSONLines, Logger
 from vecfield_diffusion.training.memory import check_memory, is_out_of_memory, out_of_memory
-from vecfield_diffusion.training.signals import Stopped, signals
 from vecfield_diffusion.training.validation import headline, loss_by_level
 
 
@@ -239,7 +239,7 @@ class Run:
         """Trains to the end and returns the last validation scores.
 
         Raises:
-            Stopped: A signal came; the state was saved.
+            Interrupted: A signal came; the state was saved.
             UserError: The loss is no longer finite, and the last good checkpoint is kept; or the memory is too small.
         """
         for folder in (self.folder / "checkpoints", self.folder / "samples"):
@@ -249,7 +249,7 @@ class Run:
                 raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from error
         lines = JSONLines(self.folder / "metrics.jsonl", self.counters.step)
         try:
-            with signals(self.stop), prefetched(self.batches, self.counters.step, self.device) as batches:
+            with interruptible(self.stop), prefetched(self.batches, self.counters.step, self.device) as batches:
                 self.loop(batches, lines)
         except RuntimeError as error:
             if self.device.type != "cpu" or not is_out_of_memory(error):
@@ -271,7 +271,7 @@ class Run:
         trainer, counters, tuner = self.trainer, self.counters, self.tuner()
         clock = saved = time.monotonic()
         start = counters.step
-        with bar(trainer.max_steps * trainer.batch_size, counters.samples) as progress:
+        with bar(trainer.max_steps * trainer.batch_size, "samples", done=counters.samples) as progress:
             while trainer.progress(counters) < 1 and self.signal is None:
                 batch = next(batches)
                 if counters.step == start:
@@ -283,12 +283,13 @@ class Run:
                 now = time.monotonic()
                 counters.minutes += (now - clock) / 60
                 clock = now
-                progress.update(trainer.batch_size)
-                done = trainer.progress(counters) >= 1
+                share = trainer.progress(counters)
+                progress.update(trainer.batch_size, share=share)
+                done = share >= 1
                 if counters.step % trainer.log_every == 0 or done:
                     loss = self.finite()
                     self.losses = []
-                    progress.set_postfix(loss=f"{loss:.4f}")
+                    progress.update(0, share=share, loss=f"{loss:.4f}")
                     self.log(lines, {"loss": loss, "lr": self.optimizer.param_groups[0]["lr"]})
                 if counters.step % trainer.validate_every == 0 or done:
                     self.finite()
@@ -302,7 +303,7 @@ class Run:
             if counters.step > start:
                 self.finite()
                 self.save(self.last)
-            raise Stopped(self.signal)
+            raise Interrupted(self.signal)
 
     def tuner(self) -> Tuner | Fixed:
         """What finds the number of threads; beside a GPU, or where the user chose one, nothing does."""
@@ -393,8 +394,3 @@ class Run:
         values = {"samples": self.counters.samples, "minutes": round(self.counters.minutes, 3), **values}
         lines.log(values, self.counters.step)
         self.logger.log(values, self.counters.step)
-
-
-def bar(total: int, done: int) -> tqdm:
-    """The bar on which a run goes on, in samples."""
-    return tqdm(total=total, initial=done, unit=" samples", unit_scale=True, disable=None, smoothing=0.05)
