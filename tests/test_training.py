@@ -40,7 +40,7 @@ from vecfield_diffusion.training.batches import Batches
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from vecfield_diffusion.training.ema import EMA
 from vecfield_diffusion.training.loggers import JSONLines, NoLogger, TensorBoardLogger, WandbLogger
-from vecfield_diffusion.training.trainer import Counters, Run, Trainer
+from vecfield_diffusion.training.trainer import Counters, Trainer, TrainingRun
 
 HEIGHT, WIDTH = 6, 8
 MODEL = {
@@ -92,7 +92,7 @@ def make_batches(fields: Fields, **changes: object) -> Batches:
     return Batches(fields=fields, **(arguments | changes))
 
 
-def make_run(folder: Path, batches: Batches | None = None, **changes: object) -> Run:
+def make_run(folder: Path, batches: Batches | None = None, **changes: object) -> TrainingRun:
     options = dict(max_steps=4, batch_size=4, warmup=8, ema=20, precision="float32", validate_every=2)
     trainer = Trainer(**(options | dict(validation_batches=1, score_cases=0, log_every=1) | changes))
     batches = batches or make_batches(gappy(), size=trainer.batch_size)
@@ -102,7 +102,7 @@ def make_run(folder: Path, batches: Batches | None = None, **changes: object) ->
     folder.mkdir(parents=True, exist_ok=True)
     grid = batches.fields.grid
     statistics = dict(std=1.0, lambda_max=1.0, sigma_max=20.0, divergence_rms=1.0, vorticity_rms=1.0)
-    return Run(
+    return TrainingRun(
         trainer=trainer,
         denoiser=Denoiser(network, EDM(sigma_max=20.0), batches.normalizer),
         optimizer=torch.optim.AdamW(network.parameters(), lr=1e-3),

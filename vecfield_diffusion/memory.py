@@ -1,4 +1,4 @@
-"""How much memory is left to this process."""
+"""How much memory is left to this process, and whether an error says that it is full."""
 
 from __future__ import annotations
 
@@ -45,3 +45,13 @@ def readable(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
+
+
+#: What torch and Python raise where memory is full; a RuntimeError may be anything else, see `is_full`.
+FULL = (MemoryError, RuntimeError)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that the memory of the machine or of its GPU is full."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text

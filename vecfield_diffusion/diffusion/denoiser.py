@@ -19,7 +19,7 @@ from vecfield_diffusion.diffusion.formulations import Regression
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.models.base import BY_SCALARS, Known, Parametrization, Scalars, column
+from vecfield_diffusion.models.base import BY_SCALARS, Conditions, Parametrization, Scalars, column
 
 #: `(z (B, 2, H, W), s (B,), observation) -> x_hat (B, 2, H, W)`
 DenoiserFunction = Callable[[Tensor, Tensor, Observation], Tensor]
@@ -113,7 +113,7 @@ class Denoiser(nn.Module):
         `mean` is what the method `mean` returns, where that is known already; it counts as a constant.
         """
         valid, observed = observation.valid, observation.observed
-        known = Known(
+        known = Conditions(
             y=torch.where(observed, observation.y, 0.0),
             observed=observed,
             error=torch.where(observed, observation.error, 0.0),

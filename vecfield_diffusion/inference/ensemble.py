@@ -2,6 +2,8 @@
 
 Every member of every case has a random generator of its own, seeded by `(seed, case, member)`: a field depends neither
 on the batch that it was computed in nor on how many others were, up to the rounding of the network's own arithmetic.
+That rounding differs with the size of the batch: with a network in float32 fields differ by some 2e-5 standard
+deviations of the data, in bf16 by up to 1e-2 (1.4e-2 was found between batches of 1 and 64 with churn).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 
-class Known(NamedTuple):
+class Conditions(NamedTuple):
     """What a sample is conditioned on, as tensors in normalised units.
 
     Arguments:
@@ -89,7 +89,9 @@ class Parametrization:
         """
         raise NotImplementedError(f"{type(self).__name__} does not predict the mean")
 
-    def precondition(self, z: Tensor, s: Tensor, known: Known, scalars: Callable[[Tensor], Scalars]) -> Preconditioned:
+    def precondition(
+        self, z: Tensor, s: Tensor, known: Conditions, scalars: Callable[[Tensor], Scalars]
+    ) -> Preconditioned:
         """What makes the denoiser of the network.
 
         Arguments:

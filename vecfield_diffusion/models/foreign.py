@@ -117,7 +117,7 @@ class Foreign(nn.Module):
         return margins
 
     def _try(self, shape: torch.Size, out_channels: int) -> None:
-        """Calls the network once. Raises ValueError that says at which point it fails and what was expected there."""
+        """Calls the network once. Raises ValueError that names the point where it fails and what was expected there."""
         like = next((value for value in self.parameters() if value.is_floating_point()), torch.zeros(()))
         x = torch.zeros(shape, dtype=like.dtype, device=like.device)
         level = x.new_ones(shape[0])

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vecfield_diffusion.models.base import Known, Parametrization, Preconditioned, Scalars, column
+from vecfield_diffusion.models.base import Conditions, Parametrization, Preconditioned, Scalars, column
 from vecfield_diffusion.models.eigenfields import Eigenfields
 from vecfield_diffusion.models.modes import MeanVariance, Modes
 from vecfield_diffusion.models.unet import UNet
@@ -87,7 +87,9 @@ class GaussianResidual(nn.Module, Parametrization):
         """Takes the Gaussian field `field()`, which training leaves as it is."""
         self.field = field().to(next(self.parameters()).device)
 
-    def precondition(self, z: Tensor, s: Tensor, known: Known, scalars: Callable[[Tensor], Scalars]) -> Preconditioned:
+    def precondition(
+        self, z: Tensor, s: Tensor, known: Conditions, scalars: Callable[[Tensor], Scalars]
+    ) -> Preconditioned:
         """See `Parametrization`; of the formulation c_noise alone enters."""
         mean, c = self.posterior(z, s, known.y, known.observed, known.error, known.valid)
         innovation = torch.where(known.observed, (known.y - mean) / column(c), 0.0)

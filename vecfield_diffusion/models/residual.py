@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vecfield_diffusion.models.base import Known, Parametrization, Preconditioned, Scalars
+from vecfield_diffusion.models.base import Conditions, Parametrization, Preconditioned, Scalars
 from vecfield_diffusion.models.unet import UNet
 
 FIELD = 2  # channels of the noisy field; what is known follows
@@ -41,7 +41,9 @@ class AroundMean(Parametrization, ABC):
     def scale(self) -> Tensor:
         """The standard deviation of the residual, w."""
 
-    def precondition(self, z: Tensor, s: Tensor, known: Known, scalars: Callable[[Tensor], Scalars]) -> Preconditioned:
+    def precondition(
+        self, z: Tensor, s: Tensor, known: Conditions, scalars: Callable[[Tensor], Scalars]
+    ) -> Preconditioned:
         """See `Parametrization`; the mean counts as a constant."""
         mean, scale = known.mean.detach(), self.scale
         beside = known._replace(channels=torch.cat([known.channels, mean], dim=1))

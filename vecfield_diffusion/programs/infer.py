@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion import progress
+from vecfield_diffusion.atomic import write_text_atomic
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.metrics import derive, sums, table
 from vecfield_diffusion.evaluation.physical import divergence_squares
 from vecfield_diffusion.evaluation.plots import Coordinates, figure_inpainting
 from vecfield_diffusion.inference.cases import Cases
-from vecfield_diffusion.inference.files import FieldsWriter, check_claim, owned, write_text_atomic
+from vecfield_diffusion.inference.files import FieldsWriter, check_claim, owned
 from vecfield_diffusion.inference.likelihood import nats_per_value
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.fill import key, run, template

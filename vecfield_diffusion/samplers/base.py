@@ -26,12 +26,12 @@ BoundDenoiser = Callable[[Tensor, Tensor], Tensor]
 NoiseFunction = Callable[[], Tensor]
 #: `(z, r) -> z` after a step to level r.
 Hook = Callable[[Tensor, float], Tensor]
-#: Told the number of evaluations after each call of the denoiser.
+#: Takes the number of evaluations after each call of the denoiser.
 Progress = Callable[[int], None]
 
 
 def silent(evaluations: int) -> None:
-    """The progress function of who does not want to be told."""
+    """A progress function that does nothing."""
 
 
 class LevelDenoiser:
@@ -119,7 +119,7 @@ class Sampler(ABC):
             levels: `(steps + 1,)`, falling, as a rule to 0.
             noise: Unit normal noise, drawn anew at each call.
             hook: May change the state after each step.
-            progress: Told of each evaluation of the denoiser.
+            progress: Takes each evaluation of the denoiser.
             start: `(B, 2, H, W)`, the mean of the first state; 0 if None.
             return_trajectory: Whether to return the states, too: the first is the noise, the last the samples.
             repeats: How often each step is taken; fresh noise takes the state back up in between.

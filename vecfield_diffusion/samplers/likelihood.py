@@ -107,7 +107,7 @@ def tracer(mode: str, inside: Tensor, noise: NoiseFunction | None, probes: int) 
         raise ValueError("noise must be given for mode hutchinson, got None")
     drawn = [noise() for _ in range(probes)]
     signs = [torch.where(inside, torch.where(eps < 0, -1.0, 1.0).to(eps), 0.0) for eps in drawn]
-    return lambda x_hat, z: sum(quadratic(x_hat, z, each) for each in signs) / probes
+    return lambda x_hat, z: sum(quadratic(x_hat, z, sign) for sign in signs) / probes
 
 
 def exact_trace(x_hat: Tensor, z: Tensor, inside: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Batches:
-    """Batches from the snapshots `indices`, in an order that is shuffled anew each time all have been seen.
+    """Batches from the snapshots `indices`, in an order that is shuffled anew after each pass through all of them.
 
     Arguments:
         fields: The data.

@@ -73,7 +73,7 @@ class WandbLogger:
         # The same folder on the same machine is the same run.
         identity = hashlib.sha256(f"{platform.node()}:{folder.absolute()}".encode()).hexdigest()[:16]
         options = dict(project=self.project, name=name, id=identity, resume="allow", dir=str(folder), config=config)
-        # Online without a network hangs for over a minute unless told otherwise.
+        # Online without a network hangs for over a minute unless it is set otherwise.
         settings = wandb.Settings(init_timeout=15, silent=True)
         try:
             self.run = wandb.init(mode=mode, settings=settings, **options)

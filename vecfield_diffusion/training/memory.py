@@ -62,12 +62,8 @@ def advice(batch_size: int, accumulate: int, fits: int) -> str:
     return "Not even one sample fits: use a smaller network, window=[32,32] or so, or a machine with more memory"
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether the system refused memory on the CPU."""
-    return "can't allocate memory" in str(error)
-
-
-def out_of_memory(batch_size: int, accumulate: int) -> str:
+def out_of_memory(batch_size: int, accumulate: int, device: torch.device) -> str:
     """What to say where memory was refused in the middle of a step."""
     half = max(1, batch_size // accumulate // 2)
-    return f"the memory is full. {advice(batch_size, accumulate, half)}"
+    place = "the GPU's memory" if device.type == "cuda" else "the memory"
+    return f"{place} is full. {advice(batch_size, accumulate, half)}"

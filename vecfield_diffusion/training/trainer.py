@@ -21,6 +21,7 @@ from torch import Tensor
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.losses import Penalty, denoising_loss
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.memory import FULL, is_full
 from vecfield_diffusion.progress import bar
 from vecfield_diffusion.signals import Interrupted, interruptible
 from vecfield_diffusion.threads import Fixed, Tuner, allowed, chosen
@@ -28,7 +29,7 @@ from vecfield_diffusion.training.batches import Batch, Batches, prefetched
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 from vecfield_diffusion.training.ema import EMA
 from vecfield_diffusion.training.loggers import JSONLines, Logger
-from vecfield_diffusion.training.memory import check_memory, is_out_of_memory, out_of_memory
+from vecfield_diffusion.training.memory import check_memory, out_of_memory
 from vecfield_diffusion.training.validation import headline, loss_by_level
 
 
@@ -141,7 +142,7 @@ class Trainer:
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """One run of a trainer in a folder: the state, the loop, what is written.
 
     Arguments:
@@ -251,10 +252,10 @@ class Run:
         try:
             with interruptible(self.stop), prefetched(self.batches, self.counters.step, self.device) as batches:
                 self.loop(batches, lines)
-        except RuntimeError as error:
-            if self.device.type != "cpu" or not is_out_of_memory(error):
+        except FULL as error:
+            if not is_full(error):
                 raise
-            raise UserError(out_of_memory(self.trainer.batch_size, self.trainer.accumulate)) from error
+            raise UserError(out_of_memory(self.trainer.batch_size, self.trainer.accumulate, self.device)) from error
         finally:
             lines.close()
         self.untrained = self.trainer.untrained(self.counters)
