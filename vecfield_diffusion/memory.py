@@ -13,7 +13,9 @@ FILES = [
 
 
 def available(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
-    """The bytes that can be taken without swapping, of the machine and its control group; None where nothing says so.
+    """Returns the bytes that can be taken without swapping, of the machine and its control group.
+
+    None where nothing says so.
 
     What the system keeps of files and could give up counts as free.
     """
@@ -30,7 +32,7 @@ def available(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
 
 
 def entry(path: Path, name: str) -> int | None:
-    """The number beside a name in a file of lines `name number`; None where there is none."""
+    """Returns the number beside a name in a file of lines `name number`; None where there is none."""
     try:
         lines = [line.split() for line in path.read_text().splitlines()]
         return next((int(words[1]) for words in lines if words[:1] == [name] and len(words) > 1), None)
@@ -39,7 +41,7 @@ def entry(path: Path, name: str) -> int | None:
 
 
 def readable(count: float) -> str:
-    """A number of bytes for messages, such as 1.2 GB."""
+    """Returns a number of bytes for messages, such as 1.2 GB."""
     for unit in ("bytes", "kB", "MB"):
         if abs(count) < 1000:
             return f"{count:.3g} {unit}"
@@ -52,6 +54,6 @@ FULL = (MemoryError, RuntimeError)
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that the memory of the machine or of its GPU is full."""
+    """Returns whether an error says that the memory of the machine or of its GPU is full."""
     text = str(error)
     return isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text

@@ -95,7 +95,7 @@ class Progress:
         print(text, flush=True) if self._bar is None else self._bar.write(text)
 
     def line(self) -> str:
-        """One line: how far the work is, how fast it went since the last line, how long it will take."""
+        """Returns one line: how far the work is, how fast it went since the last line, how long it will take."""
         now, share = self.clock(), self._part()
         speed = (self.done - self._before) / max(now - self._said, 1e-9)
         self._said, self._before = now, self.done
@@ -114,7 +114,7 @@ class Progress:
         self._before, self._first = self.done, self._part() or 0.0
 
     def _part(self) -> float | None:
-        """The share of the work that is done."""
+        """Returns the share of the work that is done."""
         if self._share is not None:
             return self._share
         return min(1.0, self.done / self.total) if self.total else None
@@ -125,12 +125,12 @@ class Progress:
 
 
 def bar(total: float | None, unit: str, label: str = "", *, done: float = 0, leave: bool = True) -> Progress:
-    """A bar on a terminal, a line a minute elsewhere, on standard error; see `Progress`."""
+    """Returns a bar on a terminal, a line a minute elsewhere, on standard error; see `Progress`."""
     return Progress(total, unit, label, done=done, leave=leave)
 
 
 def over(parts: Sequence[Part], unit: str, label: str) -> Iterator[Part]:
-    """The parts of some work, one after another, with a bar that does not stay."""
+    """Yields the parts of some work, one after another, with a bar that does not stay."""
     with bar(len(parts), unit, label, leave=False) as work:
         for part in parts:
             yield part
@@ -138,7 +138,7 @@ def over(parts: Sequence[Part], unit: str, label: str) -> Iterator[Part]:
 
 
 def _duration(seconds: float) -> str:
-    """Seconds in words: `40 s`, `12 min`, `3.5 h`."""
+    """Returns seconds in words: `40 s`, `12 min`, `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

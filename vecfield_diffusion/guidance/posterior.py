@@ -71,11 +71,11 @@ class Tangent:
         self._square = column(s**2).to(z.dtype)
 
     def gradient(self, w: Tensor) -> Tensor:
-        """`grad_z <A D(z), w>`, `(B, 2, H, W)`, for w `(B, K)`."""
+        """Returns `grad_z <A D(z), w>`, `(B, 2, H, W)`, for w `(B, K)`."""
         return torch.autograd.grad(self._image, self._z, w.to(self._image.dtype), retain_graph=True)[0]
 
     def pull(self, w: Tensor) -> Tensor:
-        """`V A^T w`."""
+        """Returns `V A^T w`."""
         return self._square * self.gradient(w)
 
 
@@ -174,7 +174,7 @@ class Solver:
 
 
 def orthogonal(rows: Tensor, basis: Sequence[Tensor]) -> Tensor:
-    """Rows `(B, K)` less what they have of an orthonormal basis; 0 where nothing but rounding is left."""
+    """Returns rows `(B, K)` less what they have of an orthonormal basis; 0 where nothing but rounding is left."""
     q = rows
     for _ in range(2):  # the second pass removes what the rounding of the first left
         for unit_row in basis:
@@ -184,25 +184,25 @@ def orthogonal(rows: Tensor, basis: Sequence[Tensor]) -> Tensor:
 
 
 def unit(rows: Tensor) -> Tensor:
-    """Rows `(B, K)` of length 1, or 0 where they are 0."""
+    """Returns rows `(B, K)` of length 1, or 0 where they are 0."""
     size = dot(rows, rows).sqrt()
     return per_row(torch.where(size > 0, 1 / size, 0.0), rows) * rows
 
 
 def conjugate(p: Tensor, known: Sequence[Direction]) -> Tensor:
-    """`p` less what it has, in the inner product of M, of the directions."""
+    """Returns `p` less what it has, in the inner product of M, of the directions."""
     for q in known:
         p = p - per_row(dot(q.image, p) / q.curvature, p) * q.p
     return p
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product `(B,)` of rows `(B, K)` in float64."""
+    """Returns the inner product `(B,)` of rows `(B, K)` in float64."""
     return (a.double() * b.double()).sum(dim=1)
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
-    """`(B,)` to `(B, 1)` in the dtype of `like`."""
+    """Returns `(B,)` to `(B, 1)` in the dtype of `like`."""
     return values[:, None].to(like.dtype)
 
 
@@ -212,7 +212,7 @@ def prior(denoiser: DenoiserFunction, observation: Observation) -> BoundDenoiser
 
 
 def all_rows(observation: Observation, rows: Sequence[LinearObservation]) -> LinearObservation:
-    """The measured cells of the observation and further rows, flat."""
+    """Returns the measured cells of the observation and further rows, flat."""
     return stack([cells(observation), *rows])
 
 
@@ -278,13 +278,13 @@ class MMPS(Inpainting):
     def bind(
         self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
     ) -> BoundDenoiser:
-        """D_y of the observation and the further rows."""
+        """Returns D_y of the observation and the further rows."""
         bound, stacked = split(denoiser, observation, rows, self.conditions)
         share = stacked.present.sum(dim=1) / (2 * observation.valid.flatten(1).sum(dim=1)).clamp(min=1)
         return BoundMMPS(self, bound, stacked.whitened(), share)
 
     def limit(self, share: Tensor, s: Tensor) -> Tensor:
-        """The iterations `(B,)` of samples with rows for `share` of their values, at levels `s`."""
+        """Returns the iterations `(B,)` of samples with rows for `share` of their values, at levels `s`."""
         if self.k_max != "auto":
             return torch.full_like(s, self.k_max)
         return torch.where(share < SPARSE, FEW, torch.where(s < LATE, MANY, SOME))
@@ -340,7 +340,7 @@ class PiGDM(Inpainting):
     def bind(
         self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
     ) -> BoundDenoiser:
-        """D_y of the observation and the further rows."""
+        """Returns D_y of the observation and the further rows."""
         bound, stacked = split(denoiser, observation, rows, self.conditions)
         whitened = stacked.whitened()
 
@@ -380,13 +380,13 @@ class DPS(Inpainting):
     def bind(
         self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
     ) -> BoundDPS:
-        """The denoiser of the prior, which keeps the gradient of the misfit for `hook`."""
+        """Returns the denoiser of the prior, which keeps the gradient of the misfit for `hook`."""
         return BoundDPS(prior(denoiser, observation), all_rows(observation, rows))
 
     def hook(
         self, observation: Observation, noise: NoiseFunction, bound: BoundDenoiser | None = None, steps: int = 1
     ) -> Hook:
-        """The step along the gradient.
+        """Returns the step along the gradient.
 
         Arguments:
             observation: That of `bind`.
@@ -430,6 +430,6 @@ class BoundDPS:
         return tangent.x_hat
 
     def take(self) -> Tensor:
-        """The gradient, which is then forgotten."""
+        """Returns the gradient, which is then forgotten."""
         gradient, self.gradient = self.gradient, None
         return gradient

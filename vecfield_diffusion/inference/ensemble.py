@@ -56,7 +56,7 @@ def sample_ensemble(
     batch: int = 64,
     progress: Callable[[int], None] = lambda fields: None,
 ) -> Tensor:
-    """Members `(members, N, 2, H, W)` in physical units for N observations; outside the domain they are NaN.
+    """Returns members `(members, N, 2, H, W)` in physical units for N observations; outside the domain they are NaN.
 
     Where the observation is exact (`sigma_y = 0`), observed cells keep the observed values.
 
@@ -88,7 +88,7 @@ def sample_ensemble(
 def _chunks(
     pairs: list[tuple[int, int]], once_below: list[float], batch: int
 ) -> Iterator[tuple[float, list[tuple[int, int]]]]:
-    """At most `batch` pairs of member and case at a time whose steps are repeated down to one level."""
+    """Yields at most `batch` pairs of member and case at a time whose steps are repeated down to one level."""
     for level in sorted(set(once_below)):
         alike = [pair for pair in pairs if once_below[pair[1]] == level]
         for first in range(0, len(alike), batch):
@@ -114,7 +114,7 @@ class _Run:
         once_below: float,
         progress: Callable[[int], None],
     ) -> Tensor:
-        """One field for each observation, those of `cases`; steps are repeated above the level `once_below`."""
+        """Returns one field for each observation, those of `cases`; steps are repeated above the level `once_below`."""
         method, normalizer, grid = self.method, self.normalizer, self.grid
         rows = self.rows
         if method.sensor is not None:

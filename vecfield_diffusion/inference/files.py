@@ -235,7 +235,7 @@ class _Stream(io.FileIO):
     refusal: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """All of `data`, or the refusal is remembered."""
+        """Returns all of `data`, or the refusal is remembered."""
         rest = memoryview(data).cast("B")
         size = len(rest)
         try:
@@ -282,7 +282,7 @@ def _reported(path: Path, hint: str = "") -> Iterator[None]:
 
 
 def _positions(part: Path, key: str) -> list[int] | None:
-    """The positions of a part; None where it has another key or cannot be read."""
+    """Returns the positions of a part; None where it has another key or cannot be read."""
     with contextlib.suppress(ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(part) as block:
         if block["key"].item() == key:
             return block["positions"].tolist()
@@ -290,7 +290,7 @@ def _positions(part: Path, key: str) -> list[int] | None:
 
 
 def _compose(frame: xr.Dataset) -> memoryview:
-    """The bytes of a small netCDF-4 file."""
+    """Returns the bytes of a small netCDF-4 file."""
     with warnings.catch_warnings():
         # Times that are no whole number of the input's units are stored as fractions, as in the input.
         warnings.filterwarnings("ignore", "Times can't be serialized faithfully")

@@ -98,13 +98,13 @@ class GaussianResidual(nn.Module, Parametrization):
         return Preconditioned(mean, c, channels, scalars(s).c_noise)
 
     def weight(self, s: Tensor, out: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
-        """1 / c^2, the squared error of F."""
+        """Returns 1 / c^2, the squared error of F."""
         return out**-2
 
     def posterior(
         self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor
     ) -> MeanVariance:
-        """g, `(B, 2, H, W)`, and c, `(B,)`; arguments as for `Modes`.
+        """Returns g, `(B, 2, H, W)`, and c, `(B,)`; arguments as for `Modes`.
 
         Raises:
             ValueError: No field was learnt.
@@ -115,5 +115,8 @@ class GaussianResidual(nn.Module, Parametrization):
         return mean, variance.clamp(min=FLOOR**2).sqrt()
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
-        """`(B, C + 4, H, W)`: (z - g) / s, what is known, g, (y - g) / c; and the level `(B,)`, to the raw output."""
+        """Returns `(B, C + 4, H, W)`: (z - g) / s, what is known, g, (y - g) / c.
+
+        And the level `(B,)`, to the raw output.
+        """
         return self.network(x, noise)

@@ -52,7 +52,7 @@ class AroundMean(Parametrization, ABC):
         return Preconditioned(mean + scale * skip, scale * out, channels, noise)
 
     def weight(self, s: Tensor, out: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
-        """The weight of the formulation at s / w, in units of w: 1 / (w c_out(s / w))^2, the squared error of F."""
+        """Returns the formulation's weight at s / w in units of w, the squared error of F: 1 / (w c_out(s / w))^2."""
         scale = self.scale.to(s.dtype)
         return plain(s / scale) / scale.square()
 
@@ -97,11 +97,11 @@ class Residual(nn.Module, AroundMean):
         self.register_buffer("variance", torch.ones(()))
 
     def mean(self, channels: Tensor) -> Tensor:
-        """mu, `(B, 2, H, W)`, of what is known, `(B, C - 2, H, W)`."""
+        """Returns mu, `(B, 2, H, W)`, of what is known, `(B, C - 2, H, W)`."""
         return self.regression(channels, channels.new_zeros(channels.shape[0]))
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
-        """`(B, C + 2, H, W)`, the noisy residual, what is known and mu, and the level `(B,)` to the raw output."""
+        """Maps `(B, C + 2, H, W)`, the noisy residual, what is known and mu, and the level `(B,)` to the raw output."""
         return self.network(x, noise)
 
     @property

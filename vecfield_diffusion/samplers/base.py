@@ -41,13 +41,13 @@ class LevelDenoiser:
         self.denoiser, self.progress = denoiser, progress
 
     def __call__(self, z: Tensor, s: float) -> Tensor:
-        """The posterior mean `(B, 2, H, W)` at level `s`."""
+        """Returns the posterior mean `(B, 2, H, W)` at level `s`."""
         x_hat = self.denoiser(z, z.new_full((len(z),), s))
         self.progress(1)
         return x_hat
 
     def moments(self, z: Tensor, s: float) -> tuple[Tensor, Tensor]:
-        """The posterior mean and the fraction in [0, 1], `(B, 2, H, W)` both, of a denoiser with a learned variance.
+        """Returns the posterior mean and the fraction in [0, 1], `(B, 2, H, W)` both, where the variance is learned.
 
         The fraction interpolates the logarithm of the variance of an ancestral step between its two closed forms
         (Nichol & Dhariwal, ICML 2021, equation 15).
@@ -97,7 +97,7 @@ class Sampler(ABC):
     def step(
         self, denoise: LevelDenoiser, z: Tensor, s: float, r: float, noise: NoiseFunction, memory: dict[str, Any]
     ) -> Tensor:
-        """One step from level `s` to `r < s`; `memory` is empty at the first step and kept between steps."""
+        """Returns one step from level `s` to `r < s`; `memory` is empty at the first step and kept between steps."""
 
     def sample(
         self,
@@ -112,7 +112,7 @@ class Sampler(ABC):
         repeat_above: float = 0.0,
         valid: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Samples `(B, 2, H, W)`, with `return_trajectory` also the states `(steps + 1, B, 2, H, W)` at the levels.
+        """Returns samples `(B, 2, H, W)`, with `return_trajectory` also the states `(steps + 1, B, 2, H, W)`.
 
         Arguments:
             denoiser: E[x0 | z], the observation already bound.
@@ -145,7 +145,7 @@ class Sampler(ABC):
         return (z, torch.stack(states)) if return_trajectory else z
 
     def ladder(self, levels: Tensor) -> list[float]:
-        """The levels as numbers, read once so that no step waits for the device."""
+        """Returns the levels as numbers, read once so that no step waits for the device."""
         ladder = levels.tolist()
         if len(ladder) != self.steps + 1:
             raise ValueError(f"levels must be steps + 1 = {self.steps + 1} in number, got {len(ladder)}")
@@ -155,5 +155,5 @@ class Sampler(ABC):
 
 
 def first_state(s: float, noise: NoiseFunction, start: Tensor | None) -> Tensor:
-    """`start + s eps`, the state that a run begins with."""
+    """Returns `start + s eps`, the state that a run begins with."""
     return s * noise() if start is None else torch.add(start, noise(), alpha=s)

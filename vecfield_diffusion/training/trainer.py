@@ -44,7 +44,7 @@ class Counters:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Counters:
-        """The counters of a checkpoint. Raises ValueError where they are no counts and times."""
+        """Returns the counters of a checkpoint. Raises ValueError where they are no counts and times."""
         counters = cls(**state)
         counts, times = (counters.step, counters.samples), (counters.minutes, counters.best)
         if not (all(type(n) is int and n >= 0 for n in counts) and all(type(x) in (int, float) for x in times)):
@@ -119,11 +119,11 @@ class Trainer:
             raise ValueError(f"max_minutes must be > 0 or null, got {self.max_minutes}")
 
     def progress(self, counters: Counters) -> float:
-        """The share of the run that is done: by steps or by time, whichever is further."""
+        """Returns the share of the run that is done: by steps or by time, whichever is further."""
         return max(counters.step / self.max_steps, counters.minutes / self.max_minutes if self.max_minutes else 0.0)
 
     def untrained(self, counters: Counters) -> str:
-        """What to know of a run that ended before half of its steps, and what to do; empty for others."""
+        """Returns what to know of a run that ended before half of its steps, and what to do; empty for others."""
         if counters.step >= self.max_steps / 2:
             return ""
         speed = counters.step / max(counters.minutes, 1e-9)
@@ -135,7 +135,7 @@ class Trainer:
         )
 
     def rate(self, counters: Counters) -> float:
-        """The factor on the learning rate: a linear rise at the start, a linear fall at the end."""
+        """Returns the factor on the learning rate: a linear rise at the start, a linear fall at the end."""
         rise = min(1.0, (counters.samples + self.batch_size) / self.warmup) if self.warmup else 1.0
         fall = min(1.0, (1 - self.progress(counters)) / self.cooldown) if self.cooldown else 1.0
         return rise * max(fall, 0.0)
@@ -307,14 +307,14 @@ class TrainingRun:
             raise Interrupted(self.signal)
 
     def tuner(self) -> Tuner | Fixed:
-        """What finds the number of threads; beside a GPU, or where the user chose one, nothing does."""
+        """Returns what finds the number of threads; beside a GPU, or where the user chose one, nothing does."""
         most = allowed()
         if self.device.type != "cpu" or chosen() or most == 1:
             return Fixed()
         return Tuner(most, torch.set_num_threads)
 
     def step(self, batch: Batch) -> Tensor:
-        """One step of the optimizer; returns the loss, still on the device."""
+        """Returns one step of the optimizer; returns the loss, still on the device."""
         trainer, counters = self.trainer, self.counters
         factor = trainer.rate(counters)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -337,7 +337,7 @@ class TrainingRun:
         return total + 0 * norm  # a gradient that is not finite spoils the weights as much as such a loss
 
     def loss(self, batch: Batch, training: bool = False, penalty: Penalty | None = None) -> Tensor:
-        """The loss of every sample of a batch, `(B,)`; see `denoising_loss`."""
+        """Returns the loss of every sample of a batch, `(B,)`; see `denoising_loss`."""
         return denoising_loss(
             self.denoiser,
             batch.x0,
@@ -350,7 +350,7 @@ class TrainingRun:
         )
 
     def finite(self) -> float:
-        """The mean of the losses since the last line of the log; the device is waited for here alone."""
+        """Returns the mean of the losses since the last line of the log; the device is waited for here alone."""
         if not self.losses:
             return 0.0
         loss = torch.stack(self.losses).mean().item()
@@ -363,7 +363,9 @@ class TrainingRun:
         return loss
 
     def validate(self, lines: JSONLines) -> str:
-        """The loss on fixed batches, by noise level too, and the scores of a small ensemble; with averaged weights.
+        """Returns the loss on fixed batches, by noise level too, and the scores of a small ensemble.
+
+        With averaged weights.
 
         Returns:
             The scores in words.
@@ -386,7 +388,7 @@ class TrainingRun:
         return f"step {self.counters.step}: {said}"
 
     def validation_loss(self) -> dict[str, float]:
-        """The mean loss over the validation batches, the same each time, and that of bins of noise levels."""
+        """Returns the mean loss over the validation batches, the same each time, and that of bins of noise levels."""
         batches = (self.validation(k).to(self.device) for k in range(self.trainer.validation_batches))
         return loss_by_level(self.loss, self.denoiser.diffusion, batches)
 
