@@ -35,13 +35,13 @@ Components = Literal["both", "u", "v"]
 
 @dataclass(frozen=True)
 class LinearObservation:
-    """Rows of `y = A x + n`. What absent rows hold, NaN included, counts nowhere.
+    """Linear observations `y = A x + n`. What absent ones hold, NaN included, counts nowhere.
 
     Arguments:
         forward: A, from `(B, 2, H, W)` to the shape of `y`; linear, and every sample by itself.
         y: The values, `(B, ...)`, or `(1, ...)` for all samples.
         sigma: The standard deviation of the error of each row, positive; broadcasts to `y`.
-        present: Which rows there are, boolean; broadcasts to `y`.
+        present: Which observations there are, boolean; broadcasts to `y`.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -50,7 +50,7 @@ class LinearObservation:
     present: Tensor
 
     def flat(self) -> LinearObservation:
-        """Returns rows as `(B, K)`; absent ones have A = 0, y = 0 and sigma = 1."""
+        """Returns the observations as `(B, K)`; absent ones have A = 0, y = 0 and sigma = 1."""
         shape = self.y.shape
         present = self.present.expand(shape).flatten(1)
         sigma = torch.where(present, self.sigma.expand(shape).flatten(1), 1.0)
@@ -59,13 +59,13 @@ class LinearObservation:
         return LinearObservation(lambda x: torch.where(present, self.forward(x).flatten(1), 0.0), y, sigma, present)
 
     def whitened(self) -> LinearObservation:
-        """Returns rows in units of their errors, so that `sigma = 1`."""
+        """Returns the observations in units of their errors, so that `sigma = 1`."""
         one = torch.ones_like(self.sigma)
         return LinearObservation(lambda x: self.forward(x) / self.sigma, self.y / self.sigma, one, self.present)
 
 
 def stack(observations: Sequence[LinearObservation]) -> LinearObservation:
-    """Returns all rows of all observations, as `(B, K)`, absent ones with A = 0, y = 0 and sigma = 1."""
+    """Returns all observations together, as `(B, K)`, absent ones with A = 0, y = 0 and sigma = 1."""
     parts = [part.flat() for part in observations]
     batch = max(len(part.y) for part in parts)
 

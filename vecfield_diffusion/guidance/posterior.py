@@ -1,20 +1,20 @@
 """Samples of the posterior of a prior that was trained without observations: MMPS, PiGDM and DPS.
 
 With `D(z, s) = E[x0 | z]` the prior's denoiser, Tweedie's second-order formula gives `Cov[x0 | z] = V = s^2 dD/dz`, and
-for rows `y = A x + n`, `n ~ N(0, R)`, the Gaussian approximation of p(x0 | z) has the posterior mean
+for observations `y = A x + n`, `n ~ N(0, R)`, the Gaussian approximation of p(x0 | z) has the posterior mean
 
     D_y = D + V A^T w,      (R + A V A^T) w = y - A D.
 
 - MMPS (Rozet et al., NeurIPS 2024, arXiv 2405.13712) solves this system by conjugate gradients. V is symmetric, so a
   product `V A^T w = s^2 grad_z <A D(z), w>` is one vector-Jacobian product. Exact for Gaussian fields.
 - PiGDM (Song et al., ICLR 2023) has `r^2 I`, `r^2 = s^2 / (1 + s^2)`, in the place of V within the system, which then
-  costs no derivative of the network: `w = (y - A D) / (sigma^2 + r^2)` where rows are cells. Biased, robust.
+  costs no derivative of the network: `w = (y - A D) / (sigma^2 + r^2)` where cells are observed. Biased, robust.
 - DPS (Chung et al., ICLR 2023) leaves D alone and after a step subtracts `(zeta / n) grad_z |y - A D|` from the state,
   n the number of steps and the norm that of each sample by itself. Biased.
 
-Rows are whitened, `A <- R^(-1/2) A`, so that the system is `M = I + A V A^T` and rows of different units stand side by
-side. Every scalar of the solver is one of each sample, in float64; a sample that is done is frozen, so that results do
-not depend on the batch.
+Observations are whitened, `A <- R^(-1/2) A`, so that the system is `M = I + A V A^T` and those of different units stand
+side by side. Every scalar of the solver is one of each sample, in float64; a sample that is done is frozen, so that
+results do not depend on the batch.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Tangent:
         denoiser: D.
         z: The states `(B, 2, H, W)`.
         s: Their levels `(B,)`.
-        rows: Flat rows.
+        rows: Flat observations.
 
     Attributes:
         x_hat: D(z, s), without a graph.
@@ -81,7 +81,7 @@ class Tangent:
 
 @dataclass
 class Direction:
-    """A direction p of the rows with M p, V A^T p and p^T M p; all 0, and 1, in samples that do not take it."""
+    """A direction p of w with M p, V A^T p and p^T M p; all 0, and 1, in samples that do not take it."""
 
     p: Tensor
     image: Tensor
@@ -212,14 +212,14 @@ def prior(denoiser: DenoiserFunction, observation: Observation) -> BoundDenoiser
 
 
 def all_rows(observation: Observation, rows: Sequence[LinearObservation]) -> LinearObservation:
-    """Returns the measured cells of the observation and further rows, flat."""
+    """Returns the measured cells of the observation and further observations, flat."""
     return stack([cells(observation), *rows])
 
 
 def split(
     denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation], conditions: bool
 ) -> tuple[BoundDenoiser, LinearObservation]:
-    """Returns the denoiser and the rows that it is to agree with.
+    """Returns the denoiser and the observations that it is to agree with.
 
     These are all; where the network is conditioned on the observed cells (`conditions`), those beside.
     """
@@ -243,7 +243,7 @@ class MMPS(Inpainting):
         solver: `cg` goes over to `gmres` by itself in samples where the Jacobian of the network proves to be no
             covariance; `gmres` (8 iterations, whatever `k_max`) takes it from the start, cold.
         conditioned: Whether the network is conditioned on the observed cells, as it was trained to be: it then gives
-            E[x0 | z, y] by itself, and the rows are those beside: of physics, observation operators and single
+            E[x0 | z, y] by itself, and what is added are those beside: of physics, observation operators and single
             components.
 
     Attributes:
@@ -278,13 +278,13 @@ class MMPS(Inpainting):
     def bind(
         self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
     ) -> BoundDenoiser:
-        """Returns D_y of the observation and the further rows."""
+        """Returns D_y of the observation and the further observations."""
         bound, stacked = split(denoiser, observation, rows, self.conditions)
         share = stacked.present.sum(dim=1) / (2 * observation.valid.flatten(1).sum(dim=1)).clamp(min=1)
         return BoundMMPS(self, bound, stacked.whitened(), share)
 
     def limit(self, share: Tensor, s: Tensor) -> Tensor:
-        """Returns the iterations `(B,)` of samples with rows for `share` of their values, at levels `s`."""
+        """Returns the iterations `(B,)` of samples with observations of `share` of their values, at levels `s`."""
         if self.k_max != "auto":
             return torch.full_like(s, self.k_max)
         return torch.where(share < SPARSE, FEW, torch.where(s < LATE, MANY, SOME))
@@ -324,8 +324,8 @@ class BoundMMPS:
 class PiGDM(Inpainting):
     """Pseudo-inverse guidance: the covariance of x0 given z is taken to be `r^2 I`, `r^2 = s^2 / (1 + s^2)`.
 
-    One vector-Jacobian product an evaluation, and nothing to tune. Where rows overlap (footprints, physics) the system
-    `I + r^2 A A^T` is solved by conjugate gradients that leave the network alone.
+    One vector-Jacobian product an evaluation, and nothing to tune. Where observations overlap (footprints, physics) the
+    system `I + r^2 A A^T` is solved by conjugate gradients that leave the network alone.
 
     Arguments:
         conditioned: See `MMPS`.
@@ -340,7 +340,7 @@ class PiGDM(Inpainting):
     def bind(
         self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
     ) -> BoundDenoiser:
-        """Returns D_y of the observation and the further rows."""
+        """Returns D_y of the observation and the further observations."""
         bound, stacked = split(denoiser, observation, rows, self.conditions)
         whitened = stacked.whitened()
 
