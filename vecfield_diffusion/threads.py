@@ -144,7 +144,7 @@ class Tuner:
         self.began = self.clock()
 
     def stop(self) -> str:
-        """Returns a step has ended.
+        """Ends a step.
 
         Returns what was found, where a measurement is over that changed the number; else ''.
         """
@@ -211,5 +211,5 @@ class Fixed:
         """A step begins."""
 
     def stop(self) -> str:
-        """Returns a step has ended."""
+        """Ends a step."""
         return ""

@@ -202,7 +202,7 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
-    """Returns `(B,)` to `(B, 1)` in the dtype of `like`."""
+    """Reshapes `(B,)` to `(B, 1)` in the dtype of `like`."""
     return values[:, None].to(like.dtype)
 
 

@@ -235,7 +235,7 @@ class _Stream(io.FileIO):
     refusal: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Returns all of `data`, or the refusal is remembered."""
+        """Writes all of `data`, or the refusal is remembered."""
         rest = memoryview(data).cast("B")
         size = len(rest)
         try:

@@ -121,5 +121,5 @@ BY_SCALARS = Parametrization()
 
 
 def column(values: Tensor) -> Tensor:
-    """Returns `(B,)` to `(B, 1, 1, 1)`, a number for each sample."""
+    """Reshapes `(B,)` to `(B, 1, 1, 1)`, a number for each sample."""
     return values[:, None, None, None]

@@ -115,7 +115,7 @@ class GaussianResidual(nn.Module, Parametrization):
         return mean, variance.clamp(min=FLOOR**2).sqrt()
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
-        """Returns `(B, C + 4, H, W)`: (z - g) / s, what is known, g, (y - g) / c.
+        """Maps `(B, C + 4, H, W)`: (z - g) / s, what is known, g, (y - g) / c.
 
         And the level `(B,)`, to the raw output.
         """

@@ -97,7 +97,7 @@ class Sampler(ABC):
     def step(
         self, denoise: LevelDenoiser, z: Tensor, s: float, r: float, noise: NoiseFunction, memory: dict[str, Any]
     ) -> Tensor:
-        """Returns one step from level `s` to `r < s`; `memory` is empty at the first step and kept between steps."""
+        """Takes one step from level `s` to `r < s`; `memory` is empty at the first step and kept between steps."""
 
     def sample(
         self,

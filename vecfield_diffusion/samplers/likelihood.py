@@ -80,7 +80,7 @@ def log_likelihood(
 
 
 def climb(denoise: LevelDenoiser, z: Tensor, x_hat: Tensor, s: float, r: float) -> Tensor:
-    """Returns Heun's step from level `s` up to `r`, the denoiser already called at the first."""
+    """Takes Heun's step from level `s` up to `r`, the denoiser already called at the first."""
     euler = torch.lerp(x_hat, z, r / s)
     with torch.no_grad():
         again = torch.lerp(euler, denoise(euler, r), (s - r) / r)

@@ -24,7 +24,7 @@ from vecfield_diffusion.samplers.base import LevelDenoiser, NoiseFunction, Sampl
 
 
 def langevin(denoise: LevelDenoiser, z: Tensor, s: float, share: float, noise: NoiseFunction) -> Tensor:
-    """Returns one Langevin step at level `s` with `delta = share s^2`: `z + share (D - z) + s sqrt(2 share) eps`.
+    """Takes one Langevin step at level `s` with `delta = share s^2`: `z + share (D - z) + s sqrt(2 share) eps`.
 
     On N(0, lambda) data the variance settles at `v / (1 - delta / (2 v))` instead of `v = lambda + s^2`; the step is
     stable below `share = 2`.
@@ -258,7 +258,7 @@ class Langevin(Sampler):
         return self.correct(denoise, z, r, noise) if r > 0 else denoise(z, s)
 
     def correct(self, denoise: LevelDenoiser, z: Tensor, s: float, noise: NoiseFunction) -> Tensor:
-        """Returns the Langevin steps at level `s`."""
+        """Takes the Langevin steps at level `s`."""
         for _ in range(self.corrections):
             z = langevin(denoise, z, s, self.step_size, noise)
         return z

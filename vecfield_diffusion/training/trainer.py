@@ -314,7 +314,7 @@ class TrainingRun:
         return Tuner(most, torch.set_num_threads)
 
     def step(self, batch: Batch) -> Tensor:
-        """Returns one step of the optimizer; returns the loss, still on the device."""
+        """Takes one step of the optimizer and returns the loss, still on the device."""
         trainer, counters = self.trainer, self.counters
         factor = trainer.rate(counters)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
