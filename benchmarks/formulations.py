@@ -39,7 +39,7 @@ from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.diffusion.base import Diffusion, Prediction, reverse_variances
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.programs.train import prepare
-from vecfield_diffusion.training.trainer import Run
+from vecfield_diffusion.training.trainer import TrainingRun
 
 SIZE = 16
 SNAPSHOTS = 20000
@@ -188,7 +188,7 @@ def make_cases(law: Law, std: float) -> tuple[list[Case], list[Case]]:
 
 
 @torch.no_grad()
-def excess(run: Run, cases: list[Case]) -> list[float]:
+def excess(run: TrainingRun, cases: list[Case]) -> list[float]:
     """The excess at each of `LEVELS`, over all cases together."""
     denoiser, grid = run.denoiser, run.batches.fields.grid
     result = []
@@ -206,7 +206,7 @@ def excess(run: Run, cases: list[Case]) -> list[float]:
 
 
 @torch.no_grad()
-def variance_shares(run: Run, case: Case) -> tuple[list[float], list[float]]:
+def variance_shares(run: TrainingRun, case: Case) -> tuple[list[float], list[float]]:
     """The learned share of the reverse variance of a step of the chain, nothing being observed, and the best one.
 
     The bound is least where the variance is `small + (1 - (r/s)^2)^2 C`, with C the posterior variance of a value.
@@ -239,7 +239,7 @@ def print_least(law: Law) -> None:
     print_line("exact but blind to y, observed", [b / t - 1 for b, t in zip(blind, told, strict=True)])
 
 
-def train(law: Law, folder: Path, overrides: list[str]) -> Run:
+def train(law: Law, folder: Path, overrides: list[str]) -> TrainingRun:
     """A run of the training program on fields of the law, done."""
     path = folder / "fields.h5"
     if not path.exists():
@@ -252,7 +252,7 @@ def train(law: Law, folder: Path, overrides: list[str]) -> Run:
     return run
 
 
-def score(run: Run, name: str, law: Law) -> bool:
+def score(run: TrainingRun, name: str, law: Law) -> bool:
     """Prints the lines of a formulation; whether the margins hold."""
     holds, diffusion = True, run.denoiser.diffusion
     c_out = diffusion.preconditioning(diffusion.time(torch.tensor(LEVELS, dtype=torch.float64)))[2]

@@ -37,7 +37,7 @@ METHODS = {
     "mmps + rows": ["inpainting=mmps", "physics=divergence"],
     "pigdm": ["inpainting=pigdm"],
     "dps 100": ["inpainting=dps", "sampler=euler", "sampler.steps=100"],
-    "repaint 32x10": ["inpainting=repaint", "sampler=ddpm", "sampler.steps=32", "sampler.grid=log_snr"],
+    "repaint 32x10": ["inpainting=repaint", "sampler=ddpm", "sampler.steps=32", "sampler.schedule=log_snr"],
     "replacement": ["inpainting=replacement"],
 }
 COLUMNS = ("mask", "method", "rmse_component", "rmse_vector", "crps", "spread_skill")

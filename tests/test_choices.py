@@ -14,7 +14,7 @@ from programs import FEW, SMALL, TINY, Call, is_message
 
 from vecfield_diffusion import commands
 from vecfield_diffusion.config.program import CONF
-from vecfield_diffusion.diffusion.base import HEADS, GridName
+from vecfield_diffusion.diffusion.base import HEADS, ScheduleName
 from vecfield_diffusion.programs.train import make_parts
 from vecfield_diffusion.training.checkpoint import load_checkpoint
 
@@ -33,7 +33,7 @@ CHOICES = [
     ("vp", "euler_maruyama", "score"),
     ("ve", "heun_sde", "edm"),
     ("edm", "edm_stochastic", "edm"),
-    ("custom", "dpmpp_2m sampler.grid=karras", "score"),
+    ("custom", "dpmpp_2m sampler.schedule=karras", "score"),
     ("edm diffusion.uncertainty=true diffusion.noise=log_normal", "langevin", "noise"),
     ("flow", "euler", "velocity"),
     ("flow diffusion.times=logit_normal", "midpoint", "sample"),
@@ -78,7 +78,7 @@ def test_a_formulation_trains_and_samples(
         )
 
 
-@pytest.mark.parametrize("grid", get_args(GridName))
+@pytest.mark.parametrize("grid", get_args(ScheduleName))
 @pytest.mark.parametrize("sampler", options("sampler"))
 def test_one_checkpoint_with_every_sampler_and_grid(
     place: Path,
@@ -86,7 +86,7 @@ def test_one_checkpoint_with_every_sampler_and_grid(
     sampler: str,
     grid: str,
 ) -> None:
-    size = [] if sampler == "adaptive" else ["sampler.steps=3", f"sampler.grid={grid}"]
+    size = [] if sampler == "adaptive" else ["sampler.steps=3", f"sampler.schedule={grid}"]
     code, _, err = run("infer", "ckpt=outputs/train/run", f"name={sampler}", f"sampler={sampler}", "members=2", *size)
     assert (code, err) == (0, ""), err
 
@@ -161,7 +161,7 @@ def test_a_path_and_a_preconditioner_of_a_users_own(
         ("sampler=ddpm sampler.variance=learned", ("diffusion.learned_variance=true", "EDM")),
         ("sampler=ddpm sampler.variance=learned physics=divergence", ("variance=learned",)),
         ("sampler=adaptive inpainting=repaint", ("sampler=adaptive", "inpainting=repaint")),
-        ("sampler.grid=kaRras", ("sampler.grid", "karras")),
+        ("sampler.schedule=kaRras", ("sampler.schedule", "karras")),
         ("sampler=ddim sampler.eta=2", ("sampler.eta", "[0, 1]")),
         ("likelihood=exact", ("sigma_obs", "mask=none")),
         ("likelihood=exact mask=none physics=divergence", ("physics=none",)),
@@ -183,8 +183,8 @@ def test_what_does_not_go_together_is_said_before_data_are_read(
 
 
 def test_more_steps_than_the_chain_has_are_refused_before_data_are_made(place: Path, run: Call) -> None:
-    given = [*TINY, "diffusion=ddpm", "diffusion.T=8", "sampler.steps=9", "sampler.grid=native", "name=odd"]
-    is_message(run("train", *given), "sampler.steps must be <= T=8", "sampler.grid=karras")
+    given = [*TINY, "diffusion=ddpm", "diffusion.T=8", "sampler.steps=9", "sampler.schedule=native", "name=odd"]
+    is_message(run("train", *given), "sampler.steps must be <= T=8", "sampler.schedule=karras")
     learned = ["sampler=ddpm", "sampler.variance=learned", "name=odd"]
     is_message(run("train", *TINY, *learned), "diffusion.learned_variance=true")
 

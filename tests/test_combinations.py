@@ -19,14 +19,14 @@ from oracle import GaussianConditional
 
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.config.program import CONF, option
-from vecfield_diffusion.diffusion.base import HEADS, GridName
+from vecfield_diffusion.diffusion.base import HEADS, ScheduleName
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.observation import Observation
 
 SHAPE = (2, 1, 3)
 SIZE = 6
 SAMPLERS = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
-GRIDS = get_args(GridName)
+GRIDS = get_args(ScheduleName)
 DOMAIN = torch.ones(SHAPE[1:], dtype=torch.bool)
 ODE = ("euler", "heun", "midpoint", "ddim", "dpmpp_2m", "adaptive")
 SDE = ("ddpm", "euler_maruyama", "heun_sde", "predictor_corrector")

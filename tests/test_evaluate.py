@@ -375,7 +375,7 @@ def test_what_is_finished_is_kept_and_the_same_command_goes_on(
     with pytest.raises(SystemExit) as stop:
         program.evaluate(config, folder)
     assert stop.value.code == code and asked == ["block", "none", "pixels"]
-    stopped = f"stopped by {signal.Signals(number).name}"
+    stopped = f"stopped by {'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name}"
     kept = f"block, none finished and kept in {folder}; the same command goes on"
     assert capsys.readouterr().err == f"{stopped}: {kept}\n"
     half = table(place, name)

@@ -319,7 +319,7 @@ def test_the_default_sampler_keeps_the_energy(name):
     field = eigenvalues.view(1, 1, 1, -1)
     x = sampler.sample(
         lambda z, s: z * field / (field + s[0] ** 2),
-        diffusion.levels(sampler.steps, sampler.grid),
+        diffusion.levels(sampler.steps, sampler.schedule),
         lambda: torch.ones_like(field),
     )
     kept = x.square().sum() / eigenvalues.sum()
@@ -392,7 +392,7 @@ def test_reverse_variances_are_those_of_gaussian_data():
         (lambda: Interpolant(gamma=0.0), "gamma must be > 0"),
         (lambda: EDM(noise="log_normal", P_mean=50.0), "P_mean must lie near the range"),
         (lambda: Flow(times="logit_normal", logit_mean=-60.0), "logit_mean must lie near the range"),
-        (lambda: EDM().levels(4, "Karras"), "grid must be one of"),
+        (lambda: EDM().levels(4, "Karras"), "schedule must be one of"),
         (lambda: Trigonometric(t_min=0.5, t_max=0.1), "t_min must be below t_max"),
         (lambda: Trigonometric(t_max=1.5).time(torch.ones(1)), "rise with t"),
     ],

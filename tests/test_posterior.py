@@ -601,17 +601,17 @@ def law_given(cells_of, given):
     return GaussianConditional(gain @ given.y.flatten()[at], PRIOR.covariance - gain @ cross.T)
 
 
-@pytest.mark.parametrize("told", [False, True])
-def test_single_components_and_errors_of_every_value(told):
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_single_components_and_errors_of_every_value(conditioned):
     """D_y is that of the joint posterior: from the prior by all rows, or from the conditional model by the others."""
     given, both, single = joint_case()
     exact_law, cells_law = law_given(both | single, given), law_given(both, given)
 
     def denoiser(z, s, observation):
-        assert observation.observed.any() == told
-        return cells_law(z, s) if told else PRIOR.denoise(z, s)
+        assert observation.observed.any() == conditioned
+        return cells_law(z, s) if conditioned else PRIOR.denoise(z, s)
 
-    bound = MMPS(k_max=400, tolerance=1e-10, told=told).bind(denoiser, given)
+    bound = MMPS(k_max=400, tolerance=1e-10, conditioned=conditioned).bind(denoiser, given)
     z = torch.randn(1, 2, N, N, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     for s in (0.1, 1.0, 10.0):
         level = torch.tensor([s], dtype=torch.float64)

@@ -238,7 +238,8 @@ def test_a_signal_saves_and_ends(place: Path, number: signal.Signals, code: int)
         _, err = child.communicate(timeout=60)
     assert child.returncode == code and "Traceback" not in err
     last = f"outputs/train/{name}/checkpoints/last.pt"
-    assert err == f"stopped by {number.name}: saved {last}; the same command goes on\n"
+    stopped = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    assert err == f"stopped by {stopped}: saved {last}; the same command goes on\n"
     assert load_checkpoint(place / last)["counters"]["step"] >= 5
 
 

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from vecfield_diffusion.progress import Progress, bar
-from vecfield_diffusion.signals import Interrupted, interruptible
+from vecfield_diffusion.progress import Progress, bar, over
+from vecfield_diffusion.signals import Interrupted, interruptible, stoppable
 
 
 class Clock:
@@ -90,10 +90,10 @@ def test_short_work_says_nothing_and_a_terminal_has_a_bar(capsys: pytest.Capture
     assert "block: 100%" in stream.getvalue() and "loss=0.5" in stream.getvalue()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_is_an_exception_within_the_block_alone(number: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
+def test_a_signal_is_an_exception_within_the_block_alone(number: signal.Signals, code: int, name: str) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted, match=f"stopped by {number.name}") as stop, interruptible():
+    with pytest.raises(Interrupted, match=f"^stopped by {name}$") as stop, interruptible():
         os.kill(os.getpid(), number)
         time.sleep(1)
     assert stop.value.code == code
@@ -105,3 +105,32 @@ def test_signals_of_a_thread_are_left_alone() -> None:
     code += "    with interruptible(): print('done')\nt = threading.Thread(target=work); t.start(); t.join()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+def test_a_step_under_way_may_end_but_a_second_ctrl_c_does_not_wait() -> None:
+    before, asked = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(Interrupted) as stop, interruptible(asked.append):
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+    assert asked == [signal.SIGTERM, signal.SIGTERM] and stop.value.code == 130
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_program_that_is_stopped_says_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    kept: list[int] = []
+    with pytest.raises(SystemExit) as stop, stoppable(lambda: f"{len(kept)} of 5 are kept"):
+        kept += [1, 2]
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    assert stop.value.code == 143
+    assert capsys.readouterr() == ("", "stopped by SIGTERM: 2 of 5 are kept; the same command goes on\n")
+
+
+def test_parts_are_counted_and_lines_are_written_above(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(over(["a", "b"], "blocks", "reading")) == ["a", "b"]
+    for stream in (Terminal(), io.StringIO()):
+        with Progress(2, "steps", stream=stream) as work:
+            work.write("validation loss 0.5")
+        assert "validation" not in stream.getvalue()
+    assert capsys.readouterr() == ("validation loss 0.5\n" * 2, "")

@@ -410,7 +410,7 @@ def test_hook_sees_every_level_after_the_first_and_changes_the_state():
     ("make", "message"),
     [
         (lambda: Euler(0), "^steps must be >= 1, got 0"),
-        (lambda: Euler(4, "karas"), "^grid must be one of native, karras, log_snr, uniform_t, got karas"),
+        (lambda: Euler(4, "karas"), "^schedule must be one of native, karras, log_snr, uniform_t, got karas"),
         (lambda: Heun(S_churn=-1.0), r"^S_churn must be >= 0, got -1\.0"),
         (lambda: Heun(S_noise=-1.0), r"^S_noise must be >= 0, got -1\.0"),
     ],
@@ -429,6 +429,6 @@ def test_levels_must_fit_the_steps_and_fall(levels):
 
 
 @pytest.mark.parametrize("make", [Euler, Heun, Midpoint, DPMpp2M])
-def test_grid_is_remembered(make):
+def test_schedule_is_remembered(make):
     by_default = "log_snr" if make is DPMpp2M else "native"
-    assert (make(4, grid="karras").grid, make(4).grid) == ("karras", by_default)
+    assert (make(4, schedule="karras").schedule, make(4).schedule) == ("karras", by_default)

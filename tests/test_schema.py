@@ -17,10 +17,11 @@ from vecfield_diffusion.config import build as builder
 from vecfield_diffusion.config import schema, sources
 from vecfield_diffusion.config.build import MOVED, build, named_files, resolve
 from vecfield_diffusion.config.kinds import Kind, kind
-from vecfield_diffusion.config.moved import present_names
+from vecfield_diffusion.config.moved import RENAMED, present_names, say_once
 from vecfield_diffusion.config.overrides import Composer, plain
 from vecfield_diffusion.config.program import CONF, Program
 from vecfield_diffusion.config.schema import Checker, fit, signature
+from vecfield_diffusion.config.spelling import Reader, Spelling
 from vecfield_diffusion.errors import UserError
 
 SHAPES = """
@@ -403,6 +404,49 @@ def test_configurations_from_before_a_move_are_read(shapes: None, monkeypatch: p
         "a": [{**node, "_target_": "shapes.forms.Base"}],
         "b": ("x", 1),
     }
+
+
+HEUN = {"_target_": "vecfield_diffusion.samplers.deterministic.Heun", "steps": 3}
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_key_that_was_renamed_is_a_key_of_its_group(old: str, new: str) -> None:
+    group, _, key = new.partition(".")
+    nodes = Composer(CONF, None).nodes(group).values()
+    assert any(key in node for node in nodes) and not any(old.partition(".")[2] in node for node in nodes)
+
+
+def test_a_configuration_with_an_old_key_is_built_and_compared() -> None:
+    assert build(HEUN | {"grid": "karras"}, "sampler", trusted=True).schedule == "karras"
+    # The file of a user from before stands beside the default of the package.
+    assert build(HEUN | {"schedule": "native", "grid": "karras"}, "sampler", trusted=True).schedule == "karras"
+    with pytest.raises(UserError, match=r"^sampler\.schedule=kaRras: expected one of native"):
+        build(HEUN | {"grid": "kaRras"}, "sampler", trusted=True)
+    kept = [{"process": {"sampler": HEUN | {"grid": "karras"}, "mask": {"grid": 1}}, "factor": 1.1}]
+    assert present_names(kept) == [
+        {"process": {"sampler": HEUN | {"schedule": "karras"}, "mask": {"grid": 1}}, "factor": 1.1}
+    ]
+
+
+def test_an_old_key_is_typed_and_noted_once(capsys: pytest.CaptureFixture[str]) -> None:
+    say_once.cache_clear()
+    typed = ["ckpt=x", "sampler=heun", "++sampler.grid=karras", "inpainting=pigdm", "inpainting.told=true"]
+    for _ in range(2):
+        config = infer.config(*typed)
+        assert config["sampler"]["schedule"] == "karras" and "grid" not in config["sampler"]
+        assert config["inpainting"]["conditioned"] is True
+    assert capsys.readouterr().out.splitlines() == [
+        "note: ++sampler.grid=karras is read as ++sampler.schedule=karras",
+        "note: inpainting.told=true is read as inpainting.conditioned=true",
+    ]
+
+
+def test_a_key_of_the_users_own_sampler_keeps_its_name(tmp_path: Path) -> None:
+    (tmp_path / "sampler").mkdir()
+    (tmp_path / "sampler/mine.yaml").write_text("_target_: mine.Sampler\ngrid: fine\n")
+    reader = Reader(Spelling(), {}, Composer(CONF, "infer", str(tmp_path)), multirun=False)
+    assert reader.read(["sampler=mine", "sampler.grid=coarse"]) == ["sampler=mine", "sampler.grid=coarse"]
+    assert present_names({"sampler": {"_target_": "mine.Sampler", "grid": 1}})["sampler"]["grid"] == 1
 
 
 # Files that a checkpoint names.

@@ -34,12 +34,13 @@ from vecfield_diffusion.models.unet import UNet
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.run_folder import check_folder, keep_config
 from vecfield_diffusion.programs.trained import choose_device, load_trained
+from vecfield_diffusion.signals import Interrupted
 from vecfield_diffusion.training import checkpoint as checkpoint_module
 from vecfield_diffusion.training.batches import Batches
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from vecfield_diffusion.training.ema import EMA
 from vecfield_diffusion.training.loggers import JSONLines, NoLogger, TensorBoardLogger, WandbLogger
-from vecfield_diffusion.training.trainer import Counters, Run, Stopped, Trainer
+from vecfield_diffusion.training.trainer import Counters, Trainer, TrainingRun
 
 HEIGHT, WIDTH = 6, 8
 MODEL = {
@@ -91,7 +92,7 @@ def make_batches(fields: Fields, **changes: object) -> Batches:
     return Batches(fields=fields, **(arguments | changes))
 
 
-def make_run(folder: Path, batches: Batches | None = None, **changes: object) -> Run:
+def make_run(folder: Path, batches: Batches | None = None, **changes: object) -> TrainingRun:
     options = dict(max_steps=4, batch_size=4, warmup=8, ema=20, precision="float32", validate_every=2)
     trainer = Trainer(**(options | dict(validation_batches=1, score_cases=0, log_every=1) | changes))
     batches = batches or make_batches(gappy(), size=trainer.batch_size)
@@ -101,7 +102,7 @@ def make_run(folder: Path, batches: Batches | None = None, **changes: object) ->
     folder.mkdir(parents=True, exist_ok=True)
     grid = batches.fields.grid
     statistics = dict(std=1.0, lambda_max=1.0, sigma_max=20.0, divergence_rms=1.0, vorticity_rms=1.0)
-    return Run(
+    return TrainingRun(
         trainer=trainer,
         denoiser=Denoiser(network, EDM(sigma_max=20.0), batches.normalizer),
         optimizer=torch.optim.AdamW(network.parameters(), lr=1e-3),
@@ -123,7 +124,7 @@ def make_run(folder: Path, batches: Batches | None = None, **changes: object) ->
     )
 
 
-class Interrupted:
+class Signalled:
     """Batches during the k-th of which a signal comes."""
 
     def __init__(self, batches: Batches, k: int, number: signal.Signals) -> None:
@@ -166,8 +167,8 @@ def test_four_steps_are_two_and_two_more(straight: tuple[Path, int], tmp_path: P
     if end == "max_steps":
         first.train()
     else:
-        first.batches = Interrupted(first.batches, 1, signal.Signals[end])
-        with pytest.raises(Stopped, match=end):
+        first.batches = Signalled(first.batches, 1, signal.Signals[end])
+        with pytest.raises(Interrupted, match={"SIGTERM": "SIGTERM", "SIGINT": "Ctrl-C"}[end]):
             first.train()
     assert load_checkpoint(first.last)["counters"]["step"] == 2
     second = make_run(tmp_path, accumulate=accumulate)
@@ -186,8 +187,8 @@ def test_a_line_of_the_log_that_spans_a_stop_is_the_same(tmp_path: Path) -> None
     options = dict(max_steps=6, log_every=3, validate_every=6)
     make_run(tmp_path / "a", **options).train()
     first = make_run(tmp_path / "b", **options)
-    first.batches = Interrupted(first.batches, 3, signal.SIGTERM)
-    with pytest.raises(Stopped):
+    first.batches = Signalled(first.batches, 3, signal.SIGTERM)
+    with pytest.raises(Interrupted):
         first.train()
     second = make_run(tmp_path / "b", **options)
     assert second.resume() and second.counters.step == 4 and len(second.losses) == 1
@@ -207,8 +208,8 @@ def test_a_finished_run_does_nothing_and_gives_its_scores(straight: tuple[Path, 
 def test_the_signals_are_given_back(tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     run = make_run(tmp_path)
-    run.batches = Interrupted(run.batches, 0, signal.SIGTERM)
-    with pytest.raises(Stopped):
+    run.batches = Signalled(run.batches, 0, signal.SIGTERM)
+    with pytest.raises(Interrupted):
         run.train()
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 

@@ -107,15 +107,25 @@ def test_a_batch_that_does_not_fit_names_one_that_does(tmp_path: Path, monkeypat
     assert advice(7, 1, 5) == "Use trainer.accumulate=7: 1 at once fit, and the batch stays the same"
 
 
-def test_memory_refused_within_a_step_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        MemoryError(),
+    ],
+)
+def test_memory_refused_within_a_step_is_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     run = make_run(tmp_path)
 
     def refuse(*_: object) -> None:
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        raise error
 
     monkeypatch.setattr(run.denoiser.network, "forward", refuse)
     monkeypatch.setattr(trainer_module, "check_memory", lambda *_: None)
-    with pytest.raises(UserError, match=r"memory is full. Use trainer.accumulate=2"):
+    with pytest.raises(UserError, match=r"^the memory is full\. Use trainer\.accumulate=2"):
         run.train()
 
 

@@ -1,4 +1,4 @@
-"""How much memory is left to this process."""
+"""How much memory is left to this process, and whether an error says that it is full."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ FILES = [
 
 
 def available(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
-    """The bytes that can be taken without swapping, of the machine and its control group; None where nothing says so.
+    """Returns the bytes that can be taken without swapping, of the machine and its control group.
+
+    None where nothing says so.
 
     What the system keeps of files and could give up counts as free.
     """
@@ -30,7 +32,7 @@ def available(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
 
 
 def entry(path: Path, name: str) -> int | None:
-    """The number beside a name in a file of lines `name number`; None where there is none."""
+    """Returns the number beside a name in a file of lines `name number`; None where there is none."""
     try:
         lines = [line.split() for line in path.read_text().splitlines()]
         return next((int(words[1]) for words in lines if words[:1] == [name] and len(words) > 1), None)
@@ -39,9 +41,19 @@ def entry(path: Path, name: str) -> int | None:
 
 
 def readable(count: float) -> str:
-    """A number of bytes for messages, such as 1.2 GB."""
+    """Returns a number of bytes for messages, such as 1.2 GB."""
     for unit in ("bytes", "kB", "MB"):
         if abs(count) < 1000:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
+
+
+#: What torch and Python raise where memory is full; a RuntimeError may be anything else, see `is_full`.
+FULL = (MemoryError, RuntimeError)
+
+
+def is_full(error: BaseException) -> bool:
+    """Returns whether an error says that the memory of the machine or of its GPU is full."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text

@@ -9,14 +9,16 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Self, TextIO, TypeVar
 
 from tqdm import tqdm
 
 #: Seconds between two lines.
 EVERY = 60.0
+
+Part = TypeVar("Part")
 
 
 class Progress:
@@ -27,7 +29,8 @@ class Progress:
         unit: What is counted, in the plural.
         label: What the work is called.
         done: What was done before.
-        leave: Whether the bar stays on the terminal when the work is done.
+        leave: Whether the bar stays on the terminal when the work is done. One that does not is for work that may be
+            short, and is first drawn after two seconds.
         stream: Where the bar or the lines go; standard error if None.
         every: Seconds between two lines.
         clock: Gives the time in seconds.
@@ -57,10 +60,9 @@ class Progress:
     def __enter__(self) -> Self:
         self._begin()
         if self.stream.isatty():
-            options = dict(
-                unit=f" {self.unit}", unit_scale=True, smoothing=0.05, desc=self.label or None, leave=self.leave
-            )
-            self._bar = tqdm(total=self.total, initial=self.done, file=self.stream, **options)
+            scale = dict(unit=f" {self.unit}", unit_scale=True, smoothing=0.05)
+            shown = dict(desc=self.label or None, leave=self.leave, delay=0.0 if self.leave else 2.0)
+            self._bar = tqdm(total=self.total, initial=self.done, file=self.stream, **scale, **shown)
         else:
             threading.Thread(target=self._report, daemon=True).start()
         return self
@@ -88,8 +90,12 @@ class Progress:
             self._bar.set_postfix(self.values, refresh=False)
             self._bar.update(count)
 
+    def write(self, text: str) -> None:
+        """Prints a line on standard output, above the bar where there is one."""
+        print(text, flush=True) if self._bar is None else self._bar.write(text)
+
     def line(self) -> str:
-        """One line: how far the work is, how fast it went since the last line, how long it will take."""
+        """Returns one line: how far the work is, how fast it went since the last line, how long it will take."""
         now, share = self.clock(), self._part()
         speed = (self.done - self._before) / max(now - self._said, 1e-9)
         self._said, self._before = now, self.done
@@ -108,7 +114,7 @@ class Progress:
         self._before, self._first = self.done, self._part() or 0.0
 
     def _part(self) -> float | None:
-        """The share of the work that is done."""
+        """Returns the share of the work that is done."""
         if self._share is not None:
             return self._share
         return min(1.0, self.done / self.total) if self.total else None
@@ -119,12 +125,20 @@ class Progress:
 
 
 def bar(total: float | None, unit: str, label: str = "", *, done: float = 0, leave: bool = True) -> Progress:
-    """A bar on a terminal, a line a minute elsewhere, on standard error; see `Progress`."""
+    """Returns a bar on a terminal, a line a minute elsewhere, on standard error; see `Progress`."""
     return Progress(total, unit, label, done=done, leave=leave)
 
 
+def over(parts: Sequence[Part], unit: str, label: str) -> Iterator[Part]:
+    """Yields the parts of some work, one after another, with a bar that does not stay."""
+    with bar(len(parts), unit, label, leave=False) as work:
+        for part in parts:
+            yield part
+            work.update()
+
+
 def _duration(seconds: float) -> str:
-    """Seconds in words: `40 s`, `12 min`, `3.5 h`."""
+    """Returns seconds in words: `40 s`, `12 min`, `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -27,19 +27,22 @@ def wait_passively() -> None:
 
 
 def chosen() -> bool:
-    """Whether the user has chosen the number of threads."""
+    """Returns whether the user has chosen the number of threads."""
     return any(os.environ.get(name) for name in CHOSEN)
 
 
 def allowed(root: Path = CGROUP, own: Path = LOAD) -> int:
-    """The cores that this process may use: its affinity, and the quota of its control group, at least 1."""
+    """Returns the cores that this process may use: its affinity, and the quota of its control group, at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = quota(root, own)
     return max(1, min(cores, int(limit))) if limit else cores
 
 
 def quota(root: Path = CGROUP, own: Path = LOAD) -> float:
-    """The cores that the control groups of this process, version 1 or 2, leave it; 0 where they set no limit."""
+    """Returns the cores that the control groups of this process, version 1 or 2, leave it.
+
+    0 where they set no limit.
+    """
     limits = []
     for group in control_groups(root, own):
         for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
@@ -52,7 +55,7 @@ def quota(root: Path = CGROUP, own: Path = LOAD) -> float:
 
 
 def control_groups(root: Path, own: Path) -> list[Path]:
-    """The folders of the control groups that may limit the processor: the root, and those above this process."""
+    """Returns the folders of the control groups that may limit the processor: the root and those above this process."""
     try:
         paths = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:
@@ -67,7 +70,7 @@ def control_groups(root: Path, own: Path) -> list[Path]:
 
 
 def free(most: int | None = None, seconds: float = 0.2, stat: Path = STAT) -> int:
-    """The cores that have had nothing to do for the last moment, from 1 to `most`, by default all that are allowed."""
+    """Returns the cores that had nothing to do for the last moment, from 1 to `most`, by default all allowed."""
     most = allowed() if most is None else most
     before = ticks(stat)
     if most == 1 or before is None:
@@ -78,7 +81,7 @@ def free(most: int | None = None, seconds: float = 0.2, stat: Path = STAT) -> in
 
 
 def ticks(stat: Path) -> tuple[int, int] | None:
-    """`(idle, all)` ticks of all cores since the start of the machine; None where nothing says so."""
+    """Returns `(idle, all)` ticks of all cores since the start of the machine; None where nothing says so."""
     try:
         values = [int(value) for value in stat.read_text().partition("\n")[0].split()[1:9]]
     except (OSError, ValueError):
@@ -141,7 +144,10 @@ class Tuner:
         self.began = self.clock()
 
     def stop(self) -> str:
-        """A step has ended. Returns what was found, where a measurement is over that changed the number; else ''."""
+        """Ends a step.
+
+        Returns what was found, where a measurement is over that changed the number; else ''.
+        """
         seconds = self.clock() - self.began
         if self.skip > 0:
             self.skip -= 1
@@ -181,7 +187,7 @@ class Tuner:
         return f"threads: {best} of {self.most}, a step takes {said}"
 
     def best(self) -> int:
-        """The smallest number of threads within a tenth of the fastest."""
+        """Returns the smallest number of threads within a tenth of the fastest."""
         least = min(self.seconds.values())
         return min(threads for threads, seconds in self.seconds.items() if seconds <= 1.1 * least)
 
@@ -205,5 +211,5 @@ class Fixed:
         """A step begins."""
 
     def stop(self) -> str:
-        """A step has ended."""
+        """Ends a step."""
         return ""

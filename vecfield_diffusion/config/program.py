@@ -28,6 +28,7 @@ from vecfield_diffusion import __version__
 from vecfield_diffusion.config import sweep
 from vecfield_diffusion.config.ending import guarded, or_exit, report
 from vecfield_diffusion.config.help import Help
+from vecfield_diffusion.config.moved import say_once
 from vecfield_diffusion.config.overrides import Composer, groups, plain
 from vecfield_diffusion.config.schema import Checker
 from vecfield_diffusion.config.spelling import Reader, Spelling, joined, quoted
@@ -110,7 +111,10 @@ class Program:
     def config(self, *overrides: str, complete: bool = True) -> dict[str, Any]:
         """The configuration that a command line gives the job, checked; nothing is run. Raises UserError."""
         composer = Composer(CONF, self.name)
-        meant = Reader(self.spelling, self.keys, composer, multirun=False).read(joined(overrides))
+        reader = Reader(self.spelling, self.keys, composer, multirun=False)
+        meant = reader.read(joined(overrides))
+        for note in reader.notes:
+            say_once(note)
         return self._check(composer.compose(meant), composer, complete)
 
     def _main(self) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 from vecfield_diffusion.config import sources
 from vecfield_diffusion.config.kinds import ANYTHING, Kind, kind
-from vecfield_diffusion.config.moved import present_name
+from vecfield_diffusion.config.moved import present_keys, present_name
 from vecfield_diffusion.config.sources import Module
 from vecfield_diffusion.errors import UserError, nearest
 
@@ -206,7 +206,7 @@ class Checker:
             return {key: self.node(entry, f"{path}.{key}") for key, entry in value.items()}
         wanted = self._signature(value["_target_"], path)
         result = {"_target_": value["_target_"]}
-        for key, entry in value.items():
+        for key, entry in present_keys(value, path).items():
             if key == "_target_":
                 continue
             if wanted is not None and key not in wanted.parameters and not wanted.open:

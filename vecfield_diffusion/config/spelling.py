@@ -14,6 +14,7 @@ from typing import Any
 from hydra.core.override_parser.types import ChoiceSweep, Override
 
 from vecfield_diffusion.config.kinds import Kind
+from vecfield_diffusion.config.moved import RENAMED
 from vecfield_diffusion.config.overrides import Composer
 from vecfield_diffusion.config.schema import Checker, shown
 from vecfield_diffusion.errors import UserError
@@ -83,7 +84,8 @@ class Reader:
 
     def read(self, arguments: Sequence[str]) -> list[str]:
         """The overrides that are meant. Raises UserError."""
-        overrides = [text for word in self._of_subject(arguments) for text in self._meant(word)]
+        words = self._renamed(self._of_subject(arguments))
+        overrides = [text for word in words for text in self._meant(word)]
         return [*self._implied(overrides), *overrides]
 
     def _note(self, typed: str, meant: str) -> str:
@@ -100,6 +102,17 @@ class Reader:
         own = (f"{subject}.", f"{subject}=", "hydra")
         inside = [key if key.startswith(own) else _within(subject, key) for key in keys]
         return [f"{subject}.path={quoted(first)}", *inside]
+
+    def _renamed(self, words: Sequence[str]) -> list[str]:
+        """The words with the present names of keys, but for those that an option of the user's own has kept."""
+        keys = [word.partition("=")[0].lstrip("+~") for word in words]
+        chosen = [word for word, key in zip(words, keys, strict=True) if self.composer.options(key)]
+        return [
+            self._note(word, word.replace(key, RENAMED[key], 1))
+            if key in RENAMED and not self.composer.has(chosen, key)
+            else word
+            for word, key in zip(words, keys, strict=True)
+        ]
 
     def _meant(self, text: str) -> list[str]:
         override = self.composer.parse(text)

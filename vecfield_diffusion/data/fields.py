@@ -22,12 +22,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vecfield_diffusion.data.stored import Cached, Components, FileReader, Reader, Snapshots, room_for, turned
 from vecfield_diffusion.data.units import SPEED, factor, same_units
 from vecfield_diffusion.errors import UserError, nearest
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.progress import over
 
 __all__ = ["Fields", "MemoryReader", "Reader", "same_units"]
 
@@ -285,7 +285,7 @@ def survey(reader: Reader, length: int, candidates: np.ndarray, still: bool = Tr
     """
     seen, moved = np.zeros_like(candidates), np.zeros_like(candidates)
     looked = 0
-    for indices in tqdm(list(blocks(length, candidates.size)), "reading", disable=None, delay=2.0, leave=False):
+    for indices in over(list(blocks(length, candidates.size)), "blocks", "reading"):
         velocity = reader(indices)
         seen |= np.isfinite(velocity).all(axis=1).any(axis=0) & candidates
         moved |= ((velocity != 0) & np.isfinite(velocity)).any(axis=(0, 1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -15,11 +14,9 @@ import xarray as xr
 from PIL import Image
 from torch import Tensor
 
+from vecfield_diffusion.data.draws import MaskFunction
 from vecfield_diffusion.data.readers.hdf5 import check_file, open_file
 from vecfield_diffusion.errors import UserError, nearest
-
-#: `mask(n, valid (H, W), generator) -> observed (n, 1, H, W)`.
-MaskFunction = Callable[[int, Tensor, torch.Generator], Tensor]
 
 
 def shares_of(mask: MaskFunction, valid: Tensor, masks: int = 256) -> tuple[float, float]:

@@ -173,7 +173,7 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Flow:
+class FlowShares:
     """How the kinetic energy of a few snapshots splits, by the Helmholtz decomposition.
 
     Arguments:
@@ -223,9 +223,9 @@ class Inspection:
     times: Times
     statistics: Statistics
     part: Part
-    flow: Flow
+    flow: FlowShares
     rectangle: Part
-    inside: Flow
+    inside: FlowShares
     autocorrelation: Floats
     guard: int
     independent: float
@@ -375,7 +375,7 @@ def complete(fields: Fields, missing: Sequence[float], part: Part) -> Tensor:
     return velocity.nan_to_num()
 
 
-def flow(velocity: Tensor, grid: Grid) -> Flow:
+def flow(velocity: Tensor, grid: Grid) -> FlowShares:
     """Divergence against rotation of fields `(n, 2, H, W)`."""
     area = (grid.dx * grid.dy).abs()[:, None]
     with warnings.catch_warnings():
@@ -384,4 +384,4 @@ def flow(velocity: Tensor, grid: Grid) -> Flow:
     shares = [energy / max(sum(energies), 1e-300) for energy in energies]
     cells = away_from_land(grid)
     rms = (f(velocity, grid)[..., cells].square().mean().sqrt().item() for f in (divergence, vorticity))
-    return Flow(*shares, *rms)
+    return FlowShares(*shares, *rms)

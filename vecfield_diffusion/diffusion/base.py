@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from vecfield_diffusion.physics.grid import Grid
 
 Prediction = Literal["noise", "sample", "velocity", "score", "edm"]
-GridName = Literal["native", "karras", "log_snr", "uniform_t"]
+ScheduleName = Literal["native", "karras", "log_snr", "uniform_t"]
 #: A number, or one for each sample.
 Level = TypeVar("Level", float, Tensor)
 
@@ -69,7 +69,7 @@ class Diffusion(nn.Module):
     coupled: bool = False
     #: Whether there are noisy fields that a network could learn from; a regression has none.
     noisy: bool = True
-    #: The exponent of the `karras` grid.
+    #: The exponent of the `karras` schedule.
     rho: float = 7.0
 
     def __init__(
@@ -94,23 +94,26 @@ class Diffusion(nn.Module):
     # The path.
 
     def alpha(self, t: Tensor) -> Tensor:
-        """The share alpha(t) of the data in x_t."""
+        """Returns the share alpha(t) of the data in x_t."""
         return torch.ones_like(t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """The share sigma(t) of the noise in x_t."""
+        """Returns the share sigma(t) of the noise in x_t."""
         return t
 
     def velocity(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The direction `(alpha', sigma')` of the path, up to a positive factor; here by automatic differentiation."""
+        """Returns the direction `(alpha', sigma')` of the path, up to a positive factor.
+
+        Here by automatic differentiation.
+        """
         return derivative(self.alpha, t), derivative(self.sigma, t)
 
     def level(self, t: Tensor) -> Tensor:
-        """The noise level s(t) = sigma(t) / alpha(t)."""
+        """Returns the noise level s(t) = sigma(t) / alpha(t)."""
         return self.sigma(t) / self.alpha(t)
 
     def time(self, s: Tensor) -> Tensor:
-        """The time t at which the noise level is `s`, the inverse of `level`.
+        """Returns the time t at which the noise level is `s`, the inverse of `level`.
 
         Here by a table of ln s and secant steps. The table goes on beyond the range as far as the path does, since some
         steps of a sampler look there; a level beyond the table has the time of its end.
@@ -126,7 +129,10 @@ class Diffusion(nn.Module):
         return t.to(s.dtype)
 
     def _table(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Times, and ln s at them: 4096 intervals over the range, and more on both sides; made once on a device."""
+        """Returns times, and ln s at them: 4096 intervals over the range, and more on both sides.
+
+        Made once on a device.
+        """
         if device not in self._tables:
             self._tables[device] = self._tabulate(device)
         return self._tables[device]
@@ -163,52 +169,52 @@ class Diffusion(nn.Module):
     # Training.
 
     def sample_times(self, n: int, generator: torch.Generator) -> Tensor:
-        """`(n,)` training times in float64, drawn on the generator's device; here uniform over the range."""
+        """Returns `(n,)` training times in float64, drawn on the generator's device; here uniform over the range."""
         return self.t_min + (self.t_max - self.t_min) * stratified(n, generator)
 
     def weight(self, t: Tensor) -> Tensor:
-        """The weight of the squared error of D in the training loss: 1 / c_out^2, the squared error of F."""
+        """Returns the weight of the squared error of D in the training loss: 1 / c_out^2, the squared error of F."""
         return self.preconditioning(t)[2] ** -2
 
     def preconditioning(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`(c_in, c_noise, c_out, c_skip)` at times `t`, in the variables of x_t."""
+        """Returns `(c_in, c_noise, c_out, c_skip)` at times `t`, in the variables of x_t."""
         return *self.inputs(t), *HEADS[self.prediction](self, t)
 
     def inputs(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """`(c_in, c_noise)`: an input of unit variance, and ln(s) / 4 (Karras et al., 2022, table 1)."""
+        """Returns `(c_in, c_noise)`: an input of unit variance, and ln(s) / 4 (Karras et al., 2022, table 1)."""
         return (self.alpha(t) ** 2 * self.sigma_data**2 + self.sigma(t) ** 2).rsqrt(), self.level(t).log() / 4
 
     def with_background(self, observation: Observation, grid: Grid) -> Observation:
-        """The observation with the background that the path runs through; here none is needed."""
+        """Returns the observation with the background that the path runs through; here none is needed."""
         return observation
 
     # Sampling.
 
-    def levels(self, steps: int, grid: GridName = "native") -> Tensor:
-        """`(steps + 1,)` levels from `sigma_max` down to 0 in float64.
+    def levels(self, steps: int, schedule: ScheduleName = "native") -> Tensor:
+        """Returns `(steps + 1,)` levels from `sigma_max` down to 0 in float64.
 
         Arguments:
             steps: The number of steps.
-            grid: `native` is the formulation's own; `karras` spaces the rho-th roots evenly, `log_snr` ln s, and
+            schedule: `native` is the formulation's own; `karras` spaces the rho-th roots evenly, `log_snr` ln s, and
                 `uniform_t` the time of the formulation.
 
         Raises:
-            ValueError: More steps than the formulation has levels, or a grid of another name.
+            ValueError: More steps than the formulation has levels, or a schedule of another name.
         """
-        if grid not in get_args(GridName):
-            raise ValueError(f"grid must be one of {', '.join(get_args(GridName))}, got {grid}")
-        if grid == "karras":
+        if schedule not in get_args(ScheduleName):
+            raise ValueError(f"schedule must be one of {', '.join(get_args(ScheduleName))}, got {schedule}")
+        if schedule == "karras":
             return karras(self.sigma_min, self.sigma_max, steps, self.rho)
-        if grid == "log_snr":
+        if schedule == "log_snr":
             return geometric(self.sigma_min, self.sigma_max, steps)
-        return self.native(steps) if grid == "native" else self.uniform(steps)
+        return self.native(steps) if schedule == "native" else self.uniform(steps)
 
     def native(self, steps: int) -> Tensor:
-        """The formulation's own grid for sampling; see `levels`."""
+        """Returns the formulation's own schedule of sampling; see `levels`."""
         return self.uniform(steps)
 
     def uniform(self, steps: int, t_min: float | None = None) -> Tensor:
-        """Levels at times evenly spaced from `t_max` to `t_min`, and 0."""
+        """Returns levels at times evenly spaced from `t_max` to `t_min`, and 0."""
         last = self.t_min if t_min is None else t_min
         return to_zero(self.level(torch.linspace(self.t_max, last, steps, dtype=torch.float64)))
 
@@ -252,7 +258,7 @@ HEADS: dict[str, Callable[[Diffusion, Tensor], tuple[Tensor, Tensor]]] = {
 
 
 def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """The derivative of a function of each element of `t`."""
+    """Returns the derivative of a function of each element of `t`."""
     with torch.enable_grad():
         t = t.detach().requires_grad_()
         value = function(t)
@@ -260,7 +266,7 @@ def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 
 
 def reverse_variances(s: Level, r: Level) -> tuple[Level, Level]:
-    """`(small, large)`: the variance of z at level `r` given z at level `s > r`, for two extremes of the data.
+    """Returns `(small, large)`: the variance of z at level `r` given z at level `s > r`, for two extremes of the data.
 
     Small, `r^2 (1 - r^2 / s^2)`, is that of a known x0; large, `(1 + r^2)(s^2 - r^2) / (1 + s^2)`, that of data of unit
     variance. On a variance-preserving path they are the two choices of Ho et al. (NeurIPS 2020, section 3.2).
@@ -269,7 +275,7 @@ def reverse_variances(s: Level, r: Level) -> tuple[Level, Level]:
 
 
 def stratified(n: int, generator: torch.Generator) -> Tensor:
-    """`n` numbers uniform in [0, 1), one in each of `n` equal parts, in random order, in float64.
+    """Returns `n` numbers uniform in [0, 1), one in each of `n` equal parts, in random order, in float64.
 
     Each is uniform by itself; together they cover the unit interval, which lowers the variance of a batch's loss
     (Kingma et al., Variational Diffusion Models, NeurIPS 2021, appendix I.1).
@@ -279,17 +285,17 @@ def stratified(n: int, generator: torch.Generator) -> Tensor:
 
 
 def to_zero(levels: Tensor) -> Tensor:
-    """The levels, and 0."""
+    """Returns the levels, and 0."""
     return torch.cat([levels, levels.new_zeros(1)])
 
 
 def geometric(sigma_min: float, sigma_max: float, steps: int) -> Tensor:
-    """`(steps + 1,)` levels evenly spaced in ln s, and 0."""
+    """Returns `(steps + 1,)` levels evenly spaced in ln s, and 0."""
     return to_zero(torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64).exp())
 
 
 def karras(sigma_min: float, sigma_max: float, steps: int, rho: float = 7.0) -> Tensor:
-    """`(steps + 1,)` levels whose rho-th roots are evenly spaced, and 0 (Karras et al., NeurIPS 2022, equation 5)."""
+    """Returns `(steps + 1,)` levels with rho-th roots evenly spaced, and 0 (Karras et al., 2022, equation 5)."""
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     roots = sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))
     return to_zero(roots**rho)

@@ -19,7 +19,7 @@ from vecfield_diffusion.diffusion.formulations import Regression
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.models.base import BY_SCALARS, Known, Parametrization, Scalars, column
+from vecfield_diffusion.models.base import BY_SCALARS, Conditions, Parametrization, Scalars, column
 
 #: `(z (B, 2, H, W), s (B,), observation) -> x_hat (B, 2, H, W)`
 DenoiserFunction = Callable[[Tensor, Tensor, Observation], Tensor]
@@ -69,7 +69,7 @@ class Denoiser(nn.Module):
         return self.network if isinstance(self.network, Parametrization) else BY_SCALARS
 
     def in_float32(self) -> Denoiser:
-        """The same denoiser without autocast, for derivatives: they are small differences of large numbers.
+        """Returns the same denoiser without autocast, for derivatives: they are small differences of large numbers.
 
         Raises:
             UserError: A regression, which has no derivatives.
@@ -82,14 +82,16 @@ class Denoiser(nn.Module):
         return Denoiser(self.network, self.diffusion, self.normalizer).train(self.training)
 
     def forward(self, z: Tensor, s: Tensor, observation: Observation) -> Tensor:
-        """The posterior mean `(B, 2, H, W)` of fields `z` at noise levels `s` `(B,)`, given the observation.
+        """Returns the posterior mean `(B, 2, H, W)` of fields `z` at noise levels `s` `(B,)`, given the observation.
 
         Cells outside the domain are 0 in what the network sees and in what comes out, whatever `z` holds there.
         """
         return self.estimate(z, s, observation).mean
 
     def mean(self, observation: Observation) -> Tensor | None:
-        """mu(y), `(B, 2, H, W)`, where the network predicts it (`models/residual.py`), 0 outside; None elsewhere.
+        """Returns mu(y), `(B, 2, H, W)`, where the network predicts it (`models/residual.py`), 0 outside.
+
+        None elsewhere.
 
         The last two are remembered: a sampler asks for that of one observation, or of one and of nothing, at each step.
         """
@@ -104,16 +106,16 @@ class Denoiser(nn.Module):
         return mean
 
     def moments(self, z: Tensor, s: Tensor, observation: Observation) -> tuple[Tensor, Tensor | None]:
-        """The posterior mean and, where it is learned, the fraction of the reverse variance; see `Moments`."""
+        """Returns the posterior mean and, where it is learned, the fraction of the reverse variance; see `Moments`."""
         return self.estimate(z, s, observation)[:2]
 
     def estimate(self, z: Tensor, s: Tensor, observation: Observation, mean: Tensor | None = None) -> Moments:
-        """What the network predicts for fields `z` at noise levels `s` `(B,)`, given the observation.
+        """Returns what the network predicts for fields `z` at noise levels `s` `(B,)`, given the observation.
 
         `mean` is what the method `mean` returns, where that is known already; it counts as a constant.
         """
         valid, observed = observation.valid, observation.observed
-        known = Known(
+        known = Conditions(
             y=torch.where(observed, observation.y, 0.0),
             observed=observed,
             error=torch.where(observed, observation.error, 0.0),
@@ -130,7 +132,7 @@ class Denoiser(nn.Module):
         return Moments(x_hat, torch.sigmoid(output[:, 2:4]) if self.diffusion.learned_variance else None, out)
 
     def weight(self, s: Tensor, out: Tensor) -> Tensor:
-        """The weight of the squared error of D in the training loss, `(B,)`, at levels `s` `(B,)` in float64."""
+        """Returns the weight of the squared error of D in the training loss, `(B,)`, at levels `s` in float64."""
 
         def plain(level: Tensor) -> Tensor:
             return self.diffusion.weight(self.diffusion.time(level))
@@ -138,7 +140,7 @@ class Denoiser(nn.Module):
         return self.parametrization.weight(s, out, plain).to(out.dtype)
 
     def _scalars(self, s: Tensor, dtype: torch.dtype) -> Scalars:
-        """The preconditioning at levels `s`, of z instead of x_t = alpha z, in the type of z."""
+        """Returns the preconditioning at levels `s`, of z instead of x_t = alpha z, in the type of z."""
         # A few numbers a sample, in float64: near the end of a path alpha is a small difference.
         t = self.diffusion.time(s.double())
         c_in, c_noise, c_out, c_skip = self.diffusion.preconditioning(t)
@@ -148,7 +150,7 @@ class Denoiser(nn.Module):
         return Scalars(c_in * alpha, c_noise, c_out, c_skip * alpha)
 
     def _run(self, network: Callable[..., Tensor], channels: Tensor, *level: Tensor) -> Tensor:
-        """A network in its own precision, its result in that of `channels`."""
+        """Returns a network in its own precision, its result in that of `channels`."""
         with torch.autocast(channels.device.type, self.autocast, enabled=self.autocast is not None):
             output = network(channels.contiguous(memory_format=torch.channels_last), *level)
         return output.to(channels.dtype)
@@ -166,7 +168,7 @@ class MeanNetwork(nn.Module):
 
 
 def mean_only(denoiser: Denoiser) -> Denoiser:
-    """The regression of a denoiser with `model=residual`, by itself: D = mu(y), as a baseline.
+    """Returns the regression of a denoiser with `model=residual`, by itself: D = mu(y), as a baseline.
 
     Raises:
         ValueError: A network without one.

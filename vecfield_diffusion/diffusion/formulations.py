@@ -47,7 +47,7 @@ class EDM(Diffusion):
         noise: The law of the training levels: `log_uniform` over the range, or `log_normal` cut to it.
         P_mean: Mean of ln sigma where `noise` is `log_normal`.
         P_std: Standard deviation of ln sigma where `noise` is `log_normal`.
-        rho: The exponent of the sampling grid.
+        rho: The exponent of the schedule of sampling.
         uncertainty: Whether the weight of the levels is learned.
         prediction: What the network predicts.
         sigma_data: The standard deviation of the normalised data.
@@ -161,7 +161,7 @@ class VariancePreserving(Diffusion):
         return -self.sigma(t), self.alpha(t)
 
     def label(self, t: Tensor) -> Tensor:
-        """The published c_noise."""
+        """Returns the published c_noise."""
         return t
 
     def inputs(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,7 +177,7 @@ class VP(VariancePreserving):
         beta_d: The rise of beta over [0, 1].
         beta_min: beta at 0.
         eps_t: The smallest training time.
-        eps_s: The last time of the native sampling grid, which is uniform in t.
+        eps_s: The last time of the native schedule of sampling, which is uniform in t.
         M: c_noise is (M - 1) t where published.
         inputs: `published` or `unit`; see the module.
         prediction: What the network predicts.
@@ -389,7 +389,7 @@ class IDDPM(Diffusion):
         return s
 
     def nearest(self, sigma: Tensor) -> Tensor:
-        """M - 1 - argmin_j |sigma - u_j|: the place of the nearest level in the rising table."""
+        """Returns M - 1 - argmin_j |sigma - u_j|: the place of the nearest level in the rising table."""
         table = self.rising.to(sigma.device)
         middles = (table[1:] + table[:-1]) / 2
         return torch.searchsorted(middles, sigma.double().contiguous())
@@ -409,14 +409,14 @@ class IDDPM(Diffusion):
         return to_zero(self.rising.cpu()[used - 1 - places])
 
     def below(self, sigma: Tensor) -> Tensor:
-        """The next lower level of the table; half the lowest below that one, since the chain ends at 0."""
+        """Returns the next lower level of the table; half the lowest below that one, since the chain ends at 0."""
         place = self.nearest(sigma)
         table = self.rising.to(sigma.device)
         return torch.where(place > 0, table[(place - 1).clamp(min=0)], table[0] / 2).to(sigma.dtype)
 
 
 def iddpm_table(C_1: float, C_2: float, M: int) -> Tensor:
-    """u_0 .. u_M of `IDDPM`, falling to 0, `(M + 1,)` in float64."""
+    """Returns u_0 .. u_M of `IDDPM`, falling to 0, `(M + 1,)` in float64."""
 
     def abar(j: int) -> float:
         return math.sin(math.pi / 2 * j / (M * (C_2 + 1))) ** 2
@@ -573,7 +573,7 @@ class Regression(Diffusion):
 
 
 def levels_in_order(sigma_min: float, sigma_max: SigmaMax) -> tuple[float, float]:
-    """Both levels. Raises ValueError where they are not numbers in order."""
+    """Returns both levels. Raises ValueError where they are not numbers in order."""
     if sigma_max == "auto":
         raise ValueError("sigma_max must be a number here: 'auto' needs data, see data.statistics.measure")
     if not 0 < sigma_min < sigma_max:
@@ -582,7 +582,7 @@ def levels_in_order(sigma_min: float, sigma_max: SigmaMax) -> tuple[float, float
 
 
 def cut_normal(u: Tensor, name: str, mean: float, std: float, low: float, high: float) -> Tensor:
-    """Numbers of the normal law cut to [low, high], none heaped up at its ends, from `u` uniform in [0, 1).
+    """Returns numbers of the normal law cut to [low, high], none heaped up at its ends, from `u` uniform in [0, 1).
 
     Raises:
         ValueError: Next to nothing of the law lies in the range; `name` is what the mean is called.

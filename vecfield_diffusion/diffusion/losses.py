@@ -38,7 +38,7 @@ def denoising_loss(
     training: bool = False,
     penalty: Penalty | None = None,
 ) -> Tensor:
-    """The loss of every sample, `(B,)`.
+    """Returns the loss of every sample, `(B,)`.
 
     Arguments:
         x0: Clean normalised fields `(B, 2, H, W)`; anything, NaN included, where not measured.
@@ -74,13 +74,16 @@ def denoising_loss(
 
 
 def mean_measured(values: Tensor, measured: Tensor) -> Tensor:
-    """The mean of `(B, 2, H, W)` over the measured cells `(B, 1, H, W)` and both components, `(B,)`; 0 without any."""
+    """Returns the mean of `(B, 2, H, W)` over the measured cells `(B, 1, H, W)` and both components, `(B,)`.
+
+    0 without any.
+    """
     total = torch.where(measured, values, 0.0).sum(dim=(1, 2, 3))
     return total / (2 * measured.sum(dim=(1, 2, 3)).clamp(min=1))
 
 
 def variational_bound(x0: Tensor, x_hat: Tensor, fraction: Tensor, s: Tensor, r: Tensor) -> Tensor:
-    """KL(q(z_r | z_s, x0) || p(z_r | z_s)) of every value in nats, `(B, 2, H, W)`.
+    """Returns KL(q(z_r | z_s, x0) || p(z_r | z_s)) of every value in nats, `(B, 2, H, W)`.
 
     Both are normal, with the means `x + (r / s)^2 (z - x)` of x0 and of x_hat and the variances `small` and
     `large^v small^(1 - v)` (Nichol & Dhariwal, ICML 2021, equations 7 to 15).

@@ -50,7 +50,7 @@ class Statistics:
         return self.divergent < SOLENOIDAL
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, as a checkpoint stores them."""
+        """Returns plain numbers, as a checkpoint stores them."""
         return asdict(self)
 
 

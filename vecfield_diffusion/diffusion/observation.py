@@ -48,7 +48,7 @@ class Observation:
         return cls(zero.expand(n, 2, *valid.shape[-2:]), torch.zeros_like(valid), zero, valid)
 
     def channels(self) -> Tensor:
-        """What a network sees, `(B, 5, H, W)`: the values, observed, valid, the error; 0 where not observed.
+        """Returns what a network sees, `(B, 5, H, W)`: the values, observed, valid, the error; 0 where not observed.
 
         Two more follow with a background, then those of the context.
         """
@@ -69,28 +69,28 @@ class Observation:
         return self.observed if self.single is None else self.observed | self.single
 
     def forget(self, samples: Tensor) -> Observation:
-        """The same, with nothing observed in the samples marked True in `(B,)`; the context stays."""
+        """Returns the same, with nothing observed in the samples marked True in `(B,)`; the context stays."""
         samples = samples[:, None, None, None]
         background = None if self.background is None else torch.where(samples, 0.0, self.background)
         single = None if self.single is None else self.single & ~samples
         return replace(self, observed=self.observed & ~samples, background=background, single=single)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Observation:
-        """The observation with `function` applied to each of its tensors."""
+        """Returns the observation with `function` applied to each of its tensors."""
         values = (getattr(self, field.name) for field in fields(self))
         return Observation(*(None if value is None else function(value) for value in values))
 
     def nothing(self) -> Observation:
-        """The same with nothing observed in any sample: what the unconditional prior is conditioned on."""
+        """Returns the same with nothing observed in any sample: what the unconditional prior is conditioned on."""
         return self.forget(torch.ones(len(self), dtype=torch.bool, device=self.valid.device))
 
     def concatenate(self, other: Observation) -> Observation:
-        """The samples of both, one after the other; tensors of the same shapes but for the batch."""
+        """Returns the samples of both, one after the other; tensors of the same shapes but for the batch."""
         pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
         return Observation(*(None if first is None else torch.cat([first, second]) for first, second in pairs))
 
     def to(self, device: torch.device | str) -> Observation:
-        """The same on `device`."""
+        """Returns the same on `device`."""
         return self.apply(lambda tensor: tensor.to(device))
 
     def __len__(self) -> int:

@@ -28,7 +28,7 @@ from vecfield_diffusion.diffusion.observation import Observation
 
 
 def positive(scale: float) -> float:
-    """The scale. Raises ValueError for a negative one."""
+    """Returns the scale. Raises ValueError for a negative one."""
     if scale < 0:
         raise ValueError(f"scale must be >= 0 (1: the conditional model; below 0 it is pushed away from), got {scale}")
     return scale
@@ -63,7 +63,7 @@ class NoGuidance(Guidance):
     plain = True
 
     def wrap(self, denoiser: Denoiser) -> DenoiserFunction:
-        """The denoiser itself."""
+        """Returns the denoiser itself."""
         return denoiser
 
 
@@ -83,7 +83,7 @@ class ClassifierFree(Guidance):
         self.scale = positive(scale)
 
     def wrap(self, denoiser: Denoiser) -> DenoiserFunction:
-        """The guided denoiser; both estimates come from one call with twice the batch."""
+        """Returns the guided denoiser; both estimates come from one call with twice the batch."""
         if self.scale == 1:
             return denoiser
 
@@ -119,7 +119,7 @@ class AutoGuidance(Guidance):
         return ready
 
     def wrap(self, denoiser: Denoiser) -> DenoiserFunction:
-        """The guided denoiser. Raises ValueError where the weaker network has not been loaded."""
+        """Returns the guided denoiser. Raises ValueError where the weaker network has not been loaded."""
         if self.weak is None:
             raise ValueError("ckpt of the weaker network must be loaded before sampling")
         weak = self.weak.in_float32() if denoiser.autocast is None else self.weak
@@ -145,7 +145,7 @@ class Energy(Guidance):
         self.energy, self.scale, self.below = energy, positive(scale), below
 
     def wrap(self, denoiser: Denoiser) -> DenoiserFunction:
-        """The guided denoiser."""
+        """Returns the guided denoiser."""
 
         def guided(z: Tensor, s: Tensor, observation: Observation) -> Tensor:
             if not (s < self.below).any():
@@ -164,7 +164,7 @@ class Energy(Guidance):
 
 
 def translated(weak: Denoiser, normalizer: Normalizer) -> DenoiserFunction:
-    """A denoiser of fields in the units of another normalizer."""
+    """Returns a denoiser of fields in the units of another normalizer."""
     ratio = normalizer.std / weak.normalizer.std
     shift = (normalizer.mean - weak.normalizer.mean) / weak.normalizer.std
 

@@ -31,7 +31,7 @@ class Bound:
         return self.denoiser(z, s, self.observation)
 
     def moments(self, z: Tensor, s: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The estimate and the fraction of the variance; see `Denoiser.moments`."""
+        """Returns the estimate and the fraction of the variance; see `Denoiser.moments`."""
         return self.denoiser.moments(z, s, self.observation)
 
 

@@ -35,13 +35,13 @@ Components = Literal["both", "u", "v"]
 
 @dataclass(frozen=True)
 class LinearObservation:
-    """Rows of `y = A x + n`. What absent rows hold, NaN included, counts nowhere.
+    """Linear observations `y = A x + n`. What absent ones hold, NaN included, counts nowhere.
 
     Arguments:
         forward: A, from `(B, 2, H, W)` to the shape of `y`; linear, and every sample by itself.
         y: The values, `(B, ...)`, or `(1, ...)` for all samples.
         sigma: The standard deviation of the error of each row, positive; broadcasts to `y`.
-        present: Which rows there are, boolean; broadcasts to `y`.
+        present: Which observations there are, boolean; broadcasts to `y`.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -50,7 +50,7 @@ class LinearObservation:
     present: Tensor
 
     def flat(self) -> LinearObservation:
-        """Rows as `(B, K)`; absent ones have A = 0, y = 0 and sigma = 1."""
+        """Returns the observations as `(B, K)`; absent ones have A = 0, y = 0 and sigma = 1."""
         shape = self.y.shape
         present = self.present.expand(shape).flatten(1)
         sigma = torch.where(present, self.sigma.expand(shape).flatten(1), 1.0)
@@ -59,13 +59,13 @@ class LinearObservation:
         return LinearObservation(lambda x: torch.where(present, self.forward(x).flatten(1), 0.0), y, sigma, present)
 
     def whitened(self) -> LinearObservation:
-        """Rows in units of their errors, so that `sigma = 1`."""
+        """Returns the observations in units of their errors, so that `sigma = 1`."""
         one = torch.ones_like(self.sigma)
         return LinearObservation(lambda x: self.forward(x) / self.sigma, self.y / self.sigma, one, self.present)
 
 
 def stack(observations: Sequence[LinearObservation]) -> LinearObservation:
-    """All rows of all observations, as `(B, K)`, absent ones with A = 0, y = 0 and sigma = 1."""
+    """Returns all observations together, as `(B, K)`, absent ones with A = 0, y = 0 and sigma = 1."""
     parts = [part.flat() for part in observations]
     batch = max(len(part.y) for part in parts)
 
@@ -79,12 +79,12 @@ def stack(observations: Sequence[LinearObservation]) -> LinearObservation:
 
 
 def floored(sigma: Tensor) -> Tensor:
-    """Errors of at least `FLOOR`."""
+    """Returns errors of at least `FLOOR`."""
     return sigma.clamp(min=FLOOR)
 
 
 def cells(observation: Observation, components: Components = "both") -> LinearObservation:
-    """The measured cells of an observation: A is the identity on rows `(B, 2, H, W)`, errors are at least `FLOOR`.
+    """Returns the measured cells of an observation: A is the identity on `(B, 2, H, W)`, errors are at least `FLOOR`.
 
     Arguments:
         observation: Values, errors and what was measured, single components included.
@@ -103,7 +103,7 @@ def cells(observation: Observation, components: Components = "both") -> LinearOb
 
 
 def radial(bearing: Tensor, y: Tensor, sigma: Tensor, observed: Tensor) -> LinearObservation:
-    """Velocities along a bearing, as a coastal radar measures: `A x = u sin(bearing) + v cos(bearing)`.
+    """Returns velocities along a bearing, as a coastal radar measures: `A x = u sin(bearing) + v cos(bearing)`.
 
     Arguments:
         bearing: The direction towards which the velocity is positive, in degrees clockwise from north, `(H, W)` or
@@ -118,7 +118,7 @@ def radial(bearing: Tensor, y: Tensor, sigma: Tensor, observed: Tensor) -> Linea
 
 
 def footprint(size: int, grid: Grid, y: Tensor, sigma: Tensor, observed: Tensor) -> LinearObservation:
-    """Averages over the wet cells among the `size x size` cells around a centre, each cell of equal weight.
+    """Returns averages over the wet cells among the `size x size` cells around a centre, each cell of equal weight.
 
     A footprint goes on across a periodic boundary, and ends at any other.
 
@@ -147,7 +147,7 @@ def footprint(size: int, grid: Grid, y: Tensor, sigma: Tensor, observed: Tensor)
 
 
 def _boxes(x: Tensor, size: int, grid: Grid) -> Tensor:
-    """Means over `size x size` cells around each cell, 0 beyond boundaries that are not periodic."""
+    """Returns means over `size x size` cells around each cell, 0 beyond boundaries that are not periodic."""
     half = size // 2
     y_mode, x_mode = ("circular" if periodic else "constant" for periodic in grid.periodic)
     x = F.pad(F.pad(x, (half, half, 0, 0), mode=x_mode), (0, 0, half, half), mode=y_mode)
@@ -157,7 +157,7 @@ def _boxes(x: Tensor, size: int, grid: Grid) -> Tensor:
 def operator_rows(
     operator: Operator, target: Tensor | float, tau: float, grid: Grid, normalizer: Normalizer
 ) -> LinearObservation:
-    """What a linear operator of the physical field should give, in units of its tolerance; see the module.
+    """Returns what a linear operator of the physical field should give, in units of its tolerance; see the module.
 
     Arguments:
         operator: L, from velocities `(B, 2, H, W)` and a grid to `(B, C, H, W)`, which counts in valid cells, or to

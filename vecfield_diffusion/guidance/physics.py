@@ -62,7 +62,7 @@ class Term:
     tau: float | Literal["auto"]
 
     def aim(self, like: Tensor) -> Tensor:
-        """The target as a tensor that broadcasts against `L u`."""
+        """Returns the target as a tensor that broadcasts against `L u`."""
         return torch.as_tensor(self.target, dtype=like.dtype, device=like.device).view(-1, 1, 1)
 
 
@@ -90,7 +90,7 @@ class NoPhysics:
         return ()
 
     def guide(self, denoise: BoundDenoiser, normalizer: Normalizer, grid: Grid) -> BoundDenoiser:
-        """The denoiser itself."""
+        """Returns the denoiser itself."""
         return denoise
 
     def penalty(self, normalizer: Normalizer, grid: Grid) -> Penalty | None:
@@ -98,7 +98,7 @@ class NoPhysics:
         return None
 
     def finish(self, x: Tensor, observation: Observation, normalizer: Normalizer, grid: Grid) -> Tensor:
-        """The field itself."""
+        """Returns the field itself."""
         return x
 
 
@@ -172,7 +172,7 @@ class Physics(NoPhysics):
         self.terms = [term for term in terms if term.weight]
 
     def resolve(self, weighs_rows: bool, statistics: Statistics) -> Physics:
-        """The same with `auto` replaced by what the inpainting takes and the training data say.
+        """Returns the same with `auto` replaced by what the inpainting takes and the training data say.
 
         Raises:
             ValueError: Rows for an inpainting that takes none.
@@ -196,14 +196,17 @@ class Physics(NoPhysics):
         return f"physics.mode={self.mode}: " + ", ".join(f"{term.name} (tau {term.tau:.3g})" for term in self.terms)
 
     def rows(self, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
-        """The terms as linear observations of normalised fields, over tau: their error is 1."""
+        """Returns the terms as linear observations of normalised fields, over tau: their error is 1."""
         if self.mode != "rows":
             return ()
         like = normalizer.std
         return [operator_rows(term.operator, term.aim(like), term.tau, grid, normalizer) for term in self.terms]
 
     def energy(self, velocity: Tensor, std: Tensor, grid: Grid, norms: list[Tensor]) -> Tensor:
-        """E of every sample `(B,)`, dimensionless, of velocities `(B, 2, H, W)` in physical units; see `norms`."""
+        """Returns E of every sample `(B,)`, dimensionless, of velocities `(B, 2, H, W)` in physical units.
+
+        See `norms`.
+        """
         total = torch.zeros(len(velocity), dtype=velocity.dtype, device=velocity.device)
         for term, norm in zip(self.terms, norms, strict=True):
             values = term.operator(velocity, grid)
@@ -219,11 +222,11 @@ class Physics(NoPhysics):
         return total
 
     def norms(self, grid: Grid, like: Tensor) -> list[Tensor]:
-        """|L|^2 of each term on the grid."""
+        """Returns |L|^2 of each term on the grid."""
         return [squared_norm(term.operator, grid, like) for term in self.terms]
 
     def guide(self, denoise: BoundDenoiser, normalizer: Normalizer, grid: Grid) -> BoundDenoiser:
-        """The guided denoiser of normalised fields on `grid`, in gradient mode."""
+        """Returns the guided denoiser of normalised fields on `grid`, in gradient mode."""
         if self.mode not in ("gradient", "auto"):
             return denoise
         norms = self.norms(grid, normalizer.std)
@@ -244,7 +247,7 @@ class Physics(NoPhysics):
         return guided
 
     def penalty(self, normalizer: Normalizer, grid: Grid) -> Penalty:
-        """E of the estimate for each of its values, over `1 + s^2`: what is known of the flow as a term of training."""
+        """Returns E of the estimate for each of its values, over `1 + s^2`, as a term of training."""
         norms, values = self.norms(grid, normalizer.std), 2 * grid.valid.sum()
 
         def energy(x_hat: Tensor, s: Tensor) -> Tensor:
@@ -253,25 +256,25 @@ class Physics(NoPhysics):
         return energy
 
     def finish(self, x: Tensor, observation: Observation, normalizer: Normalizer, grid: Grid) -> Tensor:
-        """The nearest field without divergence that keeps the observed cells, in hard mode."""
+        """Returns the nearest field without divergence that keeps the observed cells, in hard mode."""
         if self.mode != "hard":
             return x
         return normalizer.normalize(project(normalizer.denormalize(x), grid, observation.observed))
 
 
 def mean_velocity(velocity: Tensor, grid: Grid) -> Tensor:
-    """The mean of `(B, 2, H, W)` over the valid cells, `(B, 2, 1, 1)`."""
+    """Returns the mean of `(B, 2, H, W)` over the valid cells, `(B, 2, 1, 1)`."""
     return torch.where(grid.valid, velocity, 0.0).sum(dim=(2, 3), keepdim=True) / grid.valid.sum()
 
 
 def through_walls(velocity: Tensor, grid: Grid) -> Tensor:
-    """The velocity across walls and coasts of the cells beside them, `(B, 2, H, W)`, 0 in all others."""
+    """Returns the velocity across walls and coasts of the cells beside them, `(B, 2, H, W)`, 0 in all others."""
     beside = torch.stack([_beside(grid.valid, grid.boundary_x), _beside(grid.valid.mT, grid.boundary_y).mT])
     return torch.where(beside, velocity, 0.0)
 
 
 def _beside(valid: Tensor, boundary: str) -> Tensor:
-    """Valid cells with land or a wall on one side along the last axis, `(H, W)`."""
+    """Returns valid cells with land or a wall on one side along the last axis, `(H, W)`."""
     before, after = valid.roll(1, -1), valid.roll(-1, -1)
     if boundary != "periodic":
         before[:, 0] = after[:, -1] = boundary == "open"
@@ -279,7 +282,7 @@ def _beside(valid: Tensor, boundary: str) -> Tensor:
 
 
 def squared_norm(operator: Operator, grid: Grid, like: Tensor, iterations: int = 50) -> Tensor:
-    """The largest eigenvalue of L^T L of a linear operator on fields `(1, 2, H, W)`, by power iteration.
+    """Returns the largest eigenvalue of L^T L of a linear operator on fields `(1, 2, H, W)`, by power iteration.
 
     The iteration comes from below, so five percent are added.
     """

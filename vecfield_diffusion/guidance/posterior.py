@@ -1,20 +1,20 @@
 """Samples of the posterior of a prior that was trained without observations: MMPS, PiGDM and DPS.
 
 With `D(z, s) = E[x0 | z]` the prior's denoiser, Tweedie's second-order formula gives `Cov[x0 | z] = V = s^2 dD/dz`, and
-for rows `y = A x + n`, `n ~ N(0, R)`, the Gaussian approximation of p(x0 | z) has the posterior mean
+for observations `y = A x + n`, `n ~ N(0, R)`, the Gaussian approximation of p(x0 | z) has the posterior mean
 
     D_y = D + V A^T w,      (R + A V A^T) w = y - A D.
 
 - MMPS (Rozet et al., NeurIPS 2024, arXiv 2405.13712) solves this system by conjugate gradients. V is symmetric, so a
   product `V A^T w = s^2 grad_z <A D(z), w>` is one vector-Jacobian product. Exact for Gaussian fields.
 - PiGDM (Song et al., ICLR 2023) has `r^2 I`, `r^2 = s^2 / (1 + s^2)`, in the place of V within the system, which then
-  costs no derivative of the network: `w = (y - A D) / (sigma^2 + r^2)` where rows are cells. Biased, robust.
+  costs no derivative of the network: `w = (y - A D) / (sigma^2 + r^2)` where cells are observed. Biased, robust.
 - DPS (Chung et al., ICLR 2023) leaves D alone and after a step subtracts `(zeta / n) grad_z |y - A D|` from the state,
   n the number of steps and the norm that of each sample by itself. Biased.
 
-Rows are whitened, `A <- R^(-1/2) A`, so that the system is `M = I + A V A^T` and rows of different units stand side by
-side. Every scalar of the solver is one of each sample, in float64; a sample that is done is frozen, so that results do
-not depend on the batch.
+Observations are whitened, `A <- R^(-1/2) A`, so that the system is `M = I + A V A^T` and those of different units stand
+side by side. Every scalar of the solver is one of each sample, in float64; a sample that is done is frozen, so that
+results do not depend on the batch.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Tangent:
         denoiser: D.
         z: The states `(B, 2, H, W)`.
         s: Their levels `(B,)`.
-        rows: Flat rows.
+        rows: Flat observations.
 
     Attributes:
         x_hat: D(z, s), without a graph.
@@ -71,17 +71,17 @@ class Tangent:
         self._square = column(s**2).to(z.dtype)
 
     def gradient(self, w: Tensor) -> Tensor:
-        """`grad_z <A D(z), w>`, `(B, 2, H, W)`, for w `(B, K)`."""
+        """Returns `grad_z <A D(z), w>`, `(B, 2, H, W)`, for w `(B, K)`."""
         return torch.autograd.grad(self._image, self._z, w.to(self._image.dtype), retain_graph=True)[0]
 
     def pull(self, w: Tensor) -> Tensor:
-        """`V A^T w`."""
+        """Returns `V A^T w`."""
         return self._square * self.gradient(w)
 
 
 @dataclass
 class Direction:
-    """A direction p of the rows with M p, V A^T p and p^T M p; all 0, and 1, in samples that do not take it."""
+    """A direction p of w with M p, V A^T p and p^T M p; all 0, and 1, in samples that do not take it."""
 
     p: Tensor
     image: Tensor
@@ -174,7 +174,7 @@ class Solver:
 
 
 def orthogonal(rows: Tensor, basis: Sequence[Tensor]) -> Tensor:
-    """Rows `(B, K)` less what they have of an orthonormal basis; 0 where nothing but rounding is left."""
+    """Returns rows `(B, K)` less what they have of an orthonormal basis; 0 where nothing but rounding is left."""
     q = rows
     for _ in range(2):  # the second pass removes what the rounding of the first left
         for unit_row in basis:
@@ -184,25 +184,25 @@ def orthogonal(rows: Tensor, basis: Sequence[Tensor]) -> Tensor:
 
 
 def unit(rows: Tensor) -> Tensor:
-    """Rows `(B, K)` of length 1, or 0 where they are 0."""
+    """Returns rows `(B, K)` of length 1, or 0 where they are 0."""
     size = dot(rows, rows).sqrt()
     return per_row(torch.where(size > 0, 1 / size, 0.0), rows) * rows
 
 
 def conjugate(p: Tensor, known: Sequence[Direction]) -> Tensor:
-    """`p` less what it has, in the inner product of M, of the directions."""
+    """Returns `p` less what it has, in the inner product of M, of the directions."""
     for q in known:
         p = p - per_row(dot(q.image, p) / q.curvature, p) * q.p
     return p
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product `(B,)` of rows `(B, K)` in float64."""
+    """Returns the inner product `(B,)` of rows `(B, K)` in float64."""
     return (a.double() * b.double()).sum(dim=1)
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
-    """`(B,)` to `(B, 1)` in the dtype of `like`."""
+    """Reshapes `(B,)` to `(B, 1)` in the dtype of `like`."""
     return values[:, None].to(like.dtype)
 
 
@@ -212,14 +212,14 @@ def prior(denoiser: DenoiserFunction, observation: Observation) -> BoundDenoiser
 
 
 def all_rows(observation: Observation, rows: Sequence[LinearObservation]) -> LinearObservation:
-    """The measured cells of the observation and further rows, flat."""
+    """Returns the measured cells of the observation and further observations, flat."""
     return stack([cells(observation), *rows])
 
 
 def split(
     denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation], conditions: bool
 ) -> tuple[BoundDenoiser, LinearObservation]:
-    """Returns the denoiser and the rows that it is to agree with.
+    """Returns the denoiser and the observations that it is to agree with.
 
     These are all; where the network is conditioned on the observed cells (`conditions`), those beside.
     """
@@ -242,8 +242,8 @@ class MMPS(Inpainting):
         warm_start: Whether a solve begins with the solution of the last step and the one before.
         solver: `cg` goes over to `gmres` by itself in samples where the Jacobian of the network proves to be no
             covariance; `gmres` (8 iterations, whatever `k_max`) takes it from the start, cold.
-        told: Whether the network is conditioned on the observed cells, as it was trained to be: it then gives
-            E[x0 | z, y] by itself, and the rows are those beside: of physics, observation operators and single
+        conditioned: Whether the network is conditioned on the observed cells, as it was trained to be: it then gives
+            E[x0 | z, y] by itself, and what is added are those beside: of physics, observation operators and single
             components.
 
     Attributes:
@@ -263,7 +263,7 @@ class MMPS(Inpainting):
         tolerance: float = 1e-3,
         warm_start: bool = True,
         solver: Literal["cg", "gmres"] = "cg",
-        told: bool = False,
+        conditioned: bool = False,
     ) -> None:
         if k_max != "auto" and k_max < 1:
             raise ValueError(f"k_max must be >= 1 or auto, got {k_max}")
@@ -272,19 +272,19 @@ class MMPS(Inpainting):
         if solver not in ("cg", "gmres"):
             raise ValueError(f"solver must be cg or gmres, got {solver}")
         self.k_max, self.tolerance, self.warm_start, self.solver = k_max, tolerance, warm_start, solver
-        self.conditions = told
+        self.conditions = conditioned
         self.solves = self.guard = 0
 
     def bind(
         self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
     ) -> BoundDenoiser:
-        """D_y of the observation and the further rows."""
+        """Returns D_y of the observation and the further observations."""
         bound, stacked = split(denoiser, observation, rows, self.conditions)
         share = stacked.present.sum(dim=1) / (2 * observation.valid.flatten(1).sum(dim=1)).clamp(min=1)
         return BoundMMPS(self, bound, stacked.whitened(), share)
 
     def limit(self, share: Tensor, s: Tensor) -> Tensor:
-        """The iterations `(B,)` of samples with rows for `share` of their values, at levels `s`."""
+        """Returns the iterations `(B,)` of samples with observations of `share` of their values, at levels `s`."""
         if self.k_max != "auto":
             return torch.full_like(s, self.k_max)
         return torch.where(share < SPARSE, FEW, torch.where(s < LATE, MANY, SOME))
@@ -324,23 +324,23 @@ class BoundMMPS:
 class PiGDM(Inpainting):
     """Pseudo-inverse guidance: the covariance of x0 given z is taken to be `r^2 I`, `r^2 = s^2 / (1 + s^2)`.
 
-    One vector-Jacobian product an evaluation, and nothing to tune. Where rows overlap (footprints, physics) the system
-    `I + r^2 A A^T` is solved by conjugate gradients that leave the network alone.
+    One vector-Jacobian product an evaluation, and nothing to tune. Where observations overlap (footprints, physics) the
+    system `I + r^2 A A^T` is solved by conjugate gradients that leave the network alone.
 
     Arguments:
-        told: See `MMPS`.
+        conditioned: See `MMPS`.
     """
 
     name = "pigdm"
     takes_rows = weighs_rows = differentiates = True
 
-    def __init__(self, told: bool = False) -> None:
-        self.conditions = told
+    def __init__(self, conditioned: bool = False) -> None:
+        self.conditions = conditioned
 
     def bind(
         self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
     ) -> BoundDenoiser:
-        """D_y of the observation and the further rows."""
+        """Returns D_y of the observation and the further observations."""
         bound, stacked = split(denoiser, observation, rows, self.conditions)
         whitened = stacked.whitened()
 
@@ -380,13 +380,13 @@ class DPS(Inpainting):
     def bind(
         self, denoiser: DenoiserFunction, observation: Observation, rows: Sequence[LinearObservation] = ()
     ) -> BoundDPS:
-        """The denoiser of the prior, which keeps the gradient of the misfit for `hook`."""
+        """Returns the denoiser of the prior, which keeps the gradient of the misfit for `hook`."""
         return BoundDPS(prior(denoiser, observation), all_rows(observation, rows))
 
     def hook(
         self, observation: Observation, noise: NoiseFunction, bound: BoundDenoiser | None = None, steps: int = 1
     ) -> Hook:
-        """The step along the gradient.
+        """Returns the step along the gradient.
 
         Arguments:
             observation: That of `bind`.
@@ -430,6 +430,6 @@ class BoundDPS:
         return tangent.x_hat
 
     def take(self) -> Tensor:
-        """The gradient, which is then forgotten."""
+        """Returns the gradient, which is then forgotten."""
         gradient, self.gradient = self.gradient, None
         return gradient

@@ -43,7 +43,7 @@ class Sensor(ABC):
         return self
 
     def measure(self, truth: Tensor, grid: Grid) -> Tensor:
-        """What it reads of fields `(N, 2, H, W)` in physical units, without error."""
+        """Returns what it reads of fields `(N, 2, H, W)` in physical units, without error."""
         return truth
 
     def recorded(self, variable: Callable[[str], Tensor]) -> Sensor:
@@ -64,7 +64,7 @@ class Sensor(ABC):
 
     @abstractmethod
     def rows(self, observation: Observation, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
-        """The observed values as linear observations of normalised fields."""
+        """Returns the observed values as linear observations of normalised fields."""
 
 
 class Component(Sensor):
@@ -85,12 +85,12 @@ class Component(Sensor):
         self.component = component
 
     def measure(self, truth: Tensor, grid: Grid) -> Tensor:
-        """The component that it reads; NaN in the other."""
+        """Returns the component that it reads; NaN in the other."""
         kept = torch.tensor([name in (self.component, "both") or self.component == "both" for name in "uv"])
         return torch.where(kept.view(1, 2, 1, 1), truth, torch.nan)
 
     def rows(self, observation: Observation, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
-        """Rows of the chosen component."""
+        """Returns rows of the chosen component."""
         return [cells(observation, self.component)]
 
 
@@ -219,13 +219,13 @@ class Footprint(Sensor):
         self.size = size
 
     def measure(self, truth: Tensor, grid: Grid) -> Tensor:
-        """Averages over the wet cells of each footprint; NaN where one of them is unknown."""
+        """Returns averages over the wet cells of each footprint; NaN where one of them is unknown."""
         zero = torch.zeros_like(truth)
         wet = torch.where(grid.valid, truth, 0.0)
         return footprint(self.size, grid, zero, zero[:, :1], zero[:, :1] == 0).forward(wet)
 
     def rows(self, observation: Observation, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
-        """The averages of both components. The mean field is averaged, too."""
+        """Returns the averages of both components. The mean field is averaged, too."""
         averages = footprint(self.size, grid, observation.y, observation.sigma_y, observation.observed)
         # y has had the mean of the single cell taken off; what counts is that of the footprint.
         mean = normalizer.mean[None].to(observation.y) / normalizer.std.to(observation.y)

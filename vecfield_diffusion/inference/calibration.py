@@ -92,7 +92,7 @@ def store_factor(checkpoint: Path, step: int, process: Process, factor: float) -
             "has ended"
         )
     kept = [known for known in state.get("calibration", []) if known["process"] != process]
-    factors = [*kept, {"process": process, "factor": factor}]
+    factors = [{"process": process, "factor": factor}, *kept]  # before one under the names of an older version
     if shipped:
         amend_weights(checkpoint, "calibration", factors)
     else:

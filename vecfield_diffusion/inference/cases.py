@@ -115,37 +115,37 @@ def make_cases(
             are not observed.
         add_error: Whether the observations are to be given this error; those of an instrument have it already.
         grid: The domain; that of the fields if None.
-        sensor: The instrument, where the truth is to be seen through one.
+        sensor: The observation operator of an instrument, through which the truth is measured.
         hide: The share of the observed cells that is hidden, to be scored.
     """
     grid = fields.grid if grid is None else grid
     truth = fields.read(indices, partial=True).masked_fill(~grid.valid, torch.nan)
     sigma = torch.as_tensor(sigma_obs, dtype=truth.dtype)
     sigma = sigma.expand(len(truth), 1, 1, 1) if sigma.ndim == 0 else sigma
-    seen = truth if sensor is None or not add_error else sensor.measure(truth, grid)
-    known = seen.isfinite() & sigma.isfinite()
+    measured = truth if sensor is None or not add_error else sensor.measure(truth, grid)
+    known = measured.isfinite() & sigma.isfinite()
     pairs = zip(known, indices, strict=True)
-    chosen = torch.stack([cells_seen(values, mask, seed, int(i), hide) for values, i in pairs])
+    chosen = torch.stack([observed_cells(values, mask, seed, int(i), hide) for values, i in pairs])
     observed = known.all(dim=1, keepdim=True) & chosen
     single = known & ~known.all(dim=1, keepdim=True) & chosen
-    y = torch.where(observed | single, seen, torch.nan)
+    y = torch.where(observed | single, measured, torch.nan)
     if add_error:
         y = y + sigma * torch.stack([torch.randn(truth.shape[1:], generator=seeded(seed, int(i), 1)) for i in indices])
     return Cases([int(i) for i in indices], truth, observed, single, y, sigma, grid)
 
 
-def cells_seen(known: Tensor, mask: MaskFunction, seed: int, number: int, hide: float) -> Tensor:
+def observed_cells(known: Tensor, mask: MaskFunction, seed: int, number: int, hide: float) -> Tensor:
     """Returns the cells `(1, H, W)` that are observed of those where a value `(2, H, W)` is known."""
     cells = known.any(dim=0, keepdim=True)
     if not cells.any():  # a snapshot that measured nothing has nothing to observe
         return cells
-    seen = mask(1, cells[0], seeded(seed, number, 0))[0] & cells
+    observed = mask(1, cells[0], seeded(seed, number, 0))[0] & cells
     if hide > 0:
-        places = seen.flatten().nonzero().squeeze(1)
+        places = observed.flatten().nonzero().squeeze(1)
         order = torch.randperm(len(places), generator=seeded(seed, number, 2))
         dropped = places[order[: round(hide * len(places))]]
-        seen = seen.flatten().index_fill(0, dropped, False).view(seen.shape)
-    return seen
+        observed = observed.flatten().index_fill(0, dropped, False).view(observed.shape)
+    return observed
 
 
 def with_context(
@@ -165,8 +165,8 @@ def with_context(
         context: What the network was trained with; None for nothing.
         normalizer: Of the velocities, on any device.
         seed: Of masks and errors of earlier fields; those of the present differ.
-        past: In a twin experiment, the mask through which earlier fields are seen; None shows them whole.
-        twin: Whether known fields are hidden: then earlier ones are seen with the error of the observations, too.
+        past: In a twin experiment, the mask that hides cells of earlier fields; None hides none.
+        twin: Whether known fields are hidden: then earlier ones have the error of the observations, too.
             Those of a file are as they are.
     """
     if context is None:
@@ -180,6 +180,6 @@ def with_context(
         parts[k] = parts[k] + cases.sigma_obs * torch.stack(draws)
         if past is not None:
             pairs = zip(parts[k].isfinite(), earlier, strict=True)
-            shown[k] = torch.stack([cells_seen(known, past, seed, max(n, 0), 0.0) for known, n in pairs])
+            shown[k] = torch.stack([observed_cells(known, past, seed, max(n, 0), 0.0) for known, n in pairs])
     scale = Normalizer(normalizer.mean.cpu(), normalizer.std.item())
     return replace(cases, context=context.channels(parts, scale, shown))

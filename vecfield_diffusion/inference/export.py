@@ -90,7 +90,7 @@ def save_weights(path: Path, state: Mapping[str, Any], dtype: Literal["float32",
 
 
 def load_weights(path: Path) -> dict[str, Any]:
-    """The state of a checkpoint as `save_weights` wrote it, weights in float32.
+    """Returns the state of a checkpoint as `save_weights` wrote it, weights in float32.
 
     Raises:
         UserError: No such file, one that is damaged, or one of another program or version.
@@ -126,7 +126,7 @@ def amend_weights(path: Path, key: str, value: Any) -> None:
 
 
 def _parted(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """A tree in which marks stand for tensors, which are gathered in `tensors` under their paths."""
+    """Returns a tree in which marks stand for tensors, which are gathered in `tensors` under their paths."""
     if isinstance(node, Tensor):
         tensors[path] = node.detach().contiguous()
         return {MARK: path}
@@ -136,7 +136,7 @@ def _parted(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _joined(node: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `_parted`."""
+    """Returns the inverse of `_parted`."""
     if not isinstance(node, dict):
         return node
     if node.keys() == {MARK} and isinstance(node[MARK], str):
@@ -158,7 +158,7 @@ def _restored(name: str, tensor: Tensor) -> Tensor:
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """The SHA-256 of all names and contents; safetensors has no check sum of its own."""
+    """Returns the SHA-256 of all names and contents; safetensors has no check sum of its own."""
     digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
@@ -224,7 +224,7 @@ def save_program(path: Path, denoiser: Denoiser, grid: Grid, units: str = "m s-1
 
 
 def _export(module: _Program, grid: Grid) -> torch.export.ExportedProgram:
-    """The program, which gives what the module gives. Raises UserError where there is none."""
+    """Returns the program, which gives what the module gives. Raises UserError where there is none."""
     diffusion = module.denoiser.diffusion
     levels = torch.tensor(
         [diffusion.sigma_min, (diffusion.sigma_min * diffusion.sigma_max) ** 0.5, diffusion.sigma_max]
@@ -245,7 +245,7 @@ def _export(module: _Program, grid: Grid) -> torch.export.ExportedProgram:
 
 
 def _example(s: Tensor, grid: Grid) -> tuple[Tensor, ...]:
-    """Arguments of the program, one sample for each level."""
+    """Returns arguments of the program, one sample for each level."""
     n, generator = len(s), torch.Generator().manual_seed(0)
     y, noise = (torch.randn(n, 2, *grid.shape, generator=generator) for _ in range(2))
     observed = torch.rand(n, 1, *grid.shape, generator=generator) < 0.5
@@ -254,7 +254,7 @@ def _example(s: Tensor, grid: Grid) -> tuple[Tensor, ...]:
 
 
 def describe(denoiser: Denoiser, grid: Grid, units: str) -> dict[str, Any]:
-    """What one must know to use a program, in plain values: conventions, grid, mean, std, levels."""
+    """Returns what one must know to use a program, in plain values: conventions, grid, mean, std, levels."""
     state = grid.state_dict() | {"valid": grid.valid.int()}
     plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in state.items()}
     return {

@@ -31,9 +31,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from vecfield_diffusion.atomic import replacing, write_text_atomic  # noqa: F401 (others take it from here)
+from vecfield_diffusion.atomic import replacing
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.inference.template import Block, Layout, Template, Variable
+from vecfield_diffusion.inference.template import FileLayout, FilledTimes, Template, Variable
 
 COMPRESSION = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 KEPT = " What is finished is kept: the same command goes on from there."
@@ -131,7 +131,7 @@ class FieldsWriter:
 
     def __init__(self, path: str | Path, template: Template, valid: NDArray[np.bool_], members: int, key: str) -> None:
         self.path = Path(path)
-        self.layout = Layout(template, np.asarray(valid, dtype=bool), members)
+        self.layout = FileLayout(template, np.asarray(valid, dtype=bool), members)
         self.key = key
         self.folder = parts_of(self.path)
         with _reported(self.path):
@@ -144,13 +144,13 @@ class FieldsWriter:
     def write(
         self, positions: Sequence[int], members: NDArray, observed: NDArray, truth: NDArray | None = None
     ) -> None:
-        """Writes one block of times to a part of its own; see `Block`.
+        """Writes one block of times to a part of its own; see `FilledTimes`.
 
         Raises:
             UserError: The part cannot be written.
             ValueError: Arrays whose shapes do not belong together, or a position that is finished already.
         """
-        block = Block(positions, members, observed, truth)
+        block = FilledTimes(positions, members, observed, truth)
         block.check(self.layout.members, self.layout.valid.shape, self.done())
         places = [int(position) for position in block.positions]
         arrays = {"key": np.array(self.key), "positions": np.array(places, dtype=np.int64)}
@@ -165,7 +165,7 @@ class FieldsWriter:
         self._parts[part] = places
 
     @property
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[FilledTimes]:
         """The blocks that were written, one after the other, until `finish`."""
         for part in sorted(self._parts):
             yield _read_part(part)
@@ -223,24 +223,10 @@ class FieldsWriter:
         created.attrs.update(variable.attrs)
 
 
-def _read_part(part: Path) -> Block:
+def _read_part(part: Path) -> FilledTimes:
     """Returns the block of a part."""
     with np.load(part) as arrays:
-        return Block(arrays["positions"].tolist(), arrays["members"], arrays["observed"], arrays.get("truth"))
-
-
-def read_members(path: str | Path, names: Sequence[str], positions: Sequence[int]) -> NDArray[np.float32]:
-    """Returns the members `(M, T, 2, H, W)` of a file that `FieldsWriter` wrote, at some of its times.
-
-    Arguments:
-        path: The file.
-        names: The names of the components.
-        positions: The times, `(T,)`, in any order.
-    """
-    with h5netcdf.File(path, "r") as file:
-        variables = [file.variables[f"{name}_members"] for name in names]
-        pairs = [np.stack([variable[:, position] for variable in variables], axis=1) for position in positions]
-        return np.stack(pairs, axis=1)
+        return FilledTimes(arrays["positions"].tolist(), arrays["members"], arrays["observed"], arrays.get("truth"))
 
 
 class _Stream(io.FileIO):
@@ -249,7 +235,7 @@ class _Stream(io.FileIO):
     refusal: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """All of `data`, or the refusal is remembered."""
+        """Writes all of `data`, or the refusal is remembered."""
         rest = memoryview(data).cast("B")
         size = len(rest)
         try:
@@ -296,7 +282,7 @@ def _reported(path: Path, hint: str = "") -> Iterator[None]:
 
 
 def _positions(part: Path, key: str) -> list[int] | None:
-    """The positions of a part; None where it has another key or cannot be read."""
+    """Returns the positions of a part; None where it has another key or cannot be read."""
     with contextlib.suppress(ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(part) as block:
         if block["key"].item() == key:
             return block["positions"].tolist()
@@ -304,7 +290,7 @@ def _positions(part: Path, key: str) -> list[int] | None:
 
 
 def _compose(frame: xr.Dataset) -> memoryview:
-    """The bytes of a small netCDF-4 file."""
+    """Returns the bytes of a small netCDF-4 file."""
     with warnings.catch_warnings():
         # Times that are no whole number of the input's units are stored as fractions, as in the input.
         warnings.filterwarnings("ignore", "Times can't be serialized faithfully")

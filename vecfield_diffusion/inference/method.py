@@ -74,8 +74,8 @@ class Method:
         if self.guidance.stresses_condition and (self.sensor is not None or not conditions):
             raise UserError(
                 "guidance=cfg stresses the cells that the network is conditioned on: use sensor=none and "
-                "inpainting=conditional, or inpainting=mmps inpainting.told=true for physics and single components "
-                "beside them"
+                "inpainting=conditional, or inpainting=mmps inpainting.conditioned=true for physics and single "
+                "components beside them"
             )
         if self.sensor is not None and self.physics.mode == "hard":
             raise UserError(
@@ -91,10 +91,10 @@ class Method:
         """Raises UserError where the sampler does not go with the formulation or the way to condition."""
         sampler, inpainting = self.sampler, self.inpainting
         try:
-            diffusion.levels(sampler.steps, sampler.grid)
+            diffusion.levels(sampler.steps, sampler.schedule)
         except ValueError as error:
             raise UserError(
-                f"sampler.{error}. Give fewer sampler.steps, or sampler.grid=karras, where any go"
+                f"sampler.{error}. Give fewer sampler.steps, or sampler.schedule=karras, where any go"
             ) from error
         if sampler.needs_variance and not diffusion.learned_variance:
             raise UserError(

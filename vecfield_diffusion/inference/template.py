@@ -73,7 +73,7 @@ class Template:
 
 
 @dataclass(frozen=True)
-class Block:
+class FilledTimes:
     """Filled fields of T times.
 
     Arguments:
@@ -114,7 +114,7 @@ class Variable(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """The output of a template on a domain `valid` `(H, W)`."""
 
     template: Template
@@ -150,7 +150,7 @@ class Layout:
         known = {key: value for key, value in template.attributes.items() if value is not None}
         return xr.Dataset({**extras, "valid": valid}, coords, TITLE | known | CONVENTIONS)
 
-    def variables(self, block: Block) -> Iterator[Variable]:
+    def variables(self, block: FilledTimes) -> Iterator[Variable]:
         """Yields the variables that depend on time, with the values of a block."""
         members = self.template.restore(block.members)
         mean = members.mean(axis=0, dtype=np.float64)
@@ -196,9 +196,9 @@ class Buffer:
         layout: What the Dataset is like.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: FileLayout) -> None:
         self.layout = layout
-        self.blocks: list[Block] = []
+        self.blocks: list[FilledTimes] = []
 
     def done(self) -> set[int]:
         """Returns the positions of the times that are there."""
@@ -208,7 +208,7 @@ class Buffer:
         self, positions: Sequence[int], members: NDArray, observed: NDArray, truth: NDArray | None = None
     ) -> None:
         """Takes a block. Raises ValueError where it does not fit the layout, or a time is there already."""
-        block = Block(positions, members, observed, truth)
+        block = FilledTimes(positions, members, observed, truth)
         block.check(self.layout.members, self.layout.valid.shape, self.done())
         self.blocks.append(block)
 

@@ -50,7 +50,7 @@ class Cover:
 
     @classmethod
     def of(cls, length: int, size: int, overlap: int, periodic: bool, device: torch.device) -> Cover:
-        """The fewest windows of `size <= length` cells that overlap by `overlap` or more; see `starts`."""
+        """Returns the fewest windows of `size <= length` cells that overlap by `overlap` or more; see `starts`."""
         first = torch.tensor(starts(length, size, overlap, periodic), device=device)[:, None]
         place = torch.arange(length, device=device) - first
         place = place % length if periodic else place
@@ -66,7 +66,7 @@ class Cover:
 
 
 def starts(length: int, size: int, overlap: int, periodic: bool) -> list[int]:
-    """The first cell of each window, evenly spaced to a cell.
+    """Returns the first cell of each window, evenly spaced to a cell.
 
     On a periodic axis the windows go round the circle; on any other the outer two end at the borders.
     """
@@ -81,7 +81,7 @@ def starts(length: int, size: int, overlap: int, periodic: bool) -> list[int]:
 
 
 def taper(size: int, overlap: int) -> Tensor:
-    """The weights `(size,)` of a window: 1 in the middle, falling over `overlap` cells towards both ends.
+    """Returns the weights `(size,)` of a window: 1 in the middle, falling over `overlap` cells towards both ends.
 
     At the share t of the way in, `1 / (1 + exp(1 / t - 1 / (1 - t)))`, the Planck taper (McKechan et al., Class.
     Quantum Grav. 27, 084020, 2010): all its derivatives vanish at the ends. What a window makes of the cells at its
@@ -151,17 +151,20 @@ class Windowed:
         return self.denoiser.autocast
 
     def in_float32(self) -> Windowed:
-        """The same without autocast; see `Denoiser.in_float32`."""
+        """Returns the same without autocast; see `Denoiser.in_float32`."""
         same = copy.copy(self)
         same.denoiser = self.denoiser.in_float32()
         return same
 
     def __call__(self, z: Tensor, s: Tensor, observation: Observation) -> Tensor:
-        """The posterior mean `(B, 2, H, W)` of fields of any size, 0 outside the domain; see `Denoiser.forward`."""
+        """Returns the posterior mean `(B, 2, H, W)` of fields of any size, 0 outside the domain.
+
+        See `Denoiser.forward`.
+        """
         return self._blended(self.denoiser, z, s, observation)
 
     def moments(self, z: Tensor, s: Tensor, observation: Observation) -> tuple[Tensor, Tensor | None]:
-        """The posterior mean and the fraction of the variance, blended alike; see `Denoiser.moments`."""
+        """Returns the posterior mean and the fraction of the variance, blended alike; see `Denoiser.moments`."""
 
         def joined(*arguments: Tensor | Observation) -> Tensor:
             return torch.cat([part for part in self.denoiser.moments(*arguments) if part is not None], dim=1)
@@ -170,7 +173,7 @@ class Windowed:
         return both[:, :2], both[:, 2:] if both.shape[1] > 2 else None
 
     def _blended(self, denoiser: DenoiserFunction, z: Tensor, s: Tensor, observation: Observation) -> Tensor:
-        """`sum_w R_w^T (q_w D(R_w z, s))`, `(B, C, H, W)`, C the channels that `denoiser` returns."""
+        """Returns `sum_w R_w^T (q_w D(R_w z, s))`, `(B, C, H, W)`, C the channels that `denoiser` returns."""
         n, _, height, width = z.shape
         bottom, right = (max(size - length, 0) for size, length in zip(self.size, (height, width), strict=True))
 
@@ -194,7 +197,7 @@ class Windowed:
 
 
 def cut(tensor: Tensor, shape: tuple[int, int], sample: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Windows of a tensor of fields, `(P, C, h, w)`; of one of another shape, the samples alone.
+    """Returns windows of a tensor of fields, `(P, C, h, w)`; of one of another shape, the samples alone.
 
     Arguments:
         tensor: `(B, C, H, W)`, or `(B, ...)` for what does not depend on the cell.
@@ -210,7 +213,7 @@ def cut(tensor: Tensor, shape: tuple[int, int], sample: Tensor, rows: Tensor, co
 
 
 def blend(values: Tensor, number: Tensor, down: Cover, across: Cover) -> Tensor:
-    """The sum of windows by their weights, `(B, C, H, W)`.
+    """Returns the sum of windows by their weights, `(B, C, H, W)`.
 
     A sum of what is gathered, not scattered: its order is that of the windows, on any device.
 

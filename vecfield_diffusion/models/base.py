@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 
-class Known(NamedTuple):
+class Conditions(NamedTuple):
     """What a sample is conditioned on, as tensors in normalised units.
 
     Arguments:
@@ -82,15 +82,17 @@ class Parametrization:
         """Takes in the mean square of x0 - `mean` over a training batch; here nothing depends on it."""
 
     def mean(self, channels: Tensor) -> Tensor:
-        """The mean of the field given what is known, `(B, 2, H, W)` from `(B, C, H, W)`.
+        """Returns the mean of the field given what is known, `(B, 2, H, W)` from `(B, C, H, W)`.
 
         Raises:
             NotImplementedError: The network does not predict it.
         """
         raise NotImplementedError(f"{type(self).__name__} does not predict the mean")
 
-    def precondition(self, z: Tensor, s: Tensor, known: Known, scalars: Callable[[Tensor], Scalars]) -> Preconditioned:
-        """What makes the denoiser of the network.
+    def precondition(
+        self, z: Tensor, s: Tensor, known: Conditions, scalars: Callable[[Tensor], Scalars]
+    ) -> Preconditioned:
+        """Returns what makes the denoiser of the network.
 
         Arguments:
             z: The noisy fields `(B, 2, H, W)`, 0 outside the domain.
@@ -104,7 +106,7 @@ class Parametrization:
         return Preconditioned(column(c.c_skip) * z, c.c_out, channels, c.c_noise)
 
     def weight(self, s: Tensor, out: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
-        """The weight of the squared error of D in the loss, `(B,)`, at levels `s` in float64.
+        """Returns the weight of the squared error of D in the loss, `(B,)`, at levels `s` in float64.
 
         Arguments:
             s: The noise levels, `(B,)`.
@@ -119,5 +121,5 @@ BY_SCALARS = Parametrization()
 
 
 def column(values: Tensor) -> Tensor:
-    """`(B,)` to `(B, 1, 1, 1)`, a number for each sample."""
+    """Reshapes `(B,)` to `(B, 1, 1, 1)`, a number for each sample."""
     return values[:, None, None, None]

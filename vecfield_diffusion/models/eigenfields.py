@@ -87,7 +87,7 @@ class Eigenfields(Modes):
         return torch.where(valid, mean, 0.0), spread / (2 * cells) + beside
 
     def spread(self, factor: Tensor, variances: Tensor, basis: Tensor, kept: Tensor) -> Tensor:
-        """The trace of D V C V^T D, `(U,)`, for V^T `(K, 2 H W)` and D of the cells `(U, H W)`."""
+        """Returns the trace of D V C V^T D, `(U,)`, for V^T `(K, 2 H W)` and D of the cells `(U, H W)`."""
         d = variances.sqrt()
         if len(d) <= self.EXACT:
             probes = torch.eye(len(d), dtype=d.dtype, device=d.device)
@@ -99,7 +99,7 @@ class Eigenfields(Modes):
         return (energy * kept.square().repeat(1, 2)).sum(dim=1)
 
     def gram(self, basis: Tensor, weight: Tensor) -> Tensor:
-        """V^T w V, `(U, K, K)`, for V^T `(K, 2 H W)` and weights of the cells `(U, H W)`."""
+        """Returns V^T w V, `(U, K, K)`, for V^T `(K, 2 H W)` and weights of the cells `(U, H W)`."""
         if basis.device.type != "cpu":
             return torch.stack([(basis * row.repeat(2)) @ basis.T for row in weight])
         gram = torch.zeros(len(weight), len(basis), len(basis), dtype=basis.dtype)
@@ -118,7 +118,7 @@ class Eigenfields(Modes):
         return gram
 
     def product(self, basis: Tensor, cells: Tensor) -> Tensor:
-        """V^T V over the cells marked True in `(H W,)`, `(K, K)`.
+        """Returns V^T V over the cells marked True in `(H W,)`, `(K, K)`.
 
         It is remembered while nothing is trained: the mask of an observation is the same at each step of a sampler,
         though the weights are not.

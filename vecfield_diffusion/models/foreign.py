@@ -100,7 +100,7 @@ class Foreign(nn.Module):
         return output[..., top : top + h, left : left + w]
 
     def values(self, x: Tensor, noise: Tensor, margins: list[tuple[int, int]]) -> dict[str, Tensor]:
-        """The arguments of the network by name, those of the field's size padded by the margins."""
+        """Returns the arguments of the network by name, those of the field's size padded by the margins."""
         values = {name: draw(source, x, noise.to(x.dtype)) for name, source in self.arguments.items()}
         return {
             name: pad(value, margins, self.periodic, self.padding) if fits(value, x) else value
@@ -108,7 +108,7 @@ class Foreign(nn.Module):
         }
 
     def margins(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Cells to add before and after each axis of a field of `size`."""
+        """Returns cells to add before and after each axis of a field of `size`."""
         margins = []
         for cells, periodic in zip(size, self.periodic, strict=True):
             halo = 2 * self.halo if periodic else 0
@@ -117,7 +117,7 @@ class Foreign(nn.Module):
         return margins
 
     def _try(self, shape: torch.Size, out_channels: int) -> None:
-        """Calls the network once. Raises ValueError that says at which point it fails and what was expected there."""
+        """Calls the network once. Raises ValueError that names the point where it fails and what was expected there."""
         like = next((value for value in self.parameters() if value.is_floating_point()), torch.zeros(()))
         x = torch.zeros(shape, dtype=like.dtype, device=like.device)
         level = x.new_ones(shape[0])
@@ -141,21 +141,21 @@ class Foreign(nn.Module):
 
 
 def draw(source: int | str | Callable[[Tensor], Tensor], x: Tensor, noise: Tensor) -> Tensor:
-    """The value of a source, on the field without padding."""
+    """Returns the value of a source, on the field without padding."""
     if isinstance(source, int):
         return torch.full((len(x),), source, device=x.device)
     return SOURCES[source](x, noise) if isinstance(source, str) else source(x[:, FIELD:])
 
 
 def select(result: Any, output: str | int | None) -> Any:
-    """The part of what a network returns that `output` names."""
+    """Returns the part of what a network returns that `output` names."""
     if output is None:
         return result
     return result[output] if isinstance(output, int) or isinstance(result, Mapping) else getattr(result, output)
 
 
 def fits(value: Tensor, x: Tensor) -> bool:
-    """Whether a tensor lies on the cells of `x`."""
+    """Returns whether a tensor lies on the cells of `x`."""
     return value.ndim == 4 and value.shape[-2:] == x.shape[-2:]
 
 
@@ -236,7 +236,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def describe(value: Any) -> str:
-    """A value for messages: its type, and its shape or its parts."""
+    """Returns a value for messages: its type, and its shape or its parts."""
     kind = type(value).__name__
     if isinstance(value, Tensor):
         return f"{kind} {tuple(value.shape)}"

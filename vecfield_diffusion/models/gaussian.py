@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vecfield_diffusion.models.base import Known, Parametrization, Preconditioned, Scalars, column
+from vecfield_diffusion.models.base import Conditions, Parametrization, Preconditioned, Scalars, column
 from vecfield_diffusion.models.eigenfields import Eigenfields
 from vecfield_diffusion.models.modes import MeanVariance, Modes
 from vecfield_diffusion.models.unet import UNet
@@ -87,7 +87,9 @@ class GaussianResidual(nn.Module, Parametrization):
         """Takes the Gaussian field `field()`, which training leaves as it is."""
         self.field = field().to(next(self.parameters()).device)
 
-    def precondition(self, z: Tensor, s: Tensor, known: Known, scalars: Callable[[Tensor], Scalars]) -> Preconditioned:
+    def precondition(
+        self, z: Tensor, s: Tensor, known: Conditions, scalars: Callable[[Tensor], Scalars]
+    ) -> Preconditioned:
         """See `Parametrization`; of the formulation c_noise alone enters."""
         mean, c = self.posterior(z, s, known.y, known.observed, known.error, known.valid)
         innovation = torch.where(known.observed, (known.y - mean) / column(c), 0.0)
@@ -96,13 +98,13 @@ class GaussianResidual(nn.Module, Parametrization):
         return Preconditioned(mean, c, channels, scalars(s).c_noise)
 
     def weight(self, s: Tensor, out: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
-        """1 / c^2, the squared error of F."""
+        """Returns 1 / c^2, the squared error of F."""
         return out**-2
 
     def posterior(
         self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor
     ) -> MeanVariance:
-        """g, `(B, 2, H, W)`, and c, `(B,)`; arguments as for `Modes`.
+        """Returns g, `(B, 2, H, W)`, and c, `(B,)`; arguments as for `Modes`.
 
         Raises:
             ValueError: No field was learnt.
@@ -113,5 +115,5 @@ class GaussianResidual(nn.Module, Parametrization):
         return mean, variance.clamp(min=FLOOR**2).sqrt()
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
-        """`(B, C + 4, H, W)`: (z - g) / s, what is known, g, (y - g) / c; and the level `(B,)`, to the raw output."""
+        """Maps (z - g) / s, what is known, g and (y - g) / c, `(B, C + 4, H, W)`, and the level `(B,)` to the raw output."""
         return self.network(x, noise)

@@ -99,12 +99,12 @@ class Attention(nn.Module):
 
 
 def groups(channels: int) -> int:
-    """Groups of a GroupNorm: about 16 channels each, and a divisor of `channels`."""
+    """Returns groups of a GroupNorm: about 16 channels each, and a divisor of `channels`."""
     return math.gcd(channels, max(1, channels // 16))
 
 
 def zero(layer: nn.Conv2d) -> nn.Conv2d:
-    """The layer with all parameters zero, so that a residual branch starts as the identity."""
+    """Returns the layer with all parameters zero, so that a residual branch starts as the identity."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

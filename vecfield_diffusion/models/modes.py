@@ -52,7 +52,7 @@ class Modes(nn.Module, ABC):
 
     @staticmethod
     def solve(gram: Tensor, variances: Tensor, right: Tensor, which: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The posterior mean of the coefficients `(B, K)`, and the Cholesky factor of every system `(U, K, K)`.
+        """Returns the posterior mean of the coefficients `(B, K)`, and the Cholesky factor of every system `(U, K, K)`.
 
         Arguments:
             gram: V^T w V of every system, `(U, K, K)`; it is overwritten.
@@ -72,7 +72,7 @@ class Modes(nn.Module, ABC):
 
     @classmethod
     def trace(cls, factor: Tensor, variances: Tensor) -> Tensor:
-        """The trace of the posterior covariance of the coefficients, estimated to a few hundredths, `(U,)`."""
+        """Returns the trace of the posterior covariance of the coefficients, estimated to a few hundredths, `(U,)`."""
         d = variances.sqrt()
         probes = d[:, None] * signs(len(d), cls.PROBES, d.dtype, d.device)
         half = torch.linalg.solve_triangular(factor, probes.expand(len(factor), -1, -1), upper=False)
@@ -81,18 +81,18 @@ class Modes(nn.Module, ABC):
 
 @lru_cache(maxsize=8)
 def signs(n: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Random signs `(n, count)`, always the same: a posterior has the same spread whenever it is asked for."""
+    """Returns random signs `(n, count)`, always the same: a posterior has the same spread whenever it is asked for."""
     drawn = torch.randint(2, (n, count), generator=torch.Generator().manual_seed(0))
     return (2 * drawn - 1).to(device, dtype)
 
 
 def least(variances: Tensor) -> Tensor:
-    """The least variance of a measurement that rounding leaves room for beside the variances of the modes."""
+    """Returns the least variance of a measurement that rounding leaves room for beside the variances of the modes."""
     return 4 * torch.finfo(variances.dtype).eps * variances.max()
 
 
 def alike(rows: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The different rows of `(B, n)`, and which of them each is, `(B,)`; None where all stand for themselves.
+    """Returns the different rows of `(B, n)`, and which of them each is, `(B,)`; None where all stand for themselves.
 
     So they do on a GPU, which would have to wait for the number of rows, and solves many systems as fast as few.
     """
@@ -103,5 +103,5 @@ def alike(rows: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def of_samples(values: Tensor, which: Tensor | None) -> Tensor:
-    """What belongs to each sample, `(B,)`, of a value for every system, `(U,)`; see `alike`."""
+    """Returns what belongs to each sample, `(B,)`, of a value for every system, `(U,)`; see `alike`."""
     return values if which is None else values[which]

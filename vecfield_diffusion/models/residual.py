@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vecfield_diffusion.models.base import Known, Parametrization, Preconditioned, Scalars
+from vecfield_diffusion.models.base import Conditions, Parametrization, Preconditioned, Scalars
 from vecfield_diffusion.models.unet import UNet
 
 FIELD = 2  # channels of the noisy field; what is known follows
@@ -41,7 +41,9 @@ class AroundMean(Parametrization, ABC):
     def scale(self) -> Tensor:
         """The standard deviation of the residual, w."""
 
-    def precondition(self, z: Tensor, s: Tensor, known: Known, scalars: Callable[[Tensor], Scalars]) -> Preconditioned:
+    def precondition(
+        self, z: Tensor, s: Tensor, known: Conditions, scalars: Callable[[Tensor], Scalars]
+    ) -> Preconditioned:
         """See `Parametrization`; the mean counts as a constant."""
         mean, scale = known.mean.detach(), self.scale
         beside = known._replace(channels=torch.cat([known.channels, mean], dim=1))
@@ -50,7 +52,7 @@ class AroundMean(Parametrization, ABC):
         return Preconditioned(mean + scale * skip, scale * out, channels, noise)
 
     def weight(self, s: Tensor, out: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
-        """The weight of the formulation at s / w, in units of w: 1 / (w c_out(s / w))^2, the squared error of F."""
+        """Returns the formulation's weight at s / w in units of w, the squared error of F: 1 / (w c_out(s / w))^2."""
         scale = self.scale.to(s.dtype)
         return plain(s / scale) / scale.square()
 
@@ -95,11 +97,11 @@ class Residual(nn.Module, AroundMean):
         self.register_buffer("variance", torch.ones(()))
 
     def mean(self, channels: Tensor) -> Tensor:
-        """mu, `(B, 2, H, W)`, of what is known, `(B, C - 2, H, W)`."""
+        """Returns mu, `(B, 2, H, W)`, of what is known, `(B, C - 2, H, W)`."""
         return self.regression(channels, channels.new_zeros(channels.shape[0]))
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
-        """`(B, C + 2, H, W)`, the noisy residual, what is known and mu, and the level `(B,)` to the raw output."""
+        """Maps `(B, C + 2, H, W)`, the noisy residual, what is known and mu, and the level `(B,)` to the raw output."""
         return self.network(x, noise)
 
     @property

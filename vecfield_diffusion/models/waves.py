@@ -44,7 +44,7 @@ class Waves(Modes):
         self.tables = {}
 
     def table(self, like: Tensor) -> Table:
-        """What follows from the spectrum, in the type and on the device of a real tensor."""
+        """Returns what follows from the spectrum, in the type and on the device of a real tensor."""
         key = (like.dtype, like.device)
         if key not in self.tables:
             spectrum = torch.view_as_complex(self.power.double().unflatten(2, (2, 2, 2)).contiguous())
@@ -150,7 +150,7 @@ class Table:
         return Table(*(cast(getattr(self, field.name)) for field in fields(self)))
 
     def gram(self, weight: Tensor) -> Tensor:
-        """V^T w V, `(U, K, K)`, for weights `(U, H, W)`: transforms of the weights at sums and differences of waves."""
+        """Returns V^T w V, `(U, K, K)`, for weights `(U, H, W)`: their transforms at sums and differences of waves."""
         m = torch.fft.fft2(weight).flatten(1).conj().resolve_conj() / (self.shape[0] * self.shape[1])
         n, pair = len(self.wave), self.factor[:, None] * self.factor / 2
         near = m[:, self.minus.flatten()].unflatten(1, (n, n)) * (pair * (self.vector.conj() @ self.vector.T))
@@ -162,13 +162,13 @@ class Table:
         return gram
 
     def analyse(self, field: Tensor) -> Tensor:
-        """V^T of fields `(B, 2, H, W)`, `(B, K)`."""
+        """Returns V^T of fields `(B, 2, H, W)`, `(B, K)`."""
         waves = torch.fft.fft2(field, norm="ortho").flatten(2)[:, :, self.wave]
         c = torch.einsum("kc,bck->bk", self.vector.conj(), waves) * self.factor
         return torch.cat([c.real, c.imag], dim=1)
 
     def synthesise(self, coefficients: Tensor) -> Tensor:
-        """V times coefficients `(B, K)`, `(B, 2, H, W)`."""
+        """Returns V times coefficients `(B, K)`, `(B, 2, H, W)`."""
         real, imaginary = coefficients.chunk(2, dim=1)
         c = torch.complex(real, imaginary) * self.factor
         waves = c.new_zeros(len(c), 2, self.shape[0] * self.shape[1])
@@ -176,7 +176,7 @@ class Table:
         return torch.fft.ifft2(waves.unflatten(2, self.shape), norm="ortho").real
 
     def filter(self, field: Tensor, share: Tensor) -> Tensor:
-        """Fields `(B, 2, H, W)` with each eigenvector of each wave times its `share` `(B, 2, H W)`."""
+        """Returns fields `(B, 2, H, W)` with each eigenvector of each wave times its `share` `(B, 2, H W)`."""
         waves = torch.fft.fft2(field, norm="ortho").flatten(2)
         parts = torch.einsum("cin,bcn->bin", self.basis.conj(), waves) * share
         waves = torch.einsum("cin,bin->bcn", self.basis, parts)

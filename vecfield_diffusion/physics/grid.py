@@ -75,13 +75,13 @@ class Grid:
         return bool(dx[0] < _CAP * dx[1]), bool(dx[-1] < _CAP * dx[-2])
 
     def to(self, device: torch.device | str) -> Grid:
-        """The same grid with its tensors on `device`."""
+        """Returns the same grid with its tensors on `device`."""
         if self.valid.device == torch.device(device):
             return self  # what is kept for a grid is found again
         return replace(self, valid=self.valid.to(device), dx=self.dx.to(device), dy=self.dy.to(device))
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain tensors and strings, as a checkpoint stores them; `Grid(**state)` reads them back."""
+        """Returns plain tensors and strings, as a checkpoint stores them; `Grid(**state)` reads them back."""
         return {
             "valid": self.valid.cpu(),
             "dx": self.dx.cpu(),
@@ -92,7 +92,7 @@ class Grid:
 
     @classmethod
     def from_degrees(cls, lon: Tensor, lat: Tensor, valid: Tensor, **boundaries: str) -> Grid:
-        """The grid of regular longitudes `(W,)` and latitudes `(H,)` in degrees; a closed circle is periodic.
+        """Returns the grid of regular longitudes `(W,)` and latitudes `(H,)` in degrees; a closed circle is periodic.
 
         Spacing is R cos(lat) dlon along x and R dlat along y, with the sign of the row order.
         """
@@ -109,7 +109,7 @@ class Grid:
 
 
 def spacing(coordinate: Tensor) -> Tensor:
-    """The spacing of a coordinate `(n,)` at each of its values: its derivative by the index, of second order.
+    """Returns the spacing of a coordinate `(n,)` at each of its values: its derivative by the index, of second order.
 
     These are the differences that `operators` takes of a field, so that linear fields on uneven rows are differentiated
     exactly, one-sidedly at the edges too. Where the steps at an edge grow threefold, their formula has no meaning, and

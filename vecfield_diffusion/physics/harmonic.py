@@ -85,7 +85,7 @@ def harmonic_fill(
 def _conductances(
     device: torch.device, height: int, width: int, periodic: tuple[bool, bool], dx: Tensor | float, dy: Tensor | float
 ) -> tuple[Tensor, Tensor]:
-    """w of the far face of each cell along x and along y, `(H, W)` each, before any land."""
+    """Returns w of the far face of each cell along x and along y, `(H, W)` each, before any land."""
     dx, dy = (torch.as_tensor(d, dtype=torch.float64, device=device).abs().expand(height) for d in (dx, dy))
     x = (dy / dx)[:, None].repeat(1, width)
     y = ((dx + dx.roll(-1)) / (dy + dy.roll(-1)))[:, None].repeat(1, width)
@@ -95,7 +95,7 @@ def _conductances(
 
 
 def _fill(given: Tensor, known: Tensor, valid: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The solution `(b, C, H, W)` for `given` with 0 in unknown cells, and masks `(b, H, W)`."""
+    """Returns the solution `(b, C, H, W)` for `given` with 0 in unknown cells, and masks `(b, H, W)`."""
     height, width = valid.shape[-2:]
     high, wide = _padded(height), _padded(width)
     corner = (0, wide - width, 0, high - height)
@@ -114,12 +114,12 @@ def _fill(given: Tensor, known: Tensor, valid: Tensor, x: Tensor, y: Tensor) -> 
 
 
 def _pull(given: Tensor, w: Tensor, dim: int) -> Tensor:
-    """What each cell receives from its given neighbours along an axis."""
+    """Returns what each cell receives from its given neighbours along an axis."""
     return w * given.roll(-1, dim) + (w * given).roll(1, dim)
 
 
 def _stretched(w: Tensor, wide: int) -> Tensor:
-    """Conductances along the last axis of a ring that is widened to `wide` cells.
+    """Returns conductances along the last axis of a ring that is widened to `wide` cells.
 
     The cells that are put in lie on the face that closes the ring: n resistors of 1 / (n w) in a row are one of 1 / w.
     """
@@ -152,7 +152,7 @@ class _Plan:
 
 
 def _splits(n: int) -> tuple[int, int]:
-    """Cells of a leaf and the number of halvings (leaf, k) that cover n cells with the least leaf * 2^k."""
+    """Returns cells of a leaf and the number of halvings (leaf, k) that cover n cells with the least leaf * 2^k."""
     halvings = max(0, (-(-n // _LEAF) - 1).bit_length())
     return max(2, -(-n // 2**halvings)), halvings
 
@@ -163,7 +163,7 @@ def _padded(n: int) -> int:
 
 
 def _outline(h: int, w: int, axis: int) -> list[Node]:
-    """The outline of a block, ordered for a join along `axis`.
+    """Returns the outline of a block, ordered for a join along `axis`.
 
     The order is: inside of the near side, its two ends, the middle, the two ends of the far side, its inside. So the
     nodes that a near block keeps, and those that a far block keeps, are one slice each, with the shared ends adjacent.
@@ -180,7 +180,7 @@ def _outline(h: int, w: int, axis: int) -> list[Node]:
 
 @lru_cache(maxsize=64)
 def _plan(height: int, width: int) -> _Plan:
-    """The plan of a torus of height x width cells, as `_padded` gives them."""
+    """Returns the plan of a torus of height x width cells, as `_padded` gives them."""
     h, w = leaf = _splits(height)[0], _splits(width)[0]
     inside = [(i, j) for i in range(1, h) for j in range(1, w)]
     cells = [(i, j) for i in range(h) for j in range(w)]
@@ -206,7 +206,7 @@ def _plan(height: int, width: int) -> _Plan:
 
 
 def _next_axis(h: int, w: int, height: int, width: int) -> int:
-    """The axis to join along: the shorter one, so that outlines stay short, unless it is complete."""
+    """Returns the axis to join along: the shorter one, so that outlines stay short, unless it is complete."""
     return 0 if w == width or (h < w and h < height) else 1
 
 
@@ -219,7 +219,7 @@ def _runs(order: Sequence[int]) -> Runs:
 
 
 def _solve(diagonal: Tensor, x: Tensor, y: Tensor, source: Tensor) -> Tensor:
-    """The solution of A u = f on a torus.
+    """Returns the solution of A u = f on a torus.
 
     Arguments:
         diagonal: The diagonal of A, `(b, H, W)`.
@@ -252,14 +252,14 @@ def _solve(diagonal: Tensor, x: Tensor, y: Tensor, source: Tensor) -> Tensor:
 
 
 def _to_blocks(cells: Tensor, plan: _Plan) -> Tensor:
-    """`(b, H, W, ...)` as `(b * blocks, cells of a leaf, ...)`."""
+    """Returns `(b, H, W, ...)` as `(b * blocks, cells of a leaf, ...)`."""
     (h, w), (batch, height, width, *rest) = plan.leaf, cells.shape
     split = cells.reshape(batch, height // h, h, width // w, w, *rest).transpose(2, 3)
     return split.reshape(batch, -1, h * w, *rest)[:, plan.blocks.to(cells.device)].flatten(0, 1)
 
 
 def _from_blocks(blocks: Tensor, plan: _Plan, shape: Sequence[int]) -> Tensor:
-    """The inverse of `_to_blocks`."""
+    """Returns the inverse of `_to_blocks`."""
     (h, w), (batch, height, width, *rest) = plan.leaf, shape
     back = plan.blocks.argsort().to(blocks.device)
     split = blocks.view(batch, -1, h * w, *rest)[:, back].view(batch, height // h, width // w, h, w, *rest)
@@ -267,7 +267,7 @@ def _from_blocks(blocks: Tensor, plan: _Plan, shape: Sequence[int]) -> Tensor:
 
 
 def _leaves(plan: _Plan, diagonal: Tensor, x: Tensor, y: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-    """A and f of the smallest blocks; each cell and its far faces belong to one block."""
+    """Returns a and f of the smallest blocks; each cell and its far faces belong to one block."""
     own, east, north = plan.nodes.to(diagonal.device)
     force = _to_blocks(source, plan)
     count = (plan.leaf[0] + 1) * (plan.leaf[1] + 1)
@@ -281,7 +281,7 @@ def _leaves(plan: _Plan, diagonal: Tensor, x: Tensor, y: Tensor, source: Tensor)
 
 
 def _eliminate(inner: Tensor, coupling: Tensor, force: Tensor, outer: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
-    """A_ee^-1 f_e and X; `outer` and `side` become S and g in place."""
+    """Returns A_ee^-1 f_e and X; `outer` and `side` become S and g in place."""
     inverse = _inverse(inner)
     x = inverse @ coupling
     outer.baddbmm_(coupling.mT, x, alpha=-1)
@@ -295,7 +295,7 @@ def _inverse(matrix: Tensor) -> Tensor:
 
 
 def _joined(outer: Tensor, side: Tensor, lines: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """A_ee, A_eb, f_e, A_bb and f_b of neighbouring blocks joined: e the inside of the shared line, of `lines` nodes.
+    """Returns A_ee, A_eb, f_e, A_bb and f_b of joined neighbours: e the inside of the shared line, of `lines` nodes.
 
     b is what the near block keeps, with the ends of the line last, then what the far block keeps, with the ends first.
     """
@@ -319,7 +319,7 @@ def _ordered(x: Tensor, runs: Runs, dim: int) -> Tensor:
 
 
 def _close(outer: Tensor, side: Tensor, ring: Tensor, count: int) -> Tensor:
-    """u on the outline of the whole, whose opposite sides are the same cells."""
+    """Returns u on the outline of the whole, whose opposite sides are the same cells."""
     ring = ring.to(outer.device)
     rows = outer.new_zeros(len(outer), count, len(ring)).index_add_(1, ring, outer)
     matrix = outer.new_zeros(len(outer), count, count).index_add_(2, ring, rows)

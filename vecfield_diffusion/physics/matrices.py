@@ -14,17 +14,17 @@ from vecfield_diffusion.physics.operators import REACH, along, flowing
 
 
 def areas(grid: Grid) -> Tensor:
-    """|dx_j dy_j| of every cell, flat."""
+    """Returns |dx_j dy_j| of every cell, flat."""
     return (grid.dx * grid.dy).abs().repeat_interleave(grid.shape[1])
 
 
 def differences(grid: Grid, axis: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The sealed differences of face values along an array axis: row cells, column cells, values."""
+    """Returns the sealed differences of face values along an array axis: row cells, column cells, values."""
     return entries(along(grid, axis, sealed=True), (grid.shape[1], 1) if axis else (1, grid.shape[1]))
 
 
 def entries(weights: Tensor, strides: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """`differences` from the `face_weights` of lines and the strides of lines and of cells along them."""
+    """Returns `differences` from the `face_weights` of lines and the strides of lines and of cells along them."""
     weights, length = weights.double(), weights.shape[-1] - 1
     k, line, face = weights.nonzero(as_tuple=True)
     cell = (face + k - REACH) % length  # past the ends only where the axis is periodic
@@ -36,7 +36,7 @@ def entries(weights: Tensor, strides: tuple[int, int]) -> tuple[Tensor, Tensor, 
 
 
 def _assembled(grid: Grid, row: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The coordinate matrix on valid cells, of entries numbered by all cells (`shape` blocks of them)."""
+    """Returns the coordinate matrix on valid cells, of entries numbered by all cells (`shape` blocks of them)."""
     valid = grid.valid.flatten()
     count = int(valid.sum())
     number = valid.cumsum(0) - 1
@@ -46,7 +46,7 @@ def _assembled(grid: Grid, row: Tensor, column: Tensor, value: Tensor, shape: tu
 
 
 def _poles(grid: Grid) -> tuple[Tensor, Tensor]:
-    """The cell that stands for each cell in the equations, the first valid one for all of a pole, and C^T."""
+    """Returns the cell that stands for each cell in the equations, the first valid one for all of a pole, and C^T."""
     (height, width), valid = grid.shape, grid.valid.flatten()
     cells = valid.nonzero()[:, 0]
     stands, number = torch.arange(height * width), torch.arange(len(cells))
@@ -60,7 +60,7 @@ def _poles(grid: Grid) -> tuple[Tensor, Tensor]:
 
 
 def points(grid: Grid, cells: Tensor) -> tuple[Tensor, Tensor]:
-    """The values of `cells` from those of points, where a pole is one point, and the first cell of each point."""
+    """Returns the map from points to `cells`, where a pole is one point, and the first cell of each point."""
     line = cells // grid.shape[1]
     place = cells.clone()
     for at, pole in zip((0, grid.shape[0] - 1), grid.poles, strict=True):
@@ -74,7 +74,7 @@ def points(grid: Grid, cells: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def divergence_matrix(grid: Grid) -> Tensor:
-    """L: F_x / dx_j and F_y dx / (dx_j dy_j), between packed fields; C^T L P where rows lie at poles."""
+    """Returns L: F_x / dx_j and F_y dx / (dx_j dy_j), between packed fields; C^T L P where rows lie at poles."""
     width, (i, j, x), (k, m, y) = grid.shape[1], differences(grid, 1), differences(grid, 0)
     dx, dy, root = grid.dx.repeat_interleave(width), grid.dy.repeat_interleave(width), areas(grid).sqrt()
     values = torch.cat((x / dx[i], y * dx[m] / (dx[k] * dy[k]) * root[k] / root[m]))
@@ -87,7 +87,7 @@ def divergence_matrix(grid: Grid) -> Tensor:
 
 
 def stream_matrix(grid: Grid) -> Tensor:
-    """R: -F_y / dy_j and F_x / dx_j, between packed fields; P R C where rows lie at poles."""
+    """Returns R: -F_y / dy_j and F_x / dx_j, between packed fields; P R C where rows lie at poles."""
     width, (i, j, x), (k, m, y) = grid.shape[1], differences(grid, 1), differences(grid, 0)
     dx, dy, root = grid.dx.repeat_interleave(width), grid.dy.repeat_interleave(width), areas(grid).sqrt()
     values = torch.cat((-y / dy[k] * root[k] / root[m], x / dx[i]))

@@ -45,7 +45,7 @@ class Matrix:
 
 
 def coordinates(row: Tensor, column: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """A coordinate matrix: entries of the same place are added, and those that cancel are dropped."""
+    """Returns a coordinate matrix: entries of the same place are added, and those that cancel are dropped."""
     index = torch.stack((row, column))
     matrix = torch.sparse_coo_tensor(index, values, shape, check_invariants=True).coalesce()
     kept = matrix.values() != 0
@@ -55,7 +55,7 @@ def coordinates(row: Tensor, column: Tensor, values: Tensor, shape: tuple[int, i
 
 
 def peak(values: Tensor) -> Tensor:
-    """The largest size of any of the values, 0 of none."""
+    """Returns the largest size of any of the values, 0 of none."""
     return values.abs().max() if values.numel() else values.new_zeros(())
 
 
@@ -66,7 +66,7 @@ def _compressed(coo: Tensor) -> Tensor:
 
 
 def connected(row: Tensor, column: Tensor, count: int) -> Tensor:
-    """The connected parts of a symmetric graph of `count` nodes, numbered from 0."""
+    """Returns the connected parts of a symmetric graph of `count` nodes, numbered from 0."""
     label = torch.arange(count)
     while True:
         lowest = label.scatter_reduce(0, row, label[column], "amin")
@@ -117,7 +117,7 @@ class Multigrid:
 
 
 def _solver(matrix: Tensor) -> Tensor:
-    """The pseudo-inverse; of a large matrix, the steps of the smoother.
+    """Returns the pseudo-inverse; of a large matrix, the steps of the smoother.
 
     Coarse cells that stay many at the coarsest level are basins of their own: their equations are 0 = 0.
     """
@@ -134,7 +134,7 @@ def _diagonal(matrix: Tensor) -> Tensor:
 
 
 def _damping(matrix: Tensor) -> Tensor:
-    """The step of the smoother for each unknown, `(n,)`; 0 where there is no equation."""
+    """Returns the step of the smoother for each unknown, `(n,)`; 0 where there is no equation."""
     diagonal = _diagonal(matrix)
     inverse = torch.where(diagonal > _NULL * diagonal.max(), 1 / diagonal, 0.0)
     largest = torch.zeros_like(diagonal).index_add_(0, matrix.indices()[0], matrix.values().abs())  # by Gershgorin
@@ -142,7 +142,7 @@ def _damping(matrix: Tensor) -> Tensor:
 
 
 def _aggregates(matrix: Tensor, patch: Tensor, least: float) -> Tensor:
-    """The parts of each patch that couplings of at least this relative size connect, numbered from 0, `(n,)`."""
+    """Returns the parts of each patch that couplings of at least this relative size connect, `(n,)` from 0."""
     (row, column), diagonal = matrix.indices(), _diagonal(matrix)
     strong = matrix.values().abs() > least * (diagonal[row] * diagonal[column]).sqrt()
     strong &= patch[row] == patch[column]

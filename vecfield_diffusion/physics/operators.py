@@ -56,7 +56,7 @@ REACH = 3  # cells on either side of a face that its value may use
 
 
 def divergence(velocity: Tensor, grid: Grid) -> Tensor:
-    """The divergence of `velocity` `(B, 2, H, W)` as `(B, 1, H, W)`, 0 in invalid cells."""
+    """Returns the divergence of `velocity` `(B, 2, H, W)` as `(B, 1, H, W)`, 0 in invalid cells."""
     u, v, dx, dy = _clean(velocity, grid)
     east = _difference(u, along(grid, 1, sealed=True), grid.boundary_x)
     north = _difference((v * dx).mT, along(grid, 0, sealed=True), grid.boundary_y).mT
@@ -64,7 +64,7 @@ def divergence(velocity: Tensor, grid: Grid) -> Tensor:
 
 
 def vorticity(velocity: Tensor, grid: Grid) -> Tensor:
-    """The vertical vorticity dv/dx - du/dy of `velocity` `(B, 2, H, W)` as `(B, 1, H, W)`, 0 in invalid cells."""
+    """Returns the vorticity dv/dx - du/dy of `velocity` `(B, 2, H, W)` as `(B, 1, H, W)`, 0 in invalid cells."""
     u, v, dx, dy = _clean(velocity, grid)
     east = _difference(v, along(grid, 1, sealed=False), grid.boundary_x)
     north = _difference((u * dx).mT, along(grid, 0, sealed=False), grid.boundary_y).mT
@@ -72,7 +72,10 @@ def vorticity(velocity: Tensor, grid: Grid) -> Tensor:
 
 
 def gradient(potential: Tensor, grid: Grid) -> Tensor:
-    """Minus the adjoint of `divergence` on `potential` `(B, 1, H, W)`, as `(B, 2, H, W)`; 0 in invalid cells."""
+    """Returns minus the adjoint of `divergence` on `potential` `(B, 1, H, W)`, as `(B, 2, H, W)`.
+
+    0 in invalid cells.
+    """
     p = _caps(_inside(potential, grid), grid, gather=False)
     along_x = _adjoint_difference(p, along(grid, 1, sealed=True), grid.boundary_x)
     along_y = _adjoint_difference(p.mT, along(grid, 0, sealed=True), grid.boundary_y).mT
@@ -80,12 +83,15 @@ def gradient(potential: Tensor, grid: Grid) -> Tensor:
 
 
 def laplacian(potential: Tensor, grid: Grid) -> Tensor:
-    """`divergence(gradient(potential))` of `(B, 1, H, W)`: self-adjoint by area and never positive."""
+    """Returns `divergence(gradient(potential))` of `(B, 1, H, W)`: self-adjoint by area and never positive."""
     return divergence(gradient(potential, grid), grid)
 
 
 def rotated_gradient(stream: Tensor, grid: Grid) -> Tensor:
-    """The velocity (-dpsi/dy, dpsi/dx) of a stream function `(B, 1, H, W)`, as `(B, 2, H, W)`; 0 in invalid cells."""
+    """Returns the velocity (-dpsi/dy, dpsi/dx) of a stream function `(B, 1, H, W)`, as `(B, 2, H, W)`.
+
+    0 in invalid cells.
+    """
     psi = _caps(_inside(stream, grid), grid, gather=False)
     along_x = _difference(psi, along(grid, 1, sealed=True), grid.boundary_x)
     along_y = _difference(psi.mT, along(grid, 0, sealed=True), grid.boundary_y).mT
@@ -93,7 +99,7 @@ def rotated_gradient(stream: Tensor, grid: Grid) -> Tensor:
 
 
 def _clean(velocity: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The components `(B, 1, H, W)`, 0 in invalid cells and at poles, and the spacings `(H, 1)` in their dtype."""
+    """Returns the components `(B, 1, H, W)`, 0 in invalid cells and at poles, and the spacings `(H, 1)` alike."""
     velocity = _flowing(velocity, grid)
     return velocity[:, :1], velocity[:, 1:], grid.dx[:, None].to(velocity), grid.dy[:, None].to(velocity)
 
@@ -103,12 +109,12 @@ def _inside(field: Tensor, grid: Grid) -> Tensor:
 
 
 def _flowing(field: Tensor, grid: Grid) -> Tensor:
-    """`field` with 0 in invalid cells and in the rows of poles, P."""
+    """Returns `field` with 0 in invalid cells and in the rows of poles, P."""
     return torch.where(flowing(grid).to(field.device), field, 0.0)
 
 
 def _caps(field: Tensor, grid: Grid, gather: bool) -> Tensor:
-    """`field` with one value in every row of a pole: C, the mean over its valid cells, or the transpose if `gather`.
+    """Returns `field` with one value in every row of a pole: C, the mean over valid cells, or C^T if `gather`.
 
     They differ where part of such a row is invalid: what crosses all its faces is shared by the cells that are valid.
     """
@@ -124,7 +130,7 @@ def _caps(field: Tensor, grid: Grid, gather: bool) -> Tensor:
 
 
 def flowing(grid: Grid) -> Tensor:
-    """The valid cells whose velocities count, `(H, W)`: all but those of a pole."""
+    """Returns the valid cells whose velocities count, `(H, W)`: all but those of a pole."""
     first, last = grid.poles
     inside = grid.valid.clone()
     inside[: int(first)] = False
@@ -133,7 +139,7 @@ def flowing(grid: Grid) -> Tensor:
 
 
 def along(grid: Grid, axis: int, sealed: bool) -> Tensor:
-    """The `face_weights` of the lines of an array axis, the lines first.
+    """Returns the `face_weights` of the lines of an array axis, the lines first.
 
     Along y, nothing lies beyond a pole, and the row of a pole takes part where its neighbour does.
     """
@@ -147,7 +153,7 @@ def along(grid: Grid, axis: int, sealed: bool) -> Tensor:
 
 
 def _difference(field: Tensor, weights: Tensor, boundary: str) -> Tensor:
-    """The value on the far face of each cell less that on its near face, along the last axis.
+    """Returns the value on the far face of each cell less that on its near face, along the last axis.
 
     Arguments:
         field: Cell values with 0 in invalid cells, `(..., H, W)`.
@@ -161,7 +167,7 @@ def _difference(field: Tensor, weights: Tensor, boundary: str) -> Tensor:
 
 
 def _adjoint_difference(field: Tensor, weights: Tensor, boundary: str) -> Tensor:
-    """Minus the transpose of `_difference`: every jump over a face goes to the cells of its value."""
+    """Returns minus the transpose of `_difference`: every jump over a face goes to the cells of its value."""
     weights = weights.to(field)
     jumps = F.pad(field, (1, 1)).diff(dim=-1)
     last = 2 * REACH - 1
@@ -175,7 +181,7 @@ def _adjoint_difference(field: Tensor, weights: Tensor, boundary: str) -> Tensor
 
 
 def _ghosts(cells: Tensor, boundary: str) -> Tensor:
-    """`cells` with ghost cells on both ends of the last axis: wrapped if periodic, else 0 (False)."""
+    """Returns `cells` with ghost cells on both ends of the last axis: wrapped if periodic, else 0 (False)."""
     near, far = cells[..., :REACH], cells[..., -REACH:]
     if boundary == "periodic":
         return torch.cat((far, cells, near), dim=-1)
@@ -184,7 +190,7 @@ def _ghosts(cells: Tensor, boundary: str) -> Tensor:
 
 
 def face_weights(valid: Tensor, boundary: str, sealed: bool, closed: tuple[bool, bool] = (False, False)) -> Tensor:
-    """What each face takes from the three cells before it and the three after it, `(6, H, W + 1)`.
+    """Returns what each face takes from the three cells before it and the three after it, `(6, H, W + 1)`.
 
     Arguments:
         valid: The valid cells, `(H, W)`.
@@ -209,7 +215,7 @@ def face_weights(valid: Tensor, boundary: str, sealed: bool, closed: tuple[bool,
 
 
 def _one_sided(ok: Tensor, needed: Tensor) -> Tensor:
-    """Extrapolation weights of the cells at distance 1/2, 3/2 and 5/2 from a face, of which `ok` are valid."""
+    """Returns extrapolation weights of the cells at distance 1/2, 3/2 and 5/2 from a face, of which `ok` are valid."""
     one = ok[0] & needed
     two = one & ok[1]
     three = two & ok[2]

@@ -12,7 +12,7 @@ Part = tuple[slice, slice]
 
 
 def fullest_part(valid: NDArray[np.bool_], side: int) -> Part:
-    """The rows and columns of the part of at most `side` cells each way that has the most valid cells."""
+    """Returns the rows and columns of the part of at most `side` cells each way that has the most valid cells."""
     (height, width), (h, w) = valid.shape, (min(size, side) for size in valid.shape)
     sums = np.zeros((height + 1, width + 1), dtype=np.int64)
     sums[1:, 1:] = valid.cumsum(axis=0).cumsum(axis=1)
@@ -22,12 +22,12 @@ def fullest_part(valid: NDArray[np.bool_], side: int) -> Part:
 
 
 def shifted(inner: slice, outer: slice) -> slice:
-    """A slice of a slice, as one of the whole."""
+    """Returns a slice of a slice, as one of the whole."""
     return slice(inner.start + outer.start, inner.stop + outer.start)
 
 
 def part_of(grid: Grid, rows: slice, columns: slice) -> Grid:
-    """A rectangle of a grid; the borders that cut through it are open."""
+    """Returns a rectangle of a grid; the borders that cut through it are open."""
     valid = grid.valid[rows, columns]
     whole = [size == full for size, full in zip(valid.shape, grid.shape, strict=True)]
     return Grid(
@@ -40,7 +40,7 @@ def part_of(grid: Grid, rows: slice, columns: slice) -> Grid:
 
 
 def largest_rectangle(cells: NDArray[np.bool_]) -> Part:
-    """The rows and columns of the largest rectangle of True cells, row by row over the columns that end there."""
+    """Returns rows and columns of the largest rectangle of True cells, row by row over the columns that end there."""
     best, size = (slice(0, 0), slice(0, 0)), 0
     heights = np.zeros(cells.shape[1] + 1, dtype=np.int64)
     for row, line in enumerate(cells):

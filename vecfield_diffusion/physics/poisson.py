@@ -65,12 +65,12 @@ class Equations:
         self.divergence, self.stream = (Matrix.of(coo.to(device)) for coo in self._coo)
 
     def pack(self, fields: Tensor) -> Tensor:
-        """Fields `(B, C, H, W)` as `(C n, B)` in float64; what invalid cells hold has no effect."""
+        """Returns fields `(B, C, H, W)` as `(C n, B)` in float64; what invalid cells hold has no effect."""
         inside = fields[..., self.valid].double() * self._scale[:, 0]
         return inside.flatten(1).T
 
     def unpack(self, flat: Tensor, channels: int) -> Tensor:
-        """Fields `(B, channels, H, W)`, 0 in invalid cells; the inverse of `pack`."""
+        """Returns fields `(B, channels, H, W)`, 0 in invalid cells; the inverse of `pack`."""
         inside = flat.T.reshape(flat.shape[1], channels, len(self._scale)) / self._scale[:, 0]
         fields = inside.new_zeros(flat.shape[1], channels, *self.valid.shape)
         return fields.masked_scatter(self.valid, inside)
@@ -102,7 +102,7 @@ class Equations:
 
 @lru_cache(maxsize=4)
 def equations(grid: Grid, device: torch.device) -> Equations:
-    """The equations of a grid, kept for the grids used last."""
+    """Returns the equations of a grid, kept for the grids used last."""
     return Equations(grid, device)
 
 
@@ -123,14 +123,14 @@ class Inverse:
     direct: bool
 
     def __call__(self, b: Tensor, size: Tensor | None = None) -> Tensor:
-        """The solution for `b` `(n, B)`, whose terms had the norm `size` `(B,)`; by default that of `b`."""
+        """Returns the solution for `b` `(n, B)`, whose terms had the norm `size` `(B,)`; by default that of `b`."""
         b = self.null(b)
         if self.direct:
             return self.null(self.approximate(b))
         return self.null(conjugate_gradients(self._matrix, self.approximate, b, size))
 
     def shortest(self, b: Tensor, size: Tensor | None = None) -> Tensor:
-        """The pseudo-inverse: of what A^T takes to zero, nothing is taken from `b` and nothing is in the solution."""
+        """Returns the pseudo-inverse: of what A^T takes to zero, nothing is taken from `b` or is in the solution."""
         return self._without_kernel(self(self._without_kernel(b), size))
 
     def _without_kernel(self, x: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ class Inverse:
 
 
 def _without(x: Tensor, vectors: list[Tensor], parts: _NullSpace) -> Tensor:
-    """`x` `(n, B)` less its share of vectors `(n, 1)` that are orthonormal in every connected part."""
+    """Returns `x` `(n, B)` less its share of vectors `(n, 1)` that are orthonormal in every connected part."""
     for vector in vectors:
         x = x - vector * parts.sums(vector * x)[parts.part]
     return x
@@ -170,7 +170,7 @@ def _without(x: Tensor, vectors: list[Tensor], parts: _NullSpace) -> Tensor:
 def conjugate_gradients(
     matrix: Map, precondition: Map, b: Tensor, size: Tensor | None = None, limit: int = _ITERATIONS
 ) -> Tensor:
-    """The solution of a symmetric consistent system for the columns of `b` `(n, B)`, each at its own pace.
+    """Returns the solution of a symmetric consistent system for the columns of `b` `(n, B)`, each at its own pace.
 
     A column is finished at a residual of 1e-12 of its norm plus 1e-14 of `size`, what rounding errors are relative to.
 
@@ -199,7 +199,7 @@ def conjugate_gradients(
 
 
 def least_squares(matrix: Map, transpose: Map, b: Tensor, limit: int) -> Tensor:
-    """A^+ b for the columns of `b`: of the x with the least |A x - b|, the shortest.
+    """Returns a^+ b for the columns of `b`: of the x with the least |A x - b|, the shortest.
 
     Conjugate gradients on A^T A x = A^T b from zero (Hestenes and Stiefel 1952), which stay in the range of A^T; until
     |A^T (b - A x)| is 1e-12 of its first value, or `limit` iterations have passed.
@@ -252,7 +252,7 @@ class _NullSpace:
         self.vector = vectors.sum(1, keepdim=True).to(device)
 
     def sums(self, values: Tensor) -> Tensor:
-        """The sum over every connected part, in the order of their numbers."""
+        """Returns the sum over every connected part, in the order of their numbers."""
         part = self.part.to(values.device)
         return torch.zeros_like(values).index_add_(0, part, values)
 
@@ -321,13 +321,13 @@ class _Separable:
 
 
 def _dense(grid: Grid, axis: int) -> Tensor:
-    """F along an axis of a grid without land, `(length, length)`."""
+    """Returns F along an axis of a grid without land, `(length, length)`."""
     row, column, value = entries(along(grid, axis, sealed=True)[:, :1], (grid.shape[axis], 1))
     return torch.zeros(grid.shape[axis], grid.shape[axis]).double().index_put_((row, column), value, accumulate=True)
 
 
 def _axis(matrix: Tensor, boundary: str, scale: float, transposed: bool, device: torch.device) -> _Axis:
-    """The axis of M M^T: fast transforms for the named boundaries, the eigenvectors of `matrix` for `open`."""
+    """Returns the axis of M M^T: fast transforms for the named boundaries, the eigenvectors of `matrix` for `open`."""
     count = len(matrix)
     if boundary == "periodic":
         # Real and imaginary parts of every mode have its eigenvalue; the parts that are always zero do no harm.
@@ -348,14 +348,14 @@ def _axis(matrix: Tensor, boundary: str, scale: float, transposed: bool, device:
 
 
 def dct(x: Tensor) -> Tensor:
-    """sum_n x_n cos(pi k (n + 1/2) / N) over the last axis, by one Fourier transform of length N (Makhoul 1980)."""
+    """Returns sum_n x_n cos(pi k (n + 1/2) / N) over the last axis, by one transform of length N (Makhoul 1980)."""
     count = x.shape[-1]
     shuffled = torch.cat((x[..., ::2], x[..., 1::2].flip(-1)), dim=-1)
     return (torch.fft.fft(shuffled) * _turns(count, -1, x)).real
 
 
 def inverse_dct(modes: Tensor) -> Tensor:
-    """The inverse of `dct`."""
+    """Returns the inverse of `dct`."""
     count = modes.shape[-1]
     mirrored = torch.cat((torch.zeros_like(modes[..., :1]), modes[..., 1:].flip(-1)), dim=-1)
     shuffled = torch.fft.ifft(torch.complex(modes, -mirrored) * _turns(count, 1, modes)).real

@@ -32,13 +32,13 @@ _HELD_ITERATIONS = 30
 
 
 def leray(velocity: Tensor, grid: Grid) -> Tensor:
-    """The nearest field without divergence to `velocity` `(B, 2, H, W)`; 0 in invalid cells."""
+    """Returns the nearest field without divergence to `velocity` `(B, 2, H, W)`; 0 in invalid cells."""
     eqs = equations(grid, velocity.device)
     return _apply(velocity, eqs, lambda u: _leray(u, eqs), lambda u: _leray(u, eqs))
 
 
 def project(velocity: Tensor, grid: Grid, held: Tensor | None = None) -> Tensor:
-    """The nearest field with the least divergence that leaves the held cells as they are.
+    """Returns the nearest field with the least divergence that leaves the held cells as they are.
 
     Where the held cells leave a divergence that no change of the others can remove, its sum of squares (by area) is the
     least possible. With cells held there is no bound on the condition of the equations: they are solved to a residual
@@ -77,7 +77,10 @@ def project(velocity: Tensor, grid: Grid, held: Tensor | None = None) -> Tensor:
 
 
 def helmholtz(velocity: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-    """The rotational, the divergent and the harmonic part of `velocity` `(B, 2, H, W)`; their sum is the field."""
+    """Returns the rotational, the divergent and the harmonic part of `velocity` `(B, 2, H, W)`.
+
+    Their sum is the field.
+    """
     eqs = equations(grid, velocity.device)
     solenoidal = leray(velocity, grid)
     harmonic = _apply(velocity, eqs, lambda u: _harmonic(u, eqs), lambda u: _harmonic(u, eqs))
@@ -86,7 +89,9 @@ def helmholtz(velocity: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def stream_function(velocity: Tensor, grid: Grid) -> Tensor:
-    """psi `(B, 1, H, W)` whose `rotated_gradient` is nearest to `velocity`, in m2 s-1; zero at walls and coasts.
+    """Returns psi `(B, 1, H, W)` whose `rotated_gradient` is nearest to `velocity`, in m2 s-1.
+
+    Zero at walls and coasts.
 
     Of several, the one of the least sum of squares by area.
     """
@@ -102,7 +107,10 @@ def stream_function(velocity: Tensor, grid: Grid) -> Tensor:
 
 
 def velocity_potential(velocity: Tensor, grid: Grid) -> Tensor:
-    """phi `(B, 1, H, W)` whose `gradient` is the divergent part of `velocity`, in m2 s-1; mean 0 in closed basins."""
+    """Returns phi `(B, 1, H, W)` whose `gradient` is the divergent part of `velocity`, in m2 s-1.
+
+    Mean 0 in closed basins.
+    """
     eqs = equations(grid, velocity.device)
     div, solve = eqs.divergence, eqs.poisson.shortest
     return _apply(
@@ -115,7 +123,7 @@ def velocity_potential(velocity: Tensor, grid: Grid) -> Tensor:
 
 
 def solve_poisson(source: Tensor, grid: Grid) -> Tensor:
-    """phi `(B, 1, H, W)` with `laplacian(phi, grid) == source`.
+    """Returns phi `(B, 1, H, W)` with `laplacian(phi, grid) == source`.
 
     A direct solve by Fourier, cosine or computed eigenvectors of each axis where there is no land, else conjugate
     gradients with multigrid.
@@ -136,7 +144,7 @@ def _leray(u: Tensor, eqs: Equations) -> Tensor:
 
 
 def _harmonic(u: Tensor, eqs: Equations) -> Tensor:
-    """u - B^T (B B^T)^+ B u with B = (L, R^T), which is block diagonal without land."""
+    """Returns u - B^T (B B^T)^+ B u with B = (L, R^T), which is block diagonal without land."""
     div, curl = eqs.divergence, eqs.stream.T
     n = div.rows.shape[0]
 
@@ -153,7 +161,7 @@ def _harmonic(u: Tensor, eqs: Equations) -> Tensor:
 
 
 def _size(matrix: Tensor, u: Tensor) -> Tensor:
-    """The size of the terms that A u is the sum of, `(B,)`: what rounding errors are relative to."""
+    """Returns the size of the terms that A u is the sum of, `(B,)`: what rounding errors are relative to."""
     return peak(matrix.values()) * u.norm(dim=0)
 
 
@@ -172,5 +180,5 @@ class _Linear(torch.autograd.Function):
 
 
 def _apply(fields: Tensor, eqs: Equations, forward: Map, adjoint: Map, channels: int = 2) -> Tensor:
-    """A map of flat fields on fields `(B, C, H, W)`, to fields of the given channels."""
+    """Returns a map of flat fields on fields `(B, C, H, W)`, to fields of the given channels."""
     return eqs.unpack(_Linear.apply(eqs.pack(fields), forward, adjoint), channels).to(fields.dtype)

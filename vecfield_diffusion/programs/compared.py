@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from vecfield_diffusion.config.sweep import read
+from vecfield_diffusion.data.draws import MaskFunction
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.diffusion.denoiser import mean_only
 from vecfield_diffusion.errors import UserError
@@ -26,7 +27,6 @@ from vecfield_diffusion.programs.baselines import REGRESSION
 from vecfield_diffusion.programs.method import build_method, fit_method, node_of, process_of, resolve_method
 from vecfield_diffusion.programs.trained import Trained, check_grid, fit_size, load_trained
 from vecfield_diffusion.samplers.deterministic import DPMpp2M
-from vecfield_diffusion.training.batches import MaskFunction
 from vecfield_diffusion.training.checkpoint import find_checkpoint
 
 

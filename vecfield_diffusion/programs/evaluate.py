@@ -10,7 +10,6 @@ it read anything count as observed, the others are scored; baselines that cannot
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +36,7 @@ from vecfield_diffusion.programs.filling import at_once, check_ranges
 from vecfield_diffusion.programs.method import node_of
 from vecfield_diffusion.programs.study import Study, Trial, open_study, open_trial
 from vecfield_diffusion.programs.written import Kept, check_writable, print_scores, write_report, write_scores
-from vecfield_diffusion.signals import Interrupted, interruptible
+from vecfield_diffusion.signals import stoppable
 
 #: Generated fields that are compared with unseen ones, at most.
 GENERATED = 256
@@ -65,18 +64,18 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
         print(f"note: {doubt}")
     check_writable(folder)
     kept, sections = Kept(folder, study.key), []
-    try:
-        with interruptible():
-            for trial in trials:
-                name = trial.setting.mask
-                sections.append(kept.find(name) or kept.add(name, scored_section(study, trial)))
-                write_scores(folder, sections, study.fields.units)
-            print_scores(folder, sections, config["members"], study.fields.units)
-            write_report(folder, sections, study)
-    except Interrupted as stop:
+
+    def finished() -> str:
         done = ", ".join(section.setting.mask for section in sections) or "no mask"
-        print(f"{stop}: {done} finished and kept in {folder}; the same command goes on", file=sys.stderr)
-        raise SystemExit(stop.code) from None
+        return f"{done} finished and kept in {folder}"
+
+    with stoppable(finished):
+        for trial in trials:
+            name = trial.setting.mask
+            sections.append(kept.find(name) or kept.add(name, scored_section(study, trial)))
+            write_scores(folder, sections, study.fields.units)
+        print_scores(folder, sections, config["members"], study.fields.units)
+        write_report(folder, sections, study)
     kept.clear()
     return summary(sections)
 

@@ -15,8 +15,8 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from vecfield_diffusion.config.build import build
+from vecfield_diffusion.data.draws import draw, windows
 from vecfield_diffusion.programs.trained import Trained
-from vecfield_diffusion.training.batches import draw, windows
 
 #: Masks of training that others are compared with.
 DRAWS = 256

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 import xarray as xr
 import yaml
 from torch import Tensor
-from tqdm import tqdm
 
-from vecfield_diffusion import __version__
+from vecfield_diffusion import __version__, progress
+from vecfield_diffusion.data.draws import MaskFunction
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.calibration import apply_factor
@@ -31,12 +30,12 @@ from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.inference.ensemble import sample_ensemble
 from vecfield_diffusion.inference.files import KEY
 from vecfield_diffusion.inference.method import Method
-from vecfield_diffusion.inference.template import Buffer, Layout, Template
+from vecfield_diffusion.inference.template import Buffer, FileLayout, Template
+from vecfield_diffusion.memory import FULL, is_full
 from vecfield_diffusion.programs.filling import Filling, at_once, open_filling
 from vecfield_diffusion.programs.plausible import check_members
 from vecfield_diffusion.programs.source import Source, files_behind
 from vecfield_diffusion.programs.trained import Trained
-from vecfield_diffusion.training.batches import MaskFunction
 
 #: Attributes of the native file, which the output is not.
 NATIVE = {"format", "version", "dx", "dy", "boundary_x", "boundary_y"}
@@ -51,7 +50,7 @@ class Sink(Protocol):
         """Returns the positions that are there."""
 
     def write(self, positions: Sequence[int], members: Any, observed: Any, truth: Any = None) -> None:
-        """Takes a block; see `inference/template.Block`."""
+        """Takes a block; see `inference/template.FilledTimes`."""
 
 
 def run(filling: Filling, sink: Sink) -> None:
@@ -68,13 +67,12 @@ def run(filling: Filling, sink: Sink) -> None:
     total = None
     if None not in costs:
         total = sum(cost * len(block) for cost, (_, block) in zip(costs, work, strict=True)) * config["members"]
-    with tqdm(total=total, unit=" evaluations", unit_scale=True, disable=None) as bar:
+    with progress.bar(total, "evaluations") as bar:
         for name, block in work:
-            bar.set_postfix_str(f"snapshot {block[0] + 1} of {len(filling.indices)}")
+            bar.update(0, snapshot=f"{block[0] + 1} of {len(filling.indices)}")
             cases = filling.cases(block)
-            progress = bar.update
             method, trained = filling.methods[name], filling.trained
-            members = fill_cases(config, trained=trained, method=method, cases=cases, progress=progress)
+            members = fill_cases(config, trained=trained, method=method, cases=cases, progress=bar.update)
             check_members(members, cases, trained)
             known, factor = cases.observed | cases.single, filling.factors.get(name, 1.0)
             if factor != 1:
@@ -127,15 +125,6 @@ def fill_cases(
     raise UserError(f"{place} is full at batch={batch}: {way}")
 
 
-#: What torch and Python raise where memory is full; a RuntimeError may be anything else, see `is_full`.
-FULL = (torch.OutOfMemoryError, MemoryError, RuntimeError)
-
-
-def is_full(error: BaseException) -> bool:
-    """Returns whether an error says that memory is full."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
-
-
 def largest_batch(trial: Callable[[int], Any], batch: int) -> int:
     """Returns the largest of `batch / 2`, `batch / 4`, ... for which a trial finds memory; 0 for none."""
     while batch > 1:
@@ -168,7 +157,7 @@ def fill(
 ) -> xr.Dataset:
     """Returns the filled fields of a configuration of `infer.py` in memory; arguments and errors: `open_filling`."""
     filling = open_filling(config, source=source, trained=trained, mask=mask)
-    buffer = Buffer(Layout(template(filling), filling.trained.grid.valid.cpu().numpy(), config["members"]))
+    buffer = Buffer(FileLayout(template(filling), filling.trained.grid.valid.cpu().numpy(), config["members"]))
     run(filling, buffer)
     return buffer.finish()
 

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.config.build import build
+from vecfield_diffusion.data.draws import MaskFunction
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.masks import Empty
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.inference.calibration import find_factor
-from vecfield_diffusion.inference.cases import Cases, cells_seen, make_cases, with_context
+from vecfield_diffusion.inference.cases import Cases, make_cases, observed_cells, with_context
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.programs.method import build_method, choices, fit_method, node_of, process_of
 from vecfield_diffusion.programs.plausible import Survey, absurd
 from vecfield_diffusion.programs.source import Source, chosen_snapshots, read_variable
 from vecfield_diffusion.programs.trained import Trained, choose_device, fit_size, load_trained
-from vecfield_diffusion.training.batches import MaskFunction
 
 #: Snapshots that are looked at together before the sampling.
 LOOKED = 64
@@ -82,7 +82,7 @@ class Filling:
         sensor = sensor.recorded(lambda name: read_variable(self.fields, name, indices))
         known = sensor.cells & trained.grid.valid & cases.sigma_obs.isfinite().all(dim=1, keepdim=True)
         pairs = zip(known, cases.numbers, strict=True)
-        chosen = [cells_seen(cells, self.mask, config["seed"], number, config["hide"]) for cells, number in pairs]
+        chosen = [observed_cells(cells, self.mask, config["seed"], number, config["hide"]) for cells, number in pairs]
         return cases.seen_through(sensor.within(torch.stack(chosen)))
 
     def informed(self, cases: Cases) -> Cases:

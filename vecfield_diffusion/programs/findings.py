@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from vecfield_diffusion.data.fields import Fields
-from vecfield_diffusion.data.inspection import Flow, Inspection, largest_region
+from vecfield_diffusion.data.inspection import FlowShares, Inspection, largest_region
 from vecfield_diffusion.data.splits import TimeBlocks
 from vecfield_diffusion.data.statistics import homogeneous
 from vecfield_diffusion.errors import UserError
@@ -87,7 +87,7 @@ def flows(found: Inspection) -> dict[str, str]:
     }
 
 
-def _flow(flow: Flow) -> str:
+def _flow(flow: FlowShares) -> str:
     parts = f"{flow.rotational:.1%} rotational, {flow.divergent:.1%} divergent, {flow.harmonic:.1%} harmonic energy"
     return f"{parts}; RMS divergence {flow.divergence:.3g}, vorticity {flow.vorticity:.3g} per s"
 

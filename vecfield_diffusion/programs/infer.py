@@ -15,21 +15,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from vecfield_diffusion import progress
+from vecfield_diffusion.atomic import write_text_atomic
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.metrics import derive, sums, table
 from vecfield_diffusion.evaluation.physical import divergence_squares
 from vecfield_diffusion.evaluation.plots import Coordinates, figure_inpainting
 from vecfield_diffusion.inference.cases import Cases
-from vecfield_diffusion.inference.files import FieldsWriter, check_claim, owned, write_text_atomic
+from vecfield_diffusion.inference.files import FieldsWriter, check_claim, owned
 from vecfield_diffusion.inference.likelihood import nats_per_value
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.fill import key, run, template
 from vecfield_diffusion.programs.filling import Filling, open_filling
-from vecfield_diffusion.programs.interrupt import stoppable
 from vecfield_diffusion.programs.source import files_behind
+from vecfield_diffusion.signals import stoppable
 
 #: The columns of the printed table; `metrics.json` has all.
 COLUMNS = ("cells", "rmse_component", "rmse_vector", "correlation", "crps", "spread_skill", "coverage_90")
@@ -115,7 +116,7 @@ def likelihood(filling: Filling, cases: Cases) -> Tensor:
     config, denoiser = filling.config, filling.trained.denoiser
     observation = cases.observation(denoiser.normalizer, denoiser.normalizer.std.device)
     steps = config["likelihood_steps"]
-    with tqdm(total=len(observation) * (2 * steps - 1), unit=" evaluations", disable=None) as bar:
+    with progress.bar(len(observation) * (2 * steps - 1), "evaluations", "likelihood") as bar:
         return nats_per_value(
             denoiser,
             cases.truth,

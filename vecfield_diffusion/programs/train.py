@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from torch import Tensor
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.data.augment import Transforms
 from vecfield_diffusion.data.context import Context
+from vecfield_diffusion.data.draws import seeded, window_grid, windows
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.splits import compare_blocks
 from vecfield_diffusion.data.statistics import believed, homogeneous, measure, whole
@@ -32,8 +32,9 @@ from vecfield_diffusion.programs.gaussian_field import gaussian_field
 from vecfield_diffusion.programs.run_folder import check_folder, coordinates, describe, keep_config
 from vecfield_diffusion.programs.trained import choose_device, make_denoiser, network_channels
 from vecfield_diffusion.programs.validation import Validation
-from vecfield_diffusion.training.batches import Batches, seeded, window_grid, windows
-from vecfield_diffusion.training.trainer import Run, Stopped, headline
+from vecfield_diffusion.signals import stoppable
+from vecfield_diffusion.training.batches import Batches
+from vecfield_diffusion.training.trainer import TrainingRun, headline
 
 
 def train(config: dict[str, Any], folder: Path) -> dict[str, float]:
@@ -48,13 +49,8 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, float]:
         print(f"{folder}: going on from step {run.counters.step}")
     run.logger.open(folder, str(folder).removeprefix("outputs/train/"), config)
     try:
-        scores = run.train()
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"the GPU's memory is full ({error}). Raise trainer.accumulate, or lower batch_size") from error
-    except Stopped as stop:
-        state = f"saved {run.last}" if run.last.exists() else "nothing to save yet"
-        print(f"{stop}: {state}; the same command goes on", file=sys.stderr)
-        raise SystemExit(128 + stop.signal) from None
+        with stoppable(lambda: f"saved {run.last}" if run.last.exists() else "nothing to save yet"):
+            scores = run.train()
     finally:
         run.logger.close()
     print(f"{folder}: {run.counters.step} steps, {run.counters.minutes:.1f} minutes")
@@ -83,7 +79,7 @@ class TrainingData:
     context: Context | None
 
 
-def prepare(config: dict[str, Any], folder: Path) -> Run:
+def prepare(config: dict[str, Any], folder: Path) -> TrainingRun:
     """Returns a run with all that it needs, built and checked: first what needs no data, so that mistakes show early.
 
     Raises:
@@ -136,7 +132,7 @@ def make_run(
     data: TrainingData,
     denoiser: Denoiser,
     transforms: Transforms,
-) -> Run:
+) -> TrainingRun:
     """Returns the run of a denoiser on data, ready to resume or to begin."""
     trainer, fields, context = parts["trainer"], data.fields, data.context
     batches = partial(
@@ -153,7 +149,7 @@ def make_run(
         context=context,
     )
     chosen = dict(context=context, trainer=trainer, sampler=parts["sampler"], mask=parts["mask"], config=config)
-    return Run(
+    return TrainingRun(
         trainer=trainer,
         denoiser=denoiser,
         optimizer=build(config["optimizer"], "optimizer", trusted=True, params=denoiser.parameters()),

@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from vecfield_diffusion import threads
 from vecfield_diffusion.config.build import build, named_files
+from vecfield_diffusion.config.moved import present_names
 from vecfield_diffusion.data.context import Context
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.statistics import limit_of, within_limit
@@ -188,7 +189,7 @@ def restored(state: Mapping[str, Any], path: Path, device: torch.device, trust: 
         step=int(state["counters"]["step"]),
         context=context,
         coordinates=state.get("coordinates"),
-        calibration=state.get("calibration", ()),
+        calibration=present_names(state.get("calibration", ())),
         trust=tuple(trust),
         files=allowed_files(path),
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from vecfield_diffusion import progress
 from vecfield_diffusion.data.context import Context
+from vecfield_diffusion.data.draws import MaskFunction
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.evaluation.metrics import scores
@@ -19,7 +20,6 @@ from vecfield_diffusion.inference.ensemble import sample_ensemble
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.inference.windows import Windowed
 from vecfield_diffusion.samplers.base import Sampler
-from vecfield_diffusion.training.batches import MaskFunction
 from vecfield_diffusion.training.trainer import Trainer
 
 #: The scores that are kept.

@@ -73,7 +73,7 @@ class Adaptive(Sampler):
     """
 
     def __init__(self, rtol: float = 1e-3, atol: float = 1e-3, max_evaluations: int = 1000) -> None:
-        # The formulation's own grid of two steps has the largest level, the smallest and 0.
+        # The formulation's own schedule of two steps has the largest level, the smallest and 0.
         super().__init__(steps=2)
         for name, value in (("rtol", rtol), ("atol", atol)):
             if not value > 0:
@@ -124,7 +124,7 @@ class Adaptive(Sampler):
         return (x_hat, torch.stack([first, z, x_hat])) if return_trajectory else x_hat
 
     def integrate(self, slope: Slope, z: Tensor, span: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """State and slope at the end of `span`, the logarithms of two levels, from the state `z` at its start."""
+        """Returns state and slope at the end of `span`, the logarithms of two levels, from the state at its start."""
         log_s, end = span[0].expand(len(z)), span[1]
         length = torch.full_like(log_s, FIRST)
         k1 = slope(z, log_s)
@@ -141,7 +141,7 @@ class Adaptive(Sampler):
         return z, k1
 
     def norm(self, error: Tensor, z: Tensor, new: Tensor, valid: Tensor) -> Tensor:
-        """The root mean square `(B,)` of the errors in valid cells over what is tolerated, in float64."""
+        """Returns the root mean square `(B,)` of the errors in valid cells over what is tolerated, in float64."""
         scale = torch.maximum(z.abs(), new.abs()).mul_(self.rtol).add_(self.atol)
         size = torch.where(valid, error.div_(scale), 0.0).flatten(1).double().square().sum(1)
         count = error.shape[1] * valid.flatten(1).sum(1).clamp(min=1)
@@ -151,7 +151,7 @@ class Adaptive(Sampler):
 def bogacki_shampine(
     slope: Slope, z: Tensor, k1: Tensor, log_s: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The state at `target`, the slope there and the error of the state, from the state and its slope at `log_s`."""
+    """Returns the state at `target`, the slope there and the error of the state, from state and slope at `log_s`."""
     h = column(target - log_s).to(z.dtype)
     k2 = slope(torch.addcmul(z, h / 2, k1), (log_s + target) / 2)
     k3 = slope(torch.addcmul(z, 3 * h / 4, k2), (log_s + 3 * target) / 4)

@@ -17,7 +17,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.diffusion.base import GridName
+from vecfield_diffusion.diffusion.base import ScheduleName
 
 #: `z (B, 2, H, W), s (B,) -> x_hat`: a denoiser whose observation is already bound. One that has learned the variance
 #: of an ancestral step also has a method `moments(z, s) -> (x_hat, fraction)`, see `LevelDenoiser.moments`.
@@ -26,12 +26,12 @@ BoundDenoiser = Callable[[Tensor, Tensor], Tensor]
 NoiseFunction = Callable[[], Tensor]
 #: `(z, r) -> z` after a step to level r.
 Hook = Callable[[Tensor, float], Tensor]
-#: Told the number of evaluations after each call of the denoiser.
+#: Takes the number of evaluations after each call of the denoiser.
 Progress = Callable[[int], None]
 
 
 def silent(evaluations: int) -> None:
-    """The progress function of who does not want to be told."""
+    """A progress function that does nothing."""
 
 
 class LevelDenoiser:
@@ -41,13 +41,13 @@ class LevelDenoiser:
         self.denoiser, self.progress = denoiser, progress
 
     def __call__(self, z: Tensor, s: float) -> Tensor:
-        """The posterior mean `(B, 2, H, W)` at level `s`."""
+        """Returns the posterior mean `(B, 2, H, W)` at level `s`."""
         x_hat = self.denoiser(z, z.new_full((len(z),), s))
         self.progress(1)
         return x_hat
 
     def moments(self, z: Tensor, s: float) -> tuple[Tensor, Tensor]:
-        """The posterior mean and the fraction in [0, 1], `(B, 2, H, W)` both, of a denoiser with a learned variance.
+        """Returns the posterior mean and the fraction in [0, 1], `(B, 2, H, W)` both, where the variance is learned.
 
         The fraction interpolates the logarithm of the variance of an ancestral step between its two closed forms
         (Nichol & Dhariwal, ICML 2021, equation 15).
@@ -70,23 +70,23 @@ class Sampler(ABC):
 
     Arguments:
         steps: The number of steps, at least 1.
-        grid: How the levels of the steps are laid: `native` is the formulation's own grid.
+        schedule: How the levels of the steps are laid: `native` is the formulation's own.
 
     Attributes:
         needs_variance: Whether the denoiser must have learned the variance of a step.
 
     Raises:
-        ValueError: Fewer than one step, or a grid of another name.
+        ValueError: Fewer than one step, or a schedule of another name.
     """
 
     needs_variance: bool = False
 
-    def __init__(self, steps: int = 32, grid: GridName = "native") -> None:
+    def __init__(self, steps: int = 32, schedule: ScheduleName = "native") -> None:
         if steps < 1:
             raise ValueError(f"steps must be >= 1, got {steps}")
-        if grid not in get_args(GridName):
-            raise ValueError(f"grid must be one of {', '.join(get_args(GridName))}, got {grid}")
-        self.steps, self.grid = steps, grid
+        if schedule not in get_args(ScheduleName):
+            raise ValueError(f"schedule must be one of {', '.join(get_args(ScheduleName))}, got {schedule}")
+        self.steps, self.schedule = steps, schedule
 
     @property
     @abstractmethod
@@ -97,7 +97,7 @@ class Sampler(ABC):
     def step(
         self, denoise: LevelDenoiser, z: Tensor, s: float, r: float, noise: NoiseFunction, memory: dict[str, Any]
     ) -> Tensor:
-        """One step from level `s` to `r < s`; `memory` is empty at the first step and kept between steps."""
+        """Takes one step from level `s` to `r < s`; `memory` is empty at the first step and kept between steps."""
 
     def sample(
         self,
@@ -112,14 +112,14 @@ class Sampler(ABC):
         repeat_above: float = 0.0,
         valid: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Samples `(B, 2, H, W)`, with `return_trajectory` also the states `(steps + 1, B, 2, H, W)` at the levels.
+        """Returns samples `(B, 2, H, W)`, with `return_trajectory` also the states `(steps + 1, B, 2, H, W)`.
 
         Arguments:
             denoiser: E[x0 | z], the observation already bound.
             levels: `(steps + 1,)`, falling, as a rule to 0.
             noise: Unit normal noise, drawn anew at each call.
             hook: May change the state after each step.
-            progress: Told of each evaluation of the denoiser.
+            progress: Takes each evaluation of the denoiser.
             start: `(B, 2, H, W)`, the mean of the first state; 0 if None.
             return_trajectory: Whether to return the states, too: the first is the noise, the last the samples.
             repeats: How often each step is taken; fresh noise takes the state back up in between.
@@ -145,7 +145,7 @@ class Sampler(ABC):
         return (z, torch.stack(states)) if return_trajectory else z
 
     def ladder(self, levels: Tensor) -> list[float]:
-        """The levels as numbers, read once so that no step waits for the device."""
+        """Returns the levels as numbers, read once so that no step waits for the device."""
         ladder = levels.tolist()
         if len(ladder) != self.steps + 1:
             raise ValueError(f"levels must be steps + 1 = {self.steps + 1} in number, got {len(ladder)}")
@@ -155,5 +155,5 @@ class Sampler(ABC):
 
 
 def first_state(s: float, noise: NoiseFunction, start: Tensor | None) -> Tensor:
-    """`start + s eps`, the state that a run begins with."""
+    """Returns `start + s eps`, the state that a run begins with."""
     return s * noise() if start is None else torch.add(start, noise(), alpha=s)

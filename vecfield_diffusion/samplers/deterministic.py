@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.diffusion.base import GridName
+from vecfield_diffusion.diffusion.base import ScheduleName
 from vecfield_diffusion.samplers.base import LevelDenoiser, NoiseFunction, Sampler
 
 
 class Euler(Sampler):
     """First order: `z_r = D + (r / s)(z - D)`, which is DDIM (Song et al., ICLR 2021, equation 12 with eta = 0)."""
 
-    def __init__(self, steps: int = 64, grid: GridName = "native") -> None:
-        super().__init__(steps, grid)
+    def __init__(self, steps: int = 64, schedule: ScheduleName = "native") -> None:
+        super().__init__(steps, schedule)
 
     @property
     def evaluations(self) -> int:
@@ -47,7 +47,7 @@ class Heun(Sampler):
 
     Arguments:
         steps: The number of steps n; a run costs 2 n - 1 evaluations.
-        grid: How the levels of the steps are laid: `native` is the formulation's own grid.
+        schedule: How the levels of the steps are laid: `native` is the formulation's own.
         S_churn: The noise added back, over the whole run; 0 is the deterministic method.
         S_min: No noise below this level.
         S_max: No noise above this level.
@@ -60,13 +60,13 @@ class Heun(Sampler):
     def __init__(
         self,
         steps: int = 18,
-        grid: GridName = "native",
+        schedule: ScheduleName = "native",
         S_churn: float = 0.0,
         S_min: float = 0.0,
         S_max: float = math.inf,
         S_noise: float = 1.0,
     ) -> None:
-        super().__init__(steps, grid)
+        super().__init__(steps, schedule)
         for name, value in (("S_churn", S_churn), ("S_noise", S_noise)):
             if value < 0:
                 raise ValueError(f"{name} must be >= 0, got {value}")
@@ -97,8 +97,8 @@ class Midpoint(Sampler):
     The last step, r = 0, is no exception. A run costs two evaluations a step.
     """
 
-    def __init__(self, steps: int = 16, grid: GridName = "native") -> None:
-        super().__init__(steps, grid)
+    def __init__(self, steps: int = 16, schedule: ScheduleName = "native") -> None:
+        super().__init__(steps, schedule)
 
     @property
     def evaluations(self) -> int:
@@ -122,8 +122,8 @@ class DPMpp2M(Sampler):
     The first step is of first order; so is the last, which returns D.
     """
 
-    def __init__(self, steps: int = 32, grid: GridName = "log_snr") -> None:
-        super().__init__(steps, grid)
+    def __init__(self, steps: int = 32, schedule: ScheduleName = "log_snr") -> None:
+        super().__init__(steps, schedule)
 
     @property
     def evaluations(self) -> int:

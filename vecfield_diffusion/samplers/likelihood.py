@@ -38,7 +38,7 @@ def log_likelihood(
     progress: Progress = silent,
     start: Tensor | None = None,
 ) -> Tensor:
-    """The logarithm of the density `(B,)`, in nats, of the fields at the smallest positive level.
+    """Returns the logarithm of the density `(B,)`, in nats, of the fields at the smallest positive level.
 
     It is the density of `x0 + s_min eps` at `x0`. A run costs two evaluations a step and one more, for as many steps as
     there are intervals between positive levels.
@@ -80,7 +80,7 @@ def log_likelihood(
 
 
 def climb(denoise: LevelDenoiser, z: Tensor, x_hat: Tensor, s: float, r: float) -> Tensor:
-    """Heun's step from level `s` up to `r`, the denoiser already called at the first."""
+    """Takes Heun's step from level `s` up to `r`, the denoiser already called at the first."""
     euler = torch.lerp(x_hat, z, r / s)
     with torch.no_grad():
         again = torch.lerp(euler, denoise(euler, r), (s - r) / r)
@@ -88,7 +88,7 @@ def climb(denoise: LevelDenoiser, z: Tensor, x_hat: Tensor, s: float, r: float) 
 
 
 def differentiate(denoise: LevelDenoiser, z: Tensor, s: float, trace: Trace) -> tuple[Tensor, Tensor]:
-    """The posterior mean and the trace of its Jacobian, cut off from the graph."""
+    """Returns the posterior mean and the trace of its Jacobian, cut off from the graph."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         x_hat = denoise(z, s)
@@ -96,7 +96,7 @@ def differentiate(denoise: LevelDenoiser, z: Tensor, s: float, trace: Trace) -> 
 
 
 def tracer(mode: str, inside: Tensor, noise: NoiseFunction | None, probes: int) -> Trace:
-    """The trace over the values `inside`, in float64. The signs of `hutchinson` are drawn here, once."""
+    """Returns the trace over the values `inside`, in float64. The signs of `hutchinson` are drawn here, once."""
     if mode == "exact":
         return lambda x_hat, z: exact_trace(x_hat, z, inside)
     if mode != "hutchinson":
@@ -107,11 +107,11 @@ def tracer(mode: str, inside: Tensor, noise: NoiseFunction | None, probes: int) 
         raise ValueError("noise must be given for mode hutchinson, got None")
     drawn = [noise() for _ in range(probes)]
     signs = [torch.where(inside, torch.where(eps < 0, -1.0, 1.0).to(eps), 0.0) for eps in drawn]
-    return lambda x_hat, z: sum(quadratic(x_hat, z, each) for each in signs) / probes
+    return lambda x_hat, z: sum(quadratic(x_hat, z, sign) for sign in signs) / probes
 
 
 def exact_trace(x_hat: Tensor, z: Tensor, inside: Tensor) -> Tensor:
-    """The sum `(B,)` of the diagonal of a Jacobian whose rows are 0 but `inside`."""
+    """Returns the sum `(B,)` of the diagonal of a Jacobian whose rows are 0 but `inside`."""
     total = torch.zeros(len(z), dtype=torch.float64, device=z.device)
     # A value outside the domain of every sample has no row to compute.
     for place in inside.any(0).flatten().nonzero()[:, 0].tolist():
@@ -122,6 +122,9 @@ def exact_trace(x_hat: Tensor, z: Tensor, inside: Tensor) -> Tensor:
 
 
 def quadratic(x_hat: Tensor, z: Tensor, vector: Tensor) -> Tensor:
-    """`v^T J v` of every sample `(B,)`, in float64; one vector at a time: not every network is ready for vmap."""
+    """Returns `v^T J v` of every sample `(B,)`, in float64.
+
+    One vector at a time: not every network is ready for vmap.
+    """
     (row,) = torch.autograd.grad(x_hat, z, vector, retain_graph=True)
     return (row * vector).flatten(1).double().sum(1)

@@ -19,12 +19,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.diffusion.base import GridName, reverse_variances
+from vecfield_diffusion.diffusion.base import ScheduleName, reverse_variances
 from vecfield_diffusion.samplers.base import LevelDenoiser, NoiseFunction, Sampler
 
 
 def langevin(denoise: LevelDenoiser, z: Tensor, s: float, share: float, noise: NoiseFunction) -> Tensor:
-    """One Langevin step at level `s` with `delta = share s^2`: `z + share (D - z) + s sqrt(2 share) eps`.
+    """Takes one Langevin step at level `s` with `delta = share s^2`: `z + share (D - z) + s sqrt(2 share) eps`.
 
     On N(0, lambda) data the variance settles at `v / (1 - delta / (2 v))` instead of `v = lambda + s^2`; the step is
     stable below `share = 2`.
@@ -39,15 +39,15 @@ class DDIM(Sampler):
 
     Arguments:
         steps: The number of steps and of evaluations.
-        grid: How the levels of the steps are laid: `native` is the formulation's own grid.
+        schedule: How the levels of the steps are laid: `native` is the formulation's own.
         eta: The share of the noise that is fresh: 0 is the Euler step of the ODE, 1 the ancestral step.
 
     Raises:
         ValueError: eta outside [0, 1].
     """
 
-    def __init__(self, steps: int = 50, grid: GridName = "native", eta: float = 0.0) -> None:
-        super().__init__(steps, grid)
+    def __init__(self, steps: int = 50, schedule: ScheduleName = "native", eta: float = 0.0) -> None:
+        super().__init__(steps, schedule)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be in [0, 1], got {eta}")
         self.eta = eta
@@ -78,7 +78,7 @@ class Ancestral(Sampler):
 
     Arguments:
         steps: The number of steps and of evaluations.
-        grid: How the levels of the steps are laid: `native` is the formulation's own grid.
+        schedule: How the levels of the steps are laid: `native` is the formulation's own.
         variance: The variance of a step; `learned` asks for a denoiser that was trained to give it.
 
     Raises:
@@ -88,10 +88,10 @@ class Ancestral(Sampler):
     def __init__(
         self,
         steps: int = 256,
-        grid: GridName = "native",
+        schedule: ScheduleName = "native",
         variance: Literal["small", "large", "learned"] = "small",
     ) -> None:
-        super().__init__(steps, grid)
+        super().__init__(steps, schedule)
         if variance not in ("small", "large", "learned"):
             raise ValueError(f"variance must be one of small, large, learned, got {variance}")
         self.variance, self.needs_variance = variance, variance == "learned"
@@ -122,8 +122,8 @@ class EulerMaruyama(Sampler):
     The last step, r = 0, returns D: the noise of its Euler step would be as large as what it removes.
     """
 
-    def __init__(self, steps: int = 256, grid: GridName = "native") -> None:
-        super().__init__(steps, grid)
+    def __init__(self, steps: int = 256, schedule: ScheduleName = "native") -> None:
+        super().__init__(steps, schedule)
 
     @property
     def evaluations(self) -> int:
@@ -150,8 +150,8 @@ class HeunSDE(Sampler):
     D; a run costs 2 n - 1 evaluations.
     """
 
-    def __init__(self, steps: int = 64, grid: GridName = "native") -> None:
-        super().__init__(steps, grid)
+    def __init__(self, steps: int = 64, schedule: ScheduleName = "native") -> None:
+        super().__init__(steps, schedule)
 
     @property
     def evaluations(self) -> int:
@@ -182,7 +182,7 @@ class PredictorCorrector(EulerMaruyama):
 
     Arguments:
         steps: The number of steps n of the predictor.
-        grid: How the levels of the steps are laid: `native` is the formulation's own grid.
+        schedule: How the levels of the steps are laid: `native` is the formulation's own.
         corrector_steps: The number of Langevin steps after each; 0 leaves the predictor alone.
         snr: The signal-to-noise ratio of a Langevin step, below 1, where the steps cease to be stable.
 
@@ -191,9 +191,9 @@ class PredictorCorrector(EulerMaruyama):
     """
 
     def __init__(
-        self, steps: int = 256, grid: GridName = "native", corrector_steps: int = 1, snr: float = 0.16
+        self, steps: int = 256, schedule: ScheduleName = "native", corrector_steps: int = 1, snr: float = 0.16
     ) -> None:
-        super().__init__(steps, grid)
+        super().__init__(steps, schedule)
         if corrector_steps < 0:
             raise ValueError(f"corrector_steps must be >= 0, got {corrector_steps}")
         if not 0 < snr < 1:
@@ -227,7 +227,7 @@ class Langevin(Sampler):
 
     Arguments:
         steps: The number of levels n.
-        grid: How the levels of the steps are laid: `native` is the formulation's own grid.
+        schedule: How the levels of the steps are laid: `native` is the formulation's own.
         corrections: The number of Langevin steps at each level; in the paper 100 at each of 10 levels.
         step_size: delta / s^2, below 2, where the steps cease to be stable; 0.1 is the paper's.
 
@@ -236,9 +236,9 @@ class Langevin(Sampler):
     """
 
     def __init__(
-        self, steps: int = 256, grid: GridName = "native", corrections: int = 5, step_size: float = 0.1
+        self, steps: int = 256, schedule: ScheduleName = "native", corrections: int = 5, step_size: float = 0.1
     ) -> None:
-        super().__init__(steps, grid)
+        super().__init__(steps, schedule)
         if corrections < 1:
             raise ValueError(f"corrections must be >= 1, got {corrections}")
         if not 0 < step_size < 2:
@@ -258,7 +258,7 @@ class Langevin(Sampler):
         return self.correct(denoise, z, r, noise) if r > 0 else denoise(z, s)
 
     def correct(self, denoise: LevelDenoiser, z: Tensor, s: float, noise: NoiseFunction) -> Tensor:
-        """The Langevin steps at level `s`."""
+        """Takes the Langevin steps at level `s`."""
         for _ in range(self.corrections):
             z = langevin(denoise, z, s, self.step_size, noise)
         return z

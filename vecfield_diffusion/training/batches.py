@@ -33,7 +33,7 @@ class Batch:
     noise: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """The same on `device`; from pinned memory, so that the copy waits for nothing."""
+        """Returns the same on `device`; from pinned memory, so that the copy waits for nothing."""
         if device.type != "cuda":
             return self
 
@@ -50,7 +50,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Batches:
-    """Batches from the snapshots `indices`, in an order that is shuffled anew each time all have been seen.
+    """Batches from the snapshots `indices`, in an order that is shuffled anew after each pass through all of them.
 
     Arguments:
         fields: The data.
@@ -87,11 +87,11 @@ class Batches:
         return self.fields.grid if self.window is None else window_grid(self.fields.grid, self.window)
 
     def generator(self, stream: int, k: int) -> torch.Generator:
-        """The random numbers of batch k (stream 0) or of the order of pass k (stream 1)."""
+        """Returns the random numbers of batch k (stream 0) or of the order of pass k (stream 1)."""
         return seeded(self.seed, stream, k)
 
     def chosen(self, k: int) -> Tensor:
-        """The snapshots of batch k, `(size,)`."""
+        """Returns the snapshots of batch k, `(size,)`."""
         count = len(self.indices)
         positions = torch.arange(k * self.size, (k + 1) * self.size)
         passes = positions.div(count, rounding_mode="floor")
@@ -100,7 +100,7 @@ class Batches:
         return torch.tensor([self.indices[int(orders[p][i])] for p, i in places])
 
     def __call__(self, k: int) -> Batch:
-        """Batch k, on the CPU."""
+        """Returns batch k, on the CPU."""
         generator, chosen = self.generator(0, k), self.chosen(k)
         velocity, valid = self.fields.read(chosen), self.fields.grid.valid
         x0 = self.normalizer.normalize(velocity)
@@ -127,7 +127,10 @@ class Batches:
         return Batch(x0, measured, observation, t, torch.randn(x0.shape, generator=generator))
 
     def context_channels(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
-        """The channels of a context, each part left out now and then; half of the earlier fields through a mask."""
+        """Returns the channels of a context, each part left out now and then.
+
+        Half of the earlier fields through a mask.
+        """
         land = ~self.fields.grid.valid
         parts = [part.masked_fill(land, torch.nan) for part in self.context.parts(self.fields, chosen)]
         shown = [torch.rand(self.size, 1, 1, 1, generator=generator) >= self.dropout for _ in parts]

@@ -40,7 +40,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state of a checkpoint, on the CPU.
+    """Returns the state of a checkpoint, on the CPU.
 
     Raises:
         UserError: No such file, a corrupt one, one that holds code, or one of another program or version.
@@ -66,7 +66,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Any:
-    """What the archive holds. Its check sums go first: torch does not look at them."""
+    """Returns what the archive holds. Its check sums go first: torch does not look at them."""
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged is not None:
@@ -75,7 +75,7 @@ def _read(path: Path) -> Any:
 
 
 def find_checkpoint(place: str | Path) -> Path:
-    """The file that `ckpt=` means: a file itself, or `checkpoints/best.pt`, else `last.pt`, of a run folder."""
+    """Returns the file that `ckpt=` means: a file itself, or `checkpoints/best.pt`, else `last.pt`, of a run folder."""
     place = Path(place)
     if not place.is_dir():
         return place

@@ -43,7 +43,7 @@ class EMA:
         torch._foreach_lerp_(averages, values, 1 - keep)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged weights, as `network.load_state_dict` takes them."""
+        """Returns the averaged weights, as `network.load_state_dict` takes them."""
         return self.weights
 
     def load_state_dict(self, weights: dict[str, Tensor]) -> None:

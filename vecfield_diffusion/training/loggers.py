@@ -73,7 +73,7 @@ class WandbLogger:
         # The same folder on the same machine is the same run.
         identity = hashlib.sha256(f"{platform.node()}:{folder.absolute()}".encode()).hexdigest()[:16]
         options = dict(project=self.project, name=name, id=identity, resume="allow", dir=str(folder), config=config)
-        # Online without a network hangs for over a minute unless told otherwise.
+        # Online without a network hangs for over a minute unless it is set otherwise.
         settings = wandb.Settings(init_timeout=15, silent=True)
         try:
             self.run = wandb.init(mode=mode, settings=settings, **options)
@@ -101,7 +101,7 @@ class WandbLogger:
 
 
 def has_account() -> bool:
-    """Whether a key for wandb is at hand, in the environment or in ~/.netrc."""
+    """Returns whether a key for wandb is at hand, in the environment or in ~/.netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
@@ -170,7 +170,7 @@ class JSONLines:
 
 
 def records(path: Path) -> Iterator[tuple[int, str]]:
-    """The step of each line of a `metrics.jsonl`, and the line; a last one that was cut short is left out.
+    """Yields the step of each line of a `metrics.jsonl`, and the line; a last one that was cut short is left out.
 
     Raises:
         UserError: A line that is no record.

@@ -37,7 +37,7 @@ def check_memory(denoiser: Denoiser, batch: Batch, accumulate: int) -> None:
 
 
 def kept_bytes(denoiser: Denoiser, batch: Batch) -> int:
-    """The bytes that the loss of a batch keeps for its gradient, weights not counted."""
+    """Returns the bytes that the loss of a batch keeps for its gradient, weights not counted."""
     weights = {weight.untyped_storage().data_ptr() for weight in denoiser.parameters()}
     kept: dict[int, int] = {}
 
@@ -53,7 +53,7 @@ def kept_bytes(denoiser: Denoiser, batch: Batch) -> int:
 
 
 def advice(batch_size: int, accumulate: int, fits: int) -> str:
-    """What to set so that at most `fits` samples are worked on at once."""
+    """Returns what to set so that at most `fits` samples are worked on at once."""
     parts = [n for n in range(accumulate + 1, batch_size + 1) if batch_size % n == 0 and batch_size // n <= fits]
     if parts:
         return f"Use trainer.accumulate={parts[0]}: {batch_size // parts[0]} at once fit, and the batch stays the same"
@@ -62,12 +62,8 @@ def advice(batch_size: int, accumulate: int, fits: int) -> str:
     return "Not even one sample fits: use a smaller network, window=[32,32] or so, or a machine with more memory"
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether the system refused memory on the CPU."""
-    return "can't allocate memory" in str(error)
-
-
-def out_of_memory(batch_size: int, accumulate: int) -> str:
-    """What to say where memory was refused in the middle of a step."""
+def out_of_memory(batch_size: int, accumulate: int, device: torch.device) -> str:
+    """Returns what to say where memory was refused in the middle of a step."""
     half = max(1, batch_size // accumulate // 2)
-    return f"the memory is full. {advice(batch_size, accumulate, half)}"
+    place = "the GPU's memory" if device.type == "cuda" else "the memory"
+    return f"{place} is full. {advice(batch_size, accumulate, half)}"

@@ -17,18 +17,19 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.losses import Penalty, denoising_loss
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.memory import FULL, is_full
+from vecfield_diffusion.progress import bar
+from vecfield_diffusion.signals import Interrupted, interruptible
 from vecfield_diffusion.threads import Fixed, Tuner, allowed, chosen
 from vecfield_diffusion.training.batches import Batch, Batches, prefetched
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 from vecfield_diffusion.training.ema import EMA
 from vecfield_diffusion.training.loggers import JSONLines, Logger
-from vecfield_diffusion.training.memory import check_memory, is_out_of_memory, out_of_memory
-from vecfield_diffusion.training.signals import Stopped, signals
+from vecfield_diffusion.training.memory import check_memory, out_of_memory
 from vecfield_diffusion.training.validation import headline, loss_by_level
 
 
@@ -43,7 +44,7 @@ class Counters:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Counters:
-        """The counters of a checkpoint. Raises ValueError where they are no counts and times."""
+        """Returns the counters of a checkpoint. Raises ValueError where they are no counts and times."""
         counters = cls(**state)
         counts, times = (counters.step, counters.samples), (counters.minutes, counters.best)
         if not (all(type(n) is int and n >= 0 for n in counts) and all(type(x) in (int, float) for x in times)):
@@ -118,11 +119,11 @@ class Trainer:
             raise ValueError(f"max_minutes must be > 0 or null, got {self.max_minutes}")
 
     def progress(self, counters: Counters) -> float:
-        """The share of the run that is done: by steps or by time, whichever is further."""
+        """Returns the share of the run that is done: by steps or by time, whichever is further."""
         return max(counters.step / self.max_steps, counters.minutes / self.max_minutes if self.max_minutes else 0.0)
 
     def untrained(self, counters: Counters) -> str:
-        """What to know of a run that ended before half of its steps, and what to do; empty for others."""
+        """Returns what to know of a run that ended before half of its steps, and what to do; empty for others."""
         if counters.step >= self.max_steps / 2:
             return ""
         speed = counters.step / max(counters.minutes, 1e-9)
@@ -134,14 +135,14 @@ class Trainer:
         )
 
     def rate(self, counters: Counters) -> float:
-        """The factor on the learning rate: a linear rise at the start, a linear fall at the end."""
+        """Returns the factor on the learning rate: a linear rise at the start, a linear fall at the end."""
         rise = min(1.0, (counters.samples + self.batch_size) / self.warmup) if self.warmup else 1.0
         fall = min(1.0, (1 - self.progress(counters)) / self.cooldown) if self.cooldown else 1.0
         return rise * max(fall, 0.0)
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """One run of a trainer in a folder: the state, the loop, what is written.
 
     Arguments:
@@ -239,7 +240,7 @@ class Run:
         """Trains to the end and returns the last validation scores.
 
         Raises:
-            Stopped: A signal came; the state was saved.
+            Interrupted: A signal came; the state was saved.
             UserError: The loss is no longer finite, and the last good checkpoint is kept; or the memory is too small.
         """
         for folder in (self.folder / "checkpoints", self.folder / "samples"):
@@ -249,12 +250,12 @@ class Run:
                 raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from error
         lines = JSONLines(self.folder / "metrics.jsonl", self.counters.step)
         try:
-            with signals(self.stop), prefetched(self.batches, self.counters.step, self.device) as batches:
+            with interruptible(self.stop), prefetched(self.batches, self.counters.step, self.device) as batches:
                 self.loop(batches, lines)
-        except RuntimeError as error:
-            if self.device.type != "cpu" or not is_out_of_memory(error):
+        except FULL as error:
+            if not is_full(error):
                 raise
-            raise UserError(out_of_memory(self.trainer.batch_size, self.trainer.accumulate)) from error
+            raise UserError(out_of_memory(self.trainer.batch_size, self.trainer.accumulate, self.device)) from error
         finally:
             lines.close()
         self.untrained = self.trainer.untrained(self.counters)
@@ -271,7 +272,7 @@ class Run:
         trainer, counters, tuner = self.trainer, self.counters, self.tuner()
         clock = saved = time.monotonic()
         start = counters.step
-        with bar(trainer.max_steps * trainer.batch_size, counters.samples) as progress:
+        with bar(trainer.max_steps * trainer.batch_size, "samples", done=counters.samples) as progress:
             while trainer.progress(counters) < 1 and self.signal is None:
                 batch = next(batches)
                 if counters.step == start:
@@ -283,12 +284,13 @@ class Run:
                 now = time.monotonic()
                 counters.minutes += (now - clock) / 60
                 clock = now
-                progress.update(trainer.batch_size)
-                done = trainer.progress(counters) >= 1
+                share = trainer.progress(counters)
+                progress.update(trainer.batch_size, share=share)
+                done = share >= 1
                 if counters.step % trainer.log_every == 0 or done:
                     loss = self.finite()
                     self.losses = []
-                    progress.set_postfix(loss=f"{loss:.4f}")
+                    progress.update(0, share=share, loss=f"{loss:.4f}")
                     self.log(lines, {"loss": loss, "lr": self.optimizer.param_groups[0]["lr"]})
                 if counters.step % trainer.validate_every == 0 or done:
                     self.finite()
@@ -302,17 +304,17 @@ class Run:
             if counters.step > start:
                 self.finite()
                 self.save(self.last)
-            raise Stopped(self.signal)
+            raise Interrupted(self.signal)
 
     def tuner(self) -> Tuner | Fixed:
-        """What finds the number of threads; beside a GPU, or where the user chose one, nothing does."""
+        """Returns what finds the number of threads; beside a GPU, or where the user chose one, nothing does."""
         most = allowed()
         if self.device.type != "cpu" or chosen() or most == 1:
             return Fixed()
         return Tuner(most, torch.set_num_threads)
 
     def step(self, batch: Batch) -> Tensor:
-        """One step of the optimizer; returns the loss, still on the device."""
+        """Takes one step of the optimizer and returns the loss, still on the device."""
         trainer, counters = self.trainer, self.counters
         factor = trainer.rate(counters)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -335,7 +337,7 @@ class Run:
         return total + 0 * norm  # a gradient that is not finite spoils the weights as much as such a loss
 
     def loss(self, batch: Batch, training: bool = False, penalty: Penalty | None = None) -> Tensor:
-        """The loss of every sample of a batch, `(B,)`; see `denoising_loss`."""
+        """Returns the loss of every sample of a batch, `(B,)`; see `denoising_loss`."""
         return denoising_loss(
             self.denoiser,
             batch.x0,
@@ -348,7 +350,7 @@ class Run:
         )
 
     def finite(self) -> float:
-        """The mean of the losses since the last line of the log; the device is waited for here alone."""
+        """Returns the mean of the losses since the last line of the log; the device is waited for here alone."""
         if not self.losses:
             return 0.0
         loss = torch.stack(self.losses).mean().item()
@@ -361,7 +363,9 @@ class Run:
         return loss
 
     def validate(self, lines: JSONLines) -> str:
-        """The loss on fixed batches, by noise level too, and the scores of a small ensemble; with averaged weights.
+        """Returns the loss on fixed batches, by noise level too, and the scores of a small ensemble.
+
+        With averaged weights.
 
         Returns:
             The scores in words.
@@ -384,7 +388,7 @@ class Run:
         return f"step {self.counters.step}: {said}"
 
     def validation_loss(self) -> dict[str, float]:
-        """The mean loss over the validation batches, the same each time, and that of bins of noise levels."""
+        """Returns the mean loss over the validation batches, the same each time, and that of bins of noise levels."""
         batches = (self.validation(k).to(self.device) for k in range(self.trainer.validation_batches))
         return loss_by_level(self.loss, self.denoiser.diffusion, batches)
 
@@ -393,8 +397,3 @@ class Run:
         values = {"samples": self.counters.samples, "minutes": round(self.counters.minutes, 3), **values}
         lines.log(values, self.counters.step)
         self.logger.log(values, self.counters.step)
-
-
-def bar(total: int, done: int) -> tqdm:
-    """The bar on which a run goes on, in samples."""
-    return tqdm(total=total, initial=done, unit=" samples", unit_scale=True, disable=None, smoothing=0.05)

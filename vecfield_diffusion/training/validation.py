@@ -16,7 +16,7 @@ from vecfield_diffusion.training.batches import Batch
 def loss_by_level(
     loss: Callable[[Batch], Tensor], diffusion: Diffusion, batches: Iterable[Batch], bins: int = 4
 ) -> dict[str, float]:
-    """The mean loss over batches, and in bins of ln s between the smallest and the largest level, by name."""
+    """Returns the mean loss over batches, and in bins of ln s between the smallest and the largest level, by name."""
     losses, levels = [], []
     for batch in batches:
         losses.append(loss(batch).cpu())
@@ -33,5 +33,5 @@ def loss_by_level(
 
 
 def headline(scores: dict[str, float]) -> dict[str, float]:
-    """The scores that one compares runs by: all but the losses of single bins of noise, which differ between runs."""
+    """Returns the scores that one compares runs by: all but the losses of bins of noise, which differ between runs."""
     return {name: value for name, value in scores.items() if not name.startswith("val/loss_")}

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from vecfield_diffusion.data.coordinates import Axis, Plane, centres, make_grid, stagger
 from vecfield_diffusion.data.fields import LAND, Coordinate, Fields, Land, MemoryReader, blocks, duplicates, valid_cells
@@ -17,6 +16,7 @@ from vecfield_diffusion.data.readers.reader import check_size
 from vecfield_diffusion.data.stored import Cached, Components, FileReader, Reader, room_for
 from vecfield_diffusion.data.units import LENGTH, SPEED, factor
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.progress import over
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def _scale(first: str, last: str, source: str) -> tuple[tuple[float, float], str
 def _preloaded(reader: Reader, length: int, shape: tuple[int, int], source: str) -> np.ndarray:
     velocity = np.empty((length, 2, *shape), dtype=np.float32)
     parts = list(blocks(length, shape[0] * shape[1]))
-    for indices in tqdm(parts, f"reading {source}", disable=None, delay=2.0, leave=False):
+    for indices in over(parts, "blocks", f"reading {source}"):
         velocity[indices[0] : indices[-1] + 1] = reader(indices)
     if isinstance(reader, FileReader):
         reader.close()
