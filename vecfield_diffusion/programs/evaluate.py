@@ -61,8 +61,9 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     trials = [trial for name, mask in masks.items() if (trial := open_trial(study, name, mask)) is not None]
     if not trials:
         raise UserError(f"masks={list(masks)}: {' and '.join(masks)} hides no cell, so that there is nothing to score")
-    if doubt := too_few(len(study.indices), study.independent):
-        print(f"note: {doubt}")
+    for note in [*study.untrained, too_few(len(study.indices), study.independent)]:
+        if note:
+            print(f"note: {note}")
     check_writable(folder)
     kept, sections = Kept(folder, study.key), []
     try:
