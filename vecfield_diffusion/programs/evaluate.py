@@ -30,6 +30,7 @@ from vecfield_diffusion.evaluation.report import Generated, Section
 from vecfield_diffusion.evaluation.verdicts import too_few
 from vecfield_diffusion.inference.calibration import apply_factor
 from vecfield_diffusion.inference.cases import Cases, make_cases
+from vecfield_diffusion.inference.files import owned
 from vecfield_diffusion.programs.baselines import NUGGET, baseline_fill, chosen_baselines
 from vecfield_diffusion.programs.compared import Model
 from vecfield_diffusion.programs.fill import fill_cases, say_summary
@@ -65,20 +66,21 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
         if note:
             print(f"note: {note}")
     check_writable(folder)
-    kept, sections = Kept(folder, study.key), []
+    sections: list[Section] = []
     try:
-        with interruptible():
+        with owned(folder / "scores.csv", folder / "report.html"), interruptible():
+            kept = Kept(folder, study.key)
             for trial in trials:
                 name = trial.setting.mask
                 sections.append(kept.find(name) or kept.add(name, scored_section(study, trial)))
                 write_scores(folder, sections, study.fields.units)
             print_scores(folder, sections, config["members"], study.fields.units)
             write_report(folder, sections, study)
+            kept.clear()
     except Interrupted as stop:
         done = ", ".join(section.setting.mask for section in sections) or "no mask"
         print(f"{stop}: {done} finished and kept in {folder}; the same command goes on", file=sys.stderr)
         raise SystemExit(stop.code) from None
-    kept.clear()
     return summary(sections)
 
 

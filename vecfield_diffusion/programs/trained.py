@@ -273,7 +273,7 @@ def held_out(trained: Trained, split: str, trust: Sequence[str] = (), data: str 
 
 
 def unfinished(trained: Trained) -> str:
-    """Returns a sentence on a run that did less than half of its schedule; empty for others and for shipped networks."""
+    """Returns a sentence on a run that did less than half of its schedule; empty for others and for shipped ones."""
     if trained.path.suffix == SHIPPED:
         return ""
     last, most = trained.path.with_name("last.pt"), trained.config["trainer"]["max_steps"]
