@@ -41,7 +41,7 @@ from vecfield_diffusion.programs.compared import Model, method_of, regressions
 from vecfield_diffusion.programs.evaluate import model_scored
 from vecfield_diffusion.programs.method import process_of
 from vecfield_diffusion.programs.study import time_before
-from vecfield_diffusion.programs.trained import Trained, held_out, load_trained
+from vecfield_diffusion.programs.trained import Trained, held_out, load_trained, unfinished
 from vecfield_diffusion.programs.written import Kept
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -298,6 +298,24 @@ def test_what_does_not_go_together(place: Path, networks: None, run: Call, given
     ckpt = [] if given.startswith("ckpt") else [f"ckpt={RUN}"]
     is_message(run("evaluate", *ckpt, "name=bad", *FEW, "cases=2", *given.split()), *parts)
     assert not (place / "outputs/evaluate/bad").exists()
+
+
+def test_a_run_that_did_less_than_half_of_its_schedule_is_said(place: Path, networks: None, run: Call) -> None:
+    """In the log and in the report; the last state of the run counts, not the step that was best."""
+    state = load_checkpoint(place / RUN / "checkpoints/last.pt")
+    config = yaml.safe_load(state["config"])
+    config["trainer"]["max_steps"] = 100
+    for folder, name, step in (("44", "best", 3), ("44", "last", 44), ("50", "best", 3), ("50", "last", 50)):
+        path = place / f"short/{folder}/checkpoints/{name}.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        counters = {**state["counters"], "step": step}
+        save_checkpoint(path, {**state, "config": yaml.safe_dump(config), "counters": counters})
+    assert unfinished(load_trained("short/50", CPU)) == "" == unfinished(load_trained("pretrained/agulhas", CPU))
+    given = ["ckpt=short/44", "masks=[block]", "cases=2", "baselines=climatology", "name=short", *FEW]
+    code, out, err = run("evaluate", *given)
+    said = "its training did 44 of the 100 steps of its schedule: the network is not trained"
+    assert (code, err) == (0, "") and said in out
+    assert said in (place / "outputs/evaluate/short/report.html").read_text()
 
 
 # Masks: gaps of other times, masks that cannot be scored, evaluations that stop and go on.

@@ -17,6 +17,7 @@ from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.data.fingerprint import fingerprint
 from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.inference.files import owned
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.run_folder import FREE, check_folder
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
@@ -132,6 +133,23 @@ def test_best_without_last_is_not_restarted_over(place: Path, run: Call) -> None
     best = (folder / "checkpoints/best.pt").read_bytes()
     is_message(run("train", *given), "no last.pt to go on from")
     assert (folder / "checkpoints/best.pt").read_bytes() == best
+
+
+def test_a_folder_has_one_owner_at_a_time(place: Path, run: Call) -> None:
+    """Two runs of one name would overwrite each other's states; what killed ones left, the next one removes."""
+    folder = place / "outputs/train/held"
+    options = [*TINY, *SMALL, "trainer.max_steps=1", "name=held"]
+    with owned(folder / "metrics.jsonl"):
+        is_message(run("train", *options), "another process is writing metrics.jsonl in outputs/train/held", "name=")
+    assert not any(folder.iterdir())
+    left = folder / "checkpoints/.last.pt.123.tmp"
+    left.parent.mkdir()
+    left.touch()
+    assert run("train", *options)[0] == 0
+    assert not left.exists() and not list(folder.glob("**/.*"))
+    with owned(place / "outputs/evaluate/held/scores.csv"):
+        given = ["ckpt=outputs/train/held", "name=held", "masks=[block]", "cases=1", "members=2"]
+        is_message(run("evaluate", *given), "another process is writing scores.csv in outputs/evaluate/held")
 
 
 def test_other_values_of_the_same_length_are_other_data(place: Path, run: Call) -> None:

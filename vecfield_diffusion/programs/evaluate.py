@@ -29,6 +29,7 @@ from vecfield_diffusion.evaluation.report import Generated, Section
 from vecfield_diffusion.evaluation.verdicts import too_few
 from vecfield_diffusion.inference.calibration import apply_factor
 from vecfield_diffusion.inference.cases import Cases, make_cases
+from vecfield_diffusion.inference.files import owned
 from vecfield_diffusion.programs.baselines import NUGGET, baseline_fill, chosen_baselines
 from vecfield_diffusion.programs.compared import Model
 from vecfield_diffusion.programs.fill import fill_cases, say_summary
@@ -60,23 +61,25 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     trials = [trial for name, mask in masks.items() if (trial := open_trial(study, name, mask)) is not None]
     if not trials:
         raise UserError(f"masks={list(masks)}: {' and '.join(masks)} hides no cell, so that there is nothing to score")
-    if doubt := too_few(len(study.indices), study.independent):
-        print(f"note: {doubt}")
+    for note in [*study.untrained, too_few(len(study.indices), study.independent)]:
+        if note:
+            print(f"note: {note}")
     check_writable(folder)
-    kept, sections = Kept(folder, study.key), []
+    sections: list[Section] = []
 
     def finished() -> str:
         done = ", ".join(section.setting.mask for section in sections) or "no mask"
         return f"{done} finished and kept in {folder}"
 
-    with stoppable(finished):
+    with owned(folder / "scores.csv", folder / "report.html"), stoppable(finished):
+        kept = Kept(folder, study.key)
         for trial in trials:
             name = trial.setting.mask
             sections.append(kept.find(name) or kept.add(name, scored_section(study, trial)))
             write_scores(folder, sections, study.fields.units)
         print_scores(folder, sections, config["members"], study.fields.units)
         write_report(folder, sections, study)
-    kept.clear()
+        kept.clear()
     return summary(sections)
 
 

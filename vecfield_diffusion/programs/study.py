@@ -34,7 +34,7 @@ from vecfield_diffusion.inference.cases import Cases, make_cases
 from vecfield_diffusion.programs.baselines import REGRESSION, training_fields
 from vecfield_diffusion.programs.compared import Model, load_models
 from vecfield_diffusion.programs.filling import errors
-from vecfield_diffusion.programs.trained import Trained, choose_device, held_out
+from vecfield_diffusion.programs.trained import Trained, choose_device, held_out, unfinished
 
 #: Keys on which scores do not depend, or that name masks, each of which is kept by itself.
 FREE = ("name", "masks", "device", "batch", "options")
@@ -64,6 +64,11 @@ class Study:
     def reference(self) -> Trained:
         """The network whose data, grid and scale are those of all."""
         return self.models[0].trained
+
+    @cached_property
+    def untrained(self) -> list[str]:
+        """A sentence on each network whose run did less than half of its schedule."""
+        return [said for model in self.models if (said := unfinished(model.trained))]
 
     @property
     def sensor(self) -> Sensor | None:

@@ -25,6 +25,7 @@ from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.guidance.physics import NoPhysics
+from vecfield_diffusion.inference.files import owned
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.models.budget import Budget
 from vecfield_diffusion.physics.grid import Grid
@@ -41,9 +42,17 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, float]:
     """Trains as a configuration says, in a run folder, and returns the validation scores.
 
     Raises:
-        UserError: Anything in the configuration or the data that only the user can mend.
+        UserError: Anything in the configuration or the data that only the user can mend, or another process that
+            trains in this folder.
         SystemExit: A signal stopped the run after its state was saved (130 for Ctrl-C, 143 for SIGTERM).
     """
+    states = [folder / "checkpoints" / name for name in ("best.pt", "last.pt")]
+    with owned(folder / "metrics.jsonl", folder / "config.yaml", *states):
+        return _trained(config, folder)
+
+
+def _trained(config: dict[str, Any], folder: Path) -> dict[str, float]:
+    """See `train`; the folder is ours."""
     run = prepare(config, folder)
     if run.resume():
         print(f"{folder}: going on from step {run.counters.step}")

@@ -273,6 +273,16 @@ def held_out(trained: Trained, split: str, trust: Sequence[str] = (), data: str 
     return within_limit(fields, limit), trained.split[split]
 
 
+def unfinished(trained: Trained) -> str:
+    """Returns a sentence on a run that did less than half of its schedule; empty for others and for shipped ones."""
+    if trained.path.suffix == SHIPPED:
+        return ""
+    last, most = trained.path.with_name("last.pt"), trained.config["trainer"]["max_steps"]
+    steps = max(trained.step, load_checkpoint(last)["counters"]["step"] if last.is_file() else 0)
+    said = f"{trained.path}: its training did {steps} of the {most} steps of its schedule: the network is not trained"
+    return said if steps < most / 2 else ""
+
+
 def check_error(worst: float, trained: Trained) -> None:
     """Prints a note where observations are worse than any that the network was trained with."""
     most = trained.config["trainer"]["sigma_obs"] * trained.statistics.std
