@@ -115,5 +115,5 @@ class GaussianResidual(nn.Module, Parametrization):
         return mean, variance.clamp(min=FLOOR**2).sqrt()
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
-        """Maps (z - g) / s, what is known, g and (y - g) / c, `(B, C + 4, H, W)`, and the level `(B,)` to the raw output."""
+        """Maps (z - g) / s, what is known, g, (y - g) / c, `(B, C + 4, H, W)`, at levels `(B,)` to the raw output."""
         return self.network(x, noise)
