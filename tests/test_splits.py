@@ -72,7 +72,7 @@ def test_with_shares_of_one_all_but_the_guards_is_used(n: int) -> None:
 def test_an_empty_block_is_refused() -> None:
     with pytest.raises(UserError, match=r"leave none for validation .*Give more snapshots or larger shares$"):
         TimeBlocks(guard=0).split(build(np.zeros((5, 2, 3, 3))))
-    with pytest.raises(UserError, match=r"guard of 4 .*a smaller guard, e.g. splits.guard=2$"):
+    with pytest.raises(UserError, match=r"guard of 4 .*a smaller guard, e.g. splits.guard=0$"):
         TimeBlocks(guard=4).split(build(np.zeros((8, 2, 3, 3))))
     with pytest.raises(UserError, match="train and validation"):
         TimeBlocks().split(build(np.zeros((1, 2, 3, 3))))

@@ -1,12 +1,14 @@
 """The turbulence solver against exact solutions of the Navier-Stokes equations, its twin, and the files they make."""
 
 import math
+from pathlib import Path
 
 import h5py
 import pytest
 import torch
 
 from vecfield_diffusion.data.turbulence import Turbulence, coarsen, generator, open_turbulence
+from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.spectra import spectra
 
 
@@ -199,3 +201,11 @@ def test_twin_is_made_once_and_new_for_every_seed(tmp_path):
 def test_sizes_that_make_no_sense_are_refused(tmp_path, key, value, match):
     with pytest.raises(ValueError, match=match):
         open_turbulence(**{**QUICK, "folder": str(tmp_path), "snapshots": 1, key: value})
+
+
+def test_more_than_the_disk_holds_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"1000000000 fields of 4096x4096 cells take 1.34e\+08 GB, but .* fewer dataset"
+    ):
+        open_turbulence(4096, 10**9, solver_resolution=4096, folder=str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()

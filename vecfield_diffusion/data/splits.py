@@ -89,10 +89,11 @@ class TimeBlocks:
         empty = [name for name, snapshots in split.items() if usable < 1 or len(snapshots) == 0]
         if empty:
             shares = ", ".join(f"{name} {fraction:g}" for name, fraction in self.fractions.items())
-            smaller = f", or a smaller guard, e.g. splits.guard={guard // 2}" * (guard > 0)
+            guarded = "more snapshots, larger shares, or a smaller guard, e.g. splits.guard=0"
+            wanted = guarded if guard else "more snapshots or larger shares"
             raise UserError(
                 f"{fields.source}: {len(fields)} snapshot{'s' * (len(fields) > 1)} with a guard of {guard} leave none "
-                f"for {' and '.join(empty)} (shares: {shares}). Give more snapshots or larger shares{smaller}"
+                f"for {' and '.join(empty)} (shares: {shares}). Give {wanted}"
             )
         return split
 

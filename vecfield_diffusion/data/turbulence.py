@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -33,6 +34,8 @@ from torch import Tensor
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.readers import open_fields
 from vecfield_diffusion.data.readers.hdf5 import write_hdf5
+from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.memory import readable
 from vecfield_diffusion.progress import bar
 
 #: Flows solved at once: few enough for their spectra to stay in the cache of a core.
@@ -222,8 +225,20 @@ def _made(folder: Path, name: str, recipe: dict[str, float], blocks: Callable[[]
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
     path = folder / f"{name}_{recipe['stored']}_{recipe['snapshots']}_{key}.h5"
     if not path.exists():
+        _check_room(folder, recipe)
         write_turbulence(path, blocks(), recipe)
     return path
+
+
+def _check_room(folder: Path, recipe: dict[str, float]) -> None:
+    """Raises UserError where the fields are larger than the disk has room for, before the first of them is made."""
+    size = 8 * recipe["snapshots"] * recipe["stored"] ** 2  # two components in float32
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if size > (free := shutil.disk_usage(place).free):
+        raise UserError(
+            f"{recipe['snapshots']} fields of {recipe['stored']}x{recipe['stored']} cells take {readable(size)}, but "
+            f"{place} has room for {readable(free)}: give fewer dataset.snapshots or a smaller dataset.resolution"
+        )
 
 
 def flows(solver: Turbulence, recipe: dict[str, float]) -> Iterator[Tensor]:
