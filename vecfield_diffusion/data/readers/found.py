@@ -273,8 +273,9 @@ def collocated(found: Found, source: str) -> Found:
             np.array_equal(getattr(places[0], axis), getattr(places[1], axis), equal_nan=True) for axis in ("x", "y")
         )
         offset = (0.0, 0.0) if same else stagger(*places)
-    elif None in places and u.shape != v.shape and _inner(u.shape, v.shape):
-        offset = (0.5, -0.5)
+    elif None in places and u.shape[0] - v.shape[0] == v.shape[1] - u.shape[1] != 0:
+        # Without coordinates the sizes tell: ROMS has u and v between the centres, WRF on either side of them.
+        offset = {1: (0.5, -0.5), -1: (-0.5, 0.5)}.get(u.shape[0] - v.shape[0])
     elif u.shape == v.shape:
         offset = (0.0, 0.0)
     if offset == (0.0, 0.0) and u.shape == v.shape:
@@ -311,11 +312,6 @@ def collocated(found: Found, source: str) -> Found:
         misfits=dict.fromkeys(found.variables, ()) | dict(found.misfits),
         dims=None if dims is None else (dims[0], y.label or "y", x.label or "x"),
     )
-
-
-def _inner(first: tuple[int, int], second: tuple[int, int]) -> bool:
-    """Whether the shapes are those of u and v between the centres of one grid, as in ROMS."""
-    return first[0] == second[0] + 1 and first[1] == second[1] - 1
 
 
 def _between(axis: Axis, part: slice) -> Axis:
