@@ -108,9 +108,8 @@ def times_of(variable: xr.Variable) -> tuple[np.ndarray, dict[str, str]]:
         days = pd.to_datetime(pd.Series(np.ravel(values)).astype("int64").astype(str), format="%Y%m%d")
         rest = pd.to_timedelta(np.ravel(values) % 1, unit="D")
         return (days + rest).to_numpy().astype("datetime64[ns]"), {}
-    if values.dtype.kind in "fiu" and (long := re.match(r"(?i)\s*(month|year)s?\s+since\s+(\S.*)", units)):
-        if (dates := _of_months(values * (12 if long[1].lower() == "year" else 1), long[2])) is not None:
-            return dates, {}
+    if values.dtype.kind in "fiu" and (dates := _of_months(values, units)) is not None:
+        return dates, {}
     if values.dtype.kind in "fiu" and " since " in units:
         raw = xr.Variable(variable.dims, values, {key: attrs[key] for key in ("units", "calendar") if key in attrs})
         try:
@@ -124,13 +123,17 @@ def times_of(variable: xr.Variable) -> tuple[np.ndarray, dict[str, str]]:
     return values, attrs
 
 
-def _of_months(numbers: np.ndarray, epoch: str) -> np.ndarray | None:
-    """Dates that are months after an epoch: whole ones by the calendar, parts of one in months of 365.2425 / 12 days.
+def _of_months(numbers: np.ndarray, units: str) -> np.ndarray | None:
+    """Dates that are months or years after one: whole months by the calendar, parts of one of 365.2425 / 12 days.
 
-    None where the epoch is none of a calendar, or a date lies outside the years that fit.
+    None where the units are others, or a date lies outside the years that fit.
     """
+    long = re.match(r"(?i)\s*(month|year)s?\s+since\s+(\S.*)", units)
+    if long is None:
+        return None
+    numbers = numbers * (12 if long[1].lower() == "year" else 1)
     try:
-        start = pd.Timestamp(epoch).tz_localize(None)
+        start = pd.Timestamp(long[2]).tz_localize(None)
         whole = np.floor(np.ravel(numbers))
         dates = [start + pd.DateOffset(months=int(month)) for month in whole]
         rest = pd.to_timedelta((np.ravel(numbers) - whole) * (365.2425 / 12), unit="D")

@@ -74,6 +74,7 @@ class Found:
         source: The path of the file.
         spacing: What the file itself says of `dx`, `dy`, `boundary_x` and `boundary_y`.
         notes: What there is to say about what was chosen.
+        points: The points of a C-grid that each of the other variables lies on: `u`, `v` or `centre`.
 
     The others are those of `Fields`.
     """
@@ -92,6 +93,7 @@ class Found:
     extra_coords: dict[str, Coordinate] = field(default_factory=dict)
     variables: Mapping[str, Reader] = field(default_factory=dict)
     misfits: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    points: Mapping[str, str] = field(default_factory=dict)
     speeds: frozenset[str] = frozenset()
     groups: np.ndarray | None = None
     runs: np.ndarray | None = None
@@ -136,6 +138,7 @@ class Found:
         grid = make_grid(
             valid_cells(reader, self.length, self.mask, first.shape, source, land), first.x, first.y, **given
         )
+        reader = Components([reader], gaps=True) if land == "gap" else reader
         height, width = first.shape
         x, y = first.x, first.y
         return Fields(
@@ -300,6 +303,8 @@ def collocated(found: Found, source: str) -> Found:
         f"{shape[0]}x{shape[1]} centres between them by means of two"
     )
     parts = [Components([part.reader], cuts=[cut]) for part, cut in ((u, cut_u), (v, cut_v))]
+    cuts = {"u": cut_u, "v": cut_v, "centre": [(rows, columns)]}
+    others = {name: Components([item], cuts=[cuts[found.points[name]]]) for name, item in found.variables.items()}
     x, y = (_between(axis, part) for axis, part in ((v.x, columns), (u.y, rows)))
     planes = {name: _centre_plane(getattr(u, name), cut_u) for name in ("plane", "globe")}
     shared = {"shape": shape, "x": x, "y": y, **planes}
@@ -308,8 +313,7 @@ def collocated(found: Found, source: str) -> Found:
         found,
         components=(replace(u, reader=parts[0], **shared), replace(v, reader=parts[1], **shared)),
         extra_coords={name: extra for name, extra in found.extra_coords.items() if not extra[0]},
-        variables={},
-        misfits=dict.fromkeys(found.variables, ()) | dict(found.misfits),
+        variables=others,
         dims=None if dims is None else (dims[0], y.label or "y", x.label or "x"),
     )
 
