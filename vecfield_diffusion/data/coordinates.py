@@ -186,7 +186,8 @@ class Plane:
         # No two neighbours lie in one place: what they share is fill, wherever else it stands.
         places = x + 1j * y
         shared = [places[:, 1:][places[:, 1:] == places[:, :-1]], places[1:][places[1:] == places[:-1]]]
-        unknown |= np.isin(places, np.unique(np.concatenate(shared)))
+        fill = np.isin(places, np.unique(np.concatenate(shared)))
+        unknown |= fill & ~fill.all()
         if unknown.all():
             raise UserError(
                 "the coordinates of the cells have no number. Give the spacing: dataset.dx=... dataset.dy=..."

@@ -164,7 +164,8 @@ def _placed(dataset: xr.Dataset, layouts: Sequence[Layout]) -> dict[str, tuple[s
         own = u.view(item)
         if own is not None and u.dims == v.dims and planes[0] != planes[1] and {"y", "x"} <= set(own.dims):
             points = [point for point, plane in zip("uv", planes, strict=True) if plane <= listed]
-            placed |= dict.fromkeys([name] if points else [], (*points[:1], own, sizes[0]))
+            if points:
+                placed[name] = points[0], own, sizes[0]
         elif own is not None:
             placed[name] = "u", own, sizes[0]
         elif (other := v.view(item)) is not None:
