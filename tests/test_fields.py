@@ -154,10 +154,12 @@ def test_cells_that_never_move_are_land_only_on_demand(capsys: pytest.CaptureFix
     assert domains["auto"].all() and domains["nan"].all()
     assert (~domains["zero"]).nonzero().tolist() == [[0, 1], [0, 3]]
     note = "note: f.nc: 2 cells are exactly 0 in both components at all times. If that is land: dataset.land=zero"
-    assert capsys.readouterr().out == f"{note} (train.py), domain=FILE (infer.py input=)\n"
+    assert capsys.readouterr().out == (
+        f"{note} (train.py), zeros=land (infer.py); if it is gaps: dataset.land=gap, zeros=gaps\n"
+    )
     with pytest.raises(UserError, match="every cell is exactly 0 at all times"):
         found_in(velocity * 0).to_fields("f.nc", land="zero")
-    with pytest.raises(ValueError, match="^land must be one of auto, nan, zero, got 'sea'"):
+    with pytest.raises(ValueError, match="^land must be one of auto, nan, zero, gap, got 'sea'"):
         found.to_fields("f.nc", land="sea")
 
 

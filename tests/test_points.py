@@ -146,6 +146,22 @@ def test_units_in_the_header_are_converted(tmp_path: Path, header: str, error: f
     assert cell == pytest.approx((10 * scale[0], 20 * scale[1], error, 1.0), rel=1e-5)
 
 
+def test_positions_in_other_units(tmp_path: Path) -> None:
+    """Of a grid in millimetres, points in centimetres; of one in degrees, points in radians; and what is neither."""
+    path = tmp_path / "a.csv"
+    path.write_text("x [cm],y [mm],u,v\n0.2,1,3,4\n")
+    x = y = np.arange(4.0)
+    valid = np.ones((4, 4), dtype=bool)
+    points = open_points(path, x, y, False, valid, metres=(1e-3, 1e-3))
+    assert np.argwhere(np.isfinite(points.velocity[0, 0])).tolist() == [[1, 2]]
+    path.write_text(f"lon [rad],lat [degrees north],u,v\n{np.deg2rad(2.0)},1,3,4\n")
+    points = open_points(path, x, y, True, valid)
+    assert np.argwhere(np.isfinite(points.velocity[0, 0])).tolist() == [[1, 2]]
+    path.write_text("x [px],y [mm],u,v\n2,1,3,4\n")
+    with pytest.raises(UserError, match=r"column 'x \[px\]' has units 'px', which are not a length as the grid has"):
+        open_points(path, x, y, False, valid, metres=(1e-3, 1e-3))
+
+
 def test_times(tmp_path: Path) -> None:
     """Each time is a snapshot, in order; a time without a point on the grid is none. Dates are UTC."""
     text = "lon,lat,u,v,time\n11,51,1,2,2020-01-02T03:00\n11,51,3,4,2020-01-01\n12,51,5,6,2020-01-02T05:00+02:00\n"

@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 
 from vecfield_diffusion.data.fields import Fields
-from vecfield_diffusion.data.readers import open_fields
+from vecfield_diffusion.data.readers import files_of, open_fields
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import EARTH_RADIUS
 
@@ -169,6 +169,18 @@ def test_amplitudes_and_errors_are_no_velocity() -> None:
         open_fields(data)
 
 
+@pytest.mark.parametrize(("letter", "units"), [("g", "degrees"), ("p", "degree GMT")])
+def test_an_amplitude_is_known_by_its_phase(letter: str, units: str) -> None:
+    data = base().isel(time=0, drop=True).rename(u="ua", v="va")
+    for way in "uv":
+        data[f"{way}a"].attrs = {"units": "cm/s"}
+        data[way + letter] = data[f"{way}a"] * 1
+        data[way + letter].attrs = {"units": units}
+    with pytest.raises(UserError, match="no pair of velocity"):
+        open_fields(data)
+    assert open_fields(data.drop_vars([f"u{letter}", f"v{letter}"])).names == ("ua", "va")
+
+
 # A2: packing.
 
 
@@ -209,6 +221,19 @@ def test_a_scale_factor_that_is_text_is_refused() -> None:
     data = bare()
     data["u"].attrs["scale_factor"] = "0.0002"
     with pytest.raises(UserError, match="'u' has scale_factor='0.0002', which is text. Expected a number"):
+        open_fields(data)
+
+
+@pytest.mark.parametrize("value", ["-999.", " -999 ", b"-999"])
+def test_a_fill_value_that_is_text_is_its_number(tmp_path: Path, value: str | bytes) -> None:
+    data = base()
+    for name in "uv":
+        data[name].values[:, 0, 0] = -999.0
+        data[name].attrs["missing_value"] = value
+    check(open_fields(data), {"N": N, "missing": 1 / (H * W)})
+    assert data.u.attrs["missing_value"] == value
+    data.u.attrs["missing_value"] = "none"
+    with pytest.raises(UserError, match="'u' has missing_value='none', which is text. Expected a number"):
         open_fields(data)
 
 
@@ -264,6 +289,34 @@ def test_squares_are_read_by_their_coordinates_or_it_is_said(
     write(arrays)
     open_fields(path)
     assert "do not tell its axes apart: taken as" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["cells", "structure"])
+def test_matlab_cells_and_structures(tmp_path: Path, kind: str) -> None:
+    u, v = flow()
+    x, y = np.meshgrid(0.5 * np.arange(W), 0.7 * np.arange(H))
+    arrays = {"u": np.moveaxis(u, 0, -1), "v": np.moveaxis(v, 0, -1), "x": x, "y": y}
+    if kind == "structure":
+        arrays = {"piv": arrays}
+    else:
+        series = {"u_original": u, "v_original": v, "x": [x] * N, "y": [y] * N}
+        arrays = {name: np.empty((N, 1), object) for name in series}
+        for name, cells in series.items():
+            for k in range(N):
+                arrays[name][k, 0] = cells[k]
+    scipy.io.savemat(tmp_path / "a.mat", arrays)
+    fields = open_fields(str(tmp_path / "a.mat"))
+    np.testing.assert_array_equal(fields.read(range(N)).numpy(), np.stack([u, v], 1))
+    assert (fields.grid.dx[0], fields.grid.dy[0]) == (0.5, pytest.approx(0.7))
+
+
+@pytest.mark.parametrize("sizes", [(N, H, W), (5, 8, 8)])
+def test_arrays_without_names_of_dimensions(sizes: tuple[int, int, int], capsys: pytest.CaptureFixture[str]) -> None:
+    u, v = flow(*sizes)
+    for source in ((xr.DataArray(u), xr.DataArray(v)), xr.Dataset({"u": xr.DataArray(u), "v": xr.DataArray(v)})):
+        fields = open_fields(source)
+        np.testing.assert_array_equal(fields.read(range(sizes[0])).numpy(), np.stack([u, v], 1))
+        assert ("do not tell its axes apart" in capsys.readouterr().out) == (sizes[1] == sizes[2])
 
 
 # A4: units.
@@ -450,6 +503,48 @@ def c_grid(kind: str) -> tuple[xr.Dataset, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", ["plain", "roms", "nemo", "mitgcm"])
+def test_other_variables_of_a_c_grid_are_brought_to_the_centres(tmp_path: Path, kind: str) -> None:
+    data, x, y = c_grid(kind)
+    names = [name for name in data if data[name].ndim == 3]
+    for name, source, units in zip(("err_u", "err_v"), names, ("cm s-1", "m s-1"), strict=True):
+        data[name] = data[source] * 1
+        data[name].attrs = {**data[source].attrs, "long_name": "uncertainty", "units": units}
+    centre = {"plain": ("y", "x"), "mitgcm": ("YC", "XC"), "roms": ("eta_rho", "xi_rho"), "nemo": ("y", "x")}[kind]
+    columns, rows = np.meshgrid(np.arange(9), np.arange(7))
+    data["ssh"] = ((data[names[0]].dims[0], *centre), (columns + 10.0 * rows)[None], {"units": "m"})
+    fields = open_fields(saved(tmp_path, data))
+    expected = np.stack(linear(*np.meshgrid(x, y)))
+    errors = [fields.variable(name)(np.array([0]))[0, 0] for name in ("err_u", "err_v")]
+    np.testing.assert_allclose([100 * errors[0], errors[1]], expected, atol=1e-6)
+    if kind == "nemo":  # nothing says which of the points of a cell it has
+        with pytest.raises(UserError, match="'ssh' has shape"):
+            fields.variable("ssh")
+    else:
+        expected = np.add(*np.meshgrid(x, 10 * y))
+        np.testing.assert_array_equal(fields.variable("ssh")(np.array([0]))[0, 0], expected)
+
+
+@pytest.mark.parametrize("places", [True, False])
+def test_the_c_grid_of_wrf(tmp_path: Path, places: bool) -> None:
+    """Sides of the cells all around: one more column of u, one more row of v, and the mass points for centres."""
+    sides = {
+        "_U": (("south_north", "west_east_stag"), np.meshgrid(np.arange(W + 1) - 0.5, np.arange(H))),
+        "_V": (("south_north_stag", "west_east"), np.meshgrid(np.arange(W), np.arange(H + 1) - 0.5)),
+    }
+    data = xr.Dataset()
+    for component, (name, (dims, (x, y))) in enumerate(sides.items()):
+        values = np.stack([linear(x, y)[component]] * 2)[:, None]
+        attrs = {"units": "m s-1"} | ({"coordinates": f"XLONG{name} XLAT{name} XTIME"} if places else {})
+        data[name[1]] = (("Time", "bottom_top", *dims), values, attrs)
+        for title, plane, way in (("XLONG", x, "east"), ("XLAT", y, "north")) if places else ():
+            data[title + name] = (("Time", *dims), np.stack([0.1 * plane] * 2), {"units": f"degree_{way}"})
+    fields = open_fields(saved(tmp_path, data))
+    expected = np.stack(linear(*np.meshgrid(np.arange(W), np.arange(H))))
+    np.testing.assert_allclose(fields.read([1])[0].numpy(), expected, atol=1e-6)
+    assert fields.grid.dx[0].item() == pytest.approx(0.1 * RADIAN * EARTH_RADIUS if places else 1.0)
+
+
+@pytest.mark.parametrize("kind", ["plain", "roms", "nemo", "mitgcm"])
 def test_c_grids_are_brought_to_the_centres(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     data, x, y = c_grid(kind)
     fields = open_fields(saved(tmp_path, data))
@@ -538,6 +633,32 @@ def test_zeros_in_the_coordinates_of_unused_land() -> None:
     torch.testing.assert_close(open_fields(turned).grid.dx, whole.dx, rtol=5e-3, atol=0)
 
 
+@pytest.mark.parametrize("fill", [-1.0, 9.96921e36, 0.0, 999.0])
+def test_places_that_repeat_are_fill(fill: float) -> None:
+    data = curvilinear(base(), 10, 0, 0.4)
+    whole = open_fields(data)
+    data.nav_lon[2:5, 3:6], data.nav_lat[2:5, 3:6] = fill, fill
+    fields = open_fields(data)
+    torch.testing.assert_close(fields.grid.dx, whole.grid.dx, rtol=5e-3, atol=0)
+    np.testing.assert_allclose(fields.turn, whole.turn, atol=1e-3)
+
+
+def test_planes_of_lengths_say_what_the_dimensions_are() -> None:
+    """Delft3D: M and N, x first, with the places of the cells as projected coordinates."""
+    x, y = np.meshgrid(100.0 * np.arange(W), 50.0 * np.arange(H))
+    data = {
+        name: (("time", "K", "M", "N"), part.transpose(0, 2, 1)[:, None])
+        for name, part in zip("uv", flow(), strict=True)
+    }
+    planes = {name: (("M", "N"), plane.T) for name, plane in (("XZ", x), ("YZ", y))}
+    data = xr.Dataset(data | planes)
+    for name, way in (("XZ", "x"), ("YZ", "y")):
+        data[name].attrs = {"units": "m", "standard_name": f"projection_{way}_coordinate"}
+    fields = open_fields(data)
+    np.testing.assert_array_equal(fields.read([3]).numpy()[0], np.stack(flow(), 1)[3])
+    assert (fields.grid.dx[0], fields.grid.dy[0]) == (100.0, 50.0)
+
+
 def test_longitude_and_latitude_in_radians() -> None:
     data = base()
     for name in ("lon", "lat"):
@@ -590,6 +711,25 @@ def test_far_epochs(units: str) -> None:
     data = base()
     data["time"] = ("time", numbers[0] + step * np.arange(N), {"units": units})
     assert open_fields(data).time[3] == np.datetime64("2020-01-04")
+
+
+def test_months_and_years_are_those_of_the_calendar(tmp_path: Path) -> None:
+    for name, year, part in (("a", 2021, slice(6, 12)), ("b", 2020, slice(0, 6))):
+        data = base().isel(time=part)
+        data["time"] = ("time", 2 * np.arange(6), {"units": f"months since {year}-01-01 00:00:00"})
+        saved(tmp_path, data, f"{name}.nc")
+    fields = open_fields(str(tmp_path))
+    np.testing.assert_array_equal(fields.read(range(N)).numpy()[:, 0], flow()[0])
+    assert fields.time[1] == np.datetime64("2020-03-01") and fields.time[7] == np.datetime64("2021-03-01")
+    data["time"] = ("time", np.arange(6) + 0.5, {"units": "years since 2000-1-1"})
+    # Half a year is six months of it.
+    assert open_fields(data).time[1] == np.datetime64("2001-07-01")
+
+
+def test_dates_as_digits() -> None:
+    days = 20200129 + np.array([0, 1, 2, 72, 73, 74, 75, 76, 77, 78, 79, 80]) + 0.25
+    fields = open_fields(base().assign_coords(time=("time", days, {"units": "day as %Y%m%d.%f"})))
+    assert fields.time[3] == np.datetime64("2020-02-01T06") and len(set(np.diff(fields.time))) == 1
 
 
 def test_times_as_text_and_of_a_model(tmp_path: Path) -> None:
@@ -668,7 +808,40 @@ def test_a_rotated_pole() -> None:
     np.testing.assert_allclose(fields.restore(fields.read([4]).numpy())[0], np.stack(flow(), 1)[4], atol=1e-6)
 
 
-# C: files that change, and sizes that are declared.
+def test_a_rotated_pole_that_only_the_grid_mapping_tells() -> None:
+    """The angle by spherical trigonometry, as above, with a pole at another longitude."""
+    rlat, rlon = np.deg2rad(-2 + 0.2 * np.arange(H)), np.deg2rad(5 + 0.2 * np.arange(W))
+    pole = np.deg2rad(39.25)
+    data = base(("time", "rlat", "rlon"))
+    for axis, line, title in (("rlat", rlat, "latitude"), ("rlon", rlon, "longitude")):
+        data[axis] = (axis, np.rad2deg(line), {"units": "degrees", "standard_name": f"grid_{title}"})
+    attrs = {"grid_north_pole_latitude": 39.25, "grid_north_pole_longitude": -162.0}
+    data["rotated_pole"] = ((), 0, {"grid_mapping_name": "rotated_latitude_longitude", **attrs})
+    for name in "uv":
+        data[name].attrs["grid_mapping"] = "rotated_pole"
+    fields = open_fields(data)
+    grid_lon, grid_lat = np.meshgrid(rlon, rlat)
+    lat = np.arcsin(np.sin(grid_lat) * np.sin(pole) + np.cos(grid_lat) * np.cos(grid_lon) * np.cos(pole))
+    sine = -np.cos(pole) * np.sin(grid_lon) / np.cos(lat)
+    np.testing.assert_allclose(np.abs(np.sin(fields.turn)), np.abs(sine), atol=2e-3)
+    np.testing.assert_allclose(fields.restore(fields.read([4]).numpy())[0], np.stack(flow(), 1)[4], atol=1e-6)
+
+
+# A12: zeros.
+
+
+def test_zeros_as_gaps() -> None:
+    data = base()
+    data.u[:, 1, 1], data.v[:, 1, 1] = 0, 0  # always
+    data.u[3, 4, 5], data.v[3, 4, 5] = 0, 0  # once
+    data.u[3, 6, 6] = 0  # in one component
+    fields = open_fields(data, land="gap")
+    assert fields.grid.valid.all()
+    missing = ~fields.read(range(N))[:, 0].isfinite()
+    assert missing.sum() == N + 1 and missing[3, 4, 5] and missing[:, 1, 1].all()
+
+
+# C: files that change, and# C: files that change, and sizes that are declared.
 
 
 @pytest.mark.parametrize("chunks", [None, (1, 2, H, W)])
@@ -757,6 +930,13 @@ def sources() -> dict[str, Callable[[Path], object]]:
         "netCDF-3": lambda folder: [base().to_netcdf(folder / "a.nc", engine="scipy"), str(folder / "a.nc")][1],
         "zarr": zarr,
     }
+
+
+def test_the_files_behind_a_source(tmp_path: Path) -> None:
+    path = saved(tmp_path, base())
+    with xr.open_dataset(path) as data:
+        assert files_of(data) == files_of((data.u, data.v)) == files_of(path) == [Path(path)]
+    assert files_of(base()) == []
 
 
 @pytest.mark.parametrize("preload_gb", [2.0, 0.0])

@@ -65,6 +65,7 @@ infer = Program(
         "time": "int | list[int] | str | None",
         "hide": "float",
         "magnitude": "Literal['check', 'any']",
+        "zeros": "Literal['gaps', 'land'] | None",
         "output": "str | None",
         "overwrite": "bool",
         "colour": "Literal['speed', 'vorticity']",

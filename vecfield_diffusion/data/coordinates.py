@@ -14,6 +14,8 @@ from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import EARTH_RADIUS, Grid
 
 UNEVEN = 0.02
+#: Beyond this a coordinate is the fill value of netCDF, 9.97e36, or another of its kind.
+FILL = 1e30
 
 
 @dataclass(frozen=True)
@@ -174,16 +176,18 @@ class Plane:
 
     @classmethod
     def of(cls, x: np.ndarray, y: np.ndarray, degrees: bool) -> Plane:
-        """The coordinates, where cells that were left out and filled with 0 are unknown.
+        """The coordinates, where cells that were left out and filled with one number, such as 0 or -1, are unknown.
 
         Raises:
             UserError: No number, or degrees that no globe has.
         """
         x, y = (np.asarray(plane, dtype=np.float64).copy() for plane in (x, y))
-        unknown = ~(np.isfinite(x) & np.isfinite(y))
-        # One cell may lie where the equator crosses the meridian of Greenwich; several are fill.
-        empty = (x == 0) & (y == 0)
-        unknown |= empty if empty.sum() > 1 else False
+        unknown = ~((np.abs(x) < FILL) & (np.abs(y) < FILL))
+        # No two neighbours lie in one place: what they share is fill, wherever else it stands.
+        places = x + 1j * y
+        shared = [places[:, 1:][places[:, 1:] == places[:, :-1]], places[1:][places[1:] == places[:-1]]]
+        fill = np.isin(places, np.unique(np.concatenate(shared)))
+        unknown |= fill & ~fill.all()
         if unknown.all():
             raise UserError(
                 "the coordinates of the cells have no number. Give the spacing: dataset.dx=... dataset.dy=..."

@@ -33,7 +33,7 @@ __all__ = ["Fields", "MemoryReader", "Reader", "same_units"]
 
 #: Dimensions, values, attributes.
 Coordinate = tuple[tuple[str, ...], np.ndarray, dict[str, Any]]
-Land = Literal["auto", "nan", "zero"]
+Land = Literal["auto", "nan", "zero", "gap"]
 LAND = get_args(Land)
 
 BLOCK_BYTES = 2**25
@@ -323,7 +323,7 @@ def valid_cells(
         when = "all times" if found.looked == length else f"the first {found.looked} times"
         print(
             f"note: {source}: {found.still.sum()} cells are exactly 0 in both components at {when}. If that is land: "
-            "dataset.land=zero (train.py), domain=FILE (infer.py input=)"
+            "dataset.land=zero (train.py), zeros=land (infer.py); if it is gaps: dataset.land=gap, zeros=gaps"
         )
     domain = found.seen if mask is None else mask
     if land == "zero" and not (domain & ~found.still).any():

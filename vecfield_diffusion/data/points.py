@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vecfield_diffusion.data.fields import Fields, MemoryReader
-from vecfield_diffusion.data.units import SPEED, factor
+from vecfield_diffusion.data.units import DEGREE, LENGTH, SPEED, factor, is_degrees
 from vecfield_diffusion.errors import UserError, nearest
 from vecfield_diffusion.physics.grid import Grid
 
@@ -125,6 +125,7 @@ def open_points(
     valid: NDArray[np.bool_],
     periodic_x: bool = False,
     bin: float | None = None,
+    metres: tuple[float, float] = (1.0, 1.0),
 ) -> Points:
     """The points of a text table, gathered in the cells of a grid as the module says.
 
@@ -140,6 +141,7 @@ def open_points(
         periodic_x: Whether the last column is followed by the first.
         bin: The length of the intervals, counted from 0 or from 1970, whose points are one snapshot at the middle of
             the interval: in hours for dates, else in the units of the time. By default each time is a snapshot.
+        metres: The metres of one unit of `x` and of `y`, by which positions are converted whose header has units.
 
     Raises:
         UserError: A file that cannot be read, a missing column, what is no number (with its line), or no point on a
@@ -149,7 +151,8 @@ def open_points(
     if bin is not None and not bin > 0:
         raise ValueError(f"bin must be > 0, got {bin}")
     table = _Table.read(Path(path).expanduser(), DEGREES if degrees else LENGTHS)
-    position = np.stack([table.numbers("x"), table.numbers("y")])
+    units = [None, None] if degrees else metres
+    position = np.stack([table.position(role, unit) for role, unit in zip("xy", units, strict=True)])
     velocity = np.stack([table.numbers(role) * table.scale(role) for role in ("u", "v")], axis=1)
     if bin is not None and "time" not in table.names:
         raise UserError(f"{path}: bin={bin:g} needs a column of times, called {_listing('time')}")
@@ -294,6 +297,24 @@ class _Table:
         """The units in brackets in the header of a column, empty where it has none."""
         found = re.search(r"[\[(](.*?)[\])]", self.names[role])
         return found[1].strip() if found else ""
+
+    def position(self, role: str, metres: float | None) -> NDArray[np.float64]:
+        """A column of positions in units of `metres`, or in degrees where that is None.
+
+        Raises:
+            UserError: Units in the header that are no length, or no angle.
+        """
+        values, units = self.numbers(role), self.units(role)
+        if not units or (metres is None and is_degrees(units)):
+            return values
+        scale = factor(units, DEGREE if metres is None else LENGTH)
+        if scale is None:
+            kind, such = ("an angle", "degrees") if metres is None else ("a length", "m or km")
+            raise UserError(
+                f"{self.path}: column '{self.names[role]}' has units '{units}', which are not {kind} as the grid has. "
+                f"Expected such as {such}, or none where the numbers are in the units of the grid"
+            )
+        return values * scale / (1.0 if metres is None else metres)
 
     def scale(self, role: str) -> float:
         """What a column of speeds is multiplied by to be in m s-1; 1 where it has no units.

@@ -249,12 +249,14 @@ class Components(FileReader):
         scale: What either component is multiplied by.
         cuts: For either component, slices of y and x whose mean is taken; empty where they lie on the same points.
         turn: The angle from east to the axis of the columns, anticlockwise, radians `(H, W)`; None for none.
+        gaps: Whether a cell that is exactly 0 in both components is a gap.
     """
 
     readers: Sequence[Reader]
     scale: tuple[float, float] = (1.0, 1.0)
     cuts: Sequence[Sequence[tuple[slice, slice]]] = ()
     turn: np.ndarray | None = None
+    gaps: bool = False
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
         """The snapshots `indices`, `(n, C, H, W)`."""
@@ -267,6 +269,8 @@ class Components(FileReader):
         values = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         if self.scale != (1.0, 1.0):
             values *= np.asarray(self.scale[: values.shape[1]], dtype=np.float32)[:, None, None]
+        if self.gaps:
+            np.copyto(values, np.nan, where=(values == 0).all(axis=1, keepdims=True))
         return values if self.turn is None else turned(values, self.turn)
 
     def close(self) -> None:

@@ -50,7 +50,11 @@ def files_behind(fields: Fields) -> list[Path]:
 
 
 def open_input(
-    source: Source, trained: Trained, names: tuple[str, str] | None = None, bin_length: float | None = None
+    source: Source,
+    trained: Trained,
+    names: tuple[str, str] | None = None,
+    bin_length: float | None = None,
+    zeros: str | None = None,
 ) -> Fields:
     """Returns the fields given as `input=`: points by the ending csv, tsv or txt, else whatever the source is.
 
@@ -61,6 +65,7 @@ def open_input(
         trained: What the network was trained on.
         names: The variables of the two components.
         bin_length: See `open_points`.
+        zeros: `gaps` or `land`, which cells that are 0 in both components are.
 
     Raises:
         UserError: A source that cannot be read or understood.
@@ -70,6 +75,8 @@ def open_input(
     known = inspect.signature(open_fields).parameters
     options = {key: value for key, value in trained.config["dataset"].items() if key in known and value is not None}
     options.pop("path", None)
+    if zeros is not None:
+        options["land"] = {"gaps": "gap", "land": "zero"}[zeros]
     if names is not None:
         options |= {"velocity": None, "u": names[0], "v": names[1]}
     always = ("context", "history", "preload_gb", "land", *(() if names is None else ("u", "v")))
@@ -98,7 +105,9 @@ def open_table(path: str, trained: Trained, bin_length: float | None) -> Fields:
         raise UserError(f"{trained.path} does not say where its cells are: train anew to give it points")
     x, y = known["x"].numpy(), known["y"].numpy()
     valid, degrees = trained.grid.valid.cpu().numpy(), known["x_name"] == "lon"
-    points = open_points(path, x, y, degrees, valid, trained.grid.periodic[1], bin_length)
+    spacing = {"x": trained.grid.dx, "y": trained.grid.dy}
+    metres = tuple(spacing[name].mean().item() / np.diff(known[name].numpy()).mean() for name in ("x", "y"))
+    points = open_points(path, x, y, degrees, valid, trained.grid.periodic[1], bin_length, metres=metres)
     if np.isfinite(points.error).any():
         print("note: the table gives errors, which sigma_obs=error takes into account")
     return points.to_fields(trained.grid, x, y, known["x_name"], known["y_name"], trained.units)
@@ -138,7 +147,7 @@ def chosen_snapshots(
     elif source is not None:
         radial = next(iter((config["sensor"] or {}).get("velocity") or ()), None)
         names = config["names"] if radial is None else (radial, radial)
-        fields = open_input(source, trained, names, config["bin"])
+        fields = open_input(source, trained, names, config["bin"], config["zeros"])
         offered = range(len(fields))
     else:
         fields, offered = held_out(trained, "test", config["trust"], config["data"])

@@ -84,7 +84,7 @@ def open_fields(
         boundary_y: By default as the file says, else open.
         preload_gb: Sets with less data than this many gigabytes are read into memory.
         land: Whether cells that are exactly 0 in both components at all times are land: `zero`, `nan` (only NaN is),
-            `auto` (only NaN is, and a note says how many are 0).
+            `auto` (only NaN is, and a note says how many are 0). With `gap` whatever is 0 in both is a gap.
         context: Further variables that the network is conditioned on.
         history: Earlier snapshots that the network is conditioned on, as lags.
 
@@ -124,12 +124,16 @@ def _grouped(path: str, u: str, v: str) -> bool:
     return isinstance(file, Path) and file.is_file() and format_of(file).name == "netCDF"
 
 
-def files_of(path: str) -> list[Path]:
-    """The files of a folder, those that match a pattern, or the one that `path` names.
+def files_of(path: str | Path | xr.Dataset | Sequence[xr.DataArray]) -> list[Path]:
+    """The files of a folder, those that match a pattern, the one that `path` names, or those behind data sets.
 
     Raises:
         UserError: There is none.
     """
+    if not isinstance(path, str | Path):
+        parts = [path] if isinstance(path, xr.Dataset) else path
+        return [Path(file) for file in dict.fromkeys(part.encoding.get("source") for part in parts) if file]
+    path = str(path)
     if URL.match(path):
         return [path]
     place = Path(path).expanduser()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from vecfield_diffusion.data.readers.reader import plain
 from vecfield_diffusion.errors import UserError
 
 PACKING = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
+NUMBERS = PACKING[:4]
 #: Attributes that speak of how an array is stored, or of arrays that are not kept with it.
 STORAGE = (*PACKING, "valid_min", "valid_max", "valid_range", "coordinates", "ancillary_variables", "cell_measures")
 LABELS = ("units", "long_name", "standard_name", "axis", "calendar")
@@ -25,18 +27,25 @@ def decoded(dataset: xr.Dataset, names: Sequence[str], source: str) -> xr.Datase
     Raises:
         UserError: Packing that is text, or that xarray does not understand.
     """
-    for name in [*names, *(name for name in dataset.variables if name not in names)]:
-        for key in ("scale_factor", "add_offset"):
-            value = dataset.variables[name].attrs.get(key)
+    encoding, closing = dataset.encoding, dataset.close
+    dataset = dataset.copy()
+    for name in sorted(dataset.variables, key=lambda name: name not in names):
+        variable = dataset.variables[name]
+        for key in NUMBERS if variable.dtype.kind in "fiu" else ():
+            value = variable.attrs.get(key)
             if value is None or np.asarray(value).dtype.kind in "fiu":
                 continue
             text = plain(value)
-            if name in names or dataset.variables[name].ndim < 3:
-                raise UserError(
-                    f"{source}: '{name}' has {key}='{text}', which is text. Expected a number: write it anew, e.g. "
-                    f"`ncatted -a {key},{name},o,d,{text} FILE`."
-                )
-    encoding, closing = dataset.encoding, dataset.close
+            try:
+                if key in PACKING[:2]:
+                    raise ValueError("packing in other numbers than the file says is not for us to guess")
+                variable.attrs[key] = variable.dtype.type(float(text))
+            except (ValueError, OverflowError) as error:
+                if name in names or variable.ndim < 3:
+                    raise UserError(
+                        f"{source}: '{name}' has {key}='{text}', which is text. Expected a number: write it anew, e.g. "
+                        f"`ncatted -a {key},{name},o,d,{text} FILE`."
+                    ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -94,7 +103,14 @@ def times_of(variable: xr.Variable) -> tuple[np.ndarray, dict[str, str]]:
         texts = [plain(item) for item in np.ravel(values)]
         dates = pd.to_datetime(pd.Series(texts).str.replace("_", "T"), format="ISO8601", utc=True, errors="coerce")
         return dates.dt.tz_localize(None).to_numpy().astype("datetime64[ns]"), {}
-    if values.dtype.kind in "fiu" and " since " in attrs.get("units", ""):
+    units = attrs.get("units", "")
+    if values.dtype.kind in "fiu" and units.startswith("day as %Y%m%d"):
+        days = pd.to_datetime(pd.Series(np.ravel(values)).astype("int64").astype(str), format="%Y%m%d")
+        rest = pd.to_timedelta(np.ravel(values) % 1, unit="D")
+        return (days + rest).to_numpy().astype("datetime64[ns]"), {}
+    if values.dtype.kind in "fiu" and (dates := _of_months(values, units)) is not None:
+        return dates, {}
+    if values.dtype.kind in "fiu" and " since " in units:
         raw = xr.Variable(variable.dims, values, {key: attrs[key] for key in ("units", "calendar") if key in attrs})
         try:
             with warnings.catch_warnings():
@@ -105,6 +121,25 @@ def times_of(variable: xr.Variable) -> tuple[np.ndarray, dict[str, str]]:
     if values.dtype.kind == "O":
         return _of_calendar(values, attrs)
     return values, attrs
+
+
+def _of_months(numbers: np.ndarray, units: str) -> np.ndarray | None:
+    """Dates that are months or years after one: whole months by the calendar, parts of one of 365.2425 / 12 days.
+
+    None where the units are others, or a date lies outside the years that fit.
+    """
+    long = re.match(r"(?i)\s*(month|year)s?\s+since\s+(\S.*)", units)
+    if long is None:
+        return None
+    numbers = numbers * (12 if long[1].lower() == "year" else 1)
+    try:
+        start = pd.Timestamp(long[2]).tz_localize(None)
+        whole = np.floor(np.ravel(numbers))
+        dates = [start + pd.DateOffset(months=int(month)) for month in whole]
+        rest = pd.to_timedelta((np.ravel(numbers) - whole) * (365.2425 / 12), unit="D")
+        return (pd.DatetimeIndex(dates) + rest).to_numpy().astype("datetime64[ns]")
+    except (ValueError, OverflowError):
+        return None
 
 
 def _of_calendar(values: np.ndarray, attrs: dict[str, str]) -> tuple[np.ndarray, dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import xarray as xr
 from vecfield_diffusion.data.fields import find_name
 from vecfield_diffusion.data.readers.decoding import PACKING, decoded, limits_of
 from vecfield_diffusion.data.readers.found import Found
-from vecfield_diffusion.data.readers.layout import Layout, dims_of, layout_of, length_of
+from vecfield_diffusion.data.readers.layout import Layout, dims_of, layout_of, length_of, planes_of
 from vecfield_diffusion.data.readers.places import component_at, extra_coords_of, spacing_of, time_axis
 from vecfield_diffusion.data.readers.reader import plain
 from vecfield_diffusion.data.readers.roles import BOTH, Options, choose_pair, find, units_of
@@ -45,6 +46,7 @@ def understand(dataset: xr.Dataset, options: Options, source: str, stamps: Mappi
     views = {name: view for name, view in views.items() if view is not None}
     still_file = {"source": source, "stamps": dict(stamps or {}), "done": dataset.close}
     masks = _masks(dataset, options, views, first, source)
+    still = [(views[name], wet) for name, wet in masks if name != "observed"]
     moving = [(views[name], wet) for name, wet in masks if {"time", "run"} & set(views[name].dims)]
     components = tuple(
         component_at(dataset, layout, options, reader=_reader(dataset, layout, moving, still_file), source=source)
@@ -57,16 +59,16 @@ def understand(dataset: xr.Dataset, options: Options, source: str, stamps: Mappi
                 f"3 x 3 cells and one time, found {component.shape[0]} x {component.shape[1]} cells."
             )
     attrs = {str(name): plain(value) for name, value in dataset.attrs.items() if str(name)[:1] != "_"}
-    shape = components[0].shape
     extra = {"dims": dims_of(dataset, first), "extra_coords": extra_coords_of(dataset, first, views)}
     variable = dataset.variables[names[0]]
     stored = "" if not dataset.encoding.get("kind") else f"{dataset.encoding['kind']}, "
-    others = {name: _other(dataset, name, view, shape, still_file) for name, view in views.items()}
+    placed = _placed(dataset, layouts)
+    others = {name: _other(dataset, name, *part[1:], still_file) for name, part in placed.items()}
     return Found(
         components=components,
         length=length,
         time=time_axis(dataset, first, options, source),
-        mask=_domain([(views[name], wet) for name, wet in masks if name != "observed"], shape, still_file),
+        mask=_domain(still, components[0].shape, still_file),
         attrs={name.replace("license", "licence"): str(attrs[name]) for name in ORIGINS if name in attrs},
         source=source,
         spacing=spacing_of(attrs, source),
@@ -75,7 +77,8 @@ def understand(dataset: xr.Dataset, options: Options, source: str, stamps: Mappi
         global_attrs=attrs,
         variables=others,
         speeds=frozenset(name for name in others if factor(units_of(dataset.variables[name]), SPEED) is not None),
-        misfits={str(name): item.shape for name, item in dataset.variables.items() if str(name) not in views},
+        points={name: part[0] for name, part in placed.items()},
+        misfits={str(name): item.shape for name, item in dataset.variables.items() if str(name) not in others},
         groups=_groups([dataset.variables[name] for name in names], layouts, length),
         runs=runs,
         **(extra if not dataset.encoding.get("unnamed") else {}),
@@ -142,6 +145,35 @@ def _by_runs(
     cut = [[(mask[{"run": run}] if "run" in mask.dims else mask, wet) for mask, wet in masks] for run in range(runs)]
     readers = [Snapshots([part], shape, limits, own, **file) for part, own in zip(parts, cut, strict=True)]
     return Joined(readers, [times] * runs)
+
+
+def _placed(dataset: xr.Dataset, layouts: Sequence[Layout]) -> dict[str, tuple[str, xr.Variable, tuple[int, int]]]:
+    """The other variables: the points that they lie on (`u`, `v` or `centre`), the view, and the sizes of a plane.
+
+    All lie on the points of u unless the dimensions are those of a C-grid. What has the rows of u and the columns of v
+    lies at the centres then. Where u and v have one pair of dimensions, as in NEMO, a variable's own attribute
+    `coordinates` tells whose points it lies on; without one it lies on those of u if those of v are the same.
+    """
+    u, v = layouts[0], layouts[-1]
+    sizes = [tuple(dataset.variables[part.name].sizes[part.dims[axis]] for axis in ("y", "x")) for part in (u, v)]
+    planes = [set(planes_of(dataset, part.name, part.dims, None).values()) for part in (u, v)]
+    centre = (sizes[0][0], sizes[1][1])
+    placed = {}
+    for name, item in ((str(name), item) for name, item in dataset.variables.items()):
+        listed = set(str(item.encoding.get("coordinates", item.attrs.get("coordinates", ""))).split())
+        own = u.view(item)
+        if own is not None and u.dims == v.dims and planes[0] != planes[1] and {"y", "x"} <= set(own.dims):
+            points = [point for point, plane in zip("uv", planes, strict=True) if plane <= listed]
+            if points:
+                placed[name] = points[0], own, sizes[0]
+        elif own is not None:
+            placed[name] = "u", own, sizes[0]
+        elif (other := v.view(item)) is not None:
+            placed[name] = "v", other, sizes[1]
+        elif u.dims != v.dims and item.shape[-2:] == centre:
+            between = replace(u, dims={**u.dims, **dict(zip(("y", "x"), item.dims[-2:], strict=True))}).view(item)
+            placed |= {} if between is None else {name: ("centre", between, centre)}
+    return placed
 
 
 def _other(

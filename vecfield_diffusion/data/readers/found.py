@@ -74,6 +74,7 @@ class Found:
         source: The path of the file.
         spacing: What the file itself says of `dx`, `dy`, `boundary_x` and `boundary_y`.
         notes: What there is to say about what was chosen.
+        points: The points of a C-grid that each of the other variables lies on: `u`, `v` or `centre`.
 
     The others are those of `Fields`.
     """
@@ -92,6 +93,7 @@ class Found:
     extra_coords: dict[str, Coordinate] = field(default_factory=dict)
     variables: Mapping[str, Reader] = field(default_factory=dict)
     misfits: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    points: Mapping[str, str] = field(default_factory=dict)
     speeds: frozenset[str] = frozenset()
     groups: np.ndarray | None = None
     runs: np.ndarray | None = None
@@ -136,6 +138,7 @@ class Found:
         grid = make_grid(
             valid_cells(reader, self.length, self.mask, first.shape, source, land), first.x, first.y, **given
         )
+        reader = Components([reader], gaps=True) if land == "gap" else reader
         height, width = first.shape
         x, y = first.x, first.y
         return Fields(
@@ -273,8 +276,9 @@ def collocated(found: Found, source: str) -> Found:
             np.array_equal(getattr(places[0], axis), getattr(places[1], axis), equal_nan=True) for axis in ("x", "y")
         )
         offset = (0.0, 0.0) if same else stagger(*places)
-    elif None in places and u.shape != v.shape and _inner(u.shape, v.shape):
-        offset = (0.5, -0.5)
+    elif None in places and u.shape[0] - v.shape[0] == v.shape[1] - u.shape[1] != 0:
+        # Without coordinates the sizes tell: ROMS has u and v between the centres, WRF on either side of them.
+        offset = {1: (0.5, -0.5), -1: (-0.5, 0.5)}.get(u.shape[0] - v.shape[0])
     elif u.shape == v.shape:
         offset = (0.0, 0.0)
     if offset == (0.0, 0.0) and u.shape == v.shape:
@@ -299,6 +303,8 @@ def collocated(found: Found, source: str) -> Found:
         f"{shape[0]}x{shape[1]} centres between them by means of two"
     )
     parts = [Components([part.reader], cuts=[cut]) for part, cut in ((u, cut_u), (v, cut_v))]
+    cuts = {"u": cut_u, "v": cut_v, "centre": [(rows, columns)]}
+    others = {name: Components([item], cuts=[cuts[found.points[name]]]) for name, item in found.variables.items()}
     x, y = (_between(axis, part) for axis, part in ((v.x, columns), (u.y, rows)))
     planes = {name: _centre_plane(getattr(u, name), cut_u) for name in ("plane", "globe")}
     shared = {"shape": shape, "x": x, "y": y, **planes}
@@ -307,15 +313,9 @@ def collocated(found: Found, source: str) -> Found:
         found,
         components=(replace(u, reader=parts[0], **shared), replace(v, reader=parts[1], **shared)),
         extra_coords={name: extra for name, extra in found.extra_coords.items() if not extra[0]},
-        variables={},
-        misfits=dict.fromkeys(found.variables, ()) | dict(found.misfits),
+        variables=others,
         dims=None if dims is None else (dims[0], y.label or "y", x.label or "x"),
     )
-
-
-def _inner(first: tuple[int, int], second: tuple[int, int]) -> bool:
-    """Whether the shapes are those of u and v between the centres of one grid, as in ROMS."""
-    return first[0] == second[0] + 1 and first[1] == second[1] - 1
 
 
 def _between(axis: Axis, part: slice) -> Axis:

@@ -108,6 +108,7 @@ def merged(first: Found, second: Found) -> Found:
         components=first.components + second.components,
         layout=f"{first.layout} and {second.layout}",
         variables={**second.variables, **first.variables},
+        points={**dict.fromkeys(second.variables, "v"), **dict.fromkeys(first.variables, "u")},
         groups=groups[0] if groups else None,
     )
 

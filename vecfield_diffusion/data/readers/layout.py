@@ -88,11 +88,12 @@ def layout_of(dataset: xr.Dataset, name: str, both: bool, options: Options, sour
 
 
 def _covered(dataset: xr.Dataset, name: str) -> set[str]:
-    """The two dimensions that longitude and latitude of every cell have; empty without such."""
+    """The two dimensions that coordinates of every cell have, such as longitude and latitude; empty without such."""
     flat = {str(other): set(item.dims) for other, item in dataset.variables.items() if item.ndim == 2}
     flat = {other: dims for other, dims in flat.items() if dims <= set(dataset.variables[name].dims)}
     places = {meaning_of(dataset, other): dims for other, dims in flat.items()}
-    return places["lon"] if {"lon", "lat"} <= places.keys() and places["lon"] == places["lat"] else set()
+    pairs = [(places.get("lon"), places.get("lat")), (places.get("x"), places.get("y"))]
+    return next((x for x, y in pairs if x is not None and x == y), set())
 
 
 def _role(dataset: xr.Dataset, dim: str, options: Options) -> str | None:

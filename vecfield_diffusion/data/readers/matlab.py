@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.io
@@ -25,9 +27,23 @@ def read(path: Path, group: str | None = None) -> xr.Dataset:
         variables = scipy.io.loadmat(path)
     except (*UNREADABLE, zlib.error) as error:
         raise UserError(f"'{path}' is a damaged MATLAB file: {error}. Copy or download it again.") from error
-    numbers = {name: array for name, array in variables.items() if isinstance(array, np.ndarray)}
-    arrays = {name: array.T for name, array in numbers.items() if array.dtype.kind in "fiub"}
+    arrays = {name: array.T for name, array in _numbers(variables) if array.dtype.kind in "fiub"}
     return unnamed(arrays, "MATLAB", turned=True)
+
+
+def _numbers(variables: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays by name: those in a structure too, and those in cells of one shape as one along a last dimension."""
+    for name, array in variables.items():
+        if not isinstance(array, np.ndarray):
+            continue
+        if array.dtype.names and array.size == 1:
+            yield from _numbers({field: array.flat[0][field] for field in array.dtype.names})
+        elif array.dtype.kind == "O" and len({np.shape(cell) for cell in array.flat}) == 1:
+            cells = np.stack([np.asarray(cell) for cell in array.flat], axis=-1)
+            # Coordinates that are the same in every cell are one.
+            yield name, cells[..., 0] if cells.dtype.kind == "f" and (cells == cells[..., :1]).all() else cells
+        else:
+            yield name, array
 
 
 FORMAT = Format("MATLAB", (".mat",), lambda path, magic: magic.startswith(b"MATLAB 5.0"), read)

@@ -13,7 +13,7 @@ from cf_xarray.criteria import coordinate_criteria, regex
 
 from vecfield_diffusion.data.fields import find_name
 from vecfield_diffusion.data.readers.reader import plain
-from vecfield_diffusion.data.units import SPEED, factor, says_nothing
+from vecfield_diffusion.data.units import SPEED, factor, is_degrees, says_nothing
 from vecfield_diffusion.errors import UserError, nearest
 
 
@@ -84,7 +84,11 @@ def choose_pair(dataset: xr.Dataset, options: Options, source: str) -> tuple[tup
         return (options.u, options.v), ()
     variables = {str(name): item for name, item in dataset.variables.items()}
     fields = {name: item for name, item in variables.items() if item.dtype.kind in "fiu" and item.ndim >= 2}
-    fields = {name: item for name, item in fields.items() if not _speaks_of_another(item.attrs)}
+    fields = {
+        name: item
+        for name, item in fields.items()
+        if not _speaks_of_another(item.attrs) and not _has_phase(name, variables)
+    }
     ranks = {name: _rank(units_of(item)) for name, item in fields.items()}
     pairs, titled, candidates = [], {}, {}
     for rank in (0, 1):
@@ -112,6 +116,12 @@ def _speaks_of_another(attrs: Mapping[str, Any]) -> bool:
     """Whether a title is that of an amplitude, an error or the like."""
     title = f"{plain(attrs.get('standard_name', ''))} {plain(attrs.get('long_name', ''))}"
     return OTHERS.search(title) is not None
+
+
+def _has_phase(name: str, variables: Mapping[str, xr.Variable]) -> bool:
+    """Whether it is the amplitude of a tide, as ua beside up and Ua beside Ug are: its phase is in degrees."""
+    phases = [name[:-1] + letter for letter in "gp" if name[-1] in "aA"]
+    return any(is_degrees(units_of(variables[phase])) for phase in phases if phase in variables)
 
 
 def units_of(variable: xr.Variable | xr.DataArray) -> str:

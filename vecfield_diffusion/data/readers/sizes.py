@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import permutations
 
@@ -19,8 +20,9 @@ COORDINATES = {
 
 
 def anonymous(dataset: xr.Dataset, name: str) -> bool:
-    """Whether the dimensions of a variable have no names."""
-    return any(str(dim).startswith(f"{name}#") for dim in dataset.variables[name].dims)
+    """Whether the dimensions of a variable have no names, or those that xarray and h5netcdf give to such."""
+    nameless = re.compile(rf"{re.escape(name)}#\d+|(phony_)?dim_\d+")
+    return any(nameless.fullmatch(str(dim)) for dim in dataset.variables[name].dims)
 
 
 def orders(shape: Sequence[int], both: bool, turned: bool) -> list[tuple[str, ...]]:
