@@ -9,6 +9,7 @@ Then it is one of
     separable       C(tau, r) = rho(tau) C(0, r), rho the correlation of all
     advected        C_k(tau) = C_k(0) exp(-i omega_k tau - g_k tau), from the lag 1
     full            C(tau, r) as it is
+    shrunk          0.85 of the full one and 0.15 of the advected one, which has less noise of sampling
 
 each of fields in units of the standard deviation of their cell or not, or principal components with lagged covariances
 of their coefficients, where the series is nearly complete. The kind that is taken is the one under which what was
@@ -29,11 +30,12 @@ from vecfield_diffusion.evaluation.covariance import principal_modes
 from vecfield_diffusion.evaluation.interpolation import Interpolation
 from vecfield_diffusion.evaluation.spacetime import Bools, Components, Floats, SpaceTime, Stationary, Sum, spectrum
 
-Shape = Literal["separable", "advected", "full"]
-SHAPES: tuple[Shape, ...] = ("separable", "advected", "full")
+Shape = Literal["separable", "advected", "full", "shrunk"]
+SHAPES: tuple[Shape, ...] = ("separable", "advected", "full", "shrunk")
 
 _FEW = 20  # pairs of values below which a covariance of an offset and a lag counts less
 _COMPLETE = 0.01  # the share of values that may be missing where principal components are taken
+_SHRUNK = 0.15  # the share of the advected covariance in the shrunk one
 _SHARE = 0.1  # of the squared deviation of cells in the local variance: towards that of the whole
 
 
@@ -162,6 +164,8 @@ def shaped(lags: Floats, shape: Shape) -> Floats:
     count = len(lags)
     if shape == "full":
         return non_negative(lags)
+    if shape == "shrunk":
+        return (1 - _SHRUNK) * shaped(lags, "full") + _SHRUNK * shaped(lags, "advected")
     still = non_negative(lags[:1])[0]
     if shape == "separable":
         trace = np.trace(lags[:, :, :, 0, 0], axis1=1, axis2=2)
@@ -193,11 +197,20 @@ class Estimator:
         lags: The lag L where correlations end, at most; two thirds of the series at most. It is also the resolution in
             frequency: a window that ends sooner takes from the correlation of neighbouring frames.
         nugget: The white part of the variance, so that errors of 0 are possible.
+        noise: The variance of the errors of what was measured, which is no part of the field's.
     """
 
     periodic: tuple[bool, bool] = (False, False)
     lags: int = 160
     nugget: float = 1e-3
+    noise: float = 0.0
+
+    def learn(self, series: Floats, valid: Bools, kind: str) -> SpaceTime:
+        """The field of a kind by its name: `full`, `full, local variance`, `8 components`..."""
+        if kind.endswith("components"):
+            return self.components(series, valid, int(kind.split()[0]))
+        shape, _, local = kind.partition(", ")
+        return self.stationary(series, valid, shape, bool(local))
 
     def stationary(self, series: Floats, valid: Bools, shape: Shape, local: bool = False) -> Stationary:
         """The homogeneous field of a series `(T, 2, H, W)` with NaN where not measured.
@@ -218,6 +231,8 @@ class Estimator:
         scale = local_scale(anomalies, valid) if local else np.ones_like(mean)
         count = self._count(len(series))
         raw = lagged_products(anomalies / scale, valid, self.periodic, count)
+        white = raw[0, [0, 1], [0, 1], 0, 0]
+        raw[0, [0, 1], [0, 1], 0, 0] -= np.minimum(self.noise / np.square(scale[:, valid]).mean(), 0.9 * white)
         found = {}
         for shape in shapes:
             lags = shaped(raw, shape) * window(count)[:, None, None, None, None]
@@ -302,21 +317,16 @@ def choose(
         for rank in ranks:
             if rank < split // 2:
                 kinds[f"{rank} components"] = estimator.components(learn, valid, rank)
+    measured = np.flatnonzero(np.isfinite(judge[:, :, valid]).any(axis=(1, 2)))
+    frames = measured[np.linspace(0, len(measured) - 1, cases).astype(int)] if len(measured) else ()
     hidden = [
         (frame, hide(judge, valid, frame, kind, np.random.default_rng([seed, number])))
-        for number, (frame, kind) in enumerate(
-            zip(np.linspace(0, len(judge) - 1, cases).astype(int), ["pixels", "block"] * cases, strict=False)
-        )
+        for number, (frame, kind) in enumerate(zip(frames, ["pixels", "block"] * cases, strict=False))
     ]
     judged = {name: log_score(field, judge, hidden) for name, field in kinds.items()}
     scores = {name: score for name, (score, _) in judged.items()}
     best = max(scores, key=scores.get)
-    if best.endswith("components"):
-        field = estimator.components(series, valid, int(best.split()[0]))
-    else:
-        shape, _, local = best.partition(", ")
-        field = estimator.stationary(series, valid, shape, bool(local))
-    return Choice(field, best, scores, judged[best][1])
+    return Choice(estimator.learn(series, valid, best), best, scores, judged[best][1])
 
 
 def hide(series: Floats, valid: Bools, frame: int, kind: str, generator: np.random.Generator) -> Bools:
@@ -350,11 +360,13 @@ def log_score(
     errors, variances = [], []
     for frame, hidden in cases:
         shown = np.where(hidden[:, None], np.nan, series)
-        filled = how.fill(shown, frames=range(frame, frame + 1), with_variance=True)
         judged = np.isfinite(series[frame]) & hidden[frame] & field.valid
+        wanted = np.zeros(series.shape, dtype=bool)
+        wanted[frame] = judged
+        filled = how.fill(shown, frames=range(frame, frame + 1), with_variance=wanted)
         errors.append((series[frame] - filled.mean[0])[judged])
         variances.append(filled.variance[0][judged])
-    error, variance = np.concatenate(errors), np.concatenate(variances)
+    error, variance = np.concatenate([[], *errors]), np.concatenate([[], *variances])
     if not len(error):
         return -np.inf, np.nan
     variance = variance.clip(min=1e-12 * np.square(error).mean() + 1e-300)
