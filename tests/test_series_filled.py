@@ -17,7 +17,7 @@ from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.estimation import SHAPES, Estimator, taper
 from vecfield_diffusion.evaluation.interpolation import Interpolation
-from vecfield_diffusion.evaluation.spacetime import Stationary
+from vecfield_diffusion.evaluation.spacetime import Stationary, Values
 from vecfield_diffusion.evaluation.trial import _in_time, pieces
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs import gaussian
@@ -47,7 +47,7 @@ def series(frames: int = T, **changes: float) -> xr.Dataset:
         if rng.random() < 0.6:
             top, left = rng.integers(H - 2), rng.integers(W - 2)
             values[frame, :, top : top + 3, left : left + 3] = np.nan
-    values[20] = np.nan
+    values[20:21] = np.nan
     dims, units = ("day", "lat", "lon"), {"units": "m s-1"}
     day = np.datetime64("2022-02-01", "ns") + np.arange(frames) * DAY
     return xr.Dataset(
@@ -88,7 +88,7 @@ def test_mean_and_spread_are_those_of_the_dense_posterior() -> None:
     prior = Estimator(lags=8, noise=noise).stationary(observed, np.ones((H, W), dtype=bool), "separable")
     count = observed.size
     places = [part.ravel() for part in np.indices(observed.shape)]
-    everything = gaussian_values(places)
+    everything = Values(*places)
     dense, seen = prior.covariance(everything, everything), np.isfinite(observed).ravel()
     gain = dense[:, seen] @ np.linalg.inv(dense[np.ix_(seen, seen)] + noise * np.eye(seen.sum()))
     anomaly = (observed - prior.mean).ravel()[seen]
@@ -101,12 +101,6 @@ def test_mean_and_spread_are_those_of_the_dense_posterior() -> None:
     error = (filled.members.mean(axis=0) - mean) / np.sqrt(variance / members)
     assert 0.9 < np.square(error).mean() < 1.1 and np.abs(error).max() < 6
     assert 0.97 < (filled.members.var(axis=0, ddof=1) / variance).mean() < 1.03
-
-
-def gaussian_values(places: list[np.ndarray]):  # noqa: ANN201
-    from vecfield_diffusion.evaluation.spacetime import Values
-
-    return Values(*places)
 
 
 def test_the_factor_of_the_spread_is_about_the_exact_mean(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +133,7 @@ def test_a_dataset_is_filled_and_keeps_what_was_measured(capsys: pytest.CaptureF
     error, climate = (pair(out) - truth)[~seen], truth[~seen].std()
     assert np.sqrt(np.square(error).mean()) < 0.6 * climate
     spread = np.stack([out["ueast_std"], out["vnorth_std"]], axis=1)[~seen]
-    assert 0.7 < np.sqrt(np.square(spread).mean() / np.square(error).mean() * 4 / 5 * 5 / 4) < 1.4
+    assert 0.7 < np.sqrt(np.square(spread).mean() / np.square(error).mean() * 5 / 4) < 1.4
 
 
 def test_one_seed_gives_one_trajectory_whatever_is_filled_of_it() -> None:
@@ -255,12 +249,10 @@ def test_times_become_frames() -> None:
     assert line.frames.tolist() == [0, 1, 2, 4, 5, 6] and "2 runs" in line.words
     assert Timeline.of(fields_of(None)).frames.tolist() == list(range(6))
     assert Timeline.of(fields_of(np.arange(600.0), n=600)).lags == LAGS
-    with pytest.raises(UserError, match="jump 1. times in 300 snapshots, too often"):
-        time = np.arange(300.0)
-        time[::20] += 0.4
-        jumps = np.cumsum(np.where(np.arange(300) % 2, 1.0, 1.3) * 1.0)
-        jumps[:240] = np.arange(240)
-        assert Timeline.of(fields_of(jumps, n=300)) is None
+    jumps = np.cumsum(np.where(np.arange(300) % 2, 1.0, 1.3))
+    jumps[:120] = np.arange(120)
+    with pytest.raises(UserError, match=r"jump \d\d times in 300 snapshots, too often"):
+        Timeline.of(fields_of(jumps, n=300))
     later = lengthened(fields_of(np.arange(6.0)), 2)
     assert (
         later.time.tolist() == list(range(8)) and torch.isnan(later.read([6, 7])).all() and (later.read([5]) == 1).all()
