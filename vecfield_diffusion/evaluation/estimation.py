@@ -1,10 +1,10 @@
 """Learns a Gaussian field in space and time from a series, gaps and all, and chooses its kind.
 
 The covariance of the anomalies at every lag and offset is the mean over all pairs of measured values, whatever their
-number, with the weights of a taper in time, times the share of the pairs that the domain holds at that offset. Where
-nothing is missing its cross-spectrum over wavenumber and frequency is that of the tapered series, and never negative;
-else it is made so, on a torus of 2 L frames. A window in time, itself of non-negative transform, ends it at the lag L.
-Then it is one of
+number, with the weights of a taper in time and in space, times the share of the pairs that the domain holds at that
+offset. Where nothing is missing its cross-spectrum over wavenumber and frequency is that of the tapered series, and
+never negative; else the nearest one of the same variance is taken, on a torus of 2 L frames. A window in time, itself
+of non-negative transform, ends it at the lag L. Then it is one of
 
     separable       C(tau, r) = rho(tau) C(0, r), rho the correlation of all
     advected        C_k(tau) = C_k(0) exp(-i omega_k tau - g_k tau), from the lag 1

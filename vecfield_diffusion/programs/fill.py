@@ -29,7 +29,7 @@ from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.calibration import apply_factor
 from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.inference.ensemble import sample_ensemble
-from vecfield_diffusion.inference.files import KEY
+from vecfield_diffusion.inference.files import KEY, FieldsWriter
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.inference.template import Buffer, Layout, Template
 from vecfield_diffusion.programs.filling import Filling, at_once, open_filling
@@ -181,7 +181,7 @@ def opened(
     source: Source | Fields | None = None,
     trained: Trained | None = None,
     mask: MaskFunction | None = None,
-) -> tuple[Filling | Series, Callable[[Sink], dict[str, dict[str, float]]]]:
+) -> tuple[Filling | Series, Callable[[FieldsWriter | Buffer], dict[str, dict[str, float]]]]:
     """Returns what is filled and what fills it into a sink and returns further scores: a network, or without one
     (`ckpt=none`) the Gaussian field of the series; arguments and errors: `open_filling`."""
     if trained is None and config["ckpt"] == "none":

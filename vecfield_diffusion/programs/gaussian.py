@@ -8,7 +8,7 @@ conditioned on what was measured (`evaluation/interpolation.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from vecfield_diffusion.evaluation.spacetime import Floats, SpaceTime
 from vecfield_diffusion.evaluation.tables import table
 from vecfield_diffusion.evaluation.trial import judge, pieces
 from vecfield_diffusion.inference.cases import Cases, make_cases
+from vecfield_diffusion.inference.files import FieldsWriter
+from vecfield_diffusion.inference.template import Buffer
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.filling import check_ranges, errors
 from vecfield_diffusion.programs.method import node_of
@@ -86,7 +88,7 @@ class Series:
         """The files that the result depends on."""
         return [*files_behind(self.fields), *filter(None, [getattr(self.mask, "path", None)])]
 
-    def cases(self, positions: Any) -> Cases:
+    def cases(self, positions: Sequence[int]) -> Cases:
         """Returns the cases of some of the snapshots that are filled."""
         return self._read([self.indices[position] for position in positions])
 
@@ -94,7 +96,7 @@ class Series:
         config, sigma = self.config, errors(self.config["sigma_obs"], self.fields, snapshots)
         return make_cases(self.fields, snapshots, self.mask, config["seed"], sigma, hide=config["hide"])
 
-    def run(self, sink: Any) -> dict[str, dict[str, float]]:
+    def run(self, sink: FieldsWriter | Buffer) -> dict[str, dict[str, float]]:
         """Fills every snapshot that is not there yet; returns what the trial found.
 
         Raises:
@@ -191,8 +193,8 @@ class Series:
             budget = SPARSE if each * (REACH + 1) <= SPARSE else DENSE
             return Interpolation(field, before=REACH, after=0, block=1, budget=budget)
         block = int(min(SPARSE / max(each, 1.0) - 2 * REACH, 4))
-        budget = {"budget": SPARSE, "block": block} if block >= 2 else {"budget": DENSE, "block": 2}
-        return Interpolation(field, before=REACH, after=REACH, **budget)
+        block, budget = (block, SPARSE) if block >= 2 else (2, DENSE)
+        return Interpolation(field, before=REACH, after=REACH, block=block, budget=budget)
 
     def _blocks(self, size: int) -> Iterator[tuple[range, list[int]]]:
         """Blocks of frames, the same whatever is filled of them, and the positions that lie in each."""
