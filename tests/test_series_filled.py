@@ -150,7 +150,7 @@ def test_the_past_alone_knows_nothing_of_what_comes_later() -> None:
     data, other = series(), series()
     for name in ("ueast", "vnorth"):
         other[name][50:] = 3 - 2 * other[name][50:]
-    keywords = {"members": 2, "time": "44:50"}
+    keywords = {"members": 2, "time": "44:50", "sigma_obs": "err"}
     past = [pair(vf.fill(each, time_context="past", **keywords), "_members") for each in (data, other)]
     np.testing.assert_array_equal(*past)
     both = [pair(vf.fill(each, **keywords), "_members") for each in (data, other)]

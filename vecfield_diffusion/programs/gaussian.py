@@ -151,6 +151,7 @@ class Series:
         valid, seed = self.grid.valid.numpy(), self.config["seed"]
         past = self.config["time_context"] == "past"
         known = self._known(series) if past else series
+        noise = noise[: len(known)] if isinstance(noise, np.ndarray) else noise
         measured = np.isfinite(known).all(axis=1)
         if measured.any(axis=(1, 2)).sum() < 5:
             raise UserError(
@@ -159,7 +160,7 @@ class Series:
                 "network: ckpt=RUN"
             )
         hidden, shape = pieces(measured, valid, seed)
-        error = float(np.mean(noise[np.isfinite(known)])) if np.ndim(noise) else float(noise)
+        error = float(noise[np.isfinite(known)].mean()) if isinstance(noise, np.ndarray) else float(noise)
         estimator = Estimator(self.grid.periodic, self.line.lags, noise=error)
         shown = np.where(hidden[:, None], np.nan, known)
         choice: Choice = choose(shown, valid, estimator, seed=seed)
