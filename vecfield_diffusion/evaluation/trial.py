@@ -36,7 +36,7 @@ def pieces(measured: Bools, valid: Bools, seed: int, share: float = SHARE) -> tu
     generator = np.random.default_rng([seed, 10])
     frames = np.flatnonzero(measured.any(axis=(1, 2)))
     whole = measured[frames][:, valid].mean() if len(frames) else 0.0
-    gaps = 0.5 <= whole < 0.995
+    gaps = 0.3 <= whole < 0.995
     out, total = np.zeros_like(measured), share * measured.sum()
     stretch = max(1, min(4, len(frames) // 10))
     for start in generator.permutation(np.arange(0, len(frames), stretch)):
