@@ -71,8 +71,13 @@ infer = Program(
         "colour": "Literal['speed', 'vorticity']",
         "likelihood": "Literal['none', 'hutchinson', 'exact']",
         "likelihood_steps": "int",
+        "time_context": "Literal['both', 'past']",
+        "horizon": "int",
     },
-    examples={"ckpt": "python infer.py ckpt=outputs/train/run mask=block"},
+    examples={
+        "ckpt": "python infer.py ckpt=outputs/train/run mask=block; or without a network, the series of a file from "
+        "itself: python infer.py ckpt=none input=my.nc"
+    },
     resolves=("mask", "inpainting"),
     spelling=Spelling(files={"mask": "file"}, values=_GPU, answers={"mask": _SEVERAL}),
     metric="crps",

@@ -74,11 +74,7 @@ class Model:
         Raises:
             UserError: A source or a keyword that does not fit.
         """
-        if isinstance(source, str | Path):
-            keywords["input"], source = str(source), None
-        if isinstance(mask, str | Path):
-            keywords["mask"], mask = str(mask), None
-        known = None if mask is None else Known(mask)
+        source, known, keywords = sources(source, mask, keywords)
         return filling.fill(self._config(**keywords), source=source, trained=self.trained, mask=known)
 
     def sample(self, members: int = 16, **keywords: Any) -> xr.Dataset:
@@ -148,9 +144,27 @@ def load(ckpt: str | Path, *, device: str = "auto", trust: Sequence[str] = ()) -
     return Model(str(ckpt), load_trained(str(ckpt), choose_device(device), trust), device, tuple(trust))
 
 
-def fill(source: Source, ckpt: str | Path | Model, **keywords: Any) -> xr.Dataset:
-    """Returns the filled fields of a source; arguments and errors: `load` and `Model.fill`."""
-    return model_of(ckpt, keywords).fill(source, **keywords)
+def fill(source: Source, ckpt: str | Path | Model = "none", *, mask: Mask = None, **keywords: Any) -> xr.Dataset:
+    """Returns the filled fields of a source; arguments and errors: `load` and `Model.fill`.
+
+    Without a network, the series is filled in space and time by the Gaussian field that is learnt from itself.
+    """
+    if ckpt != "none":
+        return model_of(ckpt, keywords).fill(source, mask=mask, **keywords)
+    source, known, keywords = sources(source, mask, keywords)
+    return filling.fill(commands.infer.config(*overrides({"ckpt": "none"} | keywords)), source=source, mask=known)
+
+
+def sources(
+    source: Source | None, mask: Mask, keywords: Mapping[str, Any]
+) -> tuple[Source | None, Known | None, dict[str, Any]]:
+    """Returns a source and a mask that are no files, and the keywords with those that are."""
+    keywords = dict(keywords)
+    if isinstance(source, str | Path):
+        keywords["input"], source = str(source), None
+    if isinstance(mask, str | Path):
+        keywords["mask"], mask = str(mask), None
+    return source, None if mask is None else Known(mask), keywords
 
 
 def model_of(ckpt: str | Path | Model, keywords: dict[str, Any]) -> Model:

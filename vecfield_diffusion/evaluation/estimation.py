@@ -1,14 +1,15 @@
 """Learns a Gaussian field in space and time from a series, gaps and all, and chooses its kind.
 
 The covariance of the anomalies at every lag and offset is the mean over all pairs of measured values, whatever their
-number, with the weights of a taper in time, times the share of the pairs that the domain holds at that offset. Where
-nothing is missing its cross-spectrum over wavenumber and frequency is that of the tapered series, and never negative;
-else it is made so, on a torus of 2 L frames. A window in time, itself of non-negative transform, ends it at the lag L.
-Then it is one of
+number, with the weights of a taper in time and in space, times the share of the pairs that the domain holds at that
+offset. Where nothing is missing its cross-spectrum over wavenumber and frequency is that of the tapered series, and
+never negative; else the nearest one of the same variance is taken, on a torus of 2 L frames. A window in time, itself
+of non-negative transform, ends it at the lag L. Then it is one of
 
     separable       C(tau, r) = rho(tau) C(0, r), rho the correlation of all
     advected        C_k(tau) = C_k(0) exp(-i omega_k tau - g_k tau), from the lag 1
     full            C(tau, r) as it is
+    shrunk          0.85 of the full one and 0.15 of the advected one, which has less noise of sampling
 
 each of fields in units of the standard deviation of their cell or not, or principal components with lagged covariances
 of their coefficients, where the series is nearly complete. The kind that is taken is the one under which what was
@@ -23,17 +24,18 @@ from typing import Literal
 
 import numpy as np
 from scipy import fft
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from vecfield_diffusion.evaluation.covariance import principal_modes
 from vecfield_diffusion.evaluation.interpolation import Interpolation
 from vecfield_diffusion.evaluation.spacetime import Bools, Components, Floats, SpaceTime, Stationary, Sum, spectrum
 
-Shape = Literal["separable", "advected", "full"]
-SHAPES: tuple[Shape, ...] = ("separable", "advected", "full")
+Shape = Literal["separable", "advected", "full", "shrunk"]
+SHAPES: tuple[Shape, ...] = ("separable", "advected", "full", "shrunk")
 
 _FEW = 20  # pairs of values below which a covariance of an offset and a lag counts less
 _COMPLETE = 0.01  # the share of values that may be missing where principal components are taken
+_SHRUNK = 0.15  # the share of the advected covariance in the shrunk one
 _SHARE = 0.1  # of the squared deviation of cells in the local variance: towards that of the whole
 
 
@@ -58,21 +60,40 @@ def local_scale(anomalies: Floats, valid: Bools) -> Floats:
     return np.broadcast_to(np.where(valid, np.sqrt(ratio), 1.0), anomalies.shape[1:]).copy()
 
 
+def taper(valid: Bools, periodic: tuple[bool, bool]) -> Floats:
+    """A weight of every cell `(H, W)`, 0 outside, that rises over half the width of the domain from its borders.
+
+    The share of the pairs at an offset then falls with its square. Without it, it falls with the offset itself, which
+    makes the field rougher than it is at small distances: all that it does between close measurements.
+    """
+    sides = [(size, size) for size in valid.shape]
+    wide = valid
+    for axis, closed in enumerate(periodic):
+        width = [sides[k] if k == axis else (0, 0) for k in range(2)]
+        wide = np.pad(wide, width, mode="wrap" if closed else "constant")
+    if wide.all():
+        return np.ones(valid.shape)
+    depth = distance_transform_edt(wide)[sides[0][0] : 2 * sides[0][0], sides[1][0] : 2 * sides[1][0]]
+    return np.where(valid, np.sin(np.pi / 2 * depth / depth.max().clip(min=1.0)), 0.0)
+
+
 def lagged_products(anomalies: Floats, valid: Bools, periodic: tuple[bool, bool], lags: int) -> Floats:
     """C(tau, r) `(lags, 2, 2, Ht, Wt)` of anomalies `(T, 2, H, W)` with NaN where not measured.
 
-    With the taper h(t) = sin(pi (t + 1/2) / T) it is the mean of the products over the measured pairs with the weights
-    h(t + tau) h(t), times the share that all pairs of the offset and of the lag have in those of offset and lag 0:
-    where nothing is missing the sum of tapered products, whose cross-spectrum is a mean of squares.
+    With the taper h(t, p), sin(pi (t + 1/2) / T) times that of the cells, it is the mean of the products over the
+    measured pairs with the weights h(t + tau, p + r) h(t, p), times the share that all pairs of the offset and of the
+    lag have in those of offset and lag 0: where nothing is missing the sum of tapered products, whose cross-spectrum is
+    a mean of squares.
     """
     torus = tuple(n if close else 2 * n for n, close in zip(valid.shape, periodic, strict=True))
-    taper = np.sin(np.pi * (np.arange(len(anomalies)) + 0.5) / len(anomalies))[:, None, None, None]
+    in_time = np.sin(np.pi * (np.arange(len(anomalies)) + 0.5) / len(anomalies))[:, None, None, None]
+    in_space = taper(valid, periodic)
+    weights = in_time * in_space
     measured = np.isfinite(anomalies) & valid
-    sums = _correlated(np.where(measured, taper * np.nan_to_num(anomalies), 0.0), torus, lags)
-    domain = _correlated(np.broadcast_to(valid, (1, 1, *valid.shape)).astype(np.float64), torus, 1)
-    whole = _correlated(taper, (1, 1), lags) * domain
+    sums = _correlated(np.where(measured, weights * np.nan_to_num(anomalies), 0.0), torus, lags)
+    whole = _correlated(in_time, (1, 1), lags) * _correlated(in_space[None, None], torus, 1)
     if not (measured == valid).all():
-        pairs = _correlated(taper * measured, torus, lags)
+        pairs = _correlated(weights * measured, torus, lags)
         enough = pairs > _FEW
         sums = np.where(enough, sums / np.where(enough, pairs, 1.0), sums / (pairs.clip(min=0) + _FEW)) * whole
     return sums / whole[0, 0, 0, 0, 0]
@@ -93,21 +114,43 @@ def _correlated(fields: Floats, torus: Sequence[int], lags: int) -> Floats:
 
 
 def non_negative(lags: Floats) -> Floats:
-    """C(tau, r) whose cross-spectrum on a torus of twice as many frames has no negative eigenvalue."""
+    """The nearest C(tau, r) of the same variance whose cross-spectrum, on a torus of twice as many frames, is >= 0.
+
+    That is the projection of its eigenvalues upon those of one sum that are not negative: all are lowered by the same
+    and the negative ones left out. What noise adds to some of them it takes from others, so that to leave these out
+    alone would raise the power of small scales, where there is little.
+    """
     size = 2 * len(lags)
     power = spectrum(lags, size)
     a, d, b = power[0, 0].real, power[1, 1].real, power[0, 1]
     middle, half = (a + d) / 2, np.sqrt(np.square((a - d) / 2) + np.square(np.abs(b)))
-    low, high = middle - half, middle + half
-    # Where the lower one is negative: high (P - low) / (high - low), and nothing where both are.
-    mixed = low < 0
-    factor = np.where(mixed, high.clip(min=0.0) / np.where(half > 0, 2 * half, 1.0), 1.0)
-    shift = np.where(mixed, low, 0.0)
-    power[0, 0], power[1, 1] = factor * (a - shift), factor * (d - shift)
-    power[0, 1] *= factor
-    power[1, 0] *= factor
-    kept = fft.irfftn(power, s=(size, *lags.shape[-2:]), axes=(2, 3, 4))
-    return np.ascontiguousarray(np.moveaxis(kept[:, :, : len(lags)], 2, 0))
+    values = np.stack((middle - half, middle + half))
+    kept = (values - _floor(values, lags.shape[-1])).clip(min=0.0)
+    # The matrix with these values and the same vectors: a multiple of itself and one of the identity.
+    slope = np.where(half > 0, (kept[1] - kept[0]) / np.where(half > 0, 2 * half, 1.0), 1.0)
+    shift = kept.mean(axis=0) - slope * middle
+    power *= slope
+    power[0, 0] += shift
+    power[1, 1] += shift
+    out = fft.irfftn(power, s=(size, *lags.shape[-2:]), axes=(2, 3, 4))
+    return np.ascontiguousarray(np.moveaxis(out[:, :, : len(lags)], 2, 0))
+
+
+def _floor(values: Floats, width: int) -> float:
+    """By how much values `(..., width / 2 + 1)` of a real transform are lowered, so that their positive parts have
+    their sum; 0 where none is negative, or the sum is not positive."""
+    counts = np.full(values.shape[-1], 2.0)
+    counts[0] = counts[-1] = 1.0
+    if width % 2:
+        counts[-1] = 2.0 if len(counts) > 1 else 1.0
+    total = (values * counts).sum()
+    if values.min() >= 0 or total <= 0:
+        return 0.0
+    order = np.argsort(values, axis=None)[::-1]
+    sums = np.cumsum((values * counts).ravel()[order])
+    number = np.cumsum(np.broadcast_to(counts, values.shape).ravel()[order])
+    levels = (sums - total) / number
+    return float(levels[np.flatnonzero(values.ravel()[order] > levels)[-1]])
 
 
 def window(lags: int) -> Floats:
@@ -121,6 +164,8 @@ def shaped(lags: Floats, shape: Shape) -> Floats:
     count = len(lags)
     if shape == "full":
         return non_negative(lags)
+    if shape == "shrunk":
+        return (1 - _SHRUNK) * shaped(lags, "full") + _SHRUNK * shaped(lags, "advected")
     still = non_negative(lags[:1])[0]
     if shape == "separable":
         trace = np.trace(lags[:, :, :, 0, 0], axis1=1, axis2=2)
@@ -152,11 +197,20 @@ class Estimator:
         lags: The lag L where correlations end, at most; two thirds of the series at most. It is also the resolution in
             frequency: a window that ends sooner takes from the correlation of neighbouring frames.
         nugget: The white part of the variance, so that errors of 0 are possible.
+        noise: The variance of the errors of what was measured, which is no part of the field's.
     """
 
     periodic: tuple[bool, bool] = (False, False)
     lags: int = 160
     nugget: float = 1e-3
+    noise: float = 0.0
+
+    def learn(self, series: Floats, valid: Bools, kind: str) -> SpaceTime:
+        """The field of a kind by its name: `full`, `full, local variance`, `8 components`..."""
+        if kind.endswith("components"):
+            return self.components(series, valid, int(kind.split()[0]))
+        shape, _, local = kind.partition(", ")
+        return self.stationary(series, valid, shape, bool(local))
 
     def stationary(self, series: Floats, valid: Bools, shape: Shape, local: bool = False) -> Stationary:
         """The homogeneous field of a series `(T, 2, H, W)` with NaN where not measured.
@@ -177,6 +231,8 @@ class Estimator:
         scale = local_scale(anomalies, valid) if local else np.ones_like(mean)
         count = self._count(len(series))
         raw = lagged_products(anomalies / scale, valid, self.periodic, count)
+        white = raw[0, [0, 1], [0, 1], 0, 0]
+        raw[0, [0, 1], [0, 1], 0, 0] -= np.minimum(self.noise / np.square(scale[:, valid]).mean(), 0.9 * white)
         found = {}
         for shape in shapes:
             lags = shaped(raw, shape) * window(count)[:, None, None, None, None]
@@ -261,21 +317,16 @@ def choose(
         for rank in ranks:
             if rank < split // 2:
                 kinds[f"{rank} components"] = estimator.components(learn, valid, rank)
+    measured = np.flatnonzero(np.isfinite(judge[:, :, valid]).any(axis=(1, 2)))
+    frames = measured[np.linspace(0, len(measured) - 1, cases).astype(int)] if len(measured) else ()
     hidden = [
         (frame, hide(judge, valid, frame, kind, np.random.default_rng([seed, number])))
-        for number, (frame, kind) in enumerate(
-            zip(np.linspace(0, len(judge) - 1, cases).astype(int), ["pixels", "block"] * cases, strict=False)
-        )
+        for number, (frame, kind) in enumerate(zip(frames, ["pixels", "block"] * cases, strict=False))
     ]
     judged = {name: log_score(field, judge, hidden) for name, field in kinds.items()}
     scores = {name: score for name, (score, _) in judged.items()}
     best = max(scores, key=scores.get)
-    if best.endswith("components"):
-        field = estimator.components(series, valid, int(best.split()[0]))
-    else:
-        shape, _, local = best.partition(", ")
-        field = estimator.stationary(series, valid, shape, bool(local))
-    return Choice(field, best, scores, judged[best][1])
+    return Choice(estimator.learn(series, valid, best), best, scores, judged[best][1])
 
 
 def hide(series: Floats, valid: Bools, frame: int, kind: str, generator: np.random.Generator) -> Bools:
@@ -309,11 +360,13 @@ def log_score(
     errors, variances = [], []
     for frame, hidden in cases:
         shown = np.where(hidden[:, None], np.nan, series)
-        filled = how.fill(shown, frames=range(frame, frame + 1), with_variance=True)
         judged = np.isfinite(series[frame]) & hidden[frame] & field.valid
+        wanted = np.zeros(series.shape, dtype=bool)
+        wanted[frame] = judged
+        filled = how.fill(shown, frames=range(frame, frame + 1), with_variance=wanted)
         errors.append((series[frame] - filled.mean[0])[judged])
         variances.append(filled.variance[0][judged])
-    error, variance = np.concatenate(errors), np.concatenate(variances)
+    error, variance = np.concatenate([[], *errors]), np.concatenate([[], *variances])
     if not len(error):
         return -np.inf, np.nan
     variance = variance.clip(min=1e-12 * np.square(error).mean() + 1e-300)

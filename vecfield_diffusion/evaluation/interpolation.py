@@ -20,7 +20,7 @@ lengths over which correlations fall to a half. With all values of all frames in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -70,7 +70,7 @@ class Filled:
 
     Attributes:
         mean: The posterior mean `(T, 2, H, W)`, NaN outside the domain.
-        variance: The posterior variance, likewise; None where it was not asked for.
+        variance: The posterior variance, likewise, NaN also where it was not asked for; None where none was.
         members: Members `(M, T, 2, H, W)`, likewise.
     """
 
@@ -113,17 +113,48 @@ class Interpolation:
         frames: range | None = None,
         members: int = 0,
         seed: int = 0,
-        with_variance: bool = False,
+        with_variance: bool | Bools = False,
     ) -> Filled:
-        """Fills the frames of a series.
+        """Fills the frames of a series; arguments and errors as for `parts`.
+
+        Arguments:
+            series: What was measured.
+            noise: The variance of the errors.
+            frames: The frames to fill; all if None. What was measured in others counts too.
+            members: The number of members.
+            seed: Of the members.
+            with_variance: Whether the variance is wanted, or of which values.
+        """
+        frames = range(len(series)) if frames is None else frames
+        blocks = [
+            range(start, min(start + self.block, frames.stop))
+            for start in range(frames.start, frames.stop, self.block)
+        ]  # fmt: skip
+        found = list(self.parts(series, noise, blocks, members=members, seed=seed, with_variance=with_variance))
+        variance = None if with_variance is False else np.concatenate([part.variance for part in found])
+        members_of = np.concatenate([part.members for part in found], axis=1)
+        return Filled(np.concatenate([part.mean for part in found]), variance, members_of)
+
+    def parts(
+        self,
+        series: Floats,
+        noise: Floats | float,
+        blocks: Iterable[range],
+        *,
+        members: int = 0,
+        seed: int = 0,
+        with_variance: bool | Bools = False,
+    ) -> Iterator[Filled]:
+        """Yields the frames of a series, filled a block at a time.
 
         Arguments:
             series: What was measured, `(T, 2, H, W)`, NaN elsewhere.
             noise: The variance of the errors, a number or as the series.
-            frames: The frames to fill; all if None. What was measured in others counts too.
+            blocks: Consecutive frames that are filled at once.
             members: The number of members.
             seed: One seed gives one trajectory for each number of a member.
-            with_variance: Whether the variance is wanted; it takes longer than the mean.
+            with_variance: Whether the variance is wanted, which takes longer than the mean, or of which values, as the
+                series; it is NaN elsewhere.
 
         Raises:
             ValueError: A series of another shape than the prior, or noise that is negative.
@@ -134,48 +165,51 @@ class Interpolation:
         observed = np.isfinite(series) & self.prior.valid
         if not (noise[observed] >= 0).all():
             raise ValueError("noise must be >= 0 where something was measured")
-        frames = range(len(series)) if frames is None else frames
+        wanted = np.broadcast_to(with_variance, series.shape)
         anomalies = np.where(observed, series - self.prior.mean, 0.0)
         drawn = [self._draw(len(series), noise, observed, seed, number) for number in range(members)]
-        shape = (len(frames), *series.shape[1:])
-        mean, variance = np.full(shape, np.nan), np.full(shape, np.nan) if with_variance else None
-        out = np.full((members, *shape), np.nan)
-        inside = np.broadcast_to(self.prior.valid, series.shape[1:])
-        for block in self._blocks(frames):
-            values = self._select(observed, block)
-            here = slice(block.start - frames.start, block.stop - frames.start)
-            posterior = Posterior(self.prior, values, values.of(noise))
-            y = values.of(anomalies)
-            innovations = np.stack([y, *(y - values.of(x + n) for x, n in drawn)])
-            steps = posterior.correct(block, innovations)
-            chosen = slice(block.start, block.stop)
-            left = observed[chosen].copy()
-            left[values.frame[_in(values, block)] - block.start, *_places(values.at(_in(values, block)))] = False
-            mean[here] = np.where(inside, self._kept(steps[0], anomalies[chosen], left) + self.prior.mean, np.nan)
-            for number, (x, n) in enumerate(drawn):
-                member = self._kept(x[chosen] + steps[1 + number], anomalies[chosen] - n[chosen], left)
-                out[number, here] = np.where(inside, member + self.prior.mean, np.nan)
-            if variance is not None:
-                targets = Values.where(np.broadcast_to(inside, left.shape) & ~left, block.start)
-                part = np.where(inside, np.where(left, noise[chosen], 0.0), np.nan)
-                part[targets.frame - block.start, *_places(targets)] = posterior.variance(targets)
-                variance[here] = part
-        return Filled(mean, variance, out)
+        for block in blocks:
+            yield self._part(block, observed, anomalies, noise, drawn, wanted)
+
+    def _part(
+        self,
+        block: range,
+        observed: Bools,
+        anomalies: Floats,
+        noise: Floats,
+        drawn: Sequence[tuple[Floats, Floats]],
+        wanted: Bools,
+    ) -> Filled:
+        """One block; the arrays are those of the whole series."""
+        values, inside, prior = self._select(observed, block), self.prior.valid, self.prior
+        posterior = Posterior(prior, values, values.of(noise))
+        y = values.of(anomalies)
+        innovations = np.stack([y, *(y - values.of(x) - values.of(n) for x, n in drawn)])
+        steps = posterior.correct(block, innovations)
+        chosen = slice(block.start, block.stop)
+        left = observed[chosen].copy()  # measured, but not among the values that count: these stay as they are
+        left[values.frame[_in(values, block)] - block.start, *_places(values.at(_in(values, block)))] = False
+        mean = np.where(left, anomalies[chosen], steps[0])
+        shape = (len(drawn), *mean.shape)
+        members = [
+            np.where(left, anomalies[chosen] - n[chosen], x[chosen] + step)
+            for step, (x, n) in zip(steps[1:], drawn, strict=True)
+        ]
+        mean, members = (
+            np.where(inside, part + prior.mean, np.nan) for part in (mean, np.reshape(members, shape))
+        )  # fmt: skip
+        if not wanted[chosen].any():
+            return Filled(mean, np.full_like(mean, np.nan), members)
+        variance = np.where(inside & wanted[chosen] & left, noise[chosen], np.nan)
+        targets = Values.where(inside & wanted[chosen] & ~left, block.start)
+        variance[targets.frame - block.start, *_places(targets)] = posterior.variance(targets)
+        return Filled(mean, variance, members)
 
     def _draw(self, frames: int, noise: Floats, observed: Bools, seed: int, number: int) -> tuple[Floats, Floats]:
         generator = np.random.default_rng([seed, number])
         x = self.prior.draw(frames, generator)
         errors = generator.standard_normal(noise.shape)
         return x, np.where(observed, np.sqrt(np.where(observed, noise, 0.0)) * errors, 0.0)
-
-    @staticmethod
-    def _kept(field: Floats, measured: Floats, left: Bools) -> Floats:
-        """`field` with what was measured, but not among the values that count, in its place."""
-        return np.where(left, measured, field)
-
-    def _blocks(self, frames: range) -> Iterator[range]:
-        for start in range(frames.start, frames.stop, self.block):
-            yield range(start, min(start + self.block, frames.stop))
 
     def _select(self, observed: Bools, block: range) -> Values:
         """The measured values that a block is given."""

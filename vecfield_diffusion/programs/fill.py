@@ -28,13 +28,14 @@ from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.calibration import apply_factor
 from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.inference.ensemble import sample_ensemble
-from vecfield_diffusion.inference.files import KEY
+from vecfield_diffusion.inference.files import KEY, FieldsWriter
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.inference.template import Buffer, FileLayout, Template
 from vecfield_diffusion.memory import FULL, is_full
 from vecfield_diffusion.programs.filling import Filling, at_once, open_filling
+from vecfield_diffusion.programs.gaussian import Series, open_series, refuse_alone
 from vecfield_diffusion.programs.plausible import check_members
-from vecfield_diffusion.programs.source import Source, files_behind
+from vecfield_diffusion.programs.source import Source
 from vecfield_diffusion.programs.trained import Trained
 
 #: Attributes of the native file, which the output is not.
@@ -53,8 +54,8 @@ class Sink(Protocol):
         """Takes a block; see `inference/template.FilledTimes`."""
 
 
-def run(filling: Filling, sink: Sink) -> None:
-    """Fills every snapshot that is not there yet, with one progress bar over all.
+def run(filling: Filling, sink: Sink) -> dict[str, dict[str, float]]:
+    """Fills every snapshot that is not there yet, with one progress bar over all; there are no further scores.
 
     Raises:
         UserError: Fields that are not finite, memory that is full, or a sink that cannot be written.
@@ -81,6 +82,7 @@ def run(filling: Filling, sink: Sink) -> None:
             sink.write(block, members.numpy(), known.numpy(), truth)
     for method in filling.methods.values():
         say_summary(method)
+    return {}
 
 
 def say_summary(method: Method) -> None:
@@ -156,23 +158,38 @@ def fill(
     mask: MaskFunction | None = None,
 ) -> xr.Dataset:
     """Returns the filled fields of a configuration of `infer.py` in memory; arguments and errors: `open_filling`."""
-    filling = open_filling(config, source=source, trained=trained, mask=mask)
-    buffer = Buffer(FileLayout(template(filling), filling.trained.grid.valid.cpu().numpy(), config["members"]))
-    run(filling, buffer)
+    filling, work = opened(config, source=source, trained=trained, mask=mask)
+    buffer = Buffer(FileLayout(template(filling), filling.grid.valid.cpu().numpy(), config["members"]))
+    work(buffer)
     return buffer.finish()
 
 
-def key(filling: Filling) -> str:
+def opened(
+    config: dict[str, Any],
+    *,
+    source: Source | Fields | None = None,
+    trained: Trained | None = None,
+    mask: MaskFunction | None = None,
+) -> tuple[Filling | Series, Callable[[FieldsWriter | Buffer], dict[str, dict[str, float]]]]:
+    """Returns what is filled and what fills it into a sink and returns further scores: a network, or without one
+    (`ckpt=none`) the Gaussian field of the series; arguments and errors: `open_filling`."""
+    if trained is None and config["ckpt"] == "none":
+        series = open_series(config, source=source, mask=mask)
+        return series, series.run
+    refuse_alone(config)
+    filling = open_filling(config, source=source, trained=trained, mask=mask)
+    return filling, partial(run, filling)
+
+
+def key(filling: Filling | Series) -> str:
     """Returns what the filled fields depend on, in short: an interrupted run goes on only with the same."""
     config = {name: value for name, value in filling.config.items() if name not in FREE}
-    files = [filling.trained.path, *files_behind(filling.fields), *filter(None, [getattr(filling.mask, "path", None)])]
-    files += [filling.method.weak.path] if filling.method.weak is not None else []
-    states = [(str(file), Path(file).stat().st_mtime_ns, Path(file).stat().st_size) for file in files]
+    states = [(str(file), Path(file).stat().st_mtime_ns, Path(file).stat().st_size) for file in filling.files]
     text = json.dumps([config, filling.indices, states], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def template(filling: Filling) -> Template:
+def template(filling: Filling | Series) -> Template:
     """Returns what the output takes from the input, and where it comes from."""
     fields, config = filling.fields, filling.config
     command = " ".join(f"infer.py ckpt={config['ckpt']} input={config['input']}".split())
@@ -182,7 +199,7 @@ def template(filling: Filling) -> Template:
         **{name: value for name, value in {**fields.global_attrs, **fields.attrs}.items() if name not in NATIVE},
         "history": "\n".join([done, *filter(None, [str(fields.global_attrs.get("history", ""))])]),
         "config": yaml.safe_dump({name: value for name, value in config.items() if name != "options"}, sort_keys=False),
-        "ckpt": str(filling.trained.path),
+        "ckpt": filling.origin,
         "seed": config["seed"],
         "vecfield_diffusion_version": __version__,
         KEY: key(filling),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.inference.calibration import find_factor
 from vecfield_diffusion.inference.cases import Cases, make_cases, observed_cells, with_context
 from vecfield_diffusion.inference.method import Method
+from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.method import build_method, choices, fit_method, node_of, process_of
 from vecfield_diffusion.programs.plausible import Survey, absurd
-from vecfield_diffusion.programs.source import Source, chosen_snapshots, read_variable
+from vecfield_diffusion.programs.source import Source, chosen_snapshots, files_behind, read_variable
 from vecfield_diffusion.programs.trained import Trained, choose_device, fit_size, load_trained
 
 #: Snapshots that are looked at together before the sampling.
@@ -55,6 +57,23 @@ class Filling:
     names: list[str] = field(default_factory=list)
     methods: Mapping[str, Method] = field(default_factory=dict)
     factors: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def grid(self) -> Grid:
+        """The grid."""
+        return self.trained.grid
+
+    @property
+    def origin(self) -> str:
+        """Where the network comes from."""
+        return str(self.trained.path)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that the result depends on."""
+        weak = [] if self.method.weak is None else [self.method.weak.path]
+        mask = filter(None, [getattr(self.mask, "path", None)])
+        return [self.trained.path, *files_behind(self.fields), *mask, *weak]
 
     def cases(self, positions: Sequence[int]) -> Cases:
         """Returns the cases of some snapshots, always the same, without values that no law of the data allows."""

@@ -27,8 +27,9 @@ from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.inference.files import FieldsWriter, check_claim, owned
 from vecfield_diffusion.inference.likelihood import nats_per_value
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.programs.fill import key, run, template
-from vecfield_diffusion.programs.filling import Filling, open_filling
+from vecfield_diffusion.programs.fill import key, opened, template
+from vecfield_diffusion.programs.filling import Filling
+from vecfield_diffusion.programs.gaussian import Series
 from vecfield_diffusion.programs.source import files_behind
 from vecfield_diffusion.signals import stoppable
 
@@ -46,20 +47,20 @@ def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
         UserError: A checkpoint, file or option that does not fit, or a result of another command in the way.
         SystemExit: A signal stopped the run (130 for Ctrl-C, 143 for SIGTERM); what was finished is kept.
     """
-    filling = open_filling(config)
+    filling, work = opened(config)
     files = Files.of(config, folder)
     if files.fields.resolve() in [file.resolve() for file in files_behind(filling.fields)]:
         raise UserError(f"output={files.fields}: this is the input, which is never written over. Give another file")
     with owned(files.fields, files.scores, files.picture):
         if not config["overwrite"]:
             check_claim(files.fields, key(filling))
-        valid = filling.trained.grid.valid.cpu().numpy()
+        valid = filling.grid.valid.cpu().numpy()
         writer = FieldsWriter(files.fields, template(filling), valid, config["members"], key(filling))
         with stoppable(lambda: f"{len(writer.done())} of {len(filling.indices)} snapshots are kept"):
-            run(filling, writer)
+            further = work(writer)
             results, drawn = judge(filling, writer)
             writer.finish()
-        write_text_atomic(files.scores, json.dumps(without_nan(results), indent=2) + "\n")
+        write_text_atomic(files.scores, json.dumps(without_nan(results | further), indent=2) + "\n")
         say(filling, results)
         draw(filling, files.picture, *drawn)
     print(f"{files.fields.parent}: {files.fields.name}, {files.scores.name}, {files.picture.name}")
@@ -89,9 +90,9 @@ class Files:
         return cls(fields, fields.with_suffix(".json"), fields.with_suffix(".png"))
 
 
-def judge(filling: Filling, writer: FieldsWriter) -> tuple[dict[str, Any], tuple[Cases, Tensor]]:
+def judge(filling: Filling | Series, writer: FieldsWriter) -> tuple[dict[str, Any], tuple[Cases, Tensor]]:
     """Returns the scores of all that was filled, and the first case with its members, to be drawn."""
-    judged, nats, drawn = Judged(filling.trained.grid), {}, None
+    judged, nats, drawn = Judged(filling.grid), {}, None
     for block in writer.blocks:
         cases, members = filling.cases(block.positions), torch.from_numpy(block.members)
         judged.add(members, cases)
@@ -162,7 +163,7 @@ class Judged:
         return found | {"all": {"divergence_rms": float((total["divergence"] / total["divergence_cells"]).sqrt())}}
 
 
-def say(filling: Filling, results: Mapping[str, Any]) -> None:
+def say(filling: Filling | Series, results: Mapping[str, Any]) -> None:
     """Prints the scores."""
     if "log_likelihood" in results["all"]:
         print(
@@ -175,14 +176,14 @@ def say(filling: Filling, results: Mapping[str, Any]) -> None:
     print(f"divergence of the members: {results['all']['divergence_rms']:.3g} per s (RMS)")
 
 
-def draw(filling: Filling, path: Path, cases: Cases, members: Tensor) -> None:
+def draw(filling: Filling | Series, path: Path, cases: Cases, members: Tensor) -> None:
     """Draws the first case and its members `(M, 2, H, W)`."""
     figure_inpainting(
         path,
         cases.truth[0] if cases.hidden[0].any() else None,
         cases.observed[0],
         members,
-        filling.trained.grid,
+        filling.grid,
         filling.fields.units,
         colour=filling.config["colour"],
         coordinates=axes(filling.fields),

@@ -1,0 +1,267 @@
+"""`ckpt=none`: a series filled by the Gaussian field in space and time that it is itself drawn from.
+
+Nothing is trained. The mean, the variances and the correlations in space and time are learnt from what the file
+measures, gaps and all (`evaluation/estimation.py`); a part of it is hidden first, so that the user knows what the
+result is worth, and the spread is corrected by what is found there; then every member is a trajectory of that field
+conditioned on what was measured (`evaluation/interpolation.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vecfield_diffusion.config.build import build
+from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.masks import load_mask
+from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.evaluation.estimation import Choice, Estimator, choose
+from vecfield_diffusion.evaluation.interpolation import Interpolation
+from vecfield_diffusion.evaluation.spacetime import Floats, SpaceTime
+from vecfield_diffusion.evaluation.tables import table
+from vecfield_diffusion.evaluation.trial import judge, pieces
+from vecfield_diffusion.inference.cases import Cases, make_cases
+from vecfield_diffusion.inference.files import FieldsWriter
+from vecfield_diffusion.inference.template import Buffer
+from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.programs.filling import check_ranges, errors
+from vecfield_diffusion.programs.method import node_of
+from vecfield_diffusion.programs.source import TABLES, Source, files_behind, open_source, times
+from vecfield_diffusion.programs.timeline import Timeline, lengthened
+from vecfield_diffusion.training.batches import MaskFunction
+
+#: Of the printed table.
+COLUMNS = ("method", "rmse_component", "crps", "coverage_90", "spread_skill")
+#: What a network alone can do, and how that is left out.
+PLAIN = {
+    "sampler": {"_target_": "vecfield_diffusion.samplers.deterministic.DPMpp2M", "steps": 32, "grid": "log_snr"},
+    "inpainting": {},
+    "physics": {"_target_": "vecfield_diffusion.guidance.physics.NoPhysics"},
+    "guidance": {"_target_": "vecfield_diffusion.guidance.cfg.NoGuidance"},
+    "sensor": {},
+    "likelihood": "none",
+    "calibrate": False,
+}
+#: Frames on either side of a block that are measured and count, and their values: all if they are at most so many, as
+#: those of sparse measurements are, which all count; else, of dense ones, those that tell most.
+REACH, SPARSE, DENSE = 4, 5000, 3000
+#: Frames that are read or written at once.
+READ = 64
+#: Measured frames below which statistics are not learnt from the past alone.
+ENOUGH = 30
+#: Values of a series, those of the frames between runs included, that fit into about 3 GB.
+VALUES = 2.5e7
+
+
+@dataclass(frozen=True)
+class Series:
+    """A series that is filled; it has what `programs/fill.py` and `programs/infer.py` ask of a `Filling`.
+
+    Arguments:
+        config: The configuration of `infer.py`.
+        fields: The data, with the snapshots of the forecast.
+        indices: The snapshots that are filled.
+        mask: What is observed of what is measured.
+        line: The frames of the snapshots.
+    """
+
+    config: dict[str, Any]
+    fields: Fields
+    indices: list[int]
+    mask: MaskFunction
+    line: Timeline
+
+    origin = "none"
+
+    @property
+    def grid(self) -> Grid:
+        """The grid."""
+        return self.fields.grid
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that the result depends on."""
+        return [*files_behind(self.fields), *filter(None, [getattr(self.mask, "path", None)])]
+
+    def cases(self, positions: Sequence[int]) -> Cases:
+        """Returns the cases of some of the snapshots that are filled."""
+        return self._read([self.indices[position] for position in positions])
+
+    def _read(self, snapshots: list[int]) -> Cases:
+        config, sigma = self.config, errors(self.config["sigma_obs"], self.fields, snapshots)
+        return make_cases(self.fields, snapshots, self.mask, config["seed"], sigma, hide=config["hide"])
+
+    def run(self, sink: FieldsWriter | Buffer) -> dict[str, dict[str, float]]:
+        """Fills every snapshot that is not there yet; returns what the trial found.
+
+        Raises:
+            UserError: Nothing to learn from, or a sink that cannot be written.
+        """
+        done = sink.done()
+        if done:
+            print(f"going on: {len(done)} of {len(self.indices)} snapshots are finished")
+        series, noise = self._observed()
+        how, factor, found = self._learn(series, noise)
+        work = [(block, [p for p in places if p not in done]) for block, places in self._blocks(how.block)]
+        work = [(block, places) for block, places in work if places]
+        config = {"members": self.config["members"], "seed": self.config["seed"]}
+        parts = how.parts(series, noise, [block for block, _ in work], **config)
+        with tqdm(total=sum(len(places) for _, places in work), unit=" snapshots", disable=None) as bar:
+            for (block, places), part in zip(work, parts, strict=True):
+                at = [self.line.frames[self.indices[place]] - block.start for place in places]
+                spread = part.mean + factor * (part.members - part.mean)
+                cases = self.cases(places)
+                known = (cases.observed | cases.single).numpy()
+                members = np.where(known & (cases.sigma_obs.numpy() == 0), cases.y.numpy(), spread[:, at])
+                truth = cases.truth.numpy() if cases.hidden.any() else None
+                sink.write(places, members.astype(np.float32), known, truth)
+                bar.update(len(places))
+        return {f"trial: {name}": dict(scores) for name, scores in found.items()} | {"trial": {"spread_factor": factor}}
+
+    def _observed(self) -> tuple[Floats, Floats | float]:
+        """What was observed, `(T, 2, H, W)` with NaN elsewhere, and the variance of its errors."""
+        shape = (int(self.line.frames[-1]) + 1, 2, *self.fields.shape)
+        if np.prod(shape, dtype=float) > VALUES:
+            raise UserError(
+                f"{self.fields.source}: {shape[0]} times of {shape[2]}x{shape[3]} cells are too many at once. Give a "
+                "part of the file"
+            )
+        series = np.full(shape, np.nan)
+        constant = isinstance(self.config["sigma_obs"], int | float)
+        noise = self.config["sigma_obs"] ** 2 if constant else np.full(shape, np.nan)
+        for first in range(0, len(self.fields), READ):
+            snapshots = list(range(first, min(first + READ, len(self.fields))))
+            cases = self._read(snapshots)
+            series[self.line.frames[snapshots]] = cases.y.double().numpy()
+            if not constant:
+                variance = cases.sigma_obs.double().square().expand_as(cases.y)
+                noise[self.line.frames[snapshots]] = variance.numpy()
+        series[:, :, ~self.grid.valid.numpy()] = np.nan
+        return series, noise
+
+    def _learn(
+        self, series: Floats, noise: Floats | float
+    ) -> tuple[Interpolation, float, Mapping[str, Mapping[str, float]]]:
+        """The interpolation, the factor of its spread, and what hidden values say of both and of simpler methods."""
+        valid, seed = self.grid.valid.numpy(), self.config["seed"]
+        past = self.config["time_context"] == "past"
+        known = self._known(series) if past else series
+        noise = noise[: len(known)] if isinstance(noise, np.ndarray) else noise
+        measured = np.isfinite(known).all(axis=1)
+        if measured.any(axis=(1, 2)).sum() < 5:
+            raise UserError(
+                f"{self.fields.source}: ckpt=none learns from the file itself, and only "
+                f"{int(measured.any(axis=(1, 2)).sum())} of its times measured anything; give one with more, or a "
+                "network: ckpt=RUN"
+            )
+        hidden, shape = pieces(measured, valid, seed)
+        error = float(noise[np.isfinite(known)].mean()) if isinstance(noise, np.ndarray) else float(noise)
+        estimator = Estimator(self.grid.periodic, self.line.lags, noise=error)
+        shown = np.where(hidden[:, None], np.nan, known)
+        choice: Choice = choose(shown, valid, estimator, seed=seed)
+        scores = ", ".join(f"{name} {score:.2f}" for name, score in choice.scores.items())
+        print(f"field in space and time: {choice.name} (log density of hidden values: {scores})")
+        if not hidden.any():
+            print("note: the gaps of no time hide anything of another, so what the result is worth is not known")
+            return self._way(choice.field, measured), 1.0, {}
+        trial = judge(self._way(choice.field, measured), known, noise, hidden, self.grid)
+        print(f"a tenth of what was measured hidden, as {shape}, and filled from the rest ({self.fields.units}):")
+        print(table([{"method": name, **row} for name, row in trial.rows.items()], COLUMNS))
+        print(f"spread times {trial.factor:.3f}, as found there")
+        final = estimator.learn(known, valid, choice.name)
+        return self._way(final, measured), trial.factor, trial.rows
+
+    def _known(self, series: Floats) -> Floats:
+        """The series before the first frame that is filled, where it is long enough to learn from."""
+        first = self.line.frames[min(self.indices)]
+        if np.isfinite(series[:first]).any(axis=(1, 2, 3)).sum() >= ENOUGH:
+            return series[:first]
+        print(
+            "note: mean and covariance are learnt from all times, later ones too, for fewer than "
+            f"{ENOUGH} lie before the first that is filled: time=50: or so leaves some"
+        )
+        return series
+
+    def _way(self, field: SpaceTime, measured: np.ndarray) -> Interpolation:
+        """The interpolation with few frames in a block, so that what is around them is given to it whole."""
+        each = 2 * measured.sum() / max(1, measured.any(axis=(1, 2)).sum())
+        if self.config["time_context"] == "past":
+            budget = SPARSE if each * (REACH + 1) <= SPARSE else DENSE
+            return Interpolation(field, before=REACH, after=0, block=1, budget=budget)
+        block = int(min(SPARSE / max(each, 1.0) - 2 * REACH, 4))
+        block, budget = (block, SPARSE) if block >= 2 else (2, DENSE)
+        return Interpolation(field, before=REACH, after=REACH, block=block, budget=budget)
+
+    def _blocks(self, size: int) -> Iterator[tuple[range, list[int]]]:
+        """Blocks of frames, the same whatever is filled of them, and the positions that lie in each."""
+        frames = self.line.frames[self.indices]
+        for number in np.unique(frames // size):
+            stop = min((number + 1) * size, int(self.line.frames[-1]) + 1)
+            yield range(int(number * size), int(stop)), np.flatnonzero(frames // size == number).tolist()
+
+
+def open_series(
+    config: dict[str, Any],
+    *,
+    source: Source | Fields | None = None,
+    mask: MaskFunction | None = None,
+) -> Series:
+    """Returns what a configuration of `infer.py` with `ckpt=none` says, checked.
+
+    Arguments:
+        config: The configuration.
+        source: The data, where `input=` does not name them.
+        mask: What is observed, where `mask=` does not say it.
+
+    Raises:
+        UserError: A source or an option that does not fit.
+    """
+    check_ranges(config)
+    refuse(config)
+    source = config["input"] if source is None else source
+    if source is None:
+        raise UserError("ckpt=none learns from the file that it fills: add input=FILE, or give a network: ckpt=RUN")
+    if isinstance(source, str | Path) and Path(source).suffix.lower() in TABLES:
+        raise UserError(f"input={source}: points in a table have no grid without a network: give ckpt=RUN")
+    mask = mask or build(config["mask"] or node_of(config, "mask", "gaps"), "mask", trusted=True)
+    fields = source if isinstance(source, Fields) else _opened(source, config["names"])
+    if config["domain"] is not None:
+        fields = fields.within(load_mask(config["domain"], fields.shape))
+    print(fields.summary())
+    chosen = times("all" if config["time"] is None else config["time"], fields, range(len(fields)))
+    after = range(len(fields), len(fields) + config["horizon"])
+    fields = lengthened(fields, config["horizon"])
+    line = Timeline.of(fields)
+    print(line.words + (f", {len(after)} of them after the last" if after else ""))
+    return Series(config, fields, [*chosen, *after], mask, line)
+
+
+def _opened(source: Source, names: tuple[str, str] | None) -> Fields:
+    options = {} if names is None else {"u": names[0], "v": names[1]}
+    try:
+        return open_source(source, **options)
+    except (UserError, ValueError) as error:
+        message = str(error).replace("dataset.path=", "input=")
+        hint = " (here: names=[U,V])" if "dataset.u=" in message else ""
+        raise UserError(f"input={source}: {message}{hint}" if isinstance(source, str | Path) else message) from error
+
+
+def refuse(config: Mapping[str, Any]) -> None:
+    """Raises UserError where something is asked for that takes a network, or a horizon that is none."""
+    asked = [key for key, plain in PLAIN.items() if (config[key] or {}) != plain and config[key] != plain]
+    if asked:
+        raise UserError(f"{', '.join(asked)}: takes a network, and ckpt=none has none. Leave it out, or give ckpt=RUN")
+    if config["horizon"] < 0:
+        raise UserError(f"horizon must be >= 0, got {config['horizon']}")
+
+
+def refuse_alone(config: Mapping[str, Any]) -> None:
+    """Raises UserError where something is asked of a network of single snapshots that only `ckpt=none` can do."""
+    for key, plain in (("horizon", 0), ("time_context", "both")):
+        if config[key] != plain:
+            raise UserError(f"{key}={config[key]}: networks fill snapshot by snapshot; it goes with ckpt=none")
