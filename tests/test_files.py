@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from vecfield_diffusion.atomic import write_text_atomic
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.inference.files import FieldsWriter, Template, read_members, write_text_atomic
+from vecfield_diffusion.inference.files import FieldsWriter, Template, read_members
 
 M, T, H, W = 4, 8, 5, 7
 UNITS = {"units": "hours since 1990-01-01", "calendar": "proleptic_gregorian"}

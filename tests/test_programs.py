@@ -528,7 +528,7 @@ def test_messages_that_need_no_data(tmp_path: Path, program: str, arguments: str
 def test_a_file_stands_where_a_folder_should_be(place: Path, run: Call, tmp_path: Path) -> None:
     (tmp_path / "outputs").write_text("mine")
     is_message(process(tmp_path, "train", *TINY), "the folder outputs/train/run cannot be made")
-    is_message(process(tmp_path, "infer", f"ckpt={place}/outputs/train/run"), "outputs/infer/fill cannot be made")
+    is_message(process(tmp_path, "infer", f"ckpt={place}/outputs/train/run"), "outputs/infer/run cannot be made")
     assert (tmp_path / "outputs").read_text() == "mine"
     for name in ("checkpoints", "samples"):
         folder = place / "outputs" / "train" / f"blocked_{name}"

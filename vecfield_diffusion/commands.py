@@ -16,6 +16,9 @@ _SEVERAL = (
     "add -m to run each by itself, or score them side by side: python evaluate.py ckpt=RUN 'masks=[track,block,pixels]'"
 )
 
+#: Keys that results do not depend on, in the programs that sample.
+_FREE = ("batch", "device", "trust", "colour", "figure", "output", "overwrite")
+
 #: The keys of every program that samples.
 SAMPLING = {
     "ckpt": "str",
@@ -67,6 +70,7 @@ infer = Program(
         "magnitude": "Literal['check', 'any']",
         "output": "str | None",
         "overwrite": "bool",
+        "figure": "str",
         "colour": "Literal['speed', 'vorticity']",
         "likelihood": "Literal['none', 'hutchinson', 'exact']",
         "likelihood_steps": "int",
@@ -74,6 +78,7 @@ infer = Program(
     examples={"ckpt": "python infer.py ckpt=outputs/train/run mask=block"},
     resolves=("mask", "inpainting"),
     spelling=Spelling(files={"mask": "file"}, values=_GPU, answers={"mask": _SEVERAL}),
+    free=_FREE,
     metric="crps",
 )
 
@@ -88,6 +93,7 @@ evaluate = Program(
     lists={"masks": "mask"},
     resolves=("mask", "inpainting"),
     spelling=_MASKS,
+    free=_FREE,
     metric="crps",
 )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -39,6 +40,21 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def stoppable(kept: Callable[[], str]) -> Iterator[None]:
+    """Within the block a signal ends the program, which says what `kept` returns and how to go on.
+
+    Raises:
+        SystemExit: A signal came.
+    """
+    try:
+        with interruptible():
+            yield
+    except Interrupted as stop:
+        print(f"{stop}: {kept()}; the same command goes on", file=sys.stderr)
+        raise SystemExit(stop.code) from None
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -31,7 +31,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from vecfield_diffusion.atomic import replacing, write_text_atomic  # noqa: F401 (others take it from here)
+from vecfield_diffusion.atomic import replacing
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.template import Block, Layout, Template, Variable
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from vecfield_diffusion.config.sweep import read
+from vecfield_diffusion.data.draws import MaskFunction
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.diffusion.denoiser import mean_only
 from vecfield_diffusion.errors import UserError
@@ -26,7 +27,6 @@ from vecfield_diffusion.programs.baselines import REGRESSION
 from vecfield_diffusion.programs.method import build_method, fit_method, node_of, process_of, resolve_method
 from vecfield_diffusion.programs.trained import Trained, check_grid, fit_size, load_trained
 from vecfield_diffusion.samplers.deterministic import DPMpp2M
-from vecfield_diffusion.training.batches import MaskFunction
 from vecfield_diffusion.training.checkpoint import find_checkpoint
 
 
@@ -67,7 +67,7 @@ class Model:
         """
         past = mask if config["history"] == "masked" else None
         normalizer = self.trained.denoiser.normalizer
-        return with_context(cases, fields, self.trained.context, normalizer, config["seed"], past=past, twin=True)
+        return with_context(cases, fields, self.trained.context, normalizer, seed=config["seed"], past=past, twin=True)
 
     def resolved(self, name: str, cases: Cases, config: Mapping[str, Any]) -> Model:
         """The same with nothing left open for the cases of the mask `name`: neither the method nor the factor.

@@ -10,7 +10,6 @@ it read anything count as observed, the others are scored; baselines that cannot
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,6 @@ from vecfield_diffusion.data.masks import Empty, Full, Mask
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.baselines import BASELINES
 from vecfield_diffusion.evaluation.comparison import Estimate, Scored, Setting, score
-from vecfield_diffusion.evaluation.plots.style import date_of
 from vecfield_diffusion.evaluation.report import Generated, Section
 from vecfield_diffusion.evaluation.verdicts import too_few
 from vecfield_diffusion.inference.calibration import apply_factor
@@ -37,7 +35,7 @@ from vecfield_diffusion.programs.filling import at_once, check_ranges
 from vecfield_diffusion.programs.method import node_of
 from vecfield_diffusion.programs.study import Study, Trial, open_study, open_trial
 from vecfield_diffusion.programs.written import Kept, check_writable, print_scores, write_report, write_scores
-from vecfield_diffusion.signals import Interrupted, interruptible
+from vecfield_diffusion.signals import stoppable
 
 #: Generated fields that are compared with unseen ones, at most.
 GENERATED = 256
@@ -61,22 +59,17 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     trials = [trial for name, mask in masks.items() if (trial := open_trial(study, name, mask)) is not None]
     if not trials:
         raise UserError(f"masks={list(masks)}: {' and '.join(masks)} hides no cell, so that there is nothing to score")
-    if doubt := too_few(len(study.indices), study.independent):
+    for doubt in filter(None, [too_few(len(study.indices), study.independent), *study.untrained]):
         print(f"note: {doubt}")
     check_writable(folder)
     kept, sections = Kept(folder, study.key), []
-    try:
-        with interruptible():
-            for trial in trials:
-                name = trial.setting.mask
-                sections.append(kept.find(name) or kept.add(name, scored_section(study, trial)))
-                write_scores(folder, sections, study.fields.units)
-            print_scores(folder, sections, config["members"], study.fields.units)
-            write_report(folder, sections, study)
-    except Interrupted as stop:
-        done = ", ".join(section.setting.mask for section in sections) or "no mask"
-        print(f"{stop}: {done} finished and kept in {folder}; the same command goes on", file=sys.stderr)
-        raise SystemExit(stop.code) from None
+    with stoppable(lambda: f"{', '.join(part.setting.mask for part in sections) or 'no mask'} kept in {folder}"):
+        for trial in trials:
+            name = trial.setting.mask
+            sections.append(kept.find(name) or kept.add(name, scored_section(study, trial)))
+            write_scores(folder, sections, study.fields.units)
+        print_scores(folder, sections, config["members"], study.fields.units)
+        write_report(folder, sections, study)
     kept.clear()
     return summary(sections)
 
@@ -89,8 +82,7 @@ def scored_section(study: Study, trial: Trial) -> Section:
     ]
     scored += baselines_scored(study, trial)
     comparison = None if generated is None else compare_generated(study, generated)
-    dates = [date_of(study.fields, number) for number in trial.setting.numbers]
-    return Section(trial.setting, scored, trial.networks, comparison, dates, study.independent)
+    return Section(trial.setting, scored, trial.networks, comparison, study.dates, study.independent)
 
 
 def model_scored(
@@ -128,8 +120,8 @@ def model_scored(
     for name in model.rows[1:]:
 
         def calibrated(chosen: slice, name: str = name) -> Estimate:
-            known = (cases.observed | cases.single)[chosen]
-            return collect(name, apply_factor(kept.pop(0), model.factor, known, cases.sigma_obs[chosen]))
+            some = cases[chosen]
+            return collect(name, apply_factor(kept.pop(0), model.factor, some.observed | some.single, some.sigma_obs))
 
         yield replace(score(name, calibrated, setting, size), seconds=plain.seconds)
 
@@ -152,7 +144,8 @@ def previous(study: Study, cases: Cases, mask: Mask) -> Tensor:
     """
     shown = mask if study.config["history"] == "masked" else Full()
     earlier = [max(number - 1, 0) for number in cases.numbers]
-    known = make_cases(study.fields, earlier, shown, study.config["seed"], cases.sigma_obs, add_error=True)
+    options = dict(seed=study.config["seed"], sigma_obs=cases.sigma_obs, add_error=True)
+    known = make_cases(study.fields, earlier, shown, **options)
     return torch.where(study.before.isfinite(), known.y, torch.nan)
 
 

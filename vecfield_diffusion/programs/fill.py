@@ -21,9 +21,9 @@ import torch
 import xarray as xr
 import yaml
 from torch import Tensor
-from tqdm import tqdm
 
-from vecfield_diffusion import __version__
+from vecfield_diffusion import __version__, progress
+from vecfield_diffusion.data.draws import MaskFunction
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.calibration import apply_factor
@@ -36,12 +36,11 @@ from vecfield_diffusion.programs.filling import Filling, at_once, open_filling
 from vecfield_diffusion.programs.plausible import check_members
 from vecfield_diffusion.programs.source import Source, files_behind
 from vecfield_diffusion.programs.trained import Trained
-from vecfield_diffusion.training.batches import MaskFunction
 
 #: Attributes of the native file, which the output is not.
 NATIVE = {"format", "version", "dx", "dy", "boundary_x", "boundary_y"}
 #: Keys of a configuration that the filled fields do not depend on.
-FREE = {"name", "batch", "device", "colour", "overwrite", "output", "options"}
+FREE = {"name", "batch", "device", "colour", "figure", "overwrite", "output", "options"}
 
 
 class Sink(Protocol):
@@ -68,13 +67,12 @@ def run(filling: Filling, sink: Sink) -> None:
     total = None
     if None not in costs:
         total = sum(cost * len(block) for cost, (_, block) in zip(costs, work, strict=True)) * config["members"]
-    with tqdm(total=total, unit=" evaluations", unit_scale=True, disable=None) as bar:
+    with progress.bar(total, "evaluations", "filling") as bar:
         for name, block in work:
-            bar.set_postfix_str(f"snapshot {block[0] + 1} of {len(filling.indices)}")
+            bar.update(0, snapshot=f"{block[0] + 1} of {len(filling.indices)}")
             cases = filling.cases(block)
-            progress = bar.update
             method, trained = filling.methods[name], filling.trained
-            members = fill_cases(config, trained=trained, method=method, cases=cases, progress=progress)
+            members = fill_cases(config, trained=trained, method=method, cases=cases, progress=bar.update)
             check_members(members, cases, trained)
             known, factor = cases.observed | cases.single, filling.factors.get(name, 1.0)
             if factor != 1:

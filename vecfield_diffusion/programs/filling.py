@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.config.build import build
+from vecfield_diffusion.data.draws import MaskFunction
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.masks import Empty
 from vecfield_diffusion.errors import UserError
@@ -22,7 +23,6 @@ from vecfield_diffusion.programs.method import build_method, choices, fit_method
 from vecfield_diffusion.programs.plausible import Survey, absurd
 from vecfield_diffusion.programs.source import Source, chosen_snapshots, read_variable
 from vecfield_diffusion.programs.trained import Trained, choose_device, fit_size, load_trained
-from vecfield_diffusion.training.batches import MaskFunction
 
 #: Snapshots that are looked at together before the sampling.
 LOOKED = 64
@@ -69,8 +69,8 @@ class Filling:
             self.fields,
             indices,
             self.mask,
-            config["seed"],
-            errors(config["sigma_obs"], self.fields, indices),
+            seed=config["seed"],
+            sigma_obs=errors(config["sigma_obs"], self.fields, indices),
             add_error=self.twin,
             grid=trained.grid,
             sensor=sensor,
@@ -90,7 +90,7 @@ class Filling:
         past = self.mask if self.config["history"] == "masked" else None
         trained, seed = self.trained, self.config["seed"]
         normalizer = trained.denoiser.normalizer
-        return with_context(cases, self.fields, trained.context, normalizer, seed, past, self.twin)
+        return with_context(cases, self.fields, trained.context, normalizer, seed=seed, past=past, twin=self.twin)
 
     def blocks(self, done: set[int]) -> Iterator[tuple[str, list[int]]]:
         """Yields the positions that are filled at once and the name of their method, but those that are `done`."""
@@ -174,8 +174,9 @@ def check_ranges(config: Mapping[str, Any]) -> None:
             raise UserError(f"{key} must be in [0, 1), got {config[key]}")
     if config.get("bin") is not None and config["bin"] <= 0:
         raise UserError(f"bin must be > 0, got {config['bin']}")
-    if config.get("output") is not None and not config["output"].endswith(".nc"):
-        raise UserError(f"output={config['output']}: a file that ends in .nc is expected")
+    for key, endings in (("output", (".nc",)), ("figure", (".png", ".pdf", ".svg"))):
+        if config.get(key) is not None and not config[key].endswith(endings):
+            raise UserError(f"{key}={config[key]}: a file that ends in {' or '.join(endings)} is expected")
 
 
 def check_likelihood(config: Mapping[str, Any], method: Method, mask: MaskFunction | None) -> None:

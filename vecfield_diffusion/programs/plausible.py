@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.given_masks import unlike_training
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.inference.method import Method
@@ -143,12 +144,8 @@ class Survey:
             low, high = self.masks.shares
         except UserError:  # a mask of training that is not at hand, or not trusted, is needed for `auto` alone
             return
-        middle = shares[len(shares) // 2]
-        if not low / 3 <= middle <= 1 - (1 - high) / 3:
-            print(
-                f"note: the masks of training observe {low:.1%} to {high:.1%}: is the mask 1 where a cell is observed, "
-                "and 0 where it is not?"
-            )
+        if doubt := unlike_training(shares[len(shares) // 2], low, high):
+            print(f"note: {doubt}")
 
     def check_work(self, *, drawn: bool, sensor: bool) -> None:
         """Raises UserError where there is nothing to fill, or nothing to fill it from.

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 import yaml
 
+from vecfield_diffusion.atomic import write_text_atomic
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.fingerprint import fingerprint
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.inference.files import write_text_atomic
 
 #: Keys that may change between the command that began a run and the one that goes on with it: where and how long it
 #: runs, what is said of it, and what its messages advise to change when memory is short or numbers grow too large.

@@ -9,6 +9,7 @@ from typing import Any
 
 from vecfield_diffusion import progress
 from vecfield_diffusion.data.context import Context
+from vecfield_diffusion.data.draws import MaskFunction
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.evaluation.metrics import scores
@@ -19,7 +20,6 @@ from vecfield_diffusion.inference.ensemble import sample_ensemble
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.inference.windows import Windowed
 from vecfield_diffusion.samplers.base import Sampler
-from vecfield_diffusion.training.batches import MaskFunction
 from vecfield_diffusion.training.trainer import Trainer
 
 #: The scores that are kept.
@@ -54,8 +54,8 @@ class Validation:
     ) -> None:
         count, seed, window = min(trainer.score_cases, len(indices)), config["seed"], config["window"]
         spaced = {indices[i * len(indices) // trainer.score_cases] for i in range(count)}
-        cases = make_cases(fields, sorted(spaced), mask, seed)
-        self.cases = with_context(cases, fields, context, denoiser.normalizer, seed, past=mask, twin=True)
+        cases = make_cases(fields, sorted(spaced), mask, seed=seed)
+        self.cases = with_context(cases, fields, context, denoiser.normalizer, seed=seed, past=mask, twin=True)
         self.denoiser = denoiser if window is None else Windowed(denoiser, tuple(window), 0.25, fields.grid.periodic)
         self.device = next(denoiser.parameters()).device
         self.fields, self.sampler, self.members, self.seed = fields, sampler, trainer.score_members, seed

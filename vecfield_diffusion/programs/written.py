@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from vecfield_diffusion import __version__
-from vecfield_diffusion.atomic import replacing
+from vecfield_diffusion.atomic import replacing, write_text_atomic
 from vecfield_diffusion.data.splits import compare_blocks
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.baselines import BASELINES
@@ -25,7 +25,6 @@ from vecfield_diffusion.evaluation.plots import Coordinates
 from vecfield_diffusion.evaluation.report import Section, render
 from vecfield_diffusion.evaluation.scores import columns
 from vecfield_diffusion.evaluation.tables import rounded, table
-from vecfield_diffusion.inference.files import write_text_atomic
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.study import Study
 
@@ -134,8 +133,8 @@ def write_report(folder: Path, sections: Sequence[Section], study: Study) -> Non
         fields.units,
         Coordinates.of(fields),
         data=Path(fields.source).name,
-        network=", ".join(model.name for model in study.models),
-        notes=compare_blocks(fields, study.reference.split),
+        network=", ".join(dict.fromkeys(model.trained.name for model in study.models)),
+        notes=[*compare_blocks(fields, study.reference.split), *study.untrained],
     )
     write_text_atomic(folder / "report.html", text)
     print(f"{folder / 'report.html'}: figures and tables")
