@@ -108,7 +108,8 @@ def test_inference_writes_fields_scores_and_a_picture(place: Path) -> None:
 
 
 def test_evaluation_scores_beside_the_baselines(place: Path) -> None:
-    done = process(place, "evaluate", "ckpt=outputs/train/run", "masks=[pixels,block]", "cases=3", *FEW)
+    few = ["cases=3", "name=scores", *FEW]
+    done = process(place, "evaluate", "ckpt=outputs/train/run", "masks=[pixels,block]", *few)
     assert (done.returncode, done.stderr) == (0, "")
     with (place / "outputs" / "evaluate" / "scores" / "scores.csv").open() as stream:
         rows = list(csv.DictReader(stream))

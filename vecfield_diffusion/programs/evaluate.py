@@ -63,7 +63,9 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
         print(f"note: {doubt}")
     check_writable(folder)
     kept, sections = Kept(folder, study.key), []
-    with stoppable(lambda: f"{', '.join(part.setting.mask for part in sections) or 'no mask'} kept in {folder}"):
+    with stoppable(
+        lambda: f"{', '.join(part.setting.mask for part in sections) or 'no mask'} finished and kept in {folder}"
+    ):
         for trial in trials:
             name = trial.setting.mask
             sections.append(kept.find(name) or kept.add(name, scored_section(study, trial)))
