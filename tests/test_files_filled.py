@@ -12,9 +12,11 @@ import pytest
 import xarray as xr
 from programs import FEW, ROOT, SMALL, is_message
 
+from vecfield_diffusion import progress
 from vecfield_diffusion.data.readers import open_fields
 from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.programs import fill as filling
+from vecfield_diffusion.programs import infer
 
 WINDOW = ["debug=fast", *SMALL, "dataset=file", "trainer.batch_size=2", "trainer.max_steps=2"]
 
@@ -197,6 +199,29 @@ def test_points_of_a_table(trained, run):
     out, data = fill(run, trained, "exactly", "input=drifters.csv")
     np.testing.assert_allclose(data["u"][0, 0, 0], 0.2, atol=1e-5)
     assert "sigma_obs=error" in out
+
+
+def test_the_picture_has_the_date_and_what_a_radar_read(trained, run, monkeypatch):
+    """In the kind of file that is asked for; and without a terminal long work says how far it is."""
+    given, drawn = radar(trained), {}
+    bearing = np.full((16, 16), 90.0)
+    radar(trained, "beam.nc", vr=(given.ugos.dims, given.ugos.values), head=(given.ugos.dims[1:], bearing))
+    monkeypatch.setattr(infer, "figure_inpainting", lambda path, *_, **options: drawn.update(options, path=path))
+    monkeypatch.setattr(progress, "bar", lambda *args, **options: progress.Progress(*args, every=0.01, **options))
+    given = ["ckpt=outputs/train/net", "input=beam.nc", "time=1", "figure=figure.pdf", "members=2", "sampler.steps=4"]
+    beam = ["sensor=radial", "sensor.velocity=[vr]", "sensor.bearing=[head]"]
+    code, _, err = run("infer", *given, *beam, "name=beam")
+    assert code == 0 and "filling: " in err and " evaluations" in err and "snapshot 1 of 1" in err
+    assert drawn["date"] == "2022-02-21 18:00" and drawn["path"].name == "figure.pdf"
+    read = drawn["readings"]["vr"].numpy()
+    known = np.isfinite(read[0])
+    assert known.any() and not known[4:9, 2:8].any() and np.abs(read[1][known]).max() < 1e-6
+    np.testing.assert_allclose(read[0][known], radar(trained)["ugos"].values[1][known], atol=1e-3)
+    monkeypatch.undo()
+    monkeypatch.chdir(trained)
+    fill(run, trained, "pdf", *given[1:4])
+    assert (trained / "outputs/infer/pdf/figure.pdf").read_bytes()[:5] == b"%PDF-"
+    is_message(run("infer", *given[:2], "figure=figure.gif", "name=gif"), "figure=figure.gif", ".png or .pdf or .svg")
 
 
 def test_radial_velocities_of_a_file(trained, run):

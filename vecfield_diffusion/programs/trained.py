@@ -120,7 +120,7 @@ class Trained:
     @property
     def untrained(self) -> str:
         """What a reader has to know of a checkpoint from the first half of its schedule; empty for others."""
-        steps = self.config["trainer"].get("max_steps", 0)
+        steps = self.config["trainer"]["max_steps"]
         return "" if self.step >= steps / 2 else f"{self.name} had {self.step} of the {steps} steps of its schedule"
 
     @property
@@ -211,7 +211,7 @@ def check_identity(state: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     for key in ("dataset", "mask", "model", "diffusion", "trainer"):
         if not isinstance(config[key], Mapping):
             raise ValueError(f"config.{key} must be a mapping, got {config[key]!r:.60}")
-    for key in ("sigma_obs", "condition_dropout"):
+    for key in ("sigma_obs", "condition_dropout", "max_steps"):
         if not isinstance(config["trainer"][key], int | float):
             raise ValueError(f"config.trainer.{key} must be a number, got {config['trainer'][key]!r:.60}")
     if not {"train", "validation", "test"} <= state["data"]["split"].keys():
