@@ -245,7 +245,7 @@ def test_radial_velocities_of_a_file(trained, run):
     odd["vr0"][0, 9, 9] = -9999.0
     odd.to_netcdf(trained / "odd_beams.nc", engine="h5netcdf")
     out, other = fill(run, trained, "odd_beams", "input=odd_beams.nc", *how[1:], "inpainting=mmps")
-    assert "note: 1 cells in 1 snapshots, such as 0, are left out" in out and other["observed"][0, 9, 9] == 0
+    assert "note: left out: 1 cell in 1 snapshot, such as 0: values up to" in out and other["observed"][0, 9, 9] == 0
     u, v = data["u"][0].values, data["v"][0].values
     for k in range(2):
         known = np.isfinite(seen[f"vr{k}"][0].values)
@@ -329,7 +329,7 @@ def test_absurd_observations_are_left_out_counted_and_named(trained, run, value)
     values_of(trained, cells={(1, 2, 3): value})
     out, data = fill(run, trained, "absurd", *options)
     if np.isfinite(value):  # what is no number is a gap by itself
-        assert "note: 1 cells in 1 snapshots, such as 1, are left out: values up to" in out
+        assert "note: left out: 1 cell in 1 snapshot, such as 1: values up to" in out
     assert data["observed"][1, 2, 3] == (0 if np.isfinite(value) else 3) and np.isfinite(data["ugos_members"]).all()
     np.testing.assert_array_equal(data["vgos_members"][:, 0], expected["vgos_members"][:, 0])
     inside = np.ones((16, 16), dtype=bool)

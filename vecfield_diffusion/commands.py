@@ -17,7 +17,7 @@ _SEVERAL = (
 )
 
 #: Keys that results do not depend on, in the programs that sample.
-_FREE = ("batch", "device", "trust", "colour", "figure", "output", "overwrite")
+_FREE = ("batch", "data", "device", "trust", "colour", "figure", "output", "overwrite")
 
 #: The keys of every program that samples.
 SAMPLING = {

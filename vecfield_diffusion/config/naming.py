@@ -31,7 +31,7 @@ def name_of(overrides: Sequence[str], composer: Composer, free: Collection[str])
         if key in free or key.partition("/")[0].partition(".")[0] == "hydra":
             continue
         last = key.rpartition(".")[2]
-        if last in ("ckpt", "input", "path"):
+        if last in ("ckpt", "domain", "input", "path"):
             parts.append("_".join(map(_short, value.split(","))))
         elif composer.options(key) or composer.options(key.removesuffix("s")):
             parts += [] if value in _MUTE else [value]

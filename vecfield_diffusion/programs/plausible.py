@@ -22,6 +22,11 @@ SLOW, FAST = 0.02, 10.0
 MEDIAN = 1.4826
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number of things in words."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def bound(trained: Trained) -> float:
     """Returns the largest anomaly, in physical units, that a law of the training data allows."""
     return LIMIT * trained.statistics.std
@@ -110,9 +115,10 @@ class Survey:
         if source and unlike == "check":
             self._check_magnitude(fields)
         if self.absurd:
-            count, first = sum(self.absurd.values()), next(iter(self.absurd))
+            cells, first = counted(sum(self.absurd.values()), "cell"), next(iter(self.absurd))
+            count = counted(len(self.absurd), "snapshot")
             print(
-                f"note: {count} cells in {len(self.absurd)} snapshots, such as {first}, are left out: values up to "
+                f"note: left out: {cells} in {count}, such as {first}: values up to "
                 f"{self.worst:.3g} {fields.units} from the mean, more than {LIMIT:g} standard deviations "
                 f"({bound(self.trained):.3g}) of the training data"
             )
@@ -160,7 +166,8 @@ class Survey:
                 raise UserError(
                     f"snapshot {lacking[0]} has no observed cell: choose another time=, or draw with mask=none"
                 )
-            print(f"note: {len(lacking)} snapshots, such as {lacking[0]}, have no observed cell: they are drawn freely")
+            count = counted(len(lacking), "snapshot")
+            print(f"note: drawn freely: {count} without an observed cell, such as {lacking[0]}")
         if self.filled and not sensor:
             raise UserError(
                 "nothing to fill: every cell is observed (cells that the file never measures are taken for land, "
@@ -186,6 +193,6 @@ def check_members(members: Tensor, cases: Cases, trained: Trained) -> None:
     for number, cells in zip(cases.numbers, beyond.tolist(), strict=True):
         if cells:
             print(
-                f"note: snapshot {number}: in {cells} cells a member is more than {LIMIT:g} standard deviations of the "
-                "training data from the mean: do not trust it there"
+                f"note: snapshot {number}: in {counted(cells, 'cell')} a member is more than {LIMIT:g} standard "
+                "deviations of the training data from the mean: do not trust it there"
             )
