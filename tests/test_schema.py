@@ -279,7 +279,7 @@ def test_a_checkpoint_may_open_data_and_call_nothing_else() -> None:
     """Functions that write a file at a path of the author's choice were as good as code."""
     assert callable(resolve("vecfield_diffusion.data.hdf5.open_hdf5"))
     for target in (
-        "vecfield_diffusion.inference.files.write_text_atomic",
+        "vecfield_diffusion.atomic.write_text_atomic",
         "vecfield_diffusion.data.readers.hdf5.write_hdf5",
         "vecfield_diffusion.training.checkpoint.save_checkpoint",
         "vecfield_diffusion.training.loggers.JSONLines",
