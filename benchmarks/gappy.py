@@ -23,7 +23,8 @@ from vecfield_diffusion.data.masks import Clouds
 from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.data.turbulence import open_turbulence
 from vecfield_diffusion.evaluation.baselines import fit_baselines
-from vecfield_diffusion.evaluation.metrics import scores, table
+from vecfield_diffusion.evaluation.metrics import scores
+from vecfield_diffusion.evaluation.tables import table
 from vecfield_diffusion.inference.cases import make_cases
 from vecfield_diffusion.programs.baselines import training_fields
 from vecfield_diffusion.programs.fill import fill_cases

@@ -13,7 +13,8 @@ from typing import Any
 
 from vecfield_diffusion.commands import evaluate as main
 from vecfield_diffusion.config.build import build
-from vecfield_diffusion.evaluation.metrics import divergence_rms, scores, table
+from vecfield_diffusion.evaluation.metrics import divergence_rms, scores
+from vecfield_diffusion.evaluation.tables import table
 from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.inference.cases import make_cases
 from vecfield_diffusion.programs.fill import fill_cases
@@ -56,7 +57,7 @@ def compare(overrides: list[str], masks: list[str], methods: list[str]) -> list[
     rows = []
     for name in masks:
         mask = build(MASKS[name], "mask", trusted=True)
-        cases = make_cases(fields, indices, mask, config["seed"], config["sigma_obs"], add_error=True)
+        cases = make_cases(fields, indices, mask, seed=config["seed"], sigma_obs=config["sigma_obs"], add_error=True)
         true = divergence_rms(cases.truth[None], trained.grid, trained.grid.valid.expand_as(cases.observed))
         for method in methods:
             chosen = main.config(*overrides, *METHODS[method])

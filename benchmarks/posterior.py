@@ -34,7 +34,7 @@ from torch import Tensor
 from vecfield_diffusion.diffusion.formulations import karras
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
-from vecfield_diffusion.evaluation.metrics import table
+from vecfield_diffusion.evaluation.tables import table
 from vecfield_diffusion.guidance.cfg import ClassifierFree
 from vecfield_diffusion.guidance.inpainting import Conditional, Inpainting, RePaint
 from vecfield_diffusion.guidance.physics import NoPhysics, Physics

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vecfield_diffusion.evaluation.metrics import table
+from vecfield_diffusion.evaluation.tables import table
 
 ROOT = Path(__file__).parents[1]
 SETS = {

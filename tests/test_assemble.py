@@ -92,7 +92,7 @@ def test_another_spacing_is_noted(capsys):
     assemble.check_grid(fields(dx=1020.0), TRAINED)
     assert capsys.readouterr().out == ""
     assemble.check_grid(fields(dx=2000.0), TRAINED)
-    assert "note: dx is 2000 in my.nc, but 1000 in the training data" in capsys.readouterr().out
+    assert capsys.readouterr().out == "note: cells of 2000 x 1000 m in my.nc, of 1000 x 1000 m in the training data\n"
 
 
 @pytest.mark.parametrize("length", [10, 12])

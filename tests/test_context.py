@@ -161,8 +161,8 @@ def test_cases_are_told_the_past_as_it_is_or_through_masks():
     data = fields(context=(), history=[1])
     context = Context.measure(data, range(N))
     cases = make_cases(data, [3, 8], Pixels(0.25), seed=2)
-    whole = with_context(cases, data, context, NORMALIZER, 2, None, True).context
-    masked = with_context(cases, data, context, NORMALIZER, 2, Pixels(0.25), True).context
+    whole = with_context(cases, data, context, NORMALIZER, seed=2, twin=True).context
+    masked = with_context(cases, data, context, NORMALIZER, seed=2, past=Pixels(0.25), twin=True).context
     assert torch.equal(whole[0, 2].bool(), LAND)
     assert 5 <= masked[0, 2].sum() <= 12
     shown = masked[:, 2:].bool().expand(-1, 2, -1, -1)

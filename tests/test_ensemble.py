@@ -279,7 +279,7 @@ def test_a_case_depends_on_seed_and_snapshot_alone() -> None:
 
 def test_an_error_is_added_only_when_asked_for() -> None:
     data = fields(60)
-    exact, told = (make_cases(data, range(60), Full(), 0, sigma_obs=0.2, add_error=add) for add in (False, True))
+    exact, told = (make_cases(data, range(60), Full(), seed=0, sigma_obs=0.2, add_error=add) for add in (False, True))
     known = exact.observed.expand_as(exact.y)
     assert torch.equal(exact.y[known], exact.truth[known])
     error = (told.y - told.truth)[known]

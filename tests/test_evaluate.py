@@ -196,7 +196,9 @@ def direct(ckpt: str) -> dict[str, float]:
     trained = load_trained(ckpt, CPU)
     fields, offered = held_out(trained, "test")
     indices = [offered[i * len(offered) // 4] for i in range(4)]
-    cases = make_cases(fields, indices, build(option("mask", "block"), "mask", trusted=True), 0, 0.02, add_error=True)
+    cases = make_cases(
+        fields, indices, build(option("mask", "block"), "mask", trusted=True), seed=0, sigma_obs=0.02, add_error=True
+    )
     denoiser = trained.denoiser
     observation = cases.observation(denoiser.normalizer, CPU)
     mean = denoiser.mean(observation)

@@ -1,7 +1,6 @@
 """Files of users, filled as they would type it: which times, which errors, points, components, windows, the past."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,9 +12,11 @@ import pytest
 import xarray as xr
 from programs import FEW, ROOT, SMALL, is_message
 
+from vecfield_diffusion import progress
 from vecfield_diffusion.data.readers import open_fields
 from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.programs import fill as filling
+from vecfield_diffusion.programs import infer
 
 WINDOW = ["debug=fast", *SMALL, "dataset=file", "trainer.batch_size=2", "trainer.max_steps=2"]
 
@@ -146,14 +147,14 @@ def test_an_interrupted_run_goes_on(trained, run, monkeypatch, capsys):
     def breaks(config, **given):
         calls.append(given["cases"].numbers)
         if len(calls) == 4:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # as Ctrl-C does
         return real(config, **given)
 
     monkeypatch.setattr(filling, "fill_cases", breaks)
     with pytest.raises(SystemExit) as stop:
         run("infer", "ckpt=outputs/train/net", "name=broken", *FEW, *options)
     assert stop.value.code == 130
-    assert "stopped by Ctrl-C: 3 of 5 snapshots are kept; the same command goes on" in capsys.readouterr().err
+    assert "stopped by SIGINT: 3 of 5 snapshots are kept; the same command goes on" in capsys.readouterr().err
     out, again = fill(run, trained, "broken", *options)
     assert "going on: 3 of 5 snapshots are finished" in out
     assert calls == [[0], [1], [2], [3], [3], [4]]
@@ -161,7 +162,7 @@ def test_an_interrupted_run_goes_on(trained, run, monkeypatch, capsys):
         np.testing.assert_array_equal(again[name], whole[name])
 
 
-@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
+@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "SIGINT")])
 def test_a_signal_keeps_what_is_finished(trained, run, number, code, name):
     """The process ends by itself, says how to go on, and the same command does."""
     radar(trained)
@@ -200,6 +201,29 @@ def test_points_of_a_table(trained, run):
     assert "sigma_obs=error" in out
 
 
+def test_the_picture_has_the_date_and_what_a_radar_read(trained, run, monkeypatch):
+    """In the kind of file that is asked for; and without a terminal long work says how far it is."""
+    given, drawn = radar(trained), {}
+    bearing = np.full((16, 16), 90.0)
+    radar(trained, "beam.nc", vr=(given.ugos.dims, given.ugos.values), head=(given.ugos.dims[1:], bearing))
+    monkeypatch.setattr(infer, "figure_inpainting", lambda path, *_, **options: drawn.update(options, path=path))
+    monkeypatch.setattr(progress, "bar", lambda *args, **options: progress.Progress(*args, every=0.01, **options))
+    given = ["ckpt=outputs/train/net", "input=beam.nc", "time=1", "figure=figure.pdf", "members=2", "sampler.steps=4"]
+    beam = ["sensor=radial", "sensor.velocity=[vr]", "sensor.bearing=[head]"]
+    code, _, err = run("infer", *given, *beam, "name=beam")
+    assert code == 0 and "filling: " in err and " evaluations" in err and "snapshot 1 of 1" in err
+    assert drawn["date"] == "2022-02-21 18:00" and drawn["path"].name == "figure.pdf"
+    read = drawn["readings"]["vr"].numpy()
+    known = np.isfinite(read[0])
+    assert known.any() and not known[4:9, 2:8].any() and np.abs(read[1][known]).max() < 1e-6
+    np.testing.assert_allclose(read[0][known], radar(trained)["ugos"].values[1][known], atol=1e-3)
+    monkeypatch.undo()
+    monkeypatch.chdir(trained)
+    fill(run, trained, "pdf", *given[1:4])
+    assert (trained / "outputs/infer/pdf/figure.pdf").read_bytes()[:5] == b"%PDF-"
+    is_message(run("infer", *given[:2], "figure=figure.gif", "name=gif"), "figure=figure.gif", ".png or .pdf or .svg")
+
+
 def test_radial_velocities_of_a_file(trained, run):
     """A file with what two radars measured along their beams, and no velocity."""
     given = radar(trained).isel(time=[0])
@@ -221,7 +245,7 @@ def test_radial_velocities_of_a_file(trained, run):
     odd["vr0"][0, 9, 9] = -9999.0
     odd.to_netcdf(trained / "odd_beams.nc", engine="h5netcdf")
     out, other = fill(run, trained, "odd_beams", "input=odd_beams.nc", *how[1:], "inpainting=mmps")
-    assert "note: 1 cells in 1 snapshots, such as 0, are left out" in out and other["observed"][0, 9, 9] == 0
+    assert "note: left out: 1 cell in 1 snapshot, such as 0: values up to" in out and other["observed"][0, 9, 9] == 0
     u, v = data["u"][0].values, data["v"][0].values
     for k in range(2):
         known = np.isfinite(seen[f"vr{k}"][0].values)
@@ -305,7 +329,7 @@ def test_absurd_observations_are_left_out_counted_and_named(trained, run, value)
     values_of(trained, cells={(1, 2, 3): value})
     out, data = fill(run, trained, "absurd", *options)
     if np.isfinite(value):  # what is no number is a gap by itself
-        assert "note: 1 cells in 1 snapshots, such as 1, are left out: values up to" in out
+        assert "note: left out: 1 cell in 1 snapshot, such as 1: values up to" in out
     assert data["observed"][1, 2, 3] == (0 if np.isfinite(value) else 3) and np.isfinite(data["ugos_members"]).all()
     np.testing.assert_array_equal(data["vgos_members"][:, 0], expected["vgos_members"][:, 0])
     inside = np.ones((16, 16), dtype=bool)

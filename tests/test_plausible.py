@@ -54,7 +54,7 @@ def test_members_that_are_no_numbers_are_not_written(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == ""
     members[1, 1, 0, 2, 2] = MEAN + 1.01 * LIMIT * STD
     check_members(members, some, TRAINED)
-    assert "note: snapshot 1: in 1 cells a member is more than 20 standard deviations" in capsys.readouterr().out
+    assert "note: snapshot 1: in 1 cell a member is more than 20 standard deviations" in capsys.readouterr().out
     members[2, 1, 1, 0, 0] = torch.nan
     with pytest.raises(UserError, match="snapshot 1: the method gives values that are not finite"):
         check_members(members, some, TRAINED)

@@ -108,7 +108,8 @@ def test_inference_writes_fields_scores_and_a_picture(place: Path) -> None:
 
 
 def test_evaluation_scores_beside_the_baselines(place: Path) -> None:
-    done = process(place, "evaluate", "ckpt=outputs/train/run", "masks=[pixels,block]", "cases=3", *FEW)
+    few = ["cases=3", "name=scores", *FEW]
+    done = process(place, "evaluate", "ckpt=outputs/train/run", "masks=[pixels,block]", *few)
     assert (done.returncode, done.stderr) == (0, "")
     with (place / "outputs" / "evaluate" / "scores" / "scores.csv").open() as stream:
         rows = list(csv.DictReader(stream))
@@ -529,7 +530,7 @@ def test_messages_that_need_no_data(tmp_path: Path, program: str, arguments: str
 def test_a_file_stands_where_a_folder_should_be(place: Path, run: Call, tmp_path: Path) -> None:
     (tmp_path / "outputs").write_text("mine")
     is_message(process(tmp_path, "train", *TINY), "the folder outputs/train/run cannot be made")
-    is_message(process(tmp_path, "infer", f"ckpt={place}/outputs/train/run"), "outputs/infer/fill cannot be made")
+    is_message(process(tmp_path, "infer", f"ckpt={place}/outputs/train/run"), "outputs/infer/run cannot be made")
     assert (tmp_path / "outputs").read_text() == "mine"
     for name in ("checkpoints", "samples"):
         folder = place / "outputs" / "train" / f"blocked_{name}"

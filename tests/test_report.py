@@ -443,7 +443,9 @@ def test_scores_are_those_of_the_members(place: Path, run: Call, tmp_path: Path)
     trained = load_trained("outputs/train/run", torch.device("cpu"))
     fields, offered = held_out(trained, "test")
     indices = [offered[i * len(offered) // 4] for i in range(4)]
-    cases = make_cases(fields, indices, build(option("mask", "block"), "mask", trusted=True), 0, 0.02, add_error=True)
+    cases = make_cases(
+        fields, indices, build(option("mask", "block"), "mask", trusted=True), seed=0, sigma_obs=0.02, add_error=True
+    )
     method = resolve_method(config, build_method(config, trained, torch.device("cpu")), trained, cases)
     members = fill_cases(config, trained=trained, method=method, cases=cases)
     want = scores(members, cases.truth, cases.hidden, trained.grid)

@@ -164,3 +164,22 @@ def test_recorded_velocities_of_two_radars():
 def test_what_makes_no_sense_is_refused(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+def test_a_radar_reads_vectors_along_its_beams():
+    """Their length is the speed along the beam, their direction the bearing; across it nothing is seen."""
+    east = torch.arange(W, dtype=torch.float64) * 1000.0
+    sensor = Radial(sites=[[-500.0, -700.0], [9000.0, 100.0]]).placed(east, torch.arange(H).double() * 2000.0, False)
+    y = torch.where(VALID, TRUTH, torch.nan)
+    readings = sensor.readings(y)
+    assert list(readings) == ["seen from -500, -700", "seen from 9000, 100"]
+    for read, bearing in zip(readings.values(), sensor.bearings, strict=True):
+        along = torch.stack([torch.deg2rad(bearing).sin(), torch.deg2rad(bearing).cos()])
+        torch.testing.assert_close((read * along).sum(1)[:, VALID], (TRUTH * along).sum(1)[:, VALID])
+        across = read[:, 0] * along[1] - read[:, 1] * along[0]
+        assert read[..., 2, 2].isnan().all() and across[:, VALID].abs().max() < 1e-12
+    values = {"vr": torch.full((3, 1, H, W), 2.0), "head": torch.full((3, 1, H, W), 90.0)}
+    values["vr"][:, :, 1] = torch.nan
+    read = Radial(velocity=["vr"], bearing=["head"]).recorded(values.__getitem__).readings(y)["vr"]
+    torch.testing.assert_close(read[0, :, 0, 0], torch.tensor([2.0, 0.0]).to(read), atol=1e-6, rtol=0)
+    assert read[:, :, 1].isnan().all() and Component("u").readings(y) == {}

@@ -12,7 +12,7 @@ import yaml
 from programs import FEW, Call, is_message
 
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.programs.trained import load_trained
+from vecfield_diffusion.programs.trained import load_trained, unfinished
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
@@ -83,3 +83,32 @@ def test_the_mask_of_a_checkpoint_runs_no_code(place: Path, run: Call, state: di
     save_checkpoint(place / "mask.pt", {key: value for key, value in odd.items() if key not in ("format", "version")})
     is_message(run("infer", "ckpt=mask.pt", "name=harm", *FEW), "may name only")
     assert not (place / "pwned").exists()
+
+
+def test_a_checkpoint_from_the_first_half_of_its_schedule_says_so(tmp_path: Path, state: dict[str, Any]) -> None:
+    path = tmp_path / "run" / "checkpoints" / "last.pt"
+    path.parent.mkdir(parents=True)
+    for step, note in ((4, "its training did 4 of the 10 steps of its schedule"), (5, ""), (10, "")):
+        counted = {**state, "counters": {**state["counters"], "step": step}}
+        save_checkpoint(path, {key: value for key, value in counted.items() if key not in ("format", "version")})
+        trained = load_trained(str(path), CPU)
+        said = unfinished(trained)
+        assert trained.name == "run" and (note in said if note else said == "")
+    refused(
+        tmp_path, configured(state, lambda config: config["trainer"].update(max_steps="x")), "max_steps must be a num"
+    )
+
+
+def test_the_report_is_called_after_the_run_and_says_what_is_not_trained(place: Path, run: Call) -> None:
+    state = load_checkpoint(place / "outputs/train/run/checkpoints/last.pt")
+    early = {**state, "counters": {**state["counters"], "step": 4}}
+    path = place / "outputs/train/early/checkpoints/last.pt"
+    path.parent.mkdir(parents=True)
+    (path.parents[1] / "config.yaml").write_text((place / "outputs/train/run/config.yaml").read_text())
+    save_checkpoint(path, {key: value for key, value in early.items() if key not in ("format", "version")})
+    few = ["masks=[block]", "cases=2", "baselines=climatology", *FEW]
+    code, out, err = run("evaluate", "ckpt=outputs/train/early", "name=early", *few)
+    assert (code, err) == (0, ""), err
+    note = "early had 4 of the 10 steps of its schedule: more training may change what is said here"
+    text = (place / "outputs/evaluate/early/report.html").read_text()
+    assert f"note: {note}" in out and note in text and "<title>early on turbulence" in text

@@ -16,6 +16,9 @@ _SEVERAL = (
     "add -m to run each by itself, or score them side by side: python evaluate.py ckpt=RUN 'masks=[track,block,pixels]'"
 )
 
+#: Keys that results do not depend on, in the programs that sample.
+_FREE = ("batch", "data", "device", "trust", "colour", "figure", "output", "overwrite")
+
 #: The keys of every program that samples.
 SAMPLING = {
     "ckpt": "str",
@@ -68,6 +71,7 @@ infer = Program(
         "zeros": "Literal['gaps', 'land'] | None",
         "output": "str | None",
         "overwrite": "bool",
+        "figure": "str",
         "colour": "Literal['speed', 'vorticity']",
         "likelihood": "Literal['none', 'hutchinson', 'exact']",
         "likelihood_steps": "int",
@@ -80,6 +84,7 @@ infer = Program(
     },
     resolves=("mask", "inpainting"),
     spelling=Spelling(files={"mask": "file"}, values=_GPU, answers={"mask": _SEVERAL}),
+    free=_FREE,
     metric="crps",
 )
 
@@ -94,6 +99,7 @@ evaluate = Program(
     lists={"masks": "mask"},
     resolves=("mask", "inpainting"),
     spelling=_MASKS,
+    free=_FREE,
     metric="crps",
 )
 

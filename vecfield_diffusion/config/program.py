@@ -29,6 +29,7 @@ from vecfield_diffusion.config import sweep
 from vecfield_diffusion.config.ending import guarded, or_exit, report
 from vecfield_diffusion.config.help import Help
 from vecfield_diffusion.config.moved import say_once
+from vecfield_diffusion.config.naming import name_of
 from vecfield_diffusion.config.overrides import Composer, groups, plain
 from vecfield_diffusion.config.schema import Checker
 from vecfield_diffusion.config.spelling import Reader, Spelling, joined, quoted
@@ -89,6 +90,8 @@ class Program:
         lists: keys that hold names of options, with their group: `{"masks": "mask"}`.
         resolves: groups of which the job gets every option, resolved, in `config["options"]`.
         spelling: the freedoms of the command line.
+        free: keys that results do not depend on: where no `name=` is given, it is made of all others; None where the
+            configuration has a name.
         metric: the entry of the metrics that sorts the table of a sweep, lower is better.
         folder: whether a run has a folder of its own, and may be part of a sweep; else the job writes where it says.
     """
@@ -100,6 +103,7 @@ class Program:
     lists: Mapping[str, str] = field(default_factory=dict)
     resolves: Sequence[str] = ()
     spelling: Spelling = field(default_factory=Spelling)
+    free: Sequence[str] | None = None
     metric: str = "loss"
     folder: bool = True
 
@@ -112,7 +116,7 @@ class Program:
         """The configuration that a command line gives the job, checked; nothing is run. Raises UserError."""
         composer = Composer(CONF, self.name)
         reader = Reader(self.spelling, self.keys, composer, multirun=False)
-        meant = reader.read(joined(overrides))
+        meant = self._named(reader.read(joined(overrides)), composer)
         for note in reader.notes:
             say_once(note)
         return self._check(composer.compose(meant), composer, complete)
@@ -147,7 +151,7 @@ class Program:
 
     def _plan_run(self, arguments: list[str], flags: Any, composer: Composer) -> _Plan:
         reader = Reader(self.spelling, self.keys, composer, flags.multirun)
-        overrides = reader.read(flags.overrides)
+        overrides = self._named(reader.read(flags.overrides), composer)
         start = next(composer.variants(overrides))
         first = composer.compose(start)
         multirun = flags.multirun or first.hydra.mode == RunMode.MULTIRUN
@@ -171,6 +175,13 @@ class Program:
             return _Plan(plan)
         # Pinned, for a job whose own choices set another name would leave its result where no table is made.
         return _Plan([*plan, f"hydra.sweep.dir={quoted(str(target))}"], target)
+
+    def _named(self, overrides: list[str], composer: Composer) -> list[str]:
+        """The overrides with a name made of them, where there is none."""
+        if self.free is None or any(composer.parse(text).key_or_group == "name" for text in overrides):
+            return overrides
+        name = name_of(overrides, composer, self.free)
+        return [*overrides, f"name={quoted(name)}"] if name else overrides
 
     def _help(self, typed: Sequence[str], composer: Composer) -> str:
         """The help, or with words beside it what is known of each. Raises UserError."""

@@ -14,43 +14,37 @@ import xarray as xr
 from PIL import Image
 from torch import Tensor
 
-from vecfield_diffusion.data.draws import MaskFunction
 from vecfield_diffusion.data.readers.hdf5 import check_file, open_file
 from vecfield_diffusion.errors import UserError, nearest
 
 
-def shares_of(mask: MaskFunction, valid: Tensor, masks: int = 256) -> tuple[float, float]:
-    """The least and the largest share of the valid cells that a family of masks observes, in so many draws.
+def shares_of(observed: Tensor, domain: Tensor) -> Tensor:
+    """The shares of the cells of a domain that masks observe, `(n,)`, without masks on a domain that has none.
 
     Arguments:
-        mask: The family.
-        valid: The domain, boolean `(H, W)`.
-        masks: The number of draws, always the same ones.
+        observed: The masks, boolean `(n, 1, H, W)`.
+        domain: Boolean `(H, W)`, or one for each mask, `(n, H, W)`.
     """
-    observed = mask(masks, valid, torch.Generator().manual_seed(0)).flatten(1)
-    shares = observed.sum(1) / valid.sum()
-    return shares.min().item(), shares.max().item()
+    cells = domain.expand(len(observed), *observed.shape[-2:])
+    counts = cells.flatten(1).sum(1)
+    return ((observed[:, 0] & cells).flatten(1).sum(1) / counts)[counts > 0]
 
 
-def unlike_training(observed: Tensor, mask: MaskFunction, valid: Tensor) -> str:
-    """A sentence where masks `(n, 1, H, W)` observe less than half of what any mask of training does, or hide so.
+def unlike_training(share: float, low: float, high: float) -> str:
+    """A sentence where a share of observed cells is less than half of that of any mask of training, or hides so.
 
     Empty where there is nothing to say. A file of the opposite meaning, 1 = hidden, is found out by this.
 
     Arguments:
-        observed: The masks, boolean.
-        mask: The family that was trained on.
-        valid: The domain, boolean `(H, W)`.
+        share: What is observed.
+        low: The smallest share that a mask of training observes.
+        high: The largest.
     """
-    low, high = shares_of(mask, valid)
-    shares = (observed & valid).flatten(1).sum(1) / valid.sum()
-    least, most = shares.min().item(), shares.max().item()
-    if least >= low / 2 and 1 - most >= (1 - high) / 2:
+    if share >= low / 2 and 1 - share >= (1 - high) / 2:
         return ""
-    part = f"{least:.2%}" if most - least < 5e-5 else f"{least:.2%} to {most:.2%}"
     return (
-        f"{part} of the valid cells are observed; masks of training observe {low:.2%} to {high:.2%}. In a mask, 1 is "
-        "observed and 0 is hidden: is it the other way round?"
+        f"the masks of training observe {low:.1%} to {high:.1%} of the cells: is the mask 1 where a cell is observed, "
+        "and 0 where it is not?"
     )
 
 

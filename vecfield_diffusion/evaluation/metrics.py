@@ -24,7 +24,6 @@ from vecfield_diffusion.evaluation.physical import divergence_squares
 from vecfield_diffusion.evaluation.scores import covered
 from vecfield_diffusion.evaluation.scores import derive as derive
 from vecfield_diffusion.evaluation.scores import reliability_index as reliability_index
-from vecfield_diffusion.evaluation.tables import table as table
 from vecfield_diffusion.physics.grid import Grid
 
 

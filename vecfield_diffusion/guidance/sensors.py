@@ -54,6 +54,16 @@ class Sensor(ABC):
         """
         return self
 
+    def readings(self, y: Tensor) -> dict[str, Tensor]:
+        """Returns what each instrument reads, by name, as vectors along its lines of sight `(N, 2, H, W)`.
+
+        They are NaN where it reads nothing. Empty where it reads components of the velocity, as `y` has them.
+
+        Arguments:
+            y: The observed values `(N, 2, H, W)` in physical units, NaN elsewhere.
+        """
+        return {}
+
     def within(self, cells: Tensor) -> Sensor:
         """Returns the operator with what was recorded inside the cells `(N, 1, H, W)` alone."""
         return self
@@ -148,6 +158,16 @@ class Radial(Sensor):
             known = known if error is None else known & error.isfinite()
             records.append((torch.where(known, value, torch.nan), error))
         return self._with(bearings=bearings, records=records)
+
+    def readings(self, y: Tensor) -> dict[str, Tensor]:
+        """Returns the velocity along the beams of each radar: what it recorded, else that of the observed field."""
+        angles = [torch.deg2rad(bearing).reshape(-1, 1, *bearing.shape[-2:]).to(y) for bearing in self.bearings]
+        beams = [torch.cat([angle.sin(), angle.cos()], dim=1) for angle in angles]
+        if self.records:
+            values = [value for value, _ in self.records]
+            return {name: value * beam for name, value, beam in zip(self.velocity, values, beams, strict=True)}
+        names = [f"seen from {x:g}, {y:g}" for x, y in self.sites]
+        return {name: (y * beam).sum(dim=1, keepdim=True) * beam for name, beam in zip(names, beams, strict=True)}
 
     @property
     def cells(self) -> Tensor | None:

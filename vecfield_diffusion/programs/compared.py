@@ -67,7 +67,7 @@ class Model:
         """
         past = mask if config["history"] == "masked" else None
         normalizer = self.trained.denoiser.normalizer
-        return with_context(cases, fields, self.trained.context, normalizer, config["seed"], past=past, twin=True)
+        return with_context(cases, fields, self.trained.context, normalizer, seed=config["seed"], past=past, twin=True)
 
     def resolved(self, name: str, cases: Cases, config: Mapping[str, Any]) -> Model:
         """The same with nothing left open for the cases of the mask `name`: neither the method nor the factor.

@@ -24,7 +24,6 @@ from vecfield_diffusion.data.masks import Empty, Full, Mask
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.baselines import BASELINES
 from vecfield_diffusion.evaluation.comparison import Estimate, Scored, Setting, score
-from vecfield_diffusion.evaluation.plots.style import date_of
 from vecfield_diffusion.evaluation.report import Generated, Section
 from vecfield_diffusion.evaluation.verdicts import too_few
 from vecfield_diffusion.inference.calibration import apply_factor
@@ -91,8 +90,7 @@ def scored_section(study: Study, trial: Trial) -> Section:
     ]
     scored += baselines_scored(study, trial)
     comparison = None if generated is None else compare_generated(study, generated)
-    dates = [date_of(study.fields, number) for number in trial.setting.numbers]
-    return Section(trial.setting, scored, trial.networks, comparison, dates, study.independent)
+    return Section(trial.setting, scored, trial.networks, comparison, study.dates, study.independent)
 
 
 def model_scored(
@@ -130,8 +128,8 @@ def model_scored(
     for name in model.rows[1:]:
 
         def calibrated(chosen: slice, name: str = name) -> Estimate:
-            known = (cases.observed | cases.single)[chosen]
-            return collect(name, apply_factor(kept.pop(0), model.factor, known, cases.sigma_obs[chosen]))
+            some = cases[chosen]
+            return collect(name, apply_factor(kept.pop(0), model.factor, some.observed | some.single, some.sigma_obs))
 
         yield replace(score(name, calibrated, setting, size), seconds=plain.seconds)
 
@@ -154,7 +152,8 @@ def previous(study: Study, cases: Cases, mask: Mask) -> Tensor:
     """
     shown = mask if study.config["history"] == "masked" else Full()
     earlier = [max(number - 1, 0) for number in cases.numbers]
-    known = make_cases(study.fields, earlier, shown, study.config["seed"], cases.sigma_obs, add_error=True)
+    options = dict(seed=study.config["seed"], sigma_obs=cases.sigma_obs, add_error=True)
+    known = make_cases(study.fields, earlier, shown, **options)
     return torch.where(study.before.isfinite(), known.y, torch.nan)
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.export import PROGRAM_FILE, load_weights, save_program, save_weights
-from vecfield_diffusion.programs.trained import Trained, load_trained
+from vecfield_diffusion.programs.trained import load_trained
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 
 ENDINGS = {"safetensors": ".safetensors", "program": ".pt2"}
@@ -33,7 +33,7 @@ def ship(options: dict[str, Any], folder: Path) -> str:
     """Writes the file of a checkpoint and says how to use it."""
     trained = load_trained(options["ckpt"], torch.device("cpu"), options["trust"])
     ending = ENDINGS[options["format"]]
-    out = Path(options["out"] or folder / f"{run_name(trained)}{ending}")
+    out = Path(options["out"] or folder / f"{trained.name}{ending}")
     if out.suffix != ending:
         raise UserError(f"out={out}: a file that ends in {ending} is expected")
     state = load_checkpoint(trained.path)
@@ -78,9 +78,3 @@ def receive(options: dict[str, Any]) -> str:
     data = trained.config["dataset"].get("path")
     data = "" if data is None else f" data={data}"
     return f"{folder}: step {trained.step} of {source}\nnext: python infer.py ckpt={folder} mask=block{data}"
-
-
-def run_name(trained: Trained) -> str:
-    """What a file is called after: the folder of the run, or the checkpoint that lies by itself."""
-    path = trained.path.absolute()
-    return path.parent.parent.name if path.parent.name == "checkpoints" else path.stem

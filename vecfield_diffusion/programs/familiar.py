@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.data.draws import draw, windows
+from vecfield_diffusion.data.given_masks import shares_of
 from vecfield_diffusion.programs.trained import Trained
 
 #: Masks of training that others are compared with.
@@ -57,8 +58,7 @@ class TrainingMasks:
     @property
     def shares(self) -> tuple[float, float]:
         """The smallest and the largest observed share of the cells of the domain."""
-        cells = self.domain.expand(DRAWS, *self.observed.shape[-2:]).flatten(1).sum(dim=1)
-        shares = self.observed.flatten(1).sum(dim=1)[cells > 0] / cells[cells > 0]
+        shares = shares_of(self.observed, self.domain)
         return shares.min().item(), shares.max().item()
 
     @cached_property

@@ -41,7 +41,7 @@ from vecfield_diffusion.programs.trained import Trained
 #: Attributes of the native file, which the output is not.
 NATIVE = {"format", "version", "dx", "dy", "boundary_x", "boundary_y"}
 #: Keys of a configuration that the filled fields do not depend on.
-FREE = {"name", "batch", "device", "colour", "overwrite", "output", "options"}
+FREE = {"name", "batch", "device", "colour", "figure", "overwrite", "output", "options"}
 
 
 class Sink(Protocol):
@@ -68,7 +68,7 @@ def run(filling: Filling, sink: Sink) -> dict[str, dict[str, float]]:
     total = None
     if None not in costs:
         total = sum(cost * len(block) for cost, (_, block) in zip(costs, work, strict=True)) * config["members"]
-    with progress.bar(total, "evaluations") as bar:
+    with progress.bar(total, "evaluations", "filling") as bar:
         for name, block in work:
             bar.update(0, snapshot=f"{block[0] + 1} of {len(filling.indices)}")
             cases = filling.cases(block)

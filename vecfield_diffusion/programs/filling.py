@@ -17,6 +17,7 @@ from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.masks import Empty
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.inpainting import Conditional
+from vecfield_diffusion.guidance.sensors import Sensor
 from vecfield_diffusion.inference.calibration import find_factor
 from vecfield_diffusion.inference.cases import Cases, make_cases, observed_cells, with_context
 from vecfield_diffusion.inference.method import Method
@@ -64,6 +65,11 @@ class Filling:
         return self.trained.grid
 
     @property
+    def sensor(self) -> Sensor | None:
+        """What an observation measures, where not both components of single cells."""
+        return self.method.sensor
+
+    @property
     def origin(self) -> str:
         """Where the network comes from."""
         return str(self.trained.path)
@@ -88,8 +94,8 @@ class Filling:
             self.fields,
             indices,
             self.mask,
-            config["seed"],
-            errors(config["sigma_obs"], self.fields, indices),
+            seed=config["seed"],
+            sigma_obs=errors(config["sigma_obs"], self.fields, indices),
             add_error=self.twin,
             grid=trained.grid,
             sensor=sensor,
@@ -109,7 +115,7 @@ class Filling:
         past = self.mask if self.config["history"] == "masked" else None
         trained, seed = self.trained, self.config["seed"]
         normalizer = trained.denoiser.normalizer
-        return with_context(cases, self.fields, trained.context, normalizer, seed, past, self.twin)
+        return with_context(cases, self.fields, trained.context, normalizer, seed=seed, past=past, twin=self.twin)
 
     def blocks(self, done: set[int]) -> Iterator[tuple[str, list[int]]]:
         """Yields the positions that are filled at once and the name of their method, but those that are `done`."""
@@ -193,8 +199,9 @@ def check_ranges(config: Mapping[str, Any]) -> None:
             raise UserError(f"{key} must be in [0, 1), got {config[key]}")
     if config.get("bin") is not None and config["bin"] <= 0:
         raise UserError(f"bin must be > 0, got {config['bin']}")
-    if config.get("output") is not None and not config["output"].endswith(".nc"):
-        raise UserError(f"output={config['output']}: a file that ends in .nc is expected")
+    for key, endings in (("output", (".nc",)), ("figure", (".png", ".pdf", ".svg"))):
+        if config.get(key) is not None and not config[key].endswith(endings):
+            raise UserError(f"{key}={config[key]}: a file that ends in {' or '.join(endings)} is expected")
 
 
 def check_likelihood(config: Mapping[str, Any], method: Method, mask: MaskFunction | None) -> None:

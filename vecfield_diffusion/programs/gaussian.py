@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from vecfield_diffusion import progress
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.masks import load_mask
@@ -77,6 +77,7 @@ class Series:
     line: Timeline
 
     origin = "none"
+    sensor = None
 
     @property
     def grid(self) -> Grid:
@@ -111,7 +112,7 @@ class Series:
         work = [(block, places) for block, places in work if places]
         config = {"members": self.config["members"], "seed": self.config["seed"]}
         parts = how.parts(series, noise, [block for block, _ in work], **config)
-        with tqdm(total=sum(len(places) for _, places in work), unit=" snapshots", disable=None) as bar:
+        with progress.bar(sum(len(places) for _, places in work), "snapshots", "filling") as bar:
             for (block, places), part in zip(work, parts, strict=True):
                 at = [self.line.frames[self.indices[place]] - block.start for place in places]
                 spread = part.mean + factor * (part.members - part.mean)

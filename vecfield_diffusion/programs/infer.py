@@ -18,11 +18,12 @@ from torch import Tensor
 
 from vecfield_diffusion import progress
 from vecfield_diffusion.atomic import write_text_atomic
-from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.evaluation.metrics import derive, sums, table
+from vecfield_diffusion.evaluation.metrics import sums
 from vecfield_diffusion.evaluation.physical import divergence_squares
-from vecfield_diffusion.evaluation.plots import Coordinates, figure_inpainting
+from vecfield_diffusion.evaluation.plots import Coordinates, date_of, figure_inpainting
+from vecfield_diffusion.evaluation.scores import columns, derive
+from vecfield_diffusion.evaluation.tables import table
 from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.inference.files import FieldsWriter, check_claim, owned
 from vecfield_diffusion.inference.likelihood import nats_per_value
@@ -32,9 +33,6 @@ from vecfield_diffusion.programs.filling import Filling
 from vecfield_diffusion.programs.gaussian import Series
 from vecfield_diffusion.programs.source import files_behind
 from vecfield_diffusion.signals import stoppable
-
-#: The columns of the printed table; `metrics.json` has all.
-COLUMNS = ("cells", "rmse_component", "rmse_vector", "correlation", "crps", "spread_skill", "coverage_90")
 
 
 def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
@@ -73,7 +71,7 @@ class Files:
     Arguments:
         fields: The filled fields.
         scores: The scores.
-        picture: The picture.
+        picture: The picture: png, pdf or svg, as its ending says.
     """
 
     def __init__(self, fields: Path, scores: Path, picture: Path) -> None:
@@ -83,11 +81,11 @@ class Files:
     def of(cls, config: Mapping[str, Any], folder: Path) -> Files:
         """Returns the files in the folder of the run, or those called after `output=`."""
         if config["output"] is None:
-            return cls(folder / "fields.nc", folder / "metrics.json", folder / "figure.png")
+            return cls(folder / "fields.nc", folder / "metrics.json", folder / config["figure"])
         with contextlib.suppress(OSError):  # nothing goes there
             folder.rmdir()
         fields = Path(config["output"])
-        return cls(fields, fields.with_suffix(".json"), fields.with_suffix(".png"))
+        return cls(fields, fields.with_suffix(".json"), fields.with_suffix(Path(config["figure"]).suffix))
 
 
 def judge(filling: Filling | Series, writer: FieldsWriter) -> tuple[dict[str, Any], tuple[Cases, Tensor]]:
@@ -172,12 +170,13 @@ def say(filling: Filling | Series, results: Mapping[str, Any]) -> None:
         )
     regions = [{"cells": name, **results[name]} for name in ("hidden", "observed") if name in results]
     if regions:
-        print(table(regions, COLUMNS))
+        print(table(regions, ["cells", *columns("fill")]))
     print(f"divergence of the members: {results['all']['divergence_rms']:.3g} per s (RMS)")
 
 
 def draw(filling: Filling | Series, path: Path, cases: Cases, members: Tensor) -> None:
     """Draws the first case and its members `(M, 2, H, W)`."""
+    sensor = cases.sensor or filling.sensor
     figure_inpainting(
         path,
         cases.truth[0] if cases.hidden[0].any() else None,
@@ -186,19 +185,11 @@ def draw(filling: Filling | Series, path: Path, cases: Cases, members: Tensor) -
         filling.grid,
         filling.fields.units,
         colour=filling.config["colour"],
-        coordinates=axes(filling.fields),
+        coordinates=Coordinates.of(filling.fields),
         measured=cases.y[0],
+        date=date_of(filling.fields, cases.numbers[0]),
+        readings={} if sensor is None else {name: read[0] for name, read in sensor.readings(cases.y).items()},
     )
-
-
-def axes(fields: Fields) -> Coordinates:
-    """Returns the axes of a picture: degrees, or the units of the source, kilometres where metres are long numbers."""
-    if fields.x_name == "lon":
-        return Coordinates(fields.x, fields.y, "longitude", "latitude")
-    units = fields.x_attrs.get("units", "m")
-    if units == "m" and abs(fields.x).max() >= 1e4:
-        return Coordinates(fields.x / 1e3, fields.y / 1e3, "x [km]", "y [km]")
-    return Coordinates(fields.x, fields.y, f"x [{units}]", f"y [{units}]")
 
 
 def without_nan(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.given_masks import unlike_training
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.inference.method import Method
@@ -19,6 +20,11 @@ LIMIT = 20.0
 SLOW, FAST = 0.02, 10.0
 #: The standard deviation of a normal law over its median absolute deviation.
 MEDIAN = 1.4826
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns a number of things in words."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def bound(trained: Trained) -> float:
@@ -109,9 +115,10 @@ class Survey:
         if source and unlike == "check":
             self._check_magnitude(fields)
         if self.absurd:
-            count, first = sum(self.absurd.values()), next(iter(self.absurd))
+            cells, first = counted(sum(self.absurd.values()), "cell"), next(iter(self.absurd))
+            count = counted(len(self.absurd), "snapshot")
             print(
-                f"note: {count} cells in {len(self.absurd)} snapshots, such as {first}, are left out: values up to "
+                f"note: left out: {cells} in {count}, such as {first}: values up to "
                 f"{self.worst:.3g} {fields.units} from the mean, more than {LIMIT:g} standard deviations "
                 f"({bound(self.trained):.3g}) of the training data"
             )
@@ -143,12 +150,8 @@ class Survey:
             low, high = self.masks.shares
         except UserError:  # a mask of training that is not at hand, or not trusted, is needed for `auto` alone
             return
-        middle = shares[len(shares) // 2]
-        if not low / 3 <= middle <= 1 - (1 - high) / 3:
-            print(
-                f"note: the masks of training observe {low:.1%} to {high:.1%}: is the mask 1 where a cell is observed, "
-                "and 0 where it is not?"
-            )
+        if doubt := unlike_training(shares[len(shares) // 2], low, high):
+            print(f"note: {doubt}")
 
     def check_work(self, *, drawn: bool, sensor: bool) -> None:
         """Raises UserError where there is nothing to fill, or nothing to fill it from.
@@ -163,7 +166,8 @@ class Survey:
                 raise UserError(
                     f"snapshot {lacking[0]} has no observed cell: choose another time=, or draw with mask=none"
                 )
-            print(f"note: {len(lacking)} snapshots, such as {lacking[0]}, have no observed cell: they are drawn freely")
+            count = counted(len(lacking), "snapshot")
+            print(f"note: drawn freely: {count} without an observed cell, such as {lacking[0]}")
         if self.filled and not sensor:
             raise UserError(
                 "nothing to fill: every cell is observed (cells that the file never measures are taken for land, "
@@ -189,6 +193,6 @@ def check_members(members: Tensor, cases: Cases, trained: Trained) -> None:
     for number, cells in zip(cases.numbers, beyond.tolist(), strict=True):
         if cells:
             print(
-                f"note: snapshot {number}: in {cells} cells a member is more than {LIMIT:g} standard deviations of the "
-                "training data from the mean: do not trust it there"
+                f"note: snapshot {number}: in {counted(cells, 'cell')} a member is more than {LIMIT:g} standard "
+                "deviations of the training data from the mean: do not trust it there"
             )

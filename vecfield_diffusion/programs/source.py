@@ -176,6 +176,7 @@ def times(chosen: int | list[int] | str, fields: Fields, offered: range) -> list
     count = len(offered)
     dated = fields.time is not None and fields.time.dtype.kind == "M"
     dates = fields.time[offered.start : offered.stop] if dated else None
+    span = "" if dates is None else " to ".join(dict.fromkeys(map(day, (dates.min(), dates.max()))))
     if isinstance(chosen, str):
         ends = [part.strip() for part in chosen.split(":")]
         if chosen == "all":
@@ -192,11 +193,8 @@ def times(chosen: int | list[int] | str, fields: Fields, offered: range) -> list
             if date is not None and (found := np.flatnonzero(dates.astype(date.dtype) == date).tolist()):
                 return found
             if date is not None:
-                raise UserError(
-                    f"time={chosen}: no snapshot has this date; there are {count}, from {day(dates.min())} to "
-                    f"{day(dates.max())}"
-                )
-        there = "" if dates is None else f"; there are dates from {day(dates.min())} to {day(dates.max())}"
+                raise UserError(f"time={chosen}: no snapshot has this date; there are {count}, from {span}")
+        there = "" if dates is None else f"; there are dates from {span}"
         raise UserError(
             f"time={chosen}: expected numbers up to {count - 1}, all, a range such as 0:{count}, or a date{there}"
         )

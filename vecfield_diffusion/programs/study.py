@@ -82,8 +82,8 @@ class Study:
     def cases(self, mask: Mask) -> Cases:
         """The snapshots through a mask, and through the instrument where there is one."""
         error = errors(self.config["sigma_obs"], self.fields, self.indices)
-        seed = self.config["seed"]
-        return make_cases(self.fields, self.indices, mask, seed, error, add_error=True, sensor=self.sensor)
+        options = dict(seed=self.config["seed"], sigma_obs=error, add_error=True, sensor=self.sensor)
+        return make_cases(self.fields, self.indices, mask, **options)
 
     @cached_property
     def training(self) -> Tensor:
@@ -118,9 +118,8 @@ class Study:
 
     @property
     def dates(self) -> list[str]:
-        """When each of the snapshots that are scored was, in words; empty where that is not known."""
-        time = self.fields.time
-        return [] if time is None else [str(date_of(time[index])) for index in self.indices]
+        """When each of the snapshots that are scored was, in words; its number where that is not known."""
+        return [date_of(self.fields, index) for index in self.indices]
 
     @property
     def persistence(self) -> float:
@@ -210,7 +209,7 @@ def open_trial(study: Study, name: str, mask: Mask) -> Trial | None:
     cases = study.cases(mask)
     observed = cases.observed | cases.single.any(dim=1, keepdim=True)
     if not (cases.hidden & ~observed).any():
-        print(f"note: masks={config['masks']}: {name} hides no cell that is known, and is left out")
+        print(f"note: the mask {name} hides no cell that is known, and is left out")
         return None
     setting = Setting(
         mask=name,

@@ -113,6 +113,12 @@ class Trained:
     files: Sequence[str] = ()
 
     @property
+    def name(self) -> str:
+        """What it is called after: the folder of its run, or the file that lies by itself."""
+        path = self.path.absolute()
+        return path.parent.parent.name if path.parent.name == "checkpoints" else path.stem
+
+    @property
     def window(self) -> tuple[int, int]:
         """The size of the fields that the network was trained on."""
         return tuple(self.config["window"] or self.grid.shape)
@@ -200,7 +206,7 @@ def check_identity(state: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     for key in ("dataset", "mask", "model", "diffusion", "trainer"):
         if not isinstance(config[key], Mapping):
             raise ValueError(f"config.{key} must be a mapping, got {config[key]!r:.60}")
-    for key in ("sigma_obs", "condition_dropout"):
+    for key in ("sigma_obs", "condition_dropout", "max_steps"):
         if not isinstance(config["trainer"][key], int | float):
             raise ValueError(f"config.trainer.{key} must be a number, got {config['trainer'][key]!r:.60}")
     if not {"train", "validation", "test"} <= state["data"]["split"].keys():
@@ -346,7 +352,9 @@ def check_grid(fields: Fields, trained: Trained) -> None:
             f"the rows of {fields.source} run the other way than those that {trained.path} was trained on. Turn the "
             f"file around along {fields.y_name}"
         )
-    for name in ("dx", "dy"):
-        here, there = (getattr(grid, name).abs().median() for grid in (fields.grid, trained.grid))
-        if not 0.95 < here / there < 1.05:
-            print(f"note: {name} is {here:.4g} in {fields.source}, but {there:.4g} in the training data")
+    here, there = (
+        [getattr(grid, name).abs().median().item() for name in ("dx", "dy")] for grid in (fields.grid, trained.grid)
+    )
+    if not all(0.95 < a / b < 1.05 for a, b in zip(here, there, strict=True)):
+        cells, known = (" x ".join(f"{length:.4g}" for length in lengths) for lengths in (here, there))
+        print(f"note: cells of {cells} m in {fields.source}, of {known} m in the training data")

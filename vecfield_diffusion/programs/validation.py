@@ -54,8 +54,8 @@ class Validation:
     ) -> None:
         count, seed, window = min(trainer.score_cases, len(indices)), config["seed"], config["window"]
         spaced = {indices[i * len(indices) // trainer.score_cases] for i in range(count)}
-        cases = make_cases(fields, sorted(spaced), mask, seed)
-        self.cases = with_context(cases, fields, context, denoiser.normalizer, seed, past=mask, twin=True)
+        cases = make_cases(fields, sorted(spaced), mask, seed=seed)
+        self.cases = with_context(cases, fields, context, denoiser.normalizer, seed=seed, past=mask, twin=True)
         self.denoiser = denoiser if window is None else Windowed(denoiser, tuple(window), 0.25, fields.grid.periodic)
         self.device = next(denoiser.parameters()).device
         self.fields, self.sampler, self.members, self.seed = fields, sampler, trainer.score_members, seed

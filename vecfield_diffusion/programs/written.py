@@ -133,8 +133,8 @@ def write_report(folder: Path, sections: Sequence[Section], study: Study) -> Non
         fields.units,
         Coordinates.of(fields),
         data=Path(fields.source).name,
-        network=", ".join(model.name for model in study.models),
-        notes=[*study.untrained, *compare_blocks(fields, study.reference.split)],
+        network=", ".join(dict.fromkeys(model.trained.name for model in study.models)),
+        notes=[*compare_blocks(fields, study.reference.split), *study.untrained],
     )
     write_text_atomic(folder / "report.html", text)
     print(f"{folder / 'report.html'}: figures and tables")
