@@ -154,7 +154,7 @@ def test_an_interrupted_run_goes_on(trained, run, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         run("infer", "ckpt=outputs/train/net", "name=broken", *FEW, *options)
     assert stop.value.code == 130
-    assert "stopped by SIGINT: 3 of 5 snapshots are kept; the same command goes on" in capsys.readouterr().err
+    assert "stopped by Ctrl-C: 3 of 5 snapshots are kept; the same command goes on" in capsys.readouterr().err
     out, again = fill(run, trained, "broken", *options)
     assert "going on: 3 of 5 snapshots are finished" in out
     assert calls == [[0], [1], [2], [3], [3], [4]]
@@ -162,7 +162,7 @@ def test_an_interrupted_run_goes_on(trained, run, monkeypatch, capsys):
         np.testing.assert_array_equal(again[name], whole[name])
 
 
-@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "SIGINT")])
+@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
 def test_a_signal_keeps_what_is_finished(trained, run, number, code, name):
     """The process ends by itself, says how to go on, and the same command does."""
     radar(trained)

@@ -18,7 +18,10 @@ from vecfield_diffusion import commands
         ("ckpt=pretrained/agulhas.safetensors mask=my_mask.npy", "agulhas-my_mask"),
         ("ckpt=mine input=radar.nc 'sigma_obs=[u_err,v_err]'", "mine-radar-sigma_obs_u_err_v_err"),
         ("ckpt=mine 'input=\"a b/*.nc\"' hide=0.2", "mine-a_b-hide_0.2"),
-        ("ckpt=mine inpainting=mmps physics=divergence sampler.grid=karras", "mine-mmps-divergence-grid_karras"),
+        (
+            "ckpt=mine inpainting=mmps physics=divergence sampler.schedule=karras",
+            "mine-mmps-divergence-schedule_karras",
+        ),
         ("ckpt=mine batch=2 device=cpu figure=a.pdf overwrite=true data=/far/away.nc", "mine"),
         ("ckpt=mine mask=block name=given", "given"),
     ],

@@ -57,7 +57,7 @@ CONFIG = {
     "mask": {},
     "model": MODEL,
     "diffusion": {"_target_": "vecfield_diffusion.diffusion.formulations.EDM", "sigma_max": 20.0},
-    "trainer": {"precision": "float32", "sigma_obs": 0.1, "condition_dropout": 0.1},
+    "trainer": {"precision": "float32", "sigma_obs": 0.1, "condition_dropout": 0.1, "max_steps": 10},
 }
 
 
