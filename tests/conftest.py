@@ -43,3 +43,18 @@ def run(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         return code, *capsys.readouterr()
 
     return call
+
+
+#: What starts programs, trains or samples for long: left out of `make quick`.
+SLOW = (
+    *("programs", "choices", "files_filled", "evaluate", "combinations", "report", "residual", "library", "config"),
+    *("posterior", "gaussian", "projection", "trained", "training_room", "calibrate", "export", "plausible"),
+    *("run_folder", "calibration", "field_likelihood", "series_filled", "readme"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of slow modules."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW:
+            item.add_marker(pytest.mark.slow)

@@ -95,7 +95,7 @@ class Series:
 
     def _read(self, snapshots: list[int]) -> Cases:
         config, sigma = self.config, errors(self.config["sigma_obs"], self.fields, snapshots)
-        return make_cases(self.fields, snapshots, self.mask, config["seed"], sigma, hide=config["hide"])
+        return make_cases(self.fields, snapshots, self.mask, seed=config["seed"], sigma_obs=sigma, hide=config["hide"])
 
     def run(self, sink: FieldsWriter | Buffer) -> dict[str, dict[str, float]]:
         """Fills every snapshot that is not there yet; returns what the trial found.
