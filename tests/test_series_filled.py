@@ -19,7 +19,7 @@ from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.estimation import SHAPES, Estimator, taper
 from vecfield_diffusion.evaluation.interpolation import Interpolation
 from vecfield_diffusion.evaluation.spacetime import Stationary, Values
-from vecfield_diffusion.evaluation.trial import _in_time, pieces
+from vecfield_diffusion.evaluation.trial import Trial, _in_time, pieces
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs import gaussian
 from vecfield_diffusion.programs.gaussian import PLAIN, open_series
@@ -303,3 +303,19 @@ def test_small_scales_are_not_made_rougher() -> None:
             found = Estimator(lags=2, nugget=0.0).stationary(shown, valid, shape).lags[0, 0, 0]
             assert 1 - found[0, 1] / found[0, 0] == pytest.approx(exact, rel=0.35)
     assert taper(valid, (True, True)).min() == 1
+
+
+def test_where_a_snapshot_alone_is_better_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the CRPS of hidden values, with the factor that was found for it; never where a filled time has no values."""
+    rows = {"space and time": {"crps": 2.0}, "snapshot alone": {"crps": 1.0}}
+    factors = {"space and time": 3.0, "snapshot alone": 0.5}
+    monkeypatch.setattr(gaussian, "judge", lambda *given: Trial(rows, factors))
+    found = []
+    for time in ("0:10", "15:25"):  # nothing is measured at 20
+        job = open_series(config(members=2, time=time), source=series())
+        way, factor, _ = job._learn(*job._observed())
+        found.append((way.before > 0, way.after > 0, factor))
+    assert found == [(False, False, 0.5), (True, True, 3.0)]
+    rows["snapshot alone"]["crps"] = 2.5
+    job = open_series(config(members=2, time="0:10"), source=series())
+    assert job._learn(*job._observed())[1] == 3.0

@@ -56,11 +56,17 @@ class Trial:
     Attributes:
         rows: The scores of every method on the hidden values, by its name: `rmse_component`, `crps`, `coverage_90` and
             `spread_skill`, after the correction of the spread where there is one.
-        factor: What the spread is to be multiplied by: the error over the spread.
+        factors: What the spread of either way, in `space and time` or of the `snapshot alone`, is to be multiplied by:
+            the error over the spread.
     """
 
     rows: Mapping[str, Mapping[str, float]]
-    factor: float
+    factors: Mapping[str, float]
+
+    @property
+    def alone(self) -> bool:
+        """Whether the snapshot alone has the better CRPS: so many values that those of other times crowd them out."""
+        return self.rows["snapshot alone"]["crps"] < self.rows["space and time"]["crps"]
 
 
 def judge(how: Interpolation, series: Floats, noise: NDArray | float, hidden: Bools, grid: Grid) -> Trial:
@@ -97,7 +103,7 @@ def judge(how: Interpolation, series: Floats, noise: NDArray | float, hidden: Bo
     for name, values in (("linear in space", across), ("linear in time", along)):
         error = np.where(np.isfinite(values := np.concatenate(values)), values, truth.mean()) - truth
         rows[name] = {"rmse_component": float(np.sqrt(np.square(error).mean())), "crps": float(np.abs(error).mean())}
-    return Trial(rows, found["space and time"][1])
+    return Trial(rows, {name: factor for name, (_, factor) in found.items()})
 
 
 def _at(noise: NDArray | float, judged: Bools, frames: NDArray) -> Floats | float:

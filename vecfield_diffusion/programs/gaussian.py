@@ -9,7 +9,7 @@ conditioned on what was measured (`evaluation/interpolation.py`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,9 +173,17 @@ class Series:
         trial = judge(self._way(choice.field, measured), known, noise, hidden, self.grid)
         print(f"a tenth of what was measured hidden, as {shape}, and filled from the rest ({self.fields.units}):")
         print(table([{"method": name, **row} for name, row in trial.rows.items()], COLUMNS))
-        print(f"spread times {trial.factor:.3f}, as found there")
-        final = estimator.learn(known, valid, choice.name)
-        return self._way(final, measured), trial.factor, trial.rows
+        way = self._way(estimator.learn(known, valid, choice.name), measured)
+        kind = "space and time"
+        if trial.alone and self._measured_itself(series):
+            kind, way = "snapshot alone", replace(way, before=0, after=0, block=1)
+            print("the snapshot alone is better here, since values of other times crowd out its own: it is used")
+        print(f"spread times {trial.factors[kind]:.3f}, as found there")
+        return way, trial.factors[kind], trial.rows
+
+    def _measured_itself(self, series: Floats) -> bool:
+        """Whether each frame that is filled has values of its own, as a snapshot alone needs."""
+        return bool(np.isfinite(series[self.line.frames[self.indices]]).any(axis=(1, 2, 3)).all())
 
     def _known(self, series: Floats) -> Floats:
         """The series before the first frame that is filled, where it is long enough to learn from."""
