@@ -1,5 +1,6 @@
 """What is refused before a network meets data that it was not trained for."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs import trained as assemble
 from vecfield_diffusion.programs.method import Observed
 from vecfield_diffusion.programs.run_folder import describe
+from vecfield_diffusion.programs.source import times
 from vecfield_diffusion.samplers.deterministic import Euler
 
 
@@ -129,3 +131,10 @@ def test_worse_observations_than_training_saw_are_noted(capsys):
 def test_more_levels_than_a_chain_has_are_refused():
     with pytest.raises(UserError, match="sampler.steps must be <= T=8"):
         Method(Euler(9), Conditional()).check(DDPM(T=8))
+
+
+@pytest.mark.parametrize("chosen", [2031, [3, 99], "2031-01", "nonsense"])
+def test_a_time_outside_is_told_which_dates_there_are(chosen):
+    dated = replace(fields(), time=np.datetime64("2022-02-01") + np.arange(10))
+    with pytest.raises(UserError, match="2022-02-01 to 2022-02-10"):
+        times(chosen, dated, range(10))

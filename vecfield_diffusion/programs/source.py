@@ -200,7 +200,8 @@ def times(chosen: int | list[int] | str, fields: Fields, offered: range) -> list
         )
     wanted = [chosen] if isinstance(chosen, int) else list(chosen)
     if not wanted or any(not -count <= place < count for place in wanted):
-        raise UserError(f"time={chosen}: there are {count} snapshots, 0 to {count - 1}")
+        there = "" if dates is None else f", from {span}"
+        raise UserError(f"time={chosen}: there are {count} snapshots, 0 to {count - 1}{there}")
     return wanted
 
 
