@@ -151,8 +151,8 @@ def fill(source: Source, ckpt: str | Path | Model = "none", *, mask: Mask = None
     """
     if ckpt != "none":
         return model_of(ckpt, keywords).fill(source, mask=mask, **keywords)
-    source, known, keywords = sources(source, mask, keywords)
-    return filling.fill(commands.infer.config(*overrides({"ckpt": "none"} | keywords)), source=source, mask=known)
+    data, known, keywords = sources(source, mask, keywords)
+    return filling.fill(commands.infer.config(*overrides({"ckpt": "none"} | keywords)), source=data, mask=known)
 
 
 def sources(
