@@ -37,8 +37,17 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def write_text_atomic(path: str | Path, text: str) -> None:
+def write_text_atomic(
+    path: str | Path,
+    text: str,
+    advice: str = "Free some space or choose another folder with hydra.run.dir=...",
+) -> None:
     """Writes `text` as UTF-8, whole or not at all, in a folder that is made where it is missing.
+
+    Arguments:
+        path: The file.
+        text: What it is to hold.
+        advice: The sentence on what to do where it cannot be written.
 
     Raises:
         UserError: The file cannot be written.
@@ -50,8 +59,7 @@ def write_text_atomic(path: str | Path, text: str) -> None:
             temporary.write_bytes(text.encode())
     except OSError as error:
         raise UserError(
-            f"cannot write {target.name} into {target.parent}: {error.strerror or error}. "
-            "Free some space or choose another folder with hydra.run.dir=..."
+            f"cannot write {target.name} into {target.parent}: {error.strerror or error}. {advice}"
         ) from error
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vecfield_diffusion.atomic import replacing
+from vecfield_diffusion.atomic import write_text_atomic
 from vecfield_diffusion.errors import UserError
 
 RESULT = "result.json"
@@ -98,15 +98,8 @@ def save(sweep: Path, found: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def _write_whole(file: Path, text: str) -> Path:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary:
-            temporary.write_bytes(text.encode())
-    except OSError as error:
-        raise UserError(
-            f"cannot write {file.name} into {file.parent}: {error.strerror or error}. Free some space or mend the"
-            " folder; the same command then goes on with the jobs that are not done"
-        ) from error
+    advice = "Free some space or mend the folder; the same command then goes on with the jobs that are not done"
+    write_text_atomic(file, text, advice)
     return file
 
 
