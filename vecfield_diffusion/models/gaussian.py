@@ -92,9 +92,9 @@ class GaussianResidual(nn.Module, Parametrization):
     ) -> Preconditioned:
         """See `Parametrization`; of the formulation c_noise alone enters."""
         mean, c = self.posterior(z, s, known.y, known.observed, known.error, known.valid)
-        innovation = torch.where(known.observed, (known.y - mean) / column(c), 0.0)
-        noise = torch.where(known.valid, (z - mean) / column(s), 0.0)
-        channels = torch.cat([noise, known.channels, mean, innovation], dim=1)
+        innovation = torch.where(known.observed, (known.y - mean) / column(c, z), 0.0)
+        noise = torch.where(known.valid, (z - mean) / column(s, z), 0.0)
+        channels = torch.cat([noise, known.channels, mean, innovation], dim=-3)
         return Preconditioned(mean, c, channels, scalars(s).c_noise)
 
     def weight(self, s: Tensor, out: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:

@@ -3,7 +3,8 @@
 Down the left side the field is halved and the channels grow, up the right side each block joins what the left side had
 at its resolution (Ronneberger et al., MICCAI 2015; residual blocks with adaptive group normalisation as Dhariwal &
 Nichol, NeurIPS 2021). The first layer may gather `patch` x `patch` cells into channels, so that a fine grid costs no
-more than a coarse one. Sizes that the strides do not divide are padded inside and cropped again.
+more than a coarse one. Sizes that the strides do not divide are padded inside and cropped again. The frames of a
+sequence are channels of one field.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class ResidualBlock(nn.Module):
 class UNet(nn.Module):
     """`(B, in_channels, H, W)` and a number `(B,)` to `(B, out_channels, H, W)`.
 
+    Of sequences, with `frames` T above 1, `(B, T, in_channels, H, W)` to `(B, T, out_channels, H, W)`.
+
     Arguments:
         in_channels: Channels of the input: the field and what conditions it.
         out_channels: Channels of the output.
@@ -61,6 +64,7 @@ class UNet(nn.Module):
         embedding: Features of the noise-level embedding.
         patch: Cells along each axis that the first layer gathers into one.
         dropout: Probability of dropping a feature in training.
+        frames: The frames of a sequence; 1 for snapshots.
 
     Raises:
         ValueError: No resolutions, blocks or patch, or attention at a resolution that does not exist.
@@ -77,9 +81,11 @@ class UNet(nn.Module):
         embedding: int = 256,
         patch: int = 1,
         dropout: float = 0.0,
+        frames: int = 1,
     ) -> None:
         super().__init__()
-        check_sizes(channels, blocks, attention, patch, dropout)
+        check_sizes(channels, blocks, attention, patch, dropout, frames)
+        in_channels, out_channels, self.frames = frames * in_channels, frames * out_channels, frames
         attend = {index % len(channels) for index in attention}
         self.periodic, self.patch, self.stride = periodic, patch, patch * 2 ** (len(channels) - 1)
 
@@ -110,6 +116,13 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        if self.frames == 1:
+            return self.of_fields(x, noise)
+        folded = x.flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        return self.of_fields(folded, noise).unflatten(1, (self.frames, -1))
+
+    def of_fields(self, x: Tensor, noise: Tensor) -> Tensor:
+        """Returns the output of one field a sample, whose channels may be those of many frames."""
         h, w = x.shape[-2:]
         embedding = self.embed(noise)
         x, (top, left) = self.pad(x)
@@ -144,7 +157,9 @@ class UNet(nn.Module):
         return x, (start[0], start[1])
 
 
-def check_sizes(channels: list[int], blocks: int, attention: list[int], patch: int, dropout: float) -> None:
+def check_sizes(
+    channels: list[int], blocks: int, attention: list[int], patch: int, dropout: float, frames: int = 1
+) -> None:
     """Raises ValueError for sizes that make no network, before anything is made of them."""
     if not channels or min(channels) < 1:
         raise ValueError(f"channels must name at least one positive width, got {list(channels)[:8]}")
@@ -152,7 +167,7 @@ def check_sizes(channels: list[int], blocks: int, attention: list[int], patch: i
         raise ValueError(
             f"channels must name at most {RESOLUTIONS} resolutions, got {len(channels)}: each is half the one before"
         )
-    for name, value in (("blocks", blocks), ("patch", patch)):
+    for name, value in (("blocks", blocks), ("patch", patch), ("frames", frames)):
         if value < 1:
             raise ValueError(f"{name} must be >= 1, got {value}")
         if value > LARGEST:
