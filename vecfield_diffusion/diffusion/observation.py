@@ -70,7 +70,7 @@ class Observation:
 
     def forget(self, samples: Tensor) -> Observation:
         """Returns the same, with nothing observed in the samples marked True in `(B,)`; the context stays."""
-        samples = samples[:, None, None, None]
+        samples = samples.view(-1, *(1,) * (self.observed.ndim - 1))
         background = None if self.background is None else torch.where(samples, 0.0, self.background)
         single = None if self.single is None else self.single & ~samples
         return replace(self, observed=self.observed & ~samples, background=background, single=single)
