@@ -15,6 +15,7 @@ from programs import Call, is_message
 import vecfield_diffusion as vf
 from vecfield_diffusion import commands
 from vecfield_diffusion.data.fields import Fields, MemoryReader
+from vecfield_diffusion.data.sequences import LAGS, Timeline, lengthened
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.estimation import SHAPES, Estimator, taper
 from vecfield_diffusion.evaluation.interpolation import Interpolation
@@ -23,7 +24,6 @@ from vecfield_diffusion.evaluation.trial import Trial, _in_time, pieces
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs import gaussian
 from vecfield_diffusion.programs.gaussian import PLAIN, open_series
-from vecfield_diffusion.programs.timeline import LAGS, Timeline, lengthened
 
 T, H, W = 60, 6, 7
 DAY = np.timedelta64(1, "D")

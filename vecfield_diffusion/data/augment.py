@@ -146,13 +146,15 @@ def apply(field: Tensor, parameters: Parameters) -> Tensor:
     """Transforms every sample.
 
     Arguments:
-        field: `(n, 2, H, W)`; with another number of channels the cells move and the values stay, as masks do.
+        field: `(n, 2, H, W)`, or `(n, T, 2, H, W)` where all frames of a sample are moved alike; with another number
+            of channels the cells move and the values stay, as masks do.
         parameters: For n samples.
 
     Returns:
         A new tensor of the same shape.
     """
-    (n, channels, height, width), device = field.shape, field.device
+    (channels, height, width), n, device = field.shape[-3:], len(field), field.device
+    frames = (1,) * (field.ndim - 4)
     transpose, flip_x, flip_y = (
         getattr(parameters, name).to(device).view(n, 1, 1) for name in ("transpose", "flip_x", "flip_y")
     )
@@ -161,8 +163,9 @@ def apply(field: Tensor, parameters: Parameters) -> Tensor:
     rows = torch.where(flip_y, height - 1 - rows, rows)
     columns = torch.where(flip_x, width - 1 - columns, columns)
     cells = torch.where(transpose, columns * width + rows, rows * width + columns)
-    moved = field.flatten(2).gather(2, cells.view(n, 1, -1).expand(-1, channels, -1)).view(field.shape)
+    places = cells.view(n, *frames, 1, -1).expand(*field.shape[:-2], -1)
+    moved = field.flatten(-2).gather(-1, places).view(field.shape)
     if channels != 2:
         return moved
-    signs = 1.0 - 2.0 * torch.stack([flip_x, flip_y], dim=1).to(field.dtype)
-    return torch.where(transpose.unsqueeze(1), moved.flip(1), moved) * signs
+    signs = 1.0 - 2.0 * torch.stack([flip_x, flip_y], dim=1).to(field.dtype).view(n, *frames, 2, 1, 1)
+    return torch.where(transpose.view(n, *frames, 1, 1, 1), moved.flip(-3), moved) * signs

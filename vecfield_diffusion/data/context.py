@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.data.fields import Fields, Reader
+from vecfield_diffusion.data.sequences import distinct
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.errors import UserError
 
@@ -93,8 +94,15 @@ class Context:
         return [name for name in self.names if part_reader(fields, name) is None]
 
     def parts(self, fields: Fields, indices: Sequence[int] | Tensor) -> list[Tensor]:
-        """The parts as they are, `(n, c, H, W)` each, earlier fields first; NaN where unknown, or lacking."""
-        chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
+        """The parts as they are, `(n, c, H, W)` each, earlier fields first; NaN where unknown, or lacking.
+
+        Of sequences `(n, T)` they are `(n, T, c, H, W)`.
+        """
+        chosen = np.asarray(indices, dtype=np.int64)
+        if chosen.ndim == 2:
+            numbers, lay_out = distinct(chosen)
+            return [lay_out(part) for part in self.parts(fields, numbers)]
+        chosen = chosen.reshape(-1)
         parts = []
         for lag in self.history:
             earlier = np.maximum(chosen - lag, 0)
@@ -112,26 +120,26 @@ class Context:
         """The channels after a symmetry of the plane, which turns two of a part as a vector; an angle is none."""
         angles = [False] * len(self.history) + [name in ANGLES for name in self.names]
         out = []
-        for part, is_angle in zip(channels.split(self.sizes, dim=1), angles, strict=True):
-            values, known = part[:, :-1], part[:, -1:]
-            out += [move(field) for field in (values.split(1, dim=1) if is_angle else (values,))] + [move(known)]
-        return torch.cat(out, dim=1)
+        for part, is_angle in zip(channels.split(self.sizes, dim=-3), angles, strict=True):
+            values, known = part[..., :-1, :, :], part[..., -1:, :, :]
+            out += [move(field) for field in (values.split(1, dim=-3) if is_angle else (values,))] + [move(known)]
+        return torch.cat(out, dim=-3)
 
     def channels(self, parts: Sequence[Tensor], normalizer: Normalizer, shown: Sequence[Tensor] = ()) -> Tensor:
-        """The conditioning of a network, `(n, C, H, W)`: each part normalised, 0 where unknown, then where it is known.
+        """The conditioning of a network, `(..., C, H, W)`: each part, 0 where unknown, then where it is known.
 
         Arguments:
             parts: See `parts`.
             normalizer: Of the velocities.
-            shown: For each part, where it is not withheld, boolean, broadcasting to `(n, 1, H, W)`.
+            shown: For each part, where it is not withheld, boolean, broadcasting to `(..., 1, H, W)`.
         """
         channels = []
         for k, values in enumerate(parts):
-            known = values.isfinite().all(dim=1, keepdim=True)
+            known = values.isfinite().all(dim=-3, keepdim=True)
             if shown:
                 known = known & shown[k]
             channels += [torch.where(known, self.scaled(k, values, normalizer), 0.0), known.to(values.dtype)]
-        return torch.cat(channels, dim=1)
+        return torch.cat(channels, dim=-3)
 
     def scaled(self, k: int, values: Tensor, normalizer: Normalizer) -> Tensor:
         """Part k in units of the network."""

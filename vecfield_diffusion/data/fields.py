@@ -86,9 +86,12 @@ class Fields:
             that point east and north were turned; None for none.
         context: Names of further variables that the network is conditioned on.
         history: Earlier snapshots that the network is conditioned on, as lags.
+        frames: The frames of a sequence, which is one sample; 1 for single snapshots.
+        stride: The steps from one frame of a sequence to the next.
 
     Raises:
-        ValueError: A lag that is not a whole number of at least 1.
+        ValueError: A lag, a number of frames or a stride that is not a whole number of at least 1.
+        UserError: A history beside frames, which hold it.
     """
 
     reader: Reader
@@ -120,11 +123,21 @@ class Fields:
     turn: np.ndarray | None = None
     context: Sequence[str] = ()
     history: Sequence[int] = ()
+    frames: int = 1
+    stride: int = 1
     _readers: dict[str, Reader] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not all(isinstance(lag, int) and lag >= 1 for lag in self.history):
             raise ValueError(f"history must be lags of at least 1 snapshot, got {list(self.history)}")
+        for name, value in (("frames", self.frames), ("stride", self.stride)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+        if self.frames > 1 and self.history:
+            raise UserError(
+                f"dataset.history={list(self.history)} with dataset.frames={self.frames}: the frames of a sequence "
+                "hold the earlier fields. Leave dataset.history out"
+            )
         self.dims = self.dims or ("time", self.y_name, self.x_name)
 
     def __len__(self) -> int:

@@ -74,6 +74,10 @@ class Mask:
             observed[empty, _cells(valid, (len(empty),), generator)] = True
         return observed.view(n, 1, *valid.shape)
 
+    def sequence(self, n: int, frames: int, valid: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw n sequences of masks, boolean `(n, T, 1, H, W)`, anew for every frame; see `__call__`."""
+        return self(n * frames, valid, generator).unflatten(0, (n, frames))
+
     def draw(self, n: int, valid: Tensor, generator: torch.Generator) -> Tensor:
         """Observed cells `(n, H, W)`, as yet regardless of `valid` and of emptiness."""
         raise NotImplementedError

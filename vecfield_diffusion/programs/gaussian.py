@@ -19,6 +19,7 @@ from vecfield_diffusion import progress
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.masks import load_mask
+from vecfield_diffusion.data.sequences import Timeline, lengthened
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.estimation import Choice, Estimator, choose
 from vecfield_diffusion.evaluation.interpolation import Interpolation
@@ -32,7 +33,6 @@ from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.filling import check_ranges, errors
 from vecfield_diffusion.programs.method import node_of
 from vecfield_diffusion.programs.source import TABLES, Source, files_behind, open_source, times
-from vecfield_diffusion.programs.timeline import Timeline, lengthened
 from vecfield_diffusion.training.batches import MaskFunction
 
 #: Of the printed table.

@@ -79,7 +79,7 @@ def open_input(
         options["land"] = {"gaps": "gap", "land": "zero"}[zeros]
     if names is not None:
         options |= {"velocity": None, "u": names[0], "v": names[1]}
-    always = ("context", "history", "preload_gb", "land", *(() if names is None else ("u", "v")))
+    always = ("context", "history", "frames", "stride", "preload_gb", "land", *(() if names is None else ("u", "v")))
     kept = {key: value for key, value in options.items() if key in always}
     try:
         try:

@@ -18,6 +18,7 @@ from vecfield_diffusion.data.augment import Transforms
 from vecfield_diffusion.data.context import Context
 from vecfield_diffusion.data.draws import seeded, window_grid, windows
 from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.sequences import Runs, Sequences
 from vecfield_diffusion.data.splits import compare_blocks
 from vecfield_diffusion.data.statistics import believed, homogeneous, measure, whole
 from vecfield_diffusion.diffusion.denoiser import Denoiser
@@ -124,6 +125,10 @@ def open_data(config: Mapping[str, Any], parts: Mapping[str, Any]) -> TrainingDa
         print(f"note: {fields.source}: {left_out}")
     split = parts["splits"].split(fields)
     print(fields.summary())
+    if fields.frames > 1:
+        print(Runs.of(fields).words)
+        found = {name: Sequences.of(fields, block).words for name, block in split.items()}
+        print("; ".join(f"{name}: {words}" for name, words in found.items()))
     print("snapshots: " + ", ".join(f"{name} {block.start}-{block.stop - 1}" for name, block in split.items()))
     for note in compare_blocks(fields, split):
         print(f"note: {note}")

@@ -1,4 +1,9 @@
-"""Batches for training and validation. Batch k is a function of the seed and k: to resume is to go on counting."""
+"""Batches for training and validation. Batch k is a function of the seed and k: to resume is to go on counting.
+
+A sample is a snapshot `(2, H, W)` or, where the fields are to be seen as sequences (`dataset.frames`), T frames of one
+run `(T, 2, H, W)`. What is random about a sample - its window, its symmetry, its level of noise, the error of its
+observation - is the same in all of its frames; only masks go through time.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +12,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vecfield_diffusion.data.augment import Augmentation
 from vecfield_diffusion.data.context import Context
-from vecfield_diffusion.data.draws import MaskFunction, draw, seeded, window_grid, windows
+from vecfield_diffusion.data.draws import MaskFunction, draw, draw_sequence, seeded, window_grid, windows
 from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.sequences import Integers, Sequences, read_sequences
 from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
@@ -52,6 +59,8 @@ class Batch:
 class Batches:
     """Batches from the snapshots `indices`, in an order that is shuffled anew after each pass through all of them.
 
+    Where the fields are to be seen as sequences, those that lie wholly within the snapshots are passed through.
+
     Arguments:
         fields: The data.
         indices: The snapshots to draw from.
@@ -66,6 +75,9 @@ class Batches:
             each part of a context is left out as often, by itself.
         window: `(h, w)`: samples are windows of this size, anywhere in the fields; None takes the fields whole.
         context: What the network is conditioned on beside the observation.
+
+    Raises:
+        UserError: No sequence lies within the snapshots.
     """
 
     fields: Fields
@@ -81,6 +93,14 @@ class Batches:
     window: tuple[int, int] | None = None
     context: Context | None = None
 
+    def __post_init__(self) -> None:
+        len(self.samples)  # found out before the first batch
+
+    @cached_property
+    def samples(self) -> Sequence[int] | Integers:
+        """What there is to draw from: the snapshots `(N,)`, or the snapshots of all sequences `(K, T)`."""
+        return self.indices if self.fields.frames == 1 else Sequences.of(self.fields, self.indices).indices
+
     @property
     def grid(self) -> Grid:
         """The grid of the samples: that of the fields, or one of a window, with mean spacings."""
@@ -91,19 +111,19 @@ class Batches:
         return seeded(self.seed, stream, k)
 
     def chosen(self, k: int) -> Tensor:
-        """Returns the snapshots of batch k, `(size,)`."""
-        count = len(self.indices)
+        """Returns the snapshots of batch k, `(size,)`, or `(size, T)` with -1 for a missing frame."""
+        count = len(self.samples)
         positions = torch.arange(k * self.size, (k + 1) * self.size)
         passes = positions.div(count, rounding_mode="floor")
         orders = {p: torch.randperm(count, generator=self.generator(1, p)) for p in passes.unique().tolist()}
         places = zip(passes.tolist(), (positions % count).tolist(), strict=True)
-        return torch.tensor([self.indices[int(orders[p][i])] for p, i in places])
+        return torch.as_tensor(np.asarray([self.samples[int(orders[p][i])] for p, i in places], dtype=np.int64))
 
     def __call__(self, k: int) -> Batch:
         """Returns batch k, on the CPU."""
         generator, chosen = self.generator(0, k), self.chosen(k)
-        velocity, valid = self.fields.read(chosen), self.fields.grid.valid
-        x0 = self.normalizer.normalize(velocity)
+        read = self.fields.read if chosen.ndim == 1 else partial(read_sequences, self.fields)
+        x0, valid = self.normalizer.normalize(read(chosen)), self.fields.grid.valid
         context = None if self.context is None else self.context_channels(chosen, generator)
         if self.window is not None:
             cut = windows(self.fields.grid, self.window, self.size, generator)
@@ -114,10 +134,10 @@ class Batches:
             x0, valid = move(x0), valid if valid.ndim == 2 else move(valid)
             context = None if context is None else self.context.moved(context, move)
         valid = valid if valid.ndim == 2 else valid[:, 0]
-        measured = x0[:, :1].isfinite()
+        measured = x0[..., :1, :, :].isfinite()
         x0 = torch.where(measured, x0, 0.0)
-        observed = draw(self.mask, self.size, valid, generator) & measured
-        sigma_y = self.sigma_obs * torch.rand(self.size, 1, 1, 1, generator=generator)
+        observed = self.masks(self.size, valid, generator) & measured
+        sigma_y = self.sigma_obs * torch.rand(self.size, *(1,) * (x0.ndim - 1), generator=generator)
         y = x0 + sigma_y * torch.randn(x0.shape, generator=generator)
         # A cell that was not measured has no noisy value either: to the network it lies outside the domain.
         observation = self.diffusion.with_background(Observation(y, observed, sigma_y, measured), self.grid)
@@ -126,6 +146,13 @@ class Batches:
         observation = replace(observation.forget(silent), context=context)
         return Batch(x0, measured, observation, t, torch.randn(x0.shape, generator=generator))
 
+    def masks(self, n: int, valid: Tensor, generator: torch.Generator) -> Tensor:
+        """Returns masks of n samples, `(n, 1, H, W)` or `(n, T, 1, H, W)`, on one domain or one a sample."""
+        frames = self.fields.frames
+        if frames == 1:
+            return draw(self.mask, n, valid, generator)
+        return draw_sequence(self.mask, n, frames, valid=valid, generator=generator)
+
     def context_channels(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """Returns the channels of a context, each part left out now and then.
 
@@ -133,7 +160,8 @@ class Batches:
         """
         land = ~self.fields.grid.valid
         parts = [part.masked_fill(land, torch.nan) for part in self.context.parts(self.fields, chosen)]
-        shown = [torch.rand(self.size, 1, 1, 1, generator=generator) >= self.dropout for _ in parts]
+        ones = (1,) * (chosen.ndim + 2)
+        shown = [torch.rand(self.size, *ones, generator=generator) >= self.dropout for _ in parts]
         for lag in range(len(self.context.history)):
             whole = torch.rand(self.size, 1, 1, 1, generator=generator) < 0.5
             shown[lag] = shown[lag] & (whole | self.mask(self.size, self.fields.grid.valid, generator))

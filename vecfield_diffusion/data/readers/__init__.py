@@ -61,6 +61,8 @@ def open_fields(
     land: Land = "auto",
     context: Sequence[str] = (),
     history: Sequence[int] = (),
+    frames: int = 1,
+    stride: int = 1,
 ) -> Fields:
     """The snapshots of a file of any known format, of a folder, of files that match a pattern, or of a data set.
 
@@ -87,10 +89,12 @@ def open_fields(
             `auto` (only NaN is, and a note says how many are 0). With `gap` whatever is 0 in both is a gap.
         context: Further variables that the network is conditioned on.
         history: Earlier snapshots that the network is conditioned on, as lags.
+        frames: The frames of a sequence, which is one sample; 1 for single snapshots.
+        stride: The steps from one frame of a sequence to the next.
 
     Raises:
         UserError: A file that cannot be read or understood, or files that do not belong together.
-        ValueError: A negative `preload_gb`, or a boundary or `land` of another name.
+        ValueError: A negative `preload_gb`, a boundary or `land` of another name, or less than one frame or step.
     """
     options = Options(velocity, u, v, valid, invalid, x, y, time, level, member)
     if (u is None) != (v is None):
@@ -106,7 +110,8 @@ def open_fields(
             group, options = u.rpartition("/")[0], replace(options, u=u.rpartition("/")[2], v=v.rpartition("/")[2])
         found = find_all(files_of(name), options, group)
     spacing = {"dx": dx, "dy": dy, "boundary_x": boundary_x, "boundary_y": boundary_y}
-    return found.to_fields(name, land=land, preload_gb=preload_gb, context=context, history=history, **spacing)
+    samples = {"context": context, "history": history, "frames": frames, "stride": stride}
+    return found.to_fields(name, land=land, preload_gb=preload_gb, **samples, **spacing)
 
 
 def _pair(u: xr.DataArray, v: xr.DataArray, options: Options) -> Found:

@@ -106,13 +106,15 @@ class Found:
         preload_gb: float = 2.0,
         context: Sequence[str] = (),
         history: Sequence[int] = (),
+        frames: int = 1,
+        stride: int = 1,
         **spacing: float | str | np.ndarray | None,
     ) -> Fields:
         """The fields of the file `source`; `spacing` are the last four arguments of `make_grid`.
 
         Raises:
             UserError: No valid cell, or coordinates that give no grid.
-            ValueError: `land`, `preload_gb`, `history` or a boundary out of range.
+            ValueError: `land`, `preload_gb`, `history`, `frames`, `stride` or a boundary out of range.
         """
         if preload_gb < 0:
             raise ValueError(f"preload_gb must be at least 0, got {preload_gb}")
@@ -161,6 +163,8 @@ class Found:
             turn=turn,
             context=context,
             history=history,
+            frames=frames,
+            stride=stride,
             **{name: getattr(whole, name) for name in SHARED},
         )
 
