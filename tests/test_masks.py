@@ -213,7 +213,7 @@ def test_mask_files_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "broken.h5").write_text("no file")
     cases = {
         "small.npy": r"has shape \(4, 5\), the field \(6, 7\)",
-        "lines.npz": "no array of two dimensions.*line",
+        "lines.npz": "no array of two or three dimensions.*line",
         "zero.npy": "observes no valid cell.*mask=none",
         "objects.npy": "cannot read the mask",
         "broken.png": "cannot read the mask",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
@@ -62,6 +63,48 @@ def load_mask(path: str, shape: tuple[int, int], variable: str | None = None) ->
     Raises:
         UserError: A file that is missing or cannot be read, no such array, or another size.
     """
+    return _load(path, shape, variable, dimensions={2: "two"})[0]
+
+
+def load_masks(path: str, shape: tuple[int, int], variable: str | None = None) -> Tensor:
+    """The masks of a file, boolean `(T, H, W)`: one for each time where a time axis stands first, else one alone.
+
+    Arguments:
+        path: The file.
+        shape: The `(H, W)` that the masks must have.
+        variable: The array; by default the first of two dimensions, else the first of three.
+
+    Raises:
+        UserError: As for `load_mask`.
+    """
+    return _load(path, shape, variable, dimensions={2: "two", 3: "three"})
+
+
+def _load(path: str, shape: tuple[int, int], variable: str | None, dimensions: Mapping[int, str]) -> Tensor:
+    """The masks `(T, H, W)` of an array of as many dimensions as are allowed, the first ones preferred."""
+    arrays = _arrays(path)
+    words = " or ".join(dimensions.values())
+    fitting = [
+        name
+        for count in dimensions
+        for name, array in arrays.items()
+        if array.ndim == count and array.dtype.kind in "fiub"
+    ]
+    name = next(iter(fitting), None) if variable is None else variable
+    if name not in fitting:
+        shapes = {name: array.shape for name, array in arrays.items()}
+        wanted = f"no array of {words} dimensions" if variable is None else f"no {words}-dimensional array '{variable}'"
+        raise UserError(f"the mask '{path}' has {wanted}.{nearest(str(name), fitting)} It has: {shapes}")
+    if arrays[name].shape[-2:] != shape:
+        raise UserError(
+            f"the mask '{path}' has shape {arrays[name].shape}, the field {shape}. "
+            "Give a mask of the size of the field."
+        )
+    return torch.from_numpy(np.nan_to_num(arrays[name]) != 0).view(-1, *shape)
+
+
+def _arrays(path: str) -> dict[str, np.ndarray]:
+    """The arrays of a file, without dimensions of length 1. Raises UserError."""
     file = Path(path).expanduser()
     reader = READERS.get(file.suffix.lower())
     if reader is None:
@@ -70,20 +113,9 @@ def load_mask(path: str, shape: tuple[int, int], variable: str | None = None) ->
         siblings = [other.name for other in file.parent.iterdir()] if file.parent.is_dir() else []
         raise UserError(f"no mask file '{path}'.{nearest(file.name, siblings)} Give an existing one: mask=FILE")
     try:
-        arrays = {name: np.squeeze(array) for name, array in reader(file).items()}
+        return {name: np.squeeze(array) for name, array in reader(file).items()}
     except UNREADABLE as error:
         raise UserError(f"cannot read the mask '{path}': {error}") from error
-    flat = {name: array for name, array in arrays.items() if array.ndim == 2 and array.dtype.kind in "fiub"}
-    name = next(iter(flat), None) if variable is None else variable
-    if name not in flat:
-        shapes = {name: array.shape for name, array in arrays.items()}
-        wanted = "no array of two dimensions" if variable is None else f"no two-dimensional array '{variable}'"
-        raise UserError(f"the mask '{path}' has {wanted}.{nearest(str(name), flat)} It has: {shapes}")
-    if flat[name].shape != shape:
-        raise UserError(
-            f"the mask '{path}' has shape {flat[name].shape}, the field {shape}. Give a mask of the size of the field."
-        )
-    return torch.from_numpy(np.nan_to_num(flat[name]) != 0)
 
 
 def _npy(file: Path) -> dict[str, np.ndarray]:
