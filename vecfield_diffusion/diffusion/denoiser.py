@@ -31,12 +31,13 @@ class Moments(NamedTuple):
 
     `mean` `(B, 2, H, W)`; `fraction` `(B, 2, H, W)`, where it is learned, is where the reverse variance lies between
     its bounds: 0 is the small one and 1 the large one, see `reverse_variances`; `out` `(B,)` is what the output of the
-    network was multiplied with.
+    network was multiplied with, the factor of a gate apart; `skip` `(B, 2, H, W)` is the mean without the network.
     """
 
     mean: Tensor
     fraction: Tensor | None
     out: Tensor
+    skip: Tensor
 
 
 class Denoiser(nn.Module):
@@ -129,9 +130,11 @@ class Denoiser(nn.Module):
             z, s, known, partial(self._scalars, dtype=z.dtype)
         )
         output = self._run(self.network, channels, noise)
-        x_hat = torch.where(valid, skip + column(out, z) * output.narrow(-3, 0, 2), 0.0)
+        gate = self.parametrization.gate
+        scale = out if gate is None else out * gate(s)
+        x_hat = torch.where(valid, skip + column(scale, z) * output.narrow(-3, 0, 2), 0.0)
         fraction = torch.sigmoid(output.narrow(-3, 2, 2)) if self.diffusion.learned_variance else None
-        return Moments(x_hat, fraction, out)
+        return Moments(x_hat, fraction, out, skip)
 
     def weight(self, s: Tensor, out: Tensor) -> Tensor:
         """Returns the weight of the squared error of D in the training loss, `(B,)`, at levels `s` in float64."""

@@ -55,7 +55,7 @@ def denoising_loss(
     s = level.to(x0.dtype)
     z = x0 + column(s, x0) * noise
     mean = denoiser.mean(observation)
-    x_hat, fraction, out = denoiser.estimate(z, s, observation, mean)
+    x_hat, fraction, out, _ = denoiser.estimate(z, s, observation, mean)
     loss = denoiser.weight(level, out) * mean_measured((x_hat - x0).square(), measured)
     if training and fraction is not None:
         bound = variational_bound(x0, x_hat.detach(), fraction, level, diffusion.below(level))

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.axes import column
+from vecfield_diffusion.models.gate import Gate
 
 
 class Conditions(NamedTuple):
@@ -73,6 +74,11 @@ class Parametrization:
     traceable: bool = True
     #: Why the network does not go with a formulation without noise; empty where it does.
     needs_noise: str = ""
+
+    @property
+    def gate(self) -> Gate | None:
+        """The factor on the output by noise level, of a network whose `skip` is an estimate without it; else None."""
+        return None
 
     @property
     def fills_domain(self) -> bool:

@@ -6,9 +6,10 @@ usual one, at low noise a Wiener filter. Let c(s, y) be the standard deviation o
 
     D(z, s, y) = g + c F((z - g) / s, y, g, (y - g) / c; s)
 
-for any formulation. With F = 0 it samples the Gaussian posterior; what is learned is what sets the fields apart from
-Gaussian ones. The scalars c_skip and c_out of Karras et al. (NeurIPS 2022, table 1) are the case of white fields and no
-observations; Wang & Vastola (TMLR 2024) measured that learned denoisers are nearly Gaussian over most noise levels.
+for any formulation, with F times the factor of `models/gate.py` after training. With F = 0 it samples the Gaussian
+posterior; what is learned is what sets the fields apart from Gaussian ones. The scalars c_skip and c_out of Karras et
+al. (NeurIPS 2022, table 1) are the case of white fields and no observations; Wang & Vastola (TMLR 2024) measured that
+learned denoisers are nearly Gaussian over most noise levels.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from vecfield_diffusion.models.base import Conditions, Parametrization, Preconditioned, Scalars, column
 from vecfield_diffusion.models.eigenfields import Eigenfields
+from vecfield_diffusion.models.gate import Gate
 from vecfield_diffusion.models.modes import MeanVariance, Modes
 from vecfield_diffusion.models.unet import UNet
 from vecfield_diffusion.models.waves import Waves
@@ -46,6 +48,7 @@ class GaussianResidual(nn.Module, Parametrization):
 
     Attributes:
         field: The Gaussian field; None until `learn`, or until it is loaded.
+        gating: The factor on the output of the network by noise level, that validation asks for.
 
     Raises:
         ValueError: Sizes that make no network; see `UNet`.
@@ -70,6 +73,7 @@ class GaussianResidual(nn.Module, Parametrization):
         sizes = (channels, blocks, attention, embedding, patch, dropout)
         self.network = UNet(in_channels + 2 * FIELD, out_channels, periodic, *sizes)
         self.field = None
+        self.gating = Gate()
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         kinds = {"field.power": Waves, "field.nugget": Eigenfields}
@@ -77,6 +81,11 @@ class GaussianResidual(nn.Module, Parametrization):
         if found and not isinstance(self.field, found[0]):
             self.field = found[0]().to(next(self.parameters()).device)
         super()._load_from_state_dict(state, prefix, *rest)
+
+    @property
+    def gate(self) -> Gate:
+        """The factor on the output of the network by noise level; see `models/gate.py`."""
+        return self.gating
 
     @property
     def fills_domain(self) -> bool:

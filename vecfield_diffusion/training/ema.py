@@ -51,6 +51,12 @@ class EMA:
         for name, value in weights.items():
             self.weights[name].copy_(value)
 
+    def adopt(self, network: nn.Module, part: nn.Module) -> None:
+        """Takes the state of a part of the network as it is, of which no average is to be taken."""
+        prefix = next(name for name, module in network.named_modules() if module is part)
+        for name, value in part.state_dict(prefix=f"{prefix}.").items():
+            self.weights[name] = value.detach().clone()
+
     @contextmanager
     def applied(self, network: nn.Module) -> Iterator[None]:
         """Within the block the network has the averaged weights, and is in evaluation mode."""

@@ -8,10 +8,12 @@ ties the learning rate to the clock.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,29 +29,11 @@ from vecfield_diffusion.signals import Interrupted, interruptible
 from vecfield_diffusion.threads import Fixed, Tuner, allowed, chosen
 from vecfield_diffusion.training.batches import Batch, Batches, prefetched
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
+from vecfield_diffusion.training.counters import Counters
 from vecfield_diffusion.training.ema import EMA
 from vecfield_diffusion.training.loggers import JSONLines, Logger
 from vecfield_diffusion.training.memory import check_memory, out_of_memory
-from vecfield_diffusion.training.validation import headline, loss_by_level
-
-
-@dataclass
-class Counters:
-    """How far a run is."""
-
-    step: int = 0
-    samples: int = 0
-    minutes: float = 0.0
-    best: float = math.inf
-
-    @classmethod
-    def of(cls, state: Mapping[str, Any]) -> Counters:
-        """Returns the counters of a checkpoint. Raises ValueError where they are no counts and times."""
-        counters = cls(**state)
-        counts, times = (counters.step, counters.samples), (counters.minutes, counters.best)
-        if not (all(type(n) is int and n >= 0 for n in counts) and all(type(x) in (int, float) for x in times)):
-            raise ValueError(f"counters must be whole numbers and times, got {dict(state)}")
-        return counters
+from vecfield_diffusion.training.validation import GatedLoss, headline, loss_by_level
 
 
 @dataclass
@@ -182,10 +166,21 @@ class TrainingRun:
         self.signal: int | None = None
         self.untrained = ""
 
+    @cached_property
+    def gated(self) -> GatedLoss | None:
+        """The validation loss of a network with a gate."""
+        gate = self.denoiser.parametrization.gate
+        return None if gate is None else GatedLoss(self.validation, self.trainer.validation_batches)
+
     @property
     def last(self) -> Path:
         """The checkpoint to resume from."""
         return self.folder / "checkpoints" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the smallest validation loss."""
+        return self.last.with_name("best.pt")
 
     def save(self, path: Path) -> None:
         """Writes a checkpoint."""
@@ -207,10 +202,11 @@ class TrainingRun:
             UserError: It cannot be read, is of another network, optimizer or data, or is missing beside the best one.
         """
         if not self.last.exists():
-            if (best := self.last.with_name("best.pt")).exists():
+            if self.best.exists():
                 raise UserError(
-                    f"{best} is there, but not {self.last.name}, from which to go on; training anew would overwrite "
-                    f"it. Copy {best} to {self.last} to go on from the best step, or choose another name=..."
+                    f"{self.best} is there, but not {self.last.name}, from which to go on; training anew would "
+                    f"overwrite it. Copy {self.best} to {self.last} to go on from the best step, or choose another "
+                    "name=..."
                 )
             return False
         state = load_checkpoint(self.last)
@@ -261,7 +257,16 @@ class TrainingRun:
         self.untrained = self.trainer.untrained(self.counters)
         if self.untrained:
             print(f"note: {self.untrained}")
+        if self.gated is not None and self.best.exists():
+            print(self.helps())
         return self.scores
+
+    def helps(self) -> str:
+        """Returns in words where the network of the best checkpoint helps its Gaussian part."""
+        state, network = load_checkpoint(self.best), copy.deepcopy(self.denoiser.network)
+        network.load_state_dict(state["ema"])
+        said = network.gate.sentence()
+        return f"step {state['counters']['step']} is the best: {said}" if said else ""
 
     def stop(self, number: int) -> None:
         """Ends the run after the step under way, as a signal asks."""
@@ -277,6 +282,9 @@ class TrainingRun:
                 batch = next(batches)
                 if counters.step == start:
                     check_memory(self.denoiser, batch, trainer.accumulate)
+                    if counters.step == 0 and self.gated is not None:  # the Gaussian part alone may be the best
+                        progress.write(self.validate(lines))
+                        clock = time.monotonic()
                 tuner.start()
                 self.losses.append(self.step(batch))
                 if found := tuner.stop():
@@ -370,11 +378,16 @@ class TrainingRun:
         Returns:
             The scores in words.
         """
+        gate = self.denoiser.parametrization.gate
         with self.ema.applied(self.denoiser.network):
             values = self.validation_loss()
+            found = None if gate is None else copy.deepcopy(gate.state_dict())
             picture = self.folder / "samples" / f"{self.counters.step:07d}.png"
             if self.score is not None:
                 values |= self.score(picture)
+        if gate is not None and found is not None:
+            gate.load_state_dict(found)
+            self.ema.adopt(self.denoiser.network, gate)
         self.scores = values
         self.log(lines, values)
         if picture.exists():
@@ -383,12 +396,17 @@ class TrainingRun:
             self.counters.best = values["val/loss"]
             if not self.last.exists():  # the best alone is nothing to go on from
                 self.save(self.last)
-            self.save(self.folder / "checkpoints" / "best.pt")
+            self.save(self.best)
         said = ", ".join(f"{name} {value:.4g}" for name, value in headline(values).items())
         return f"step {self.counters.step}: {said}"
 
     def validation_loss(self) -> dict[str, float]:
-        """Returns the mean loss over the validation batches, the same each time, and that of bins of noise levels."""
+        """Returns the mean loss over the validation batches, the same each time, and that of bins of noise levels.
+
+        The gate of a network that has one is set.
+        """
+        if self.gated is not None:
+            return self.gated(self.denoiser, self.device)
         batches = (self.validation(k).to(self.device) for k in range(self.trainer.validation_batches))
         return loss_by_level(self.loss, self.denoiser.diffusion, batches)
 
