@@ -85,6 +85,7 @@ def sample_ensemble(
     *,
     members: int,
     seed: int,
+    first: int = 0,
     numbers: Sequence[int] | Sequence[Sequence[int]] | None = None,
     batch: int = 64,
     progress: Callable[[int], None] = lambda fields: None,
@@ -102,6 +103,7 @@ def sample_ensemble(
         grid: The grid of the fields.
         members: Fields for each observation.
         seed: One seed gives one ensemble.
+        first: The number of the first member, where the members are made one after the other.
         numbers: The number of each case, which its seeds are made of, `(N,)`; of sequences those of the frames in their
             series, `(N, T)`, each its own. 0, 1, ... if None.
         batch: Fields computed at once.
@@ -117,7 +119,7 @@ def sample_ensemble(
     for level, chunk in _chunks(pairs, once_below.tolist(), batch):
         cases = torch.tensor([case for _, case in chunk])
         part = observation[cases.to(observation.y.device)]
-        noise = member_noise([seeds_of(seed, numbers[case], m) for m, case in chunk], part.y.shape[1:], part.y)
+        noise = member_noise([seeds_of(seed, numbers[case], first + m) for m, case in chunk], part.y.shape[1:], part.y)
         out |= zip(chunk, run(part, cases, noise, level, partial(report, progress, len(chunk))), strict=True)
     return torch.stack([out[pair] for pair in pairs]).unflatten(0, (members, len(observation)))
 

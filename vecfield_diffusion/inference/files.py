@@ -141,6 +141,10 @@ class FieldsWriter:
         """Returns the positions of the finished times, those of an interrupted run with the same key included."""
         return {position for positions in self._parts.values() for position in positions}
 
+    def members(self, position: int) -> NDArray:
+        """Returns the members `(M, 2, H, W)` of a finished time, until `finish`."""
+        return _read_part(next(part for part, places in self._parts.items() if position in places)).at(position)
+
     def write(
         self, positions: Sequence[int], members: NDArray, observed: NDArray, truth: NDArray | None = None
     ) -> None:

@@ -88,6 +88,10 @@ class FilledTimes:
     observed: NDArray
     truth: NDArray | None = None
 
+    def at(self, position: int) -> NDArray:
+        """Returns the members of one of the times, `(M, 2, H, W)`."""
+        return self.members[:, list(self.positions).index(position)]
+
     def check(self, members: int, cells: tuple[int, int], done: set[int]) -> None:
         """Raises ValueError where shapes do not belong together, or a position is among those that are `done`."""
         times = len(self.positions)
@@ -203,6 +207,10 @@ class Buffer:
     def done(self) -> set[int]:
         """Returns the positions of the times that are there."""
         return {position for block in self.blocks for position in block.positions}
+
+    def members(self, position: int) -> NDArray:
+        """Returns the members `(M, 2, H, W)` of a time that is there."""
+        return next(block.at(position) for block in self.blocks if position in block.positions)
 
     def write(
         self, positions: Sequence[int], members: NDArray, observed: NDArray, truth: NDArray | None = None

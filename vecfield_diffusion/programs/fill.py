@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 import xarray as xr
 import yaml
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vecfield_diffusion import __version__, progress
@@ -33,11 +35,14 @@ from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.inference.template import Buffer, FileLayout, Template
 from vecfield_diffusion.memory import FULL, is_full
 from vecfield_diffusion.programs.filling import Filling, at_once, open_filling
-from vecfield_diffusion.programs.gaussian import Series, open_series, refuse_alone
+from vecfield_diffusion.programs.gaussian import Series, open_series
 from vecfield_diffusion.programs.plausible import check_members
+from vecfield_diffusion.programs.series import Piece
 from vecfield_diffusion.programs.source import Source
 from vecfield_diffusion.programs.trained import Trained
 
+#: Snapshots that are written at once.
+WRITTEN = 64
 #: Attributes of the native file, which the output is not.
 NATIVE = {"format", "version", "dx", "dy", "boundary_x", "boundary_y"}
 #: Keys of a configuration that the filled fields do not depend on.
@@ -49,6 +54,9 @@ class Sink(Protocol):
 
     def done(self) -> set[int]:
         """Returns the positions that are there."""
+
+    def members(self, position: int) -> NDArray:
+        """Returns the members `(M, 2, H, W)` of a position that is there."""
 
     def write(self, positions: Sequence[int], members: Any, observed: Any, truth: Any = None) -> None:
         """Takes a block; see `inference/template.FilledTimes`."""
@@ -63,26 +71,81 @@ def run(filling: Filling, sink: Sink) -> dict[str, dict[str, float]]:
     config, done = filling.config, sink.done()
     if done:
         print(f"going on: {len(done)} of {len(filling.indices)} snapshots are finished")
-    work = list(filling.blocks(done))
+    work = list(filling.pieces(done))
     costs = [filling.methods[name].evaluations for name, _ in work]
     total = None
     if None not in costs:
-        total = sum(cost * len(block) for cost, (_, block) in zip(costs, work, strict=True)) * config["members"]
+        total = sum(cost * piece.snapshots.size for cost, (_, piece) in zip(costs, work, strict=True))
+        total *= config["members"]
     with progress.bar(total, "evaluations", "filling") as bar:
-        for name, block in work:
-            bar.update(0, snapshot=f"{block[0] + 1} of {len(filling.indices)}")
-            cases = filling.cases(block)
-            method, trained = filling.methods[name], filling.trained
-            members = fill_cases(config, trained=trained, method=method, cases=cases, progress=bar.update)
-            check_members(members, cases, trained)
-            known, factor = cases.observed | cases.single, filling.factors.get(name, 1.0)
-            if factor != 1:
-                members = apply_factor(members, factor, known, cases.sigma_obs)
-            truth = cases.truth.numpy() if cases.hidden.any() else None
-            sink.write(block, members.numpy(), known.numpy(), truth)
+        for name, piece in work:
+            positions = piece.positions(filling.place)
+            bar.update(0, snapshot=f"{positions[0] + 1} of {len(filling.indices)}")
+            members, cases = fill_piece(filling, filling.methods[name], piece, sink, bar.update)
+            write_piece(sink, positions, members, cases, factor=filling.factors.get(name, 1.0), done=sink.done())
     for method in filling.methods.values():
         say_summary(method)
     return {}
+
+
+def fill_piece(
+    filling: Filling, method: Method, piece: Piece, sink: Sink, progress: Callable[[int], None]
+) -> tuple[Tensor, Cases]:
+    """Returns the members `(M, n, 2, H, W)` of the snapshots that are kept of a piece, and their cases.
+
+    Arguments:
+        filling: What is filled.
+        method: With nothing left open.
+        piece: The snapshots or sequences.
+        sink: Has the frames that the piece before has filled.
+        progress: Called with the number of snapshots or frames that an evaluation worked on.
+
+    Raises:
+        UserError: See `run`.
+    """
+    config, trained = filling.config, filling.trained
+    cases = filling.known(piece.snapshots)
+    frames = piece.snapshots[0].size  # 1 of a snapshot
+
+    def report(count: int) -> None:
+        progress(count * frames)
+
+    fill = partial(fill_cases, config, trained=trained, method=method, progress=report)
+    if piece.known:
+        before = filled_before(filling, piece, sink)
+        after = (fill(cases=cases.given(fields), members=1, first=m) for m, fields in enumerate(before))
+        members = torch.cat(list(after))
+    else:
+        members = fill(cases=cases)
+    kept = torch.from_numpy(piece.kept)
+    members, cases = members[:, kept], cases.snapshots(kept)
+    check_members(members, cases, trained)
+    return members, cases
+
+
+def filled_before(filling: Filling, piece: Piece, sink: Sink) -> Tensor:
+    """Returns the members `(M, 1, known, 2, H, W)` of the first frames of a piece; NaN where there are none."""
+    shape = (filling.config["members"], 1, piece.known, 2, *filling.grid.shape)
+    before, done = torch.full(shape, torch.nan), sink.done()
+    for frame, number in enumerate(piece.snapshots[0, : piece.known].tolist()):
+        if filling.place.get(number) in done:
+            before[:, 0, frame] = torch.from_numpy(sink.members(filling.place[number]))
+    return before
+
+
+def write_piece(
+    sink: Sink, positions: Sequence[int], members: Tensor, cases: Cases, *, factor: float, done: set[int]
+) -> None:
+    """Gives filled snapshots to a sink, a few at a time, their spread times `factor`; not those that are `done`."""
+    known = cases.observed | cases.single
+    if factor != 1:
+        members = apply_factor(members, factor, known, cases.sigma_obs)
+    truth = cases.truth.numpy() if cases.hidden.any() else None
+    left = [place for place, position in enumerate(positions) if position not in done]
+    for first in range(0, len(left), WRITTEN):
+        part = left[first : first + WRITTEN]
+        given = members[:, part].numpy(), known[part].numpy(), None if truth is None else truth[part]
+        sink.write([positions[place] for place in part], *given)
 
 
 def say_summary(method: Method) -> None:
@@ -97,15 +160,19 @@ def fill_cases(
     trained: Trained,
     method: Method,
     cases: Cases,
+    members: int | None = None,
+    first: int = 0,
     progress: Callable[[int], None] = lambda fields: None,
 ) -> Tensor:
-    """Returns the ensemble `(M, N, 2, H, W)` of cases in physical units.
+    """Returns the ensemble `(M, N, 2, H, W)` of cases in physical units, of sequences `(M, N, T, 2, H, W)`.
 
     Arguments:
         config: Says `members`, `seed` and `batch`.
         trained: The network.
         method: With nothing left open.
         cases: What is observed.
+        members: M; what the configuration says if None.
+        first: The number of the first member.
         progress: See `sample_ensemble`.
 
     Raises:
@@ -114,10 +181,10 @@ def fill_cases(
     denoiser, batch = trained.denoiser, at_once(config, trained)
     method = method if cases.sensor is None else replace(method, sensor=cases.sensor)
     observation = cases.observation(denoiser.normalizer, denoiser.normalizer.std.device)
-    known = {"grid": trained.grid, "seed": config["seed"], "numbers": cases.numbers}
+    known = {"grid": trained.grid, "seed": config["seed"], "first": first, "numbers": cases.noise_numbers}
     sample = partial(sample_ensemble, denoiser, observation=observation, **known)
     try:
-        return sample(method, members=config["members"], batch=batch, progress=progress)
+        return sample(method, members=members or config["members"], batch=batch, progress=progress)
     except FULL as error:
         if not is_full(error):
             raise
@@ -176,7 +243,6 @@ def opened(
     if trained is None and config["ckpt"] == "none":
         series = open_series(config, source=source, mask=mask)
         return series, series.run
-    refuse_alone(config)
     filling = open_filling(config, source=source, trained=trained, mask=mask)
     return filling, partial(run, filling)
 

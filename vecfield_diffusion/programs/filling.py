@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from vecfield_diffusion.config.build import build
 from vecfield_diffusion.data.draws import MaskFunction
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.masks import Empty
+from vecfield_diffusion.data.sequences import Integers
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.guidance.sensors import Sensor
@@ -22,8 +24,9 @@ from vecfield_diffusion.inference.calibration import find_factor
 from vecfield_diffusion.inference.cases import Cases, make_cases, observed_cells, with_context
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.programs.method import build_method, choices, fit_method, node_of, process_of
+from vecfield_diffusion.programs.method import agreed, build_method, choices, fit_method, node_of, process_of
 from vecfield_diffusion.programs.plausible import Survey, absurd
+from vecfield_diffusion.programs.series import VALUES, Piece, Plan
 from vecfield_diffusion.programs.source import Source, chosen_snapshots, files_behind, read_variable
 from vecfield_diffusion.programs.trained import Trained, choose_device, fit_size, load_trained
 
@@ -46,6 +49,7 @@ class Filling:
         names: The way to condition of each snapshot.
         methods: The method of each of these names, with nothing left open.
         factors: That of the spread by the same names.
+        offered: The snapshots whose observations count; None for all.
     """
 
     config: dict[str, Any]
@@ -58,6 +62,7 @@ class Filling:
     names: list[str] = field(default_factory=list)
     methods: Mapping[str, Method] = field(default_factory=dict)
     factors: Mapping[str, float] = field(default_factory=dict)
+    offered: Sequence[int] | None = None
 
     @property
     def grid(self) -> Grid:
@@ -82,20 +87,26 @@ class Filling:
         return [self.trained.path, *files_behind(self.fields), *mask, *weak]
 
     def cases(self, positions: Sequence[int]) -> Cases:
-        """Returns the cases of some snapshots, always the same, without values that no law of the data allows."""
-        cases = self.measured(positions)
+        """Returns the cases of some of the snapshots that are filled, always the same."""
+        return self.known([self.indices[position] for position in positions])
+
+    def known(self, snapshots: Sequence[int] | Integers) -> Cases:
+        """Returns the cases of snapshots `(N,)`, or of sequences of them `(N, P)`, with all that is known of them.
+
+        Values that no law of the data allows are left out.
+        """
+        cases = self.measured(snapshots)
         return self.informed(cases.without(absurd(cases, self.trained)))
 
-    def measured(self, positions: Sequence[int]) -> Cases:
-        """Returns the cases as the source and the mask have them."""
+    def measured(self, snapshots: Sequence[int] | Integers) -> Cases:
+        """Returns the cases of snapshots or sequences as the source and the mask have them."""
         config, trained, sensor = self.config, self.trained, self.method.sensor
-        indices = [self.indices[position] for position in positions]
         cases = make_cases(
             self.fields,
-            indices,
+            snapshots,
             self.mask,
             seed=config["seed"],
-            sigma_obs=errors(config["sigma_obs"], self.fields, indices),
+            sigma_obs=errors(config["sigma_obs"], self.fields, snapshots),
             add_error=self.twin,
             grid=trained.grid,
             sensor=sensor,
@@ -104,7 +115,7 @@ class Filling:
         if sensor is None or not sensor.velocity:
             return cases
         # The fields of the file stand for their coordinates alone.
-        sensor = sensor.recorded(lambda name: read_variable(self.fields, name, indices))
+        sensor = sensor.recorded(lambda name: read_variable(self.fields, name, snapshots))
         known = sensor.cells & trained.grid.valid & cases.sigma_obs.isfinite().all(dim=1, keepdim=True)
         pairs = zip(known, cases.numbers, strict=True)
         chosen = [observed_cells(cells, self.mask, config["seed"], number, config["hide"]) for cells, number in pairs]
@@ -117,13 +128,37 @@ class Filling:
         normalizer = trained.denoiser.normalizer
         return with_context(cases, self.fields, trained.context, normalizer, seed=seed, past=past, twin=self.twin)
 
-    def blocks(self, done: set[int]) -> Iterator[tuple[str, list[int]]]:
-        """Yields the positions that are filled at once and the name of their method, but those that are `done`."""
+    @cached_property
+    def place(self) -> dict[int, int]:
+        """The position of each snapshot among those that are filled."""
+        return {number: position for position, number in enumerate(self.indices)}
+
+    @property
+    def plan(self) -> Plan:
+        """How a network of sequences fills them."""
+        config, trained, count = self.config, self.trained, len(self.fields)
+        values = config["members"] * 2 * trained.grid.valid.numel()
+        return Plan(
+            self.fields,
+            trained.frames,
+            trained.stride,
+            past=config["time_context"] == "past",
+            length=max(1, VALUES // values),
+            offered=range(count) if self.offered is None else self.offered,
+        )
+
+    def pieces(self, done: set[int]) -> Iterator[tuple[str, Piece]]:
+        """Yields what is filled at once, and the name of its method, but for positions that are `done`."""
+        if self.trained.frames > 1:
+            yield from ((self.names[0], piece) for piece in self.plan.pieces(self.indices)
+                        if not done.issuperset(piece.positions(self.place)))  # fmt: skip
+            return
         size = max(1, at_once(self.config, self.trained) // self.config["members"])
+        left = [place for place in range(len(self.indices)) if place not in done]
         for first in range(0, len(self.indices), size):
-            left = [place for place in range(first, min(first + size, len(self.indices))) if place not in done]
-            for name in dict.fromkeys(self.names[place] for place in left):
-                yield name, [place for place in left if self.names[place] == name]
+            block = [place for place in left if first <= place < first + size]
+            for name in dict.fromkeys(self.names[place] for place in block):
+                yield name, Piece.of([self.indices[place] for place in block if self.names[place] == name])
 
 
 def open_filling(
@@ -151,8 +186,9 @@ def open_filling(
     method = build_method(config, trained, device)
     check_likelihood(config, method, mask)
     source = config["input"] if source is None else source
+    check_time(config, trained)
     print(f"{trained.path}: step {trained.step}, {type(trained.denoiser.diffusion).__name__}")
-    fields, indices = chosen_snapshots(config, trained, source)
+    fields, indices, offered = chosen_snapshots(config, trained, source)
     sizes = {"overlap": config["overlap"], "batch": config["batch"]}
     trained, method = fit_size(trained, fields, **sizes), fit_method(method, fields, **sizes)
     if config["likelihood"] != "none":
@@ -160,7 +196,7 @@ def open_filling(
     default = "block" if source is None else "gaps"
     node = config["mask"] or node_of(config, "mask", default)
     mask = mask or build(node, "mask", trusted=True)
-    filling = Filling(config, trained, fields, indices, mask, method, twin=source is None)
+    filling = Filling(config, trained, fields, indices, mask, method, twin=source is None, offered=offered)
     return resolved(filling, node)
 
 
@@ -174,13 +210,13 @@ def resolved(filling: Filling, node: Mapping[str, Any]) -> Filling:
     config, trained = filling.config, filling.trained
     survey = Survey(trained, filling.method)
     for first in range(0, len(filling.indices), LOOKED):
-        positions = range(first, min(first + LOOKED, len(filling.indices)))
-        survey.add(filling.measured(positions))
+        survey.add(filling.measured(filling.indices[first : first + LOOKED]))
     survey.say(filling.fields, source=not filling.twin, unlike=config["magnitude"])
     survey.check_work(drawn=isinstance(filling.mask, Empty), sensor=filling.method.sensor is not None)
     if trained.context is not None and (lacking := trained.context.lacking(filling.fields)):
         print(f"note: {filling.fields.source} does not have {', '.join(lacking)}, which the network was trained with")
-    names, methods = choices(config, filling.method, trained, chosen=survey.chosen)
+    chosen = survey.chosen if trained.frames == 1 else agreed(survey.chosen)
+    names, methods = choices(config, filling.method, trained, chosen=chosen)
     factors = {}
     for name, method in methods.items() if config["calibrate"] else ():
         factors[name] = find_factor(trained.calibration, process_of(config, node, method), trained.path)
@@ -204,6 +240,18 @@ def check_ranges(config: Mapping[str, Any]) -> None:
             raise UserError(f"{key}={config[key]}: a file that ends in {' or '.join(endings)} is expected")
 
 
+def check_time(config: Mapping[str, Any], trained: Trained) -> None:
+    """Raises UserError where something is asked of a network of snapshots that takes one of sequences."""
+    for key, plain in (("horizon", 0), ("time_context", "both")):
+        if config[key] != plain and trained.frames == 1:
+            raise UserError(
+                f"{key}={config[key]}: {trained.path} fills snapshot by snapshot. Give ckpt=none, or a network that "
+                "was trained with dataset.frames=5 or so"
+            )
+    if config["horizon"] < 0:
+        raise UserError(f"horizon must be >= 0, got {config['horizon']}")
+
+
 def check_likelihood(config: Mapping[str, Any], method: Method, mask: MaskFunction | None) -> None:
     """Raises UserError where a density is asked for that there is not."""
     if config["likelihood"] == "none":
@@ -221,8 +269,10 @@ def check_likelihood(config: Mapping[str, Any], method: Method, mask: MaskFuncti
         raise UserError(f"likelihood_steps must be >= 2, got {config['likelihood_steps']}")
 
 
-def errors(sigma_obs: float | str | list[str], fields: Fields, indices: Sequence[int]) -> float | Tensor:
+def errors(sigma_obs: float | str | list[str], fields: Fields, indices: Sequence[int] | Integers) -> float | Tensor:
     """Returns the errors that `sigma_obs` names: a number, a variable of the source, or one for each component.
+
+    Those of variables are of snapshots `(N,)`, or of sequences `(N, T)`, as `Cases` has them.
 
     Raises:
         UserError: No such variable, or values that are no errors.
@@ -232,7 +282,7 @@ def errors(sigma_obs: float | str | list[str], fields: Fields, indices: Sequence
     names = [sigma_obs] if isinstance(sigma_obs, str) else sigma_obs
     if len(names) not in (1, 2):
         raise UserError(f"sigma_obs={sigma_obs}: expected a number, a variable of the file, or one for u and one for v")
-    found = torch.cat([read_variable(fields, name, indices)[:, :1] for name in names], dim=1)
+    found = torch.cat([read_variable(fields, name, indices).narrow(-3, 0, 1) for name in names], dim=-3)
     if (found < 0).any():
         worst = found.nan_to_num().min()
         raise UserError(f"sigma_obs={sigma_obs}: expected errors >= 0 in {fields.source}, found {worst}")

@@ -267,10 +267,3 @@ def refuse(config: Mapping[str, Any]) -> None:
         raise UserError(f"{', '.join(asked)}: takes a network, and ckpt=none has none. Leave it out, or give ckpt=RUN")
     if config["horizon"] < 0:
         raise UserError(f"horizon must be >= 0, got {config['horizon']}")
-
-
-def refuse_alone(config: Mapping[str, Any]) -> None:
-    """Raises UserError where something is asked of a network of single snapshots that only `ckpt=none` can do."""
-    for key, plain in (("horizon", 0), ("time_context", "both")):
-        if config[key] != plain:
-            raise UserError(f"{key}={config[key]}: networks fill snapshot by snapshot; it goes with ckpt=none")

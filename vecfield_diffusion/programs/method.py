@@ -165,6 +165,14 @@ def choices(
     return names, methods
 
 
+def agreed(chosen: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Returns the choices of cases that are made alike: `mmps` for all where more than one in ten ask for it."""
+    if not chosen:
+        return []
+    name = "mmps" if sum(name == "mmps" for name, _ in chosen) > 0.1 * len(chosen) else "conditional"
+    return [(name, usual_reason(chosen, name))] * len(chosen)
+
+
 def usual_reason(chosen: Sequence[tuple[str, str]], name: str) -> str:
     """Returns the reason that was given most often for a choice."""
     return Counter(reason for other, reason in chosen if other == name).most_common(1)[0][0]
@@ -191,8 +199,8 @@ def resolve_method(
         UserError: See `choices`.
     """
     if method.inpainting is None:
-        chosen = list(map(Chooser(method, trained, TrainingMasks(trained)), Observed.of(cases)))
-        name = "mmps" if sum(name == "mmps" for name, _ in chosen) > 0.1 * len(chosen) else "conditional"
+        chosen = agreed(list(map(Chooser(method, trained, TrainingMasks(trained)), Observed.of(cases))))
+        name = chosen[0][0]
         print(f"{label}{': ' if label else ''}inpainting={name}: {usual_reason(chosen, name)}")
         method = conditioned(config, method, name)
     return complete(method, trained, config["sigma_obs"])

@@ -38,11 +38,11 @@ def anomalies(values: Tensor, trained: Trained) -> Tensor:
 
 
 def absurd(cases: Cases, trained: Trained) -> Tensor:
-    """Returns the cells `(N, 1, H, W)` with an observed or known value that no law of the training data allows."""
+    """Returns the cells, as `observed`, with an observed or known value that no law of the training data allows."""
     limit = bound(trained)
     cells = torch.zeros_like(cases.observed)
     for values in (cases.y, cases.truth):
-        cells = cells | (anomalies(values, trained).abs() > limit).any(dim=1, keepdim=True)
+        cells = cells | (anomalies(values, trained).abs() > limit).any(dim=-3, keepdim=True)
     if cases.sensor is not None:
         cells = cells | (cases.sensor.magnitude > limit + trained.denoiser.normalizer.mean.abs().max().item())
     return cells

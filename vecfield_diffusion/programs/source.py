@@ -16,6 +16,7 @@ from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.data.masks import load_mask
 from vecfield_diffusion.data.points import open_points
 from vecfield_diffusion.data.readers import files_of, open_fields
+from vecfield_diffusion.data.sequences import Integers, distinct, lengthened
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.programs.trained import Trained, check_grid, held_out
 
@@ -36,9 +37,14 @@ def open_source(source: Source, **options: Any) -> Fields:
     return open_fields(tuple(source) if pair else source, **options)
 
 
-def read_variable(fields: Fields, name: str, indices: Sequence[int]) -> Tensor:
-    """Returns a variable of the file by name, `(N, C, H, W)`, at the snapshots `indices`."""
-    return torch.from_numpy(fields.variable(name)(np.asarray(indices, dtype=np.int64)))
+def read_variable(fields: Fields, name: str, indices: Sequence[int] | Integers) -> Tensor:
+    """Returns a variable of the file by name, `(N, C, H, W)`, at the snapshots `indices`.
+
+    At the frames of sequences `(N, T)` it is `(N, T, C, H, W)`, NaN where one is missing.
+    """
+    chosen = np.asarray(indices, dtype=np.int64)
+    numbers, lay_out = (chosen, lambda values: values) if chosen.ndim == 1 else distinct(chosen)
+    return lay_out(torch.from_numpy(fields.variable(name)(numbers)))
 
 
 def files_behind(fields: Fields) -> list[Path]:
@@ -136,8 +142,10 @@ def empty_fields(trained: Trained) -> Fields:
 
 def chosen_snapshots(
     config: Mapping[str, Any], trained: Trained, source: Source | Fields | None
-) -> tuple[Fields, list[int]]:
+) -> tuple[Fields, list[int], range]:
     """Returns the fields of `source`, or of the test split of the training data, and the indices that `time=` chooses.
+
+    With `horizon=`, the times that follow the last one are chosen as well. The snapshots on offer come third.
 
     Raises:
         UserError: Fields that do not go with the network, or no such time.
@@ -159,7 +167,13 @@ def chosen_snapshots(
     chosen = config["time"]
     if chosen is None:
         chosen = 0 if source is None else "all"
-    return fields, [offered[place] for place in times(chosen, fields, offered)]
+    indices = [offered[place] for place in times(chosen, fields, offered)]
+    if config["horizon"]:
+        if offered.stop < len(fields):
+            raise UserError(f"horizon={config['horizon']}: it goes on from the end of a file: add input=FILE")
+        indices += range(len(fields), len(fields) + config["horizon"])
+        fields, offered = lengthened(fields, config["horizon"]), range(offered.start, indices[-1] + 1)
+    return fields, list(dict.fromkeys(indices)), offered
 
 
 def times(chosen: int | list[int] | str, fields: Fields, offered: range) -> list[int]:

@@ -28,11 +28,10 @@ from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.guidance.physics import NoPhysics
 from vecfield_diffusion.inference.files import owned
 from vecfield_diffusion.inference.method import Method
-from vecfield_diffusion.models.budget import Budget
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.gaussian_field import gaussian_field
 from vecfield_diffusion.programs.run_folder import check_folder, coordinates, describe, keep_config
-from vecfield_diffusion.programs.trained import choose_device, make_denoiser, network_channels
+from vecfield_diffusion.programs.trained import choose_device, make_denoiser, make_network
 from vecfield_diffusion.programs.validation import Validation
 from vecfield_diffusion.signals import stoppable
 from vecfield_diffusion.training.batches import Batches
@@ -127,8 +126,7 @@ def open_data(config: Mapping[str, Any], parts: Mapping[str, Any]) -> TrainingDa
     print(fields.summary())
     if fields.frames > 1:
         print(Runs.of(fields).words)
-        found = {name: Sequences.of(fields, block).words for name, block in split.items()}
-        print("; ".join(f"{name}: {words}" for name, words in found.items()))
+        print("; ".join(f"{name}: {Sequences.of(fields, split[name]).words}" for name in ("train", "validation")))
     print("snapshots: " + ", ".join(f"{name} {block.start}-{block.stop - 1}" for name, block in split.items()))
     for note in compare_blocks(fields, split):
         print(f"note: {note}")
@@ -200,8 +198,7 @@ def make_parts(config: dict[str, Any]) -> dict[str, Any]:
     diffusion = build(with_levels(config, 80.0)["diffusion"], "diffusion", trusted=True)
     Method(parts["sampler"], Conditional()).check(diffusion)
     torch.manual_seed(config["seed"])
-    with Budget():
-        build(config["model"], "model", trusted=True, periodic=(False, False), **network_channels(diffusion))
+    make_network(config, diffusion, Grid(torch.ones(config["window"] or (64, 64), dtype=torch.bool)), trusted=True)
     build(config["optimizer"], "optimizer", trusted=True, params=[torch.nn.Parameter(torch.zeros(1))])
     torch.manual_seed(config["seed"])
     return parts

@@ -77,8 +77,14 @@ def make_network(
     sizes = zip(grid.periodic, config["window"] or grid.shape, grid.shape, strict=True)
     periodic = tuple(closed and size == full for closed, size, full in sizes)
     shape = network_channels(diffusion, context) | {"periodic": periodic}
+    shape |= {"frames": frames_of(config)} if frames_of(config) > 1 else {}
     with Budget():
         return build(config["model"], "model", trusted=trusted, trust=trust, **shape)
+
+
+def frames_of(config: Mapping[str, Any]) -> int:
+    """Returns the frames of the sequences that a training configuration asks for; 1 for snapshots."""
+    return config["dataset"].get("frames", 1)
 
 
 def network_channels(diffusion: Diffusion, context: Context | None = None) -> dict[str, int]:
@@ -122,6 +128,16 @@ class Trained:
     def window(self) -> tuple[int, int]:
         """The size of the fields that the network was trained on."""
         return tuple(self.config["window"] or self.grid.shape)
+
+    @property
+    def frames(self) -> int:
+        """The frames of the sequences that it was trained on; 1 for snapshots."""
+        return frames_of(self.config)
+
+    @property
+    def stride(self) -> int:
+        """The steps of time between these frames."""
+        return self.config["dataset"].get("stride", 1)
 
 
 def find_trained(ckpt: str) -> Path:
@@ -327,9 +343,14 @@ def fit_size(trained: Trained, fields: Fields, overlap: float = 0.25, batch: int
         normalizer = Normalizer(zero, trained.statistics.std).to(zero.device)
         denoiser = Denoiser(denoiser.network, denoiser.diffusion, normalizer, denoiser.autocast).eval()
         grid = fields.grid
+    height, width = trained.window
     if fields.shape != trained.window:
-        height, width = trained.window
         print(f"in windows of {height}x{width} cells, a share of {overlap:g} of each shared with the next")
+    if trained.frames > 1:
+        print(f"in windows of {trained.frames} frames, half of each shared with the next")
+        overlaps = (trained.frames // 2, int(overlap * height), int(overlap * width))
+        denoiser = Windowed(denoiser, (trained.frames, height, width), overlaps, grid.periodic, batch)
+    elif fields.shape != trained.window:
         denoiser = Windowed(denoiser, trained.window, overlap, grid.periodic, batch)
     return replace(trained, denoiser=denoiser, grid=grid)
 

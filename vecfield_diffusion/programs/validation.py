@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from vecfield_diffusion import progress
 from vecfield_diffusion.data.context import Context
 from vecfield_diffusion.data.draws import MaskFunction
 from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.sequences import Sequences
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.evaluation.metrics import scores
 from vecfield_diffusion.evaluation.plots import sample_grid
@@ -27,7 +31,8 @@ SCORES = ("crps", "rmse_component", "spread_skill")
 
 
 class Validation:
-    """Fills the same validation cases at each call, scores their hidden cells and draws them.
+    """Fills the same validation cases at each call, scores their hidden cells and draws them, the first frames of
+    sequences.
 
     Arguments:
         denoiser: The network as it is at the time of the call.
@@ -52,9 +57,11 @@ class Validation:
         mask: MaskFunction,
         config: Mapping[str, Any],
     ) -> None:
-        count, seed, window = min(trainer.score_cases, len(indices)), config["seed"], config["window"]
-        spaced = {indices[i * len(indices) // trainer.score_cases] for i in range(count)}
-        cases = make_cases(fields, sorted(spaced), mask, seed=seed)
+        seed, window = config["seed"], config["window"]
+        samples = np.asarray(indices) if fields.frames == 1 else Sequences.of(fields, indices).indices
+        count = min(trainer.score_cases, len(samples))
+        spaced = sorted({i * len(samples) // trainer.score_cases for i in range(count)})
+        cases = make_cases(fields, samples[spaced], mask, seed=seed)
         self.cases = with_context(cases, fields, context, denoiser.normalizer, seed=seed, past=mask, twin=True)
         self.denoiser = denoiser if window is None else Windowed(denoiser, tuple(window), 0.25, fields.grid.periodic)
         self.device = next(denoiser.parameters()).device
@@ -64,7 +71,7 @@ class Validation:
         """Returns the scores as `val/<name>`; a picture that cannot be written is no reason to end a run."""
         cases, grid = self.cases, self.fields.grid
         observation = cases.observation(self.denoiser.normalizer, self.device)
-        fields = self.members * len(cases.numbers)
+        fields = self.members * len(cases.truth)
         total = None if self.sampler.evaluations is None else fields * self.sampler.evaluations
         with progress.bar(total, "evaluations", "validation", leave=False) as bar:
             members = sample_ensemble(
@@ -74,11 +81,14 @@ class Validation:
                 grid,
                 members=self.members,
                 seed=self.seed,
-                numbers=cases.numbers,
+                numbers=cases.noise_numbers,
                 progress=bar.update,
             )
+        everything = torch.ones(cases.observed.shape[:-3], dtype=torch.bool)
+        members, cases = members[:, everything], cases.snapshots(everything)
         try:
-            sample_grid(picture, cases.truth, cases.observed, members, grid, self.fields.units)
+            shown = slice(None, None, self.fields.frames)
+            sample_grid(picture, cases.truth[shown], cases.observed[shown], members[:, shown], grid, self.fields.units)
         except OSError as error:
             picture.unlink(missing_ok=True)
             print(f"note: {picture} could not be written: {error.strerror}", file=sys.stderr)
