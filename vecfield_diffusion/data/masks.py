@@ -50,6 +50,8 @@ class Mask:
     """A random mask; a subclass writes `draw`."""
 
     may_be_empty = False
+    #: How it goes through the frames of a sequence: drawn `anew` in each, `fixed` in place, or `moving`.
+    way = "anew"
 
     def __call__(self, n: int, valid: Tensor, generator: torch.Generator) -> Tensor:
         """Draw n masks.
