@@ -37,6 +37,11 @@ def draw_sequence(mask: MaskFunction, n: int, frames: int, *, valid: Tensor, gen
     return mask(n * frames, valid, generator).unflatten(0, (n, frames))
 
 
+def goes_on(mask: MaskFunction) -> bool:
+    """Whether the masks of the frames of a sequence have to do with each other, rather than being drawn anew."""
+    return isinstance(mask, Mask) and mask.way != "anew"
+
+
 def window_grid(grid: Grid, size: tuple[int, int]) -> Grid:
     """A grid of `size` with the mean spacings of `grid`, which goes on beyond its borders."""
     return Grid(torch.ones(size, dtype=torch.bool), grid.dx.mean(), grid.dy.mean())

@@ -80,6 +80,13 @@ class Runs:
         """The frames of every run, missing ones included, `(R,)`."""
         return self.frame[np.flatnonzero(np.diff(self.run, append=len(self.run)))] + 1
 
+    def snapshots(self, run: int) -> Integers:
+        """Returns the snapshots of all frames of a run, `(T,)`, -1 where one is missing."""
+        chosen = np.flatnonzero(self.run == run)
+        frames = np.full(self.lengths[run], MISSING)
+        frames[self.frame[chosen]] = chosen
+        return frames
+
     def line(self, apart: int) -> Integers:
         """Returns the frames of all runs on one line, `(N,)`: `apart` from the last frame of one to the next run."""
         return self.frame + np.concatenate(([0], np.cumsum(self.lengths - 1 + apart)))[self.run]
@@ -145,6 +152,20 @@ class Sequences:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+
+def frame_numbers(fields: Fields, sequences: Integers | Tensor) -> Integers:
+    """Returns the number of every frame of sequences `(n, T)`, missing ones included, in the series, `(n, T)`.
+
+    Frames of all runs are counted one after the other; without a missing one they are the snapshots.
+    """
+    chosen = np.asarray(sequences, dtype=np.int64)
+    known, columns = chosen >= 0, np.arange(chosen.shape[1])
+    first, last = known.argmax(axis=1), chosen.shape[1] - 1 - known[:, ::-1].argmax(axis=1)
+    rows, line = np.arange(len(chosen)), Runs.of(fields).line(1)
+    begin, end = line[chosen[rows, first]], line[chosen[rows, last]]
+    stride = np.where(last > first, (end - begin) // np.maximum(last - first, 1), fields.stride)
+    return begin[:, None] + stride[:, None] * (columns - first[:, None])
 
 
 # What snapshots hold, as sequences.

@@ -1,16 +1,24 @@
-"""Cases: fields with gaps, and the observation that a sample is conditioned on."""
+"""Cases: fields with gaps, and the observation that a sample is conditioned on.
+
+A case is a snapshot, or a sequence of T frames of one run with one more axis, `(N, T, ...)`. What a frame of a sequence
+observes, and with what error, depends on the seed and its snapshot alone, whatever sequence it is seen in. A mask that
+is fixed or moves in time depends on the seed and the run, and goes on along all of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vecfield_diffusion.data.context import Context
-from vecfield_diffusion.data.draws import MaskFunction, seeded
+from vecfield_diffusion.data.draws import MaskFunction, draw_sequence, goes_on, seeded
 from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.sequences import Integers, Runs, frame_numbers, read_sequences
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.guidance.sensors import Sensor
@@ -22,7 +30,7 @@ class Cases:
     """N cases on one grid.
 
     Arguments:
-        numbers: The snapshot that each is made of.
+        numbers: The snapshot that each is made of; of sequences those of the frames, `(N, T)`, -1 for a missing one.
         truth: The fields `(N, 2, H, W)` in physical units, NaN where unknown.
         observed: The cells that are observed, boolean `(N, 1, H, W)`.
         single: Observed values of cells where the other component is missing, boolean `(N, 2, H, W)`.
@@ -32,9 +40,12 @@ class Cases:
         grid: The grid.
         context: What a network is conditioned on beside, `(N, C, H, W)`, in its units.
         sensor: The observation operator with what it recorded of these cases, where it recorded anything.
+        frames: Of sequences, the numbers of their frames in the series, `(N, T)`, each its own; see `frame_numbers`.
+
+    Shapes are those of snapshots; those of sequences have T after N.
     """
 
-    numbers: list[int]
+    numbers: list[int] | list[list[int]]
     truth: Tensor
     observed: Tensor
     single: Tensor
@@ -43,12 +54,18 @@ class Cases:
     grid: Grid
     context: Tensor | None = None
     sensor: Sensor | None = None
+    frames: list[list[int]] | None = None
+
+    @property
+    def noise_numbers(self) -> list[int] | list[list[int]]:
+        """The numbers that the noise of a case is made of: its snapshot's, or those of its frames."""
+        return self.numbers if self.frames is None else self.frames
 
     def observation(self, normalizer: Normalizer, device: torch.device) -> Observation:
         """Returns what a denoiser is conditioned on, normalised, on its device."""
         known = self.observed | self.single
         y = torch.where(known, normalizer.normalize(self.y.to(normalizer.std.device)).cpu(), 0.0)
-        valid = self.grid.valid.expand(len(self.y), 1, -1, -1)
+        valid = self.grid.valid.expand(*self.y.shape[:-3], 1, -1, -1)
         single = self.single if self.single.any() else None
         sigma = torch.where(self.sigma_obs.isfinite(), self.sigma_obs, 0.0) / normalizer.std.item()
         return Observation(y, self.observed, sigma, valid, single=single, context=self.context).to(device)
@@ -76,6 +93,7 @@ class Cases:
         return replace(
             self,
             numbers=[self.numbers[place] for place in places],
+            frames=None if self.frames is None else [self.frames[place] for place in places],
             truth=self.truth[index],
             observed=self.observed[index],
             single=self.single[index],
@@ -88,12 +106,12 @@ class Cases:
     @property
     def hidden(self) -> Tensor:
         """The cells to score: known, and not observed."""
-        return self.truth.isfinite().all(dim=1, keepdim=True) & ~self.observed
+        return self.truth.isfinite().all(dim=-3, keepdim=True) & ~self.observed
 
 
 def make_cases(
     fields: Fields,
-    indices: Sequence[int],
+    indices: Sequence[int] | Integers,
     mask: MaskFunction,
     *,
     seed: int,
@@ -102,14 +120,15 @@ def make_cases(
     grid: Grid | None = None,
     sensor: Sensor | None = None,
     hide: float = 0.0,
+    along: bool = True,
 ) -> Cases:
-    """Returns a case for each snapshot, with what `mask` does not observe hidden.
+    """Returns a case for each snapshot or sequence, with what `mask` does not observe hidden.
 
-    A case depends on the seed and its snapshot alone.
+    A case depends on the seed and its snapshots alone, and on the run where the mask goes through time.
 
     Arguments:
         fields: The data.
-        indices: The snapshots, one case each.
+        indices: The snapshots, one case each, or the snapshots of sequences, `(N, T)`, -1 where a frame is missing.
         mask: What is observed of the cells that are measured.
         seed: Of masks and errors.
         sigma_obs: The error of the observations in physical units, a number or see `Cases`; cells where it is not known
@@ -118,21 +137,62 @@ def make_cases(
         grid: The domain; that of the fields if None.
         sensor: The observation operator of an instrument, through which the truth is measured.
         hide: The share of the observed cells that is hidden, to be scored.
+        along: Whether a mask that goes through time does so along the whole run; else it begins with each sequence,
+            as it must where the last frames of each are to be foretold.
     """
+    chosen = np.asarray(indices, dtype=np.int64)
+    series, numbers = chosen.ndim == 2, chosen.ravel().tolist()
+    read = partial(read_sequences, fields) if series else fields.read
     grid = fields.grid if grid is None else grid
-    truth = fields.read(indices, partial=True).masked_fill(~grid.valid, torch.nan)
+    truth = read(chosen, partial=True).masked_fill(~grid.valid, torch.nan)
     sigma = torch.as_tensor(sigma_obs, dtype=truth.dtype)
-    sigma = sigma.expand(len(truth), 1, 1, 1) if sigma.ndim == 0 else sigma
+    sigma = sigma.expand(len(truth), *(1,) * (truth.ndim - 1)) if sigma.ndim == 0 else sigma
     measured = truth if sensor is None or not add_error else sensor.measure(truth, grid)
     known = measured.isfinite() & sigma.isfinite()
-    pairs = zip(known, indices, strict=True)
-    chosen = torch.stack([observed_cells(values, mask, seed, int(i), hide) for values, i in pairs])
-    observed = known.all(dim=1, keepdim=True) & chosen
-    single = known & ~known.all(dim=1, keepdim=True) & chosen
+    cells = known.flatten(0, -4)
+    if series and goes_on(mask):
+        masks = masks_in_time(fields, chosen, mask, grid.valid, seed=seed, along=along).flatten(0, 1)
+        shown = [part & m for part, m in zip(cells.any(dim=1, keepdim=True), masks, strict=True)]
+        shown = [without_some(part, seed, number, hide) for part, number in zip(shown, numbers, strict=True)]
+    else:
+        shown = [observed_cells(part, mask, seed, number, hide) for part, number in zip(cells, numbers, strict=True)]
+    shown = torch.stack(shown).view(*known.shape[:-3], 1, *grid.shape)
+    observed = known.all(dim=-3, keepdim=True) & shown
+    single = known & ~known.all(dim=-3, keepdim=True) & shown
     y = torch.where(observed | single, measured, torch.nan)
     if add_error:
-        y = y + sigma * torch.stack([torch.randn(truth.shape[1:], generator=seeded(seed, int(i), 1)) for i in indices])
-    return Cases([int(i) for i in indices], truth, observed, single, y, sigma, grid)
+        # A missing frame has no number of its own, and nothing that an error could be added to.
+        draws = [torch.randn(truth.shape[-3:], generator=seeded(seed, max(number, 0), 1)) for number in numbers]
+        y = y + sigma * torch.stack(draws).view(truth.shape)
+    frames = frame_numbers(fields, chosen).tolist() if series else None
+    return Cases(chosen.tolist(), truth, observed, single, y, sigma, grid, frames=frames)
+
+
+def masks_in_time(
+    fields: Fields, sequences: Integers, mask: MaskFunction, valid: Tensor, *, seed: int, along: bool = True
+) -> Tensor:
+    """Returns what a mask that goes through time observes of sequences `(N, T)`, boolean `(N, T, 1, H, W)`.
+
+    Arguments:
+        fields: The data.
+        sequences: The snapshots of each, -1 where a frame is missing.
+        mask: What is observed.
+        valid: The domain `(H, W)`.
+        seed: With the run it makes the masks of all its frames; else with the first snapshot those of a sequence.
+        along: Whether they are those of the run.
+    """
+    observed = torch.zeros(*sequences.shape, 1, *valid.shape, dtype=torch.bool)
+    if not along:
+        for own, row in zip(observed, sequences, strict=True):
+            number = int(row[row >= 0].min(initial=len(fields)))
+            own[:] = draw_sequence(mask, 1, len(row), valid=valid, generator=seeded(seed, number, 4))[0]
+        return observed
+    runs = Runs.of(fields)
+    for run in np.unique(runs.run[sequences[sequences >= 0]]).tolist():
+        whole = draw_sequence(mask, 1, int(runs.lengths[run]), valid=valid, generator=seeded(seed, run, 3))[0]
+        inside = (sequences >= 0) & (runs.run[sequences] == run)
+        observed[torch.from_numpy(inside)] = whole[runs.frame[sequences[inside]]]
+    return observed
 
 
 def observed_cells(known: Tensor, mask: MaskFunction, seed: int, number: int, hide: float) -> Tensor:
@@ -140,8 +200,12 @@ def observed_cells(known: Tensor, mask: MaskFunction, seed: int, number: int, hi
     cells = known.any(dim=0, keepdim=True)
     if not cells.any():  # a snapshot that measured nothing has nothing to observe
         return cells
-    observed = mask(1, cells[0], seeded(seed, number, 0))[0] & cells
-    if hide > 0:
+    return without_some(mask(1, cells[0], seeded(seed, number, 0))[0] & cells, seed, number, hide)
+
+
+def without_some(observed: Tensor, seed: int, number: int, hide: float) -> Tensor:
+    """Returns the observed cells `(1, H, W)` of snapshot `number` but for a share of them."""
+    if hide > 0 and observed.any():
         places = observed.flatten().nonzero().squeeze(1)
         order = torch.randperm(len(places), generator=seeded(seed, number, 2))
         dropped = places[order[: round(hide * len(places))]]
