@@ -24,7 +24,7 @@ from vecfield_diffusion.models.base import Conditions, Parametrization, Precondi
 from vecfield_diffusion.models.eigenfields import Eigenfields
 from vecfield_diffusion.models.gate import Gate
 from vecfield_diffusion.models.modes import MeanVariance, Modes
-from vecfield_diffusion.models.unet import UNet
+from vecfield_diffusion.models.unet import Time, UNet
 from vecfield_diffusion.models.waves import Waves
 
 FIELD = 2  # channels of the noisy field; what is known follows
@@ -45,6 +45,8 @@ class GaussianResidual(nn.Module, Parametrization):
         embedding: See `UNet`.
         patch: See `UNet`.
         dropout: See `UNet`.
+        frames: See `UNet`.
+        time: See `UNet`.
 
     Attributes:
         field: The Gaussian field; None until `learn`, or until it is loaded.
@@ -68,9 +70,11 @@ class GaussianResidual(nn.Module, Parametrization):
         embedding: int = 256,
         patch: int = 1,
         dropout: float = 0.0,
+        frames: int = 1,
+        time: Time = "channels",
     ) -> None:
         super().__init__()
-        sizes = (channels, blocks, attention, embedding, patch, dropout)
+        sizes = (channels, blocks, attention, embedding, patch, dropout, frames, time)
         self.network = UNet(in_channels + 2 * FIELD, out_channels, periodic, *sizes)
         self.field = None
         self.gating = Gate()
