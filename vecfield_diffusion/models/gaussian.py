@@ -15,7 +15,7 @@ learned denoisers are nearly Gaussian over most noise levels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class GaussianResidual(nn.Module, Parametrization):
         attention: See `UNet`.
         embedding: See `UNet`.
         patch: See `UNet`.
-        dropout: See `UNet`.
+        dropout: See `UNet`; `auto` is 0 here, and for training what its fields ask for (`programs/small.py`).
         frames: See `UNet`.
         time: See `UNet`.
 
@@ -69,12 +69,13 @@ class GaussianResidual(nn.Module, Parametrization):
         attention: Sequence[int] = (-1,),
         embedding: int = 256,
         patch: int = 1,
-        dropout: float = 0.0,
+        dropout: float | Literal["auto"] = "auto",
         frames: int = 1,
         time: Time = "channels",
     ) -> None:
         super().__init__()
-        sizes = (channels, blocks, attention, embedding, patch, dropout, frames, time)
+        rate = 0.0 if dropout == "auto" else dropout
+        sizes = (channels, blocks, attention, embedding, patch, rate, frames, time)
         self.network = UNet(in_channels + 2 * FIELD, out_channels, periodic, *sizes)
         self.field = None
         self.gating = Gate()

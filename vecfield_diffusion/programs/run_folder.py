@@ -29,7 +29,10 @@ FREE = (
     "trainer.accumulate",
     "trainer.precision",
     "trainer.grad_clip",
+    "trainer.patience",
 )
+#: Keys of which `auto` stands for whatever the data ask for.
+BY_DATA = ("diffusion.sigma_max", "model.dropout", "trainer.patience")
 
 
 def keep_config(config: Mapping[str, Any], folder: Path) -> None:
@@ -54,10 +57,11 @@ def check_folder(config: Mapping[str, Any], folder: Path) -> bool:
             f"{folder}/checkpoints holds {', '.join(sorted(found))}, but no last.pt to go on from. Put it back, or "
             "choose another name=... for a new run"
         )
-    before, now = _leaves(_kept_config(folder)), _leaves(yaml.safe_load(yaml.safe_dump(dict(config))))
+    before, now = _leaves(kept_config(folder)), _leaves(yaml.safe_load(yaml.safe_dump(dict(config))))
     for key in sorted(before):  # a key that there was not then had the value that is now its default
         free = any(key == name or key.startswith(f"{name}.") for name in FREE)
-        if not free and before.get(key) != now.get(key) and (key, now.get(key)) != ("diffusion.sigma_max", "auto"):
+        by_data = key in BY_DATA and now.get(key) == "auto"
+        if not (free or by_data) and before.get(key) != now.get(key):
             raise UserError(
                 f"{folder} holds a run with {key}={before.get(key)}, not {now.get(key)}. Give the same to go on "
                 "with it, or another name=... for a new run"
@@ -78,9 +82,11 @@ def describe(fields: Fields, split: Mapping[str, range]) -> dict[str, Any]:
     return {"length": len(fields), "units": fields.units, "split": blocks, "fingerprint": fingerprint(fields)}
 
 
-def _kept_config(folder: Path) -> Mapping[str, Any]:
-    """The configuration that the run began with. Raises UserError."""
+def kept_config(folder: Path) -> Mapping[str, Any]:
+    """The configuration that the run of a folder began with; empty where none has begun. Raises UserError."""
     path = folder / "config.yaml"
+    if not any((folder / "checkpoints").glob("*.pt")):
+        return {}
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

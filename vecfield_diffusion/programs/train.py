@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from vecfield_diffusion.data.context import Context
 from vecfield_diffusion.data.draws import seeded, window_grid, windows
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.sequences import Runs, Sequences
-from vecfield_diffusion.data.splits import compare_blocks
+from vecfield_diffusion.data.splits import compare_blocks, independent
 from vecfield_diffusion.data.statistics import believed, homogeneous, measure, whole
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
@@ -30,7 +30,8 @@ from vecfield_diffusion.inference.files import owned
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.gaussian_field import gaussian_field
-from vecfield_diffusion.programs.run_folder import check_folder, coordinates, describe, keep_config
+from vecfield_diffusion.programs.run_folder import check_folder, coordinates, describe, keep_config, kept_config
+from vecfield_diffusion.programs.small import regularised
 from vecfield_diffusion.programs.trained import choose_device, make_denoiser, make_network
 from vecfield_diffusion.programs.validation import Validation
 from vecfield_diffusion.signals import stoppable
@@ -102,6 +103,11 @@ def prepare(config: dict[str, Any], folder: Path) -> TrainingRun:
     domain = fields.grid if data.window is None else window_grid(fields.grid, data.window)
     transforms = parts["augment"].resolve(domain, mean_is_zero=homogeneous(fields))
     config = with_levels(config, data.statistics.sigma_max)
+    training = data.split["train"]
+    config, chosen = regularised(config, independent(fields, training), len(training), kept_config(folder))
+    if chosen:
+        print(chosen)
+    parts["trainer"] = replace(parts["trainer"], patience=config["trainer"]["patience"])
     denoiser = make_denoiser(
         config,
         diffusion=build(config["diffusion"], "diffusion", trusted=True),

@@ -125,6 +125,12 @@ class Trained:
         return path.parent.parent.name if path.parent.name == "checkpoints" else path.stem
 
     @property
+    def helps(self) -> str:
+        """In words, at which noise levels the network helps its Gaussian part; empty where nothing is known of it."""
+        gate = self.denoiser.parametrization.gate
+        return "" if gate is None else gate.sentence()
+
+    @property
     def window(self) -> tuple[int, int]:
         """The size of the fields that the network was trained on."""
         return tuple(self.config["window"] or self.grid.shape)
@@ -296,11 +302,17 @@ def held_out(trained: Trained, split: str, trust: Sequence[str] = (), data: str 
 
 
 def unfinished(trained: Trained) -> str:
-    """Returns a sentence on a run that did less than half of its schedule; empty for others and for shipped ones."""
+    """Returns a sentence on a run that did less than half of its schedule; empty for others and for shipped ones.
+
+    A run that ended because its validation loss fell no further had all the training that it could use.
+    """
     if trained.path.suffix == SHIPPED:
         return ""
     last, most = trained.path.with_name("last.pt"), trained.config["trainer"]["max_steps"]
-    steps = max(trained.step, load_checkpoint(last)["counters"]["step"] if last.is_file() else 0)
+    counters = load_checkpoint(last)["counters"] if last.is_file() else {"step": 0}
+    if counters.get("stopped"):
+        return ""
+    steps = max(trained.step, counters["step"])
     said = f"{trained.path}: its training did {steps} of the {most} steps of its schedule: the network is not trained"
     return said if steps < most / 2 else ""
 

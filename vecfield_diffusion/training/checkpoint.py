@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,34 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a checkpoint of this program. Give a run folder, ckpt=outputs/train/NAME")
     if state.get("version") != VERSION:
         raise UserError(f"{path}: checkpoint version {state.get('version')}, but this program reads version {VERSION}")
+    return state
+
+
+def last_state(last: Path, best: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the state from which a run goes on; None where it begins.
+
+    Arguments:
+        last: The last checkpoint.
+        best: The best one.
+        identity: What the checkpoints of the run hold of its data, under `data`.
+
+    Raises:
+        UserError: It cannot be read, is of other data, or is missing beside the best one.
+    """
+    if not last.exists():
+        if best.exists():
+            raise UserError(
+                f"{best} is there, but not {last.name}, from which to go on; training anew would overwrite "
+                f"it. Copy {best} to {last} to go on from the best step, or choose another name=..."
+            )
+        return None
+    state = load_checkpoint(last)
+    before, now = state.get("data") or {}, identity.get("data") or {}
+    if any(now.get(key) != value for key, value in before.items()):  # an older run may know less of its data
+        raise UserError(
+            f"{last}: the data have changed since this run began: {before} then, {now} now. "
+            f"Restore them, or choose another name=... for a new run"
+        )
     return state
 
 

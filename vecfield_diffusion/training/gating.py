@@ -130,7 +130,7 @@ def fit(found: Evidence, knots: Tensor, independence: float = 1.0) -> Tensor:
     correction = counted * (counted + 1) / (counted - 1).clamp(min=1e-12).square()
     variance = correction * _by_group(residual, group).square().sum(0) / power.square() / independence
     shrunk = best * (1 - ERRORS**2 * variance / best.square().clamp(min=1e-300)).clamp(min=0)
-    return torch.where(counted > 1.5, shrunk, 0.0).clamp(0, 1)
+    return torch.where(counted > 1.5, shrunk, 0.0).clamp(0, 1) + 0.0  # not -0.0
 
 
 def cross_validated(found: Evidence, knots: Tensor, independence: float = 1.0) -> Tensor:

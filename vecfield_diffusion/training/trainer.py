@@ -28,12 +28,12 @@ from vecfield_diffusion.progress import bar
 from vecfield_diffusion.signals import Interrupted, interruptible
 from vecfield_diffusion.threads import Fixed, Tuner, allowed, chosen
 from vecfield_diffusion.training.batches import Batch, Batches, prefetched
-from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
+from vecfield_diffusion.training.checkpoint import last_state, save_checkpoint
 from vecfield_diffusion.training.counters import Counters
 from vecfield_diffusion.training.ema import EMA
 from vecfield_diffusion.training.loggers import JSONLines, Logger
 from vecfield_diffusion.training.memory import check_memory, out_of_memory
-from vecfield_diffusion.training.validation import GatedLoss, headline, loss_by_level
+from vecfield_diffusion.training.validation import GatedLoss, headline, loss_by_level, where_it_helps
 
 
 @dataclass
@@ -54,6 +54,8 @@ class Trainer:
         condition_dropout: The share of samples without observations.
         sigma_obs: The largest error of an observation in training, in standard deviations of the data.
         validate_every: Steps between validations.
+        patience: Stop where the validation loss has not fallen for so many validations; `auto` chooses by the number of
+            fields, see `programs/small.py`.
         validation_batches: Batches of a validation, the same each time.
         score_cases: Validation snapshots that are filled with the sampler at each validation; 0 skips it.
         score_members: Ensemble members of each.
@@ -76,6 +78,7 @@ class Trainer:
     condition_dropout: float = 0.1
     sigma_obs: float = 0.1
     validate_every: int = 1000
+    patience: int | Literal["auto"] | None = "auto"
     validation_batches: int = 4
     score_cases: int = 8
     score_members: int = 4
@@ -99,6 +102,8 @@ class Trainer:
             raise ValueError(f"score_members must be >= 2, a spread needs two, got {self.score_members}")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate must divide batch_size={self.batch_size}, got {self.accumulate}")
+        if isinstance(self.patience, int) and self.patience < 1:
+            raise ValueError(f"patience must be >= 1, null or auto, got {self.patience}")
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise ValueError(f"max_minutes must be > 0 or null, got {self.max_minutes}")
 
@@ -107,16 +112,13 @@ class Trainer:
         return max(counters.step / self.max_steps, counters.minutes / self.max_minutes if self.max_minutes else 0.0)
 
     def untrained(self, counters: Counters) -> str:
-        """Returns what to know of a run that ended before half of its steps, and what to do; empty for others."""
-        if counters.step >= self.max_steps / 2:
-            return ""
-        speed = counters.step / max(counters.minutes, 1e-9)
-        return (
-            f"{counters.step} of {self.max_steps} steps were done in {counters.minutes:.3g} minutes: the network is "
-            f"not trained. All steps take about {self.max_steps / max(speed, 1e-9):.3g} minutes at this speed: run the "
-            "same command again with a larger trainer.max_minutes, on a machine with free cores or a GPU, or train a "
-            "smaller network"
-        )
+        """Returns what to know of a run that ended before half of its steps; see `Counters`."""
+        return counters.untrained(self.max_steps)
+
+    def waited(self, counters: Counters) -> bool:
+        """Returns whether the validation loss has not fallen for `patience` validations."""
+        since = counters.step - counters.best_step
+        return isinstance(self.patience, int) and since >= self.patience * self.validate_every
 
     def rate(self, counters: Counters) -> float:
         """Returns the factor on the learning rate: a linear rise at the start, a linear fall at the end."""
@@ -201,21 +203,9 @@ class TrainingRun:
         Raises:
             UserError: It cannot be read, is of another network, optimizer or data, or is missing beside the best one.
         """
-        if not self.last.exists():
-            if self.best.exists():
-                raise UserError(
-                    f"{self.best} is there, but not {self.last.name}, from which to go on; training anew would "
-                    f"overwrite it. Copy {self.best} to {self.last} to go on from the best step, or choose another "
-                    "name=..."
-                )
+        state = last_state(self.last, self.best, self.identity)
+        if state is None:
             return False
-        state = load_checkpoint(self.last)
-        before, now = state.get("data") or {}, self.identity.get("data") or {}
-        if any(now.get(key) != value for key, value in before.items()):  # an older run may know less of its data
-            raise UserError(
-                f"{self.last}: the data have changed since this run began: {before} then, {now} now. "
-                f"Restore them, or choose another name=... for a new run"
-            )
         try:
             self.denoiser.network.load_state_dict(state["network"])
             self.denoiser.diffusion.load_state_dict(state.get("diffusion", {}))
@@ -255,18 +245,13 @@ class TrainingRun:
         finally:
             lines.close()
         self.untrained = self.trainer.untrained(self.counters)
+        if self.counters.stopped:
+            print(f"stopped: {self.trainer.patience} validations, trainer.patience=, without a smaller loss")
         if self.untrained:
             print(f"note: {self.untrained}")
         if self.gated is not None and self.best.exists():
-            print(self.helps())
+            print(where_it_helps(self.best, self.denoiser))
         return self.scores
-
-    def helps(self) -> str:
-        """Returns in words where the network of the best checkpoint helps its Gaussian part."""
-        state, network = load_checkpoint(self.best), copy.deepcopy(self.denoiser.network)
-        network.load_state_dict(state["ema"])
-        said = network.gate.sentence()
-        return f"step {state['counters']['step']} is the best: {said}" if said else ""
 
     def stop(self, number: int) -> None:
         """Ends the run after the step under way, as a signal asks."""
@@ -278,7 +263,8 @@ class TrainingRun:
         clock = saved = time.monotonic()
         start = counters.step
         with bar(trainer.max_steps * trainer.batch_size, "samples", done=counters.samples) as progress:
-            while trainer.progress(counters) < 1 and self.signal is None:
+            counters.stopped = trainer.waited(counters)
+            while trainer.progress(counters) < 1 and not counters.stopped and self.signal is None:
                 batch = next(batches)
                 if counters.step == start:
                     check_memory(self.denoiser, batch, trainer.accumulate)
@@ -304,6 +290,8 @@ class TrainingRun:
                     self.finite()
                     progress.write(self.validate(lines))
                     clock = time.monotonic()
+                    counters.stopped = trainer.waited(counters)
+                    done = done or counters.stopped
                 if done or now - saved > 60 * trainer.checkpoint_minutes:
                     self.finite()
                     self.save(self.last)
@@ -346,16 +334,8 @@ class TrainingRun:
 
     def loss(self, batch: Batch, training: bool = False, penalty: Penalty | None = None) -> Tensor:
         """Returns the loss of every sample of a batch, `(B,)`; see `denoising_loss`."""
-        return denoising_loss(
-            self.denoiser,
-            batch.x0,
-            batch.measured,
-            batch.observation,
-            batch.t,
-            batch.noise,
-            training=training,
-            penalty=penalty,
-        )
+        known = (batch.x0, batch.measured, batch.observation, batch.t, batch.noise)
+        return denoising_loss(self.denoiser, *known, training=training, penalty=penalty)
 
     def finite(self) -> float:
         """Returns the mean of the losses since the last line of the log; the device is waited for here alone."""
@@ -392,8 +372,7 @@ class TrainingRun:
         self.log(lines, values)
         if picture.exists():
             self.logger.picture(picture, self.counters.step)
-        if values["val/loss"] < self.counters.best:
-            self.counters.best = values["val/loss"]
+        if self.counters.improve(values["val/loss"]):
             if not self.last.exists():  # the best alone is nothing to go on from
                 self.save(self.last)
             self.save(self.best)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from vecfield_diffusion.data.splits import independent
 from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.training.batches import Batch, Batches
+from vecfield_diffusion.training.checkpoint import load_checkpoint
 from vecfield_diffusion.training.gating import Evidence, at_even_levels, cross_validated, evidence, fit, knots_of
 
 
@@ -76,6 +79,20 @@ class GatedLoss:
         denoiser.parametrization.gate.set(knots, factors)
         without = own.target.mean().item()
         return in_bins(loss, own.level.exp(), denoiser.diffusion) | {"val/loss_gaussian": without}
+
+
+def where_it_helps(path: Path, denoiser: Denoiser) -> str:
+    """Returns in words at which noise levels the network of a checkpoint helps the estimate that it builds on.
+
+    Arguments:
+        path: The checkpoint.
+        denoiser: One of the same network; it stays as it is.
+    """
+    state, denoiser = load_checkpoint(path), copy.deepcopy(denoiser)
+    denoiser.network.load_state_dict(state["ema"])
+    gate = denoiser.parametrization.gate
+    said = "" if gate is None else gate.sentence()
+    return f"the best step is {state['counters']['step']}" + f": {said}" * bool(said)
 
 
 def headline(scores: dict[str, float]) -> dict[str, float]:
