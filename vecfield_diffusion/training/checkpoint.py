@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,22 @@ def find_checkpoint(place: str | Path) -> Path:
         return place
     best, last = (place / "checkpoints" / name for name in ("best.pt", "last.pt"))
     return best if best.exists() else last
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Returns in words how the data of a run differ from those that it began with; empty where they do not.
+
+    Arguments:
+        before: What the checkpoint remembers of its data; an older one may know less.
+        now: The same of the data as they are: `length`, `units`, `split`, `fingerprint`.
+    """
+    words = {
+        "length": "{1} snapshots, not {0}",
+        "units": "units of {1}, not {0}",
+        "split": "other blocks of training, validation and test",
+        "fingerprint": "other values",
+    }
+    differing = [key for key, value in before.items() if now.get(key) != value]
+    if len(differing) > 1:  # what is shorter or in other units has other values, of course
+        differing = [key for key in differing if key != "fingerprint"]
+    return "; ".join(words.get(key, f"another {key}").format(before[key], now.get(key)) for key in differing)

@@ -26,7 +26,7 @@ from vecfield_diffusion.progress import bar
 from vecfield_diffusion.signals import Interrupted, interruptible
 from vecfield_diffusion.threads import Fixed, Tuner, allowed, chosen
 from vecfield_diffusion.training.batches import Batch, Batches, prefetched
-from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
+from vecfield_diffusion.training.checkpoint import changes, load_checkpoint, save_checkpoint
 from vecfield_diffusion.training.ema import EMA
 from vecfield_diffusion.training.loggers import JSONLines, Logger
 from vecfield_diffusion.training.memory import check_memory, out_of_memory
@@ -214,11 +214,10 @@ class TrainingRun:
                 )
             return False
         state = load_checkpoint(self.last)
-        before, now = state.get("data") or {}, self.identity.get("data") or {}
-        if any(now.get(key) != value for key, value in before.items()):  # an older run may know less of its data
+        if found := changes(state.get("data") or {}, self.identity.get("data") or {}):
             raise UserError(
-                f"{self.last}: the data have changed since this run began: {before} then, {now} now. "
-                f"Restore them, or choose another name=... for a new run"
+                f"{self.last}: the data have changed since this run began: {found}. "
+                "Restore them, or choose another name=... for a new run"
             )
         try:
             self.denoiser.network.load_state_dict(state["network"])
