@@ -296,7 +296,7 @@ def test_beside_a_pole_the_error_is_half_the_spacing_over_the_number_of_the_row(
     worst, theta = off.abs().amax(dim=1).flip(0)[1:9], rows * h
     differences = (torch.cos(2 * theta) * math.sin(2 * h) / 2 - math.sin(h)) / (h * torch.sin(theta))
     assert worst.tolist() == pytest.approx((differences + 2 * torch.sin(theta)).abs().tolist(), rel=1e-9)
-    assert (worst * rows / h).tolist() == pytest.approx(8 * [0.5], rel=6e-3)
+    assert (worst * rows / h)[:4].tolist() == pytest.approx(4 * [0.5], rel=5e-3)
 
 
 @pytest.mark.parametrize("operator", [divergence, vorticity])
