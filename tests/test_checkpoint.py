@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
+from vecfield_diffusion.training.checkpoint import changes, load_checkpoint, save_checkpoint
 
 
 def test_ctrl_c_while_saving_leaves_the_old_checkpoint_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,3 +49,14 @@ def test_a_write_that_is_cut_short_leaves_no_file_and_no_handle_open(tmp_path: P
     assert not [handle for handle in handles if str(tmp_path) in handle]
     assert [each.name for each in tmp_path.iterdir()] == ["last.pt"]
     assert torch.equal(load_checkpoint(path)["weights"], torch.ones(3))
+
+
+def test_how_data_differ_in_words() -> None:
+    known = {"length": 40, "units": "m s-1", "split": {"train": [0, 20]}, "fingerprint": "a"}
+    assert changes(known, known | {"more": 1}) == "" == changes({}, known)
+    assert changes(known, known | {"fingerprint": "b"}) == "other values"
+    assert changes({"length": 40}, known | {"length": 41}) == "41 snapshots, not 40"
+    now = {"length": 24, "units": "cm s-1", "split": {"train": [0, 12]}, "fingerprint": "b"}
+    said = "24 snapshots, not 40; units of cm s-1, not m s-1; other blocks of training, validation and test"
+    assert changes(known, now) == said
+    assert changes(known | {"grid": 1}, known) == "another grid"

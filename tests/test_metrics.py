@@ -228,6 +228,8 @@ def test_empty_region_and_single_member() -> None:
     members, truth = normal(1, 2, 2, 4, 5), normal(2, 2, 4, 5, seed=1)
     empty = scores(members, truth, ~everywhere(truth))
     assert all(math.isnan(value) for value in empty.values())
+    nothing = sums(normal(3, 2, 2, 4, 5), truth, ~everywhere(truth))
+    assert {value.dtype for value in nothing.values()} == {torch.float64} and nothing["ranks"].tolist() == 2 * [4 * [0]]
     single = scores(members, truth, everywhere(truth))
     assert single["crps"] == pytest.approx((members[0] - truth).abs().mean().item())
     assert all(math.isnan(single[name]) for name in ("spread", "spread_skill", "coverage_50", "reliability_index"))

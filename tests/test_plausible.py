@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.cases import make_cases
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs import fill as filling
-from vecfield_diffusion.programs.plausible import LIMIT, absurd, check_members
+from vecfield_diffusion.programs.plausible import LIMIT, absurd, check_members, extreme
 
 SHAPE = (4, 5)
 GRID = Grid(torch.ones(SHAPE, dtype=torch.bool), 1e3, 1e3)
@@ -42,6 +43,9 @@ def test_a_value_counts_up_to_the_limit_about_the_mean_field() -> None:
     found = cases(values)
     cells = absurd(found, TRAINED)
     assert cells.nonzero().tolist() == [[1, 0, 2, 3], [2, 0, 1, 1]]
+    assert extreme(found, TRAINED) == pytest.approx(1e33)
+    hidden = replace(found, y=torch.full_like(found.y, MEAN))  # known, though not observed
+    assert extreme(hidden, TRAINED) == pytest.approx(1e33) and absurd(hidden, TRAINED).equal(cells)
     left = found.without(cells)
     assert not (left.observed & cells).any() and left.truth.isnan().all(dim=1, keepdim=True).equal(cells)
     assert torch.equal(left.observed, found.observed & ~cells)

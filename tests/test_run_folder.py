@@ -164,9 +164,8 @@ def test_other_values_of_the_same_length_are_other_data(place: Path, run: Call) 
     with h5py.File(place / "mine.h5", "r+") as file:
         file["velocity"][10, 0, 3, 3] = 0.123
     before = last.read_bytes()
-    is_message(
-        run("train", *given, "trainer.max_steps=4"), "the data have changed since this run began", "another name="
-    )
+    said = "the data have changed since this run began: other values. Restore them"
+    is_message(run("train", *given, "trainer.max_steps=4"), said, "another name=")
     assert last.read_bytes() == before
     with h5py.File(place / "mine.h5", "r+") as file:
         file["velocity"][10, 0, 3, 3] = velocity[10, 0, 3, 3]

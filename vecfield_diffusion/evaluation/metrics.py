@@ -168,7 +168,7 @@ def _ranks(x: Tensor, y: Tensor, case: Tensor, n: int) -> Tensor:
     opens, closes = (
         torch.bincount((case * width + at).flatten(), share.flatten(), n * width) for at in (lowest, highest + 1)
     )
-    return (opens - closes).view(n, width).cumsum(dim=1)[:, :-1]
+    return (opens - closes).double().view(n, width).cumsum(dim=1)[:, :-1]  # bincount of nothing counts in integers
 
 
 def coverage(x: Tensor, y: Tensor, level: float) -> float:

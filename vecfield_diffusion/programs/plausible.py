@@ -48,6 +48,12 @@ def absurd(cases: Cases, trained: Trained) -> Tensor:
     return cells
 
 
+def extreme(cases: Cases, trained: Trained) -> float:
+    """Returns the largest anomaly of what is observed or known, in physical units."""
+    values = torch.stack((cases.y, cases.truth))
+    return anomalies(values, trained).abs().nan_to_num(0.0, torch.inf).max().item()
+
+
 class Survey:
     """What there is to fill and to fill it from, case by case.
 
@@ -79,8 +85,7 @@ class Survey:
         self._measure_scale(measured, wrong)
         for number, cells in zip(measured.numbers, wrong.flatten(1).sum(dim=1).tolist(), strict=True):
             self.absurd |= {number: cells} if cells else {}
-        largest = anomalies(measured.y, trained).abs().nan_to_num(0.0, torch.inf).max().item()
-        self.worst = max(self.worst, largest)
+        self.worst = max(self.worst, extreme(measured, trained))
         cases = measured.without(wrong)
         for observed in Observed.of(cases):
             self.error = max(self.error, observed.error)

@@ -85,11 +85,10 @@ def last_state(last: Path, best: Path, identity: Mapping[str, Any]) -> dict[str,
             )
         return None
     state = load_checkpoint(last)
-    before, now = state.get("data") or {}, identity.get("data") or {}
-    if any(now.get(key) != value for key, value in before.items()):  # an older run may know less of its data
+    if found := changes(state.get("data") or {}, identity.get("data") or {}):
         raise UserError(
-            f"{last}: the data have changed since this run began: {before} then, {now} now. "
-            f"Restore them, or choose another name=... for a new run"
+            f"{last}: the data have changed since this run began: {found}. Restore them, or choose another name=... "
+            "for a new run"
         )
     return state
 
@@ -110,3 +109,22 @@ def find_checkpoint(place: str | Path) -> Path:
         return place
     best, last = (place / "checkpoints" / name for name in ("best.pt", "last.pt"))
     return best if best.exists() else last
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Returns in words how the data of a run differ from those that it began with; empty where they do not.
+
+    Arguments:
+        before: What the checkpoint remembers of its data; an older one may know less.
+        now: The same of the data as they are: `length`, `units`, `split`, `fingerprint`.
+    """
+    words = {
+        "length": "{1} snapshots, not {0}",
+        "units": "units of {1}, not {0}",
+        "split": "other blocks of training, validation and test",
+        "fingerprint": "other values",
+    }
+    differing = [key for key, value in before.items() if now.get(key) != value]
+    if len(differing) > 1:  # what is shorter or in other units has other values, of course
+        differing = [key for key in differing if key != "fingerprint"]
+    return "; ".join(words.get(key, f"another {key}").format(before[key], now.get(key)) for key in differing)
