@@ -86,6 +86,41 @@ class Cases:
             sensor=None if self.sensor is None else self.sensor.within(~cells),
         )
 
+    def snapshots(self, chosen: Tensor) -> Cases:
+        """Returns some of the frames of sequences, boolean `(N, T)`, or of snapshots, `(N,)`, as cases of snapshots.
+
+        None of them may be missing.
+        """
+        numbers = np.asarray(self.numbers)[chosen.numpy()].tolist()
+        shape = self.truth.shape[:-3]
+
+        def pick(values: Tensor) -> Tensor:
+            return values.expand(*shape, *values.shape[-3:])[chosen]
+
+        return replace(
+            self,
+            numbers=numbers,
+            frames=None,
+            truth=pick(self.truth),
+            observed=pick(self.observed),
+            single=pick(self.single),
+            y=pick(self.y),
+            sigma_obs=pick(self.sigma_obs),
+            context=None if self.context is None else pick(self.context),
+            sensor=None if self.sensor is None else self.sensor.select(chosen),
+        )
+
+    def given(self, fields: Tensor) -> Cases:
+        """Returns the same sequences with their first frames observed without error where finite, `(N, K, 2, H, W)`."""
+        known, frames = fields.isfinite().all(dim=-3, keepdim=True), slice(fields.shape[1])
+        y, observed, single = self.y.clone(), self.observed.clone(), self.single.clone()
+        sigma = self.sigma_obs.expand(*self.y.shape[:-3], *self.sigma_obs.shape[-3:-2], *self.grid.shape).clone()
+        y[:, frames] = torch.where(known, fields, y[:, frames])
+        observed[:, frames] |= known
+        single[:, frames] &= ~known
+        sigma[:, frames] = torch.where(known, 0.0, sigma[:, frames])
+        return replace(self, y=y, observed=observed, single=single, sigma_obs=sigma)
+
     def __getitem__(self, chosen: Sequence[int] | slice) -> Cases:
         """Returns some of the cases."""
         places = list(range(len(self.numbers))[chosen]) if isinstance(chosen, slice) else list(chosen)
