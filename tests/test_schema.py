@@ -342,8 +342,8 @@ MEANT = {
     "diffusion/ve": ({"sigma_max"}, "the same"),
     "inpainting/replacement": ({"resamples"}, "RePaint without its resampling"),
     "mask/mixture": (
-        {"fraction", "legs", "width", "count", "slope", "aspect"},
-        "masks of training vary; by itself each is one typical case",
+        {"fraction", "legs", "width", "count", "slope", "aspect", "spell", "horizon", "ways", "frames", "shares"},
+        "masks of training vary, in time too; by itself each is one typical case",
     ),
     "model/gaussian": ({"channels", "embedding"}, "as small as unet_small"),
     "model/residual": ({"channels", "embedding"}, "as small as unet_small"),

@@ -27,6 +27,10 @@ from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpo
 #: The parts of a configuration, beside mask and error, that the spread of an ensemble depends on.
 PARTS = ("history", "sampler", "inpainting", "physics", "guidance", "sensor")
 
+#: The keys that say how a mask goes through time. A factor from before there were any is one of snapshots, which have
+#: nothing of them.
+IN_TIME = frozenset({"time", "speed", "shift", "change"})
+
 Process = dict[str, Any]
 
 
@@ -109,9 +113,18 @@ def find_factor(factors: Sequence[Mapping[str, Any]], process: Process, checkpoi
     if not factors:
         raise UserError(f"calibrate=true: {checkpoint} was not calibrated. {again}")
     for known in factors:
-        if known["process"] == process:
+        if _completed(known["process"], process) == process:
             return known["factor"]
     raise UserError(f"calibrate=true: {checkpoint} was calibrated for {_nearest(process, factors)}. {again}")
+
+
+def _completed(known: Mapping[str, Any], process: Process) -> Process:
+    """Returns a known process with what the mask of `process` says of time, where its own says nothing of it."""
+    mask = known.get("mask")
+    if not isinstance(mask, Mapping) or not isinstance(process["mask"], Mapping):
+        return dict(known)
+    lacking = {key: value for key, value in process["mask"].items() if key in IN_TIME - mask.keys()}
+    return {**known, "mask": {**mask, **lacking}}
 
 
 def _nearest(process: Process, factors: Sequence[Mapping[str, Any]]) -> str:

@@ -77,7 +77,9 @@ class Study:
 
     def mask(self, mask: Mask) -> Mask:
         """The mask for known fields: one that shows all that a file measures stands for the gaps of other times."""
-        return OtherTimes.of(self.fields, self.reference.split["train"]) if isinstance(mask, Full) else mask
+        if not isinstance(mask, Full):
+            return mask
+        return OtherTimes.of(self.fields, self.reference.split["train"], time=mask.time)
 
     def cases(self, mask: Mask) -> Cases:
         """The snapshots through a mask, and through the instrument where there is one."""
