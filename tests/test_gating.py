@@ -466,3 +466,6 @@ def test_the_programs_train_ship_and_say_where_the_network_helps(place: Path, ru
     first = json.loads((place / "outputs/train/gated/metrics.jsonl").read_text().splitlines()[0])
     assert first["step"] == 0 and first["val/loss"] == first["val/loss_gaussian"]
     assert "not trained" not in unfinished(trained)
+    code, out, _ = run("evaluate", "ckpt=outputs/train/gated", "masks=[block]", "cases=2", "name=gated", *FEW)
+    assert code == 0 and f"note: {trained.path}: {trained.helps}" in out
+    assert trained.helps in (place / "outputs/evaluate/gated/report.html").read_text()
