@@ -60,7 +60,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     trials = [trial for name, mask in masks.items() if (trial := open_trial(study, name, mask)) is not None]
     if not trials:
         raise UserError(f"masks={list(masks)}: {' and '.join(masks)} hides no cell, so that there is nothing to score")
-    for note in [*study.untrained, too_few(len(study.indices), study.independent)]:
+    for note in [*study.untrained, *study.helps, too_few(len(study.indices), study.independent)]:
         if note:
             print(f"note: {note}")
     check_writable(folder)

@@ -70,6 +70,11 @@ class Study:
         """A sentence on each network whose run did less than half of its schedule."""
         return [said for model in self.models if (said := unfinished(model.trained))]
 
+    @cached_property
+    def helps(self) -> list[str]:
+        """A sentence on each network with a gate: at which noise levels it helps the estimate that it builds on."""
+        return [f"{model.trained.path}: {said}" for model in self.models if (said := model.trained.helps)]
+
     @property
     def sensor(self) -> Sensor | None:
         """The instrument through which the fields are seen; None for velocities of single cells."""

@@ -134,7 +134,7 @@ def write_report(folder: Path, sections: Sequence[Section], study: Study) -> Non
         Coordinates.of(fields),
         data=Path(fields.source).name,
         network=", ".join(dict.fromkeys(model.trained.name for model in study.models)),
-        notes=[*compare_blocks(fields, study.reference.split), *study.untrained],
+        notes=[*compare_blocks(fields, study.reference.split), *study.untrained, *study.helps],
     )
     write_text_atomic(folder / "report.html", text)
     print(f"{folder / 'report.html'}: figures and tables")
