@@ -37,7 +37,7 @@ from vecfield_diffusion.models.residual import AroundMean
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs import evaluate as program
 from vecfield_diffusion.programs.baselines import chosen_baselines
-from vecfield_diffusion.programs.compared import Model, method_of, regressions
+from vecfield_diffusion.programs.compared import Network, method_of, regressions
 from vecfield_diffusion.programs.evaluate import model_scored
 from vecfield_diffusion.programs.method import process_of
 from vecfield_diffusion.programs.study import time_before
@@ -95,7 +95,7 @@ def scored(name: str, trained: Trained, cases: Cases, **options: Any) -> tuple[l
     method = method_of(config, trained, CPU)
     setting = Setting("mine", cases.numbers, cases.truth, cases.observed, GRID, torch.zeros(2, H, W), STD, 4)
     collected: dict[str, Any] = {}
-    study, model = SimpleNamespace(config=config), Model(name, trained, method, **options)
+    study, model = SimpleNamespace(config=config), Network(name, trained, method, **options)
     return list(model_scored(study, model, cases, setting, collected)), collected
 
 

@@ -87,6 +87,45 @@ def figure_generation(
     return png(figure)
 
 
+def figure_series(
+    frequency: Floats,
+    truth: Floats,
+    energy: Mapping[str, Floats],
+    separation: Mapping[str, Mapping[str, Floats]],
+    *,
+    unit: str,
+    styles: Styles,
+    width: float = WIDE,
+) -> bytes:
+    """Returns a PNG of energy over frequency, and of the distance of drifters from the true ones where there are any.
+
+    Arguments:
+        frequency: In cycles per unit of time, `(F,)`, from 0.
+        truth: Energy density `(F,)`.
+        energy: Of members, by method.
+        separation: By method, of `members` and `mean`, in kilometres after 1, 2, .. steps.
+        unit: Of time.
+        styles: See `method_styles`.
+        width: `WIDE` or `NARROW`.
+    """
+    drifting = any(separation.values())
+    figure, (left, *right) = panels(1 + drifting, 4.3, width)
+    for name, spectrum in energy.items():
+        left.loglog(frequency[1:], spectrum[1:], label=name, **styles[name])
+    left.loglog(frequency[1:], truth[1:], color="black", linewidth=1.8, label="truth", zorder=3)
+    left.set(xlabel=f"frequency [1/{unit}]", ylabel="energy density")
+    for axis in right:
+        for name, curves in separation.items():
+            for kind, away in curves.items():
+                line = {**styles[name], "linestyle": (0, (4, 2))} if kind == "mean" else styles[name]
+                axis.plot(range(1 + len(away)), [0.0, *away], label="_" if name in energy else name, **line)
+        axis.set(xlabel="steps", ylabel="distance from the true drifters [km]", xlim=(0, None), ylim=(0, None))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _finish(left, *right)
+    legend(figure, left, width)
+    return png(figure)
+
+
 def _finish(*axes: Axes) -> None:
     for axis in axes:
         axis.grid(alpha=0.25)
