@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -31,6 +32,8 @@ from vecfield_diffusion.physics.grid import Grid
 
 #: Frames with observations before and after the one that is filled.
 REACH = 4
+#: Frames that are filled at once where members of them are drawn.
+BLOCK = 4
 #: Values that optimal interpolation is given of them: all if they are at most so many, else those that tell most.
 SPARSE, DENSE = 6000, 3000
 #: Values of all windows of training together, and rows of the matrix of training, at most.
@@ -136,11 +139,15 @@ class SpaceTimeInterpolation(SeriesBaseline):
         counts = np.sort(np.isfinite(observations.y).sum(axis=(1, 2, 3)))
         budget = SPARSE if counts[-(REACH + 1 + after) :].sum() <= SPARSE else DENSE
         way = Interpolation(self.field, before=REACH, after=after, budget=budget)
-        blocks = [range(frame, frame + 1) for frame in observations.frames]
-        given = dict(members=members, seed=seed, with_variance=True)
-        for part in way.parts(observations.y, observations.noise, blocks, **given):
-            std = np.sqrt(part.variance[0].clip(min=0.0))
-            yield Law(part.mean[0], std, part.members[:, 0] if members else None)
+        given = observations.y, observations.noise
+        laws = way.parts(*given, _blocks(observations.frames, 1), with_variance=True)
+        # Members change as the field does where their frames are corrected by the same observations.
+        blocks = _blocks(observations.frames, 1 if self.past else BLOCK) if members else []
+        drawn = chain.from_iterable(
+            np.moveaxis(part.members, 0, 1) for part in way.parts(*given, blocks, members=members, seed=seed)
+        )
+        for law in laws:
+            yield Law(law.mean[0], np.sqrt(law.variance[0].clip(min=0.0)), next(drawn, None))
 
 
 class ExtendedEOF(SeriesBaseline):
@@ -213,6 +220,17 @@ def along_time(series: Floats, frame: int) -> Floats:
     first, last = (np.take_along_axis(series, np.where(none, 0, at)[None], axis=0)[0] for at in (early, late))
     weight = np.where(late > early, (frame - early) / np.where(late > early, late - early, 1), 0.0)
     return np.where(none, np.nan, (1 - weight) * first + weight * last)
+
+
+def _blocks(frames: Sequence[int], most: int) -> list[range]:
+    """The frames as ranges of frames that follow one another, at most `most` of them."""
+    found: list[range] = []
+    for frame in frames:
+        if found and frame == found[-1].stop and len(found[-1]) < most:
+            found[-1] = range(found[-1].start, frame + 1)
+        else:
+            found.append(range(frame, frame + 1))
+    return found
 
 
 def _window(series: Floats, frame: int, frames: int) -> Floats:

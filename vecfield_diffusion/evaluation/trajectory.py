@@ -1,7 +1,7 @@
 """Scores in time: how far filled series change as the true one does, and carry drifters where it carries them.
 
 A trajectory is a series of consecutive frames a step apart. Members are compared with the truth, never their mean,
-which is smoother than any field; drifters go with both:
+which is smoother than any field; of a method that gives one field, this one. Drifters go with both:
 
     rotary_error           sqrt(mean over frequencies of (log10 E_members / E_truth)^2), see `temporal.rotary_spectrum`
     increments_L           <|w(t + L) - w(t)|^2> of members over that of the truth
@@ -126,38 +126,40 @@ class TimeSection:
     found: Sequence[InTime]
 
 
-def score_in_time(method: str, truth: TrueSeries, mean: Tensor | None, members: Tensor | None) -> InTime:
+def score_in_time(method: str, truth: TrueSeries, mean: Tensor, members: Tensor | None) -> InTime:
     """Returns the scores of a method that filled a series.
 
     Arguments:
         method: Its name.
         truth: What it is compared with.
-        mean: What it says the field is, `(T, 2, H, W)`; None where it is not to be scored.
-        members: Trajectories `(M, T, 2, H, W)`; None of a method that draws none.
+        mean: The mean, `(T, 2, H, W)`.
+        members: Trajectories `(M, T, 2, H, W)`; None of a method that draws none. One alone is the mean.
     """
     scores: dict[str, dict[str, Score]] = {}
     separation = {}
-    for name, series in (("mean", mean), ("members", members)):
+    alone = members is not None and len(members) == 1
+    for name, series in (("mean", mean), ("members", None if alone else members)):
         away = None if series is None else truth.separation(series)
         if away is not None:
             separation[name] = away
             scores[name] = _by_lag("separation", truth, away[[lag - 1 for lag in truth.lags]])
     if members is None:
         return InTime(method, scores, None, separation)
+    kind = "mean" if alone else "members"
     _, energy = _spectrum(truth, members)
     ratio = (energy / _spectrum(truth, truth.fields)[1])[1:].log10()
     change = increments(truth.within(members), truth.lags).second
     change = change / increments(truth.within(truth.fields), truth.lags).second
     own = {"rotary_error": Score(float(ratio.square().mean().sqrt()), cases=len(truth.fields))}
     own |= _by_lag("increments", truth, change) | _correlations(truth, members)
-    scores["members"] = own | scores.get("members", {})
+    scores[kind] = own | scores.get(kind, {})
     return InTime(method, scores, energy, separation)
 
 
 def time_section(truth: TrueSeries, found: Sequence[InTime]) -> TimeSection:
     """Returns what was found of the methods, beside the truth."""
     frequency, energy = _spectrum(truth, truth.fields)
-    own = InTime("truth", {"members": _correlations(truth, truth.fields)}, energy, {})
+    own = InTime("truth", {"mean": _correlations(truth, truth.fields)}, energy, {})
     return TimeSection(frequency, truth.unit, own, found)
 
 
