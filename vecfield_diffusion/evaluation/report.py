@@ -27,6 +27,7 @@ from vecfield_diffusion.evaluation.trajectory import TimeSection
 from vecfield_diffusion.evaluation.verdicts import (
     accuracy_sentence,
     certainty_sentence,
+    drifters_sentence,
     generated_sentence,
     numbers_sentence,
     spread_sentence,
@@ -115,6 +116,8 @@ class Section:
             found += self._judged(self.find(name), units) if self.doubt is None else self._told(self.find(name), units)
             if self.generated is not None:
                 found.append(generated_sentence(name, self.generated.scores))
+            if self.in_time is not None:
+                found.append(drifters_sentence(name, self.in_time, self.networks))
         return [sentence for sentence in found if sentence]
 
     def _judged(self, ours: Scored, units: str) -> list[str | None]:
@@ -268,7 +271,7 @@ def drawings(
         words = "Generated and unseen fields"
         found.append((words, partial(_draw_generated, section.generated, styles)))
     if section.in_time is not None:
-        found.append(_series(section.in_time, styles))
+        found.append(_series(section.in_time, units, styles))
     return found
 
 
@@ -323,7 +326,7 @@ def _spectra(section: Section, styles: plots.Styles) -> Drawing:
     return words, partial(plots.figure_spectra, *waves, energy, noise, styles=styles)
 
 
-def _series(found: TimeSection, styles: plots.Styles) -> Drawing:
+def _series(found: TimeSection, units: str, styles: plots.Styles) -> Drawing:
     """Temporal spectra of members, and how far drifters come apart from the true ones."""
     energy = {of.method: of.spectrum.numpy() for of in found.found if of.spectrum is not None}
     away = {of.method: {name: far.numpy() for name, far in of.separation.items()} for of in found.found}
@@ -331,7 +334,7 @@ def _series(found: TimeSection, styles: plots.Styles) -> Drawing:
     if any(away.values()):
         words += "; distance of drifters from the true ones, in members (lines) and in the mean (dashed)"
     waves = found.frequency.numpy(), found.truth.spectrum.numpy()
-    return words, partial(plots.figure_series, *waves, energy, away, unit=found.unit, styles=styles)
+    return words, partial(plots.figure_series, *waves, energy, away, unit=found.unit, units=units, styles=styles)
 
 
 def _calibration(scored: Scored) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

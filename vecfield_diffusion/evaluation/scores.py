@@ -125,9 +125,9 @@ def covered(shares: Tensor, level: float) -> Tensor:
     return inside[..., k] + part * (inside[..., k - 1] - inside[..., k])
 
 
-def _in_time(words: str, unit: str = _NONE, better: Better | None = None) -> Definition:
+def _in_time(words: str, unit: str = _NONE, better: Better | None = None, shown: bool = True) -> Definition:
     """A score of trajectories."""
-    return Definition(words, unit, better, shown=("series",), of_field=True)
+    return Definition(words, unit, better, shown=("series",) if shown else (), of_field=True)
 
 
 _ALL: tuple[Place, ...] = ("fill", "table", "report")
@@ -199,8 +199,8 @@ SCORES: dict[str, Definition] = {
     "memorisation": Definition("distance to training fields", better=1.0, of_field=True),
     # Of trajectories: `trajectory.score_in_time`.
     "rotary_error": _in_time("rotary spectrum error", better="lower"),
-    **{f"increments_{k}": _in_time(f"increments over {k}", better=1.0) for k in (1, 3, 5)},
-    **{f"lag_correlation_{k}": _in_time(f"correlation after {k}") for k in (1, 3, 5)},
+    **{f"increments_{k}": _in_time(f"increments over {k}", better=1.0, shown=k == 1) for k in (1, 3, 5)},
+    **{f"lag_correlation_{k}": _in_time(f"correlation after {k}", shown=k == 1) for k in (1, 3, 5)},
     **{f"separation_{k}": _in_time(f"drifters after {k}", "km", "lower") for k in (1, 3, 5)},
     # Of the fields that `programs/infer` evaluates the density of.
     "log_likelihood": Definition("log-likelihood", "nats", "higher", of_field=True),

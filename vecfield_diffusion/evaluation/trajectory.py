@@ -125,6 +125,15 @@ class TimeSection:
     truth: InTime
     found: Sequence[InTime]
 
+    def find(self, method: str) -> InTime:
+        """Returns the method of this name."""
+        return next(of for of in self.found if of.method == method)
+
+    def nearest(self, but: Sequence[str]) -> InTime | None:
+        """Returns the method, not of the names `but`, in whose mean drifters end nearest; None where none drift."""
+        others = [of for of in self.found if of.separation and of.method not in but]
+        return min(others, key=lambda of: float(of.separation["mean"][-1]), default=None)
+
 
 def score_in_time(method: str, truth: TrueSeries, mean: Tensor, members: Tensor | None) -> InTime:
     """Returns the scores of a method that filled a series.

@@ -234,7 +234,11 @@ def open_study(config: dict[str, Any], wanted: Sequence[str], split: str = "test
         name = "" if len(models) == 1 else f"{model.name}: "
         print(f"{name}{model.trained.path}: step {model.trained.step}")
     print(f"{len(indices)} unseen snapshots of {fields.source}" + ", one after the other" * config["series"])
-    return Study(config, models, fields, offered, indices, [name for name in wanted if name != REGRESSION])
+    study = Study(config, models, fields, offered, indices, [name for name in wanted if name != REGRESSION])
+    if config["series"] and not study.persistence >= CORRELATED:
+        reason = no_memory(study.persistence)
+        raise UserError(f"series=true: the snapshots of {fields.source} are no series: {reason}. Leave it out")
+    return study
 
 
 def left_out(reasons: Mapping[str, str]) -> None:
