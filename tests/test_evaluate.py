@@ -28,7 +28,7 @@ from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import EDM
 from vecfield_diffusion.diffusion.normalizer import Normalizer
-from vecfield_diffusion.evaluation.comparison import Scored, Setting
+from vecfield_diffusion.evaluation.comparison import Estimate, Scored, Setting
 from vecfield_diffusion.evaluation.metrics import scores
 from vecfield_diffusion.evaluation.report import Section
 from vecfield_diffusion.inference.calibration import store_factor
@@ -37,10 +37,10 @@ from vecfield_diffusion.models.residual import AroundMean
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs import evaluate as program
 from vecfield_diffusion.programs.baselines import chosen_baselines
-from vecfield_diffusion.programs.compared import Model, method_of, regressions
-from vecfield_diffusion.programs.evaluate import model_scored
+from vecfield_diffusion.programs.compared import Network, method_of, regressions
+from vecfield_diffusion.programs.evaluate import Collection, model_scored
+from vecfield_diffusion.programs.in_time import time_before
 from vecfield_diffusion.programs.method import process_of
-from vecfield_diffusion.programs.study import time_before
 from vecfield_diffusion.programs.trained import Trained, held_out, load_trained, unfinished
 from vecfield_diffusion.programs.written import Kept
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
@@ -94,9 +94,9 @@ def scored(name: str, trained: Trained, cases: Cases, **options: Any) -> tuple[l
     config = main.config("ckpt=run", "members=4", "sampler.steps=3", "inpainting=conditional", "batch=8")
     method = method_of(config, trained, CPU)
     setting = Setting("mine", cases.numbers, cases.truth, cases.observed, GRID, torch.zeros(2, H, W), STD, 4)
-    collected: dict[str, Any] = {}
-    study, model = SimpleNamespace(config=config), Model(name, trained, method, **options)
-    return list(model_scored(study, model, cases, setting, collected)), collected
+    collected = Collection(100)
+    study, model = SimpleNamespace(config=config), Network(name, trained, method, **options)
+    return list(model_scored(study, model, cases, setting, [collected])), collected.found
 
 
 def test_the_regression_in_a_residual_is_one_evaluation_of_the_mean() -> None:
@@ -104,7 +104,8 @@ def test_the_regression_in_a_residual_is_one_evaluation_of_the_mean() -> None:
     trained, cases = constant()
     ((name, alone),) = regressions({"diffusion": trained}).items()
     (found,), collected = scored(name, alone, cases)
-    assert (name, found.law, collected) == ("regression", "point", {})
+    assert (name, found.law) == ("regression", "point")
+    assert torch.equal(Estimate.joined(collected["regression"]).members[:, N // 2], found.example.members)
     assert trained.denoiser.network.fields == {"mean": N, "residual": 0}
     mean = torch.stack([y[:, seen[0]].sum(dim=1) for y, seen in zip(cases.y, cases.observed, strict=True)])
     mean = mean / (cases.observed.sum(dim=(1, 2, 3)) + (SIGMA / TAU) ** 2)[:, None]
@@ -147,8 +148,8 @@ def test_a_calibrated_ensemble_is_the_same_members_with_their_spread_times_the_f
         assert second["spread_skill"].value == pytest.approx(factor * first["spread_skill"].value, rel=1e-12)
         assert second["rmse_component"].value == pytest.approx(first["rmse_component"].value, rel=1e-12)
     assert calibrated.scores["hidden"]["crps"].value != same.scores["hidden"]["crps"].value
-    fields = torch.cat(collected["diffusion calibrated"]), torch.cat(collected["diffusion"])
-    assert len(fields[0]) == len(fields[1]) == 4 * N and not torch.equal(*fields)
+    fields = [Estimate.joined(collected[name]).members for name in ("diffusion calibrated", "diffusion")]
+    assert fields[0].shape[:2] == fields[1].shape[:2] == (4, N) and not torch.equal(*fields)
 
 
 # The program.

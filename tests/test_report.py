@@ -71,7 +71,7 @@ def setting(truth: Tensor, ensemble: int = 5) -> Setting:
 
 
 def found(estimate: Estimate, given: Setting, at_once: int = 2, method: str = "ours") -> Scored:
-    members, std = estimate
+    members, std, _ = estimate
     return score(method, lambda s: Estimate(members[:, s], None if std is None else std[s]), given, at_once)
 
 

@@ -19,8 +19,9 @@ from vecfield_diffusion.data.sequences import LAGS, Timeline, lengthened
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.estimation import SHAPES, Estimator, taper
 from vecfield_diffusion.evaluation.interpolation import Interpolation
+from vecfield_diffusion.evaluation.series import along_time
 from vecfield_diffusion.evaluation.spacetime import Stationary, Values
-from vecfield_diffusion.evaluation.trial import Trial, _in_time, pieces
+from vecfield_diffusion.evaluation.trial import Trial, pieces
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs import gaussian
 from vecfield_diffusion.programs.gaussian import PLAIN, open_series
@@ -281,9 +282,9 @@ def test_a_tenth_is_hidden_in_the_shape_of_the_gaps() -> None:
 def test_interpolation_in_time_is_linear() -> None:
     known = np.full((6, 2, 1, 1), np.nan)
     known[1], known[4, 0] = 2.0, 8.0
-    assert _in_time(known, 2)[:, 0, 0].tolist() == [4.0, 2.0]
-    assert _in_time(known, 5)[:, 0, 0].tolist() == [8.0, 2.0] and _in_time(known, 0)[1, 0, 0] == 2.0
-    assert np.isnan(_in_time(np.full((3, 2, 1, 1), np.nan), 1)).all()
+    assert along_time(known, 2)[:, 0, 0].tolist() == [4.0, 2.0]
+    assert along_time(known, 5)[:, 0, 0].tolist() == [8.0, 2.0] and along_time(known, 0)[1, 0, 0] == 2.0
+    assert np.isnan(along_time(np.full((3, 2, 1, 1), np.nan), 1)).all()
 
 
 def test_small_scales_are_not_made_rougher() -> None:

@@ -89,6 +89,7 @@ infer = Program(
 )
 
 _SCORING = {**SAMPLING, "ckpt": "str | list[str]", "masks": "list[str]", "cases": "int", "baselines": "str | list[str]"}
+_SCORING |= {"time_context": "Literal['both', 'past']", "series": "bool"}
 _MASKS = Spelling(instead={"mask": "masks"}, values=_GPU)
 
 evaluate = Program(

@@ -341,10 +341,15 @@ def unsuited(keys: Sequence[str], *, divergence_share: float, persistence: float
     reasons = {}
     for key in keys:
         if BASELINES[key].needs_previous and not persistence >= CORRELATED:
-            reasons[key] = f"the correlation with the snapshot before is {persistence:.2g}"
+            reasons[key] = no_memory(persistence)
         if BASELINES[key].without_divergence and not divergence_share < SOLENOIDAL:
             reasons[key] = f"the divergence of the data is {divergence_share:.2g} of their vorticity"
     return reasons
+
+
+def no_memory(correlation: float) -> str:
+    """Returns why a correlation with the snapshot before is too low for what rests on it."""
+    return f"the correlation with the snapshot before is {correlation:.2g}"
 
 
 def fit_baselines(keys: Sequence[str], training: NDArray[np.floating], grid: Grid) -> Mapping[str, Baseline]:

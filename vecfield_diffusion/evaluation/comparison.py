@@ -52,10 +52,26 @@ class Score(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What a method gives of n fields: members `(M, n, 2, H, W)`; one with a `std` `(n, 2, H, W)` is a Gaussian law."""
+    """What a method gives of n fields: members `(M, n, 2, H, W)`; one with a `std` `(n, 2, H, W)` is a Gaussian law.
+
+    Such a law may come with members drawn from it, `draws`, which scores in time take.
+    """
 
     members: Tensor
     std: Tensor | None = None
+    draws: Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Estimate]) -> Estimate:
+        """Returns the estimates of fields one after the other as one."""
+        members, std, draws = zip(*parts, strict=True)
+        whole = lambda found, dim: None if found[0] is None else torch.cat(found, dim=dim)  # noqa: E731
+        return cls(whole(members, 1), whole(std, 0), whole(draws, 1))
+
+    @property
+    def realisations(self) -> Tensor | None:
+        """Fields that a method says are possible, `(M, n, 2, H, W)`: None of a law that none were drawn of."""
+        return self.members if self.std is None else self.draws
 
 
 @dataclass(frozen=True)

@@ -120,17 +120,19 @@ class DINEOF(Modal):
         return field
 
 
-def fill_gaps(anomalies: Floats, tolerance: float = 1e-3, iterations: int = 30) -> Floats:
+def fill_gaps(anomalies: Floats, aside: Bools | None = None, tolerance: float = 1e-3, iterations: int = 30) -> Floats:
     """Anomalies `(N, d)` with their NaN filled by DINEOF: 1, 2, 3, 4, 6, 8 .. modes, as long as hidden values gain.
 
     Arguments:
         anomalies: Of N snapshots, about their mean.
+        aside: The values `(N, d)` that judge the number of modes, where known; a few single ones if None.
         tolerance: The RMS change of the filled values, relative to the RMS of the known, at which a number of modes
             is done with.
         iterations: The largest number of repetitions for each number of modes.
     """
     known = np.isfinite(anomalies)
-    aside = known & (np.random.default_rng(0).random(anomalies.shape) < _HIDDEN)
+    drawn = np.random.default_rng(0).random(anomalies.shape) < _HIDDEN if aside is None else aside
+    aside = known & drawn
     complete, best, chosen = np.where(known & ~aside, anomalies, 0.0), np.inf, 1
     filled = complete
     for rank in (rank for rank in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96) if rank < min(anomalies.shape)):

@@ -7,7 +7,7 @@ The sentences follow from the intervals alone, see `verdicts`.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,9 +23,11 @@ from vecfield_diffusion.evaluation.generation import UNSEEN
 from vecfield_diffusion.evaluation.generation import Generated as Generated
 from vecfield_diffusion.evaluation.scores import SCORES, columns, heading
 from vecfield_diffusion.evaluation.tables import rounded_pair
+from vecfield_diffusion.evaluation.trajectory import TimeSection
 from vecfield_diffusion.evaluation.verdicts import (
     accuracy_sentence,
     certainty_sentence,
+    drifters_sentence,
     generated_sentence,
     numbers_sentence,
     spread_sentence,
@@ -52,6 +54,7 @@ class Section:
         generated: Where nothing was observed, how the fields compare with unseen ones.
         dates: When each case was, in words.
         independent: How many independent cases they are worth by their correlation in time; None where not known.
+        in_time: Of cases that follow one another, how methods fill them as a series.
     """
 
     setting: Setting
@@ -60,6 +63,7 @@ class Section:
     generated: Generated | None = None
     dates: Sequence[str] = ()
     independent: float | None = None
+    in_time: TimeSection | None = None
 
     def find(self, method: str) -> Scored | None:
         """Returns the method of this name, or None."""
@@ -86,6 +90,8 @@ class Section:
         found = [line for scored in self.scored for line in scored.rows(mask, units)]
         for name, scores in self._generated_scores().items():
             found += [row(mask, name, metric, "generated", score, units) for metric, score in scores.items()]
+        for name, region, metric, score in self._time_scores():
+            found.append(row(mask, name, metric, region, score, units))
         return found
 
     def generated_lines(self) -> list[dict[str, object]]:
@@ -95,6 +101,14 @@ class Section:
             for name, scores in self._generated_scores().items()
         ]
 
+    def time_lines(self) -> list[dict[str, object]]:
+        """Returns the scores in time, a line for each method and for what it is of: the mean, or the members."""
+        lines: dict[tuple[str, str], dict[str, object]] = {}
+        for name, region, metric, score in self._time_scores():
+            line = lines.setdefault((name, region), {"mask": self.setting.mask, "method": name, "of": region})
+            line[metric] = score.value
+        return list(lines.values())
+
     def sentences(self, units: str) -> list[str]:
         """Returns what was found, a sentence for each question."""
         found = [self.doubt]
@@ -102,6 +116,8 @@ class Section:
             found += self._judged(self.find(name), units) if self.doubt is None else self._told(self.find(name), units)
             if self.generated is not None:
                 found.append(generated_sentence(name, self.generated.scores))
+            if self.in_time is not None:
+                found.append(drifters_sentence(name, self.in_time, self.networks))
         return [sentence for sentence in found if sentence]
 
     def _judged(self, ours: Scored, units: str) -> list[str | None]:
@@ -114,6 +130,13 @@ class Section:
 
     def _told(self, ours: Scored, units: str) -> list[str | None]:
         return [numbers_sentence(ours, self.best("rmse_component"), units)]
+
+    def _time_scores(self) -> Iterator[tuple[str, str, str, Score]]:
+        """Method, what of it (`mean` or `members`), name and score of all scores in time."""
+        if self.in_time is not None:
+            for of in [*self.in_time.found, self.in_time.truth]:
+                for region, scores in of.scores.items():
+                    yield from ((of.method, region, metric, score) for metric, score in scores.items())
 
     def _generated_scores(self) -> Mapping[str, Mapping[str, Score]]:
         return {} if self.generated is None else self.generated.scores
@@ -154,6 +177,7 @@ def render(
         pair=lambda score: rounded_pair(*score[:3]),
         columns={name: _heading(name, units) for name in columns("report")},
         generated={name: _heading(name, units) for name in SCORES},
+        time_columns={name: _heading(name, units) for name in columns("series")},
         cost=_embedded(("Time on the machine that made this report", partial(plots.figure_cost, costs, styles))),
         provenance=provenance,
         narrow=_NARROW,
@@ -183,6 +207,7 @@ def _part(
         "sentences": section.sentences(units),
         "table": _table(section),
         "generated": {} if section.generated is None else section.generated.scores,
+        "in_time": section.time_lines(),
         "figures": [_embedded(drawing) for drawing in drawings(section, units, styles, coordinates)],
     }
 
@@ -245,6 +270,8 @@ def drawings(
     if section.generated is not None:
         words = "Generated and unseen fields"
         found.append((words, partial(_draw_generated, section.generated, styles)))
+    if section.in_time is not None:
+        found.append(_series(section.in_time, units, styles))
     return found
 
 
@@ -297,6 +324,17 @@ def _spectra(section: Section, styles: plots.Styles) -> Drawing:
     waves = first.wavenumber.numpy(), first.signal.numpy()
     words = "Kinetic energy by scale, of members (not their mean); energy of the error of the mean over the truth's"
     return words, partial(plots.figure_spectra, *waves, energy, noise, styles=styles)
+
+
+def _series(found: TimeSection, units: str, styles: plots.Styles) -> Drawing:
+    """Temporal spectra of members, and how far drifters come apart from the true ones."""
+    energy = {of.method: of.spectrum.numpy() for of in found.found if of.spectrum is not None}
+    away = {of.method: {name: far.numpy() for name, far in of.separation.items()} for of in found.found}
+    words = "The series: energy by frequency, of members (not their mean)"
+    if any(away.values()):
+        words += "; distance of drifters from the true ones, in members (lines) and in the mean (dashed)"
+    waves = found.frequency.numpy(), found.truth.spectrum.numpy()
+    return words, partial(plots.figure_series, *waves, energy, away, unit=found.unit, units=units, styles=styles)
 
 
 def _calibration(scored: Scored) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

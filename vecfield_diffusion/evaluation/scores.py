@@ -35,7 +35,7 @@ from torch import Tensor
 #: Sums over cells by name, `(...)` each, those of the ranks `(..., M + 1)`.
 Sums = Mapping[str, Tensor]
 Better = Literal["lower", "higher"] | float
-Place = Literal["fill", "table", "report"]
+Place = Literal["fill", "table", "report", "series"]
 
 _DEGREES, _METRES, _SECONDS, _NONE = "degrees", "m", "s", "1"
 _VELOCITY, _RATE = "velocity", "velocity per length"
@@ -51,7 +51,8 @@ class Definition:
         better: `lower`, `higher`, or the value that it has at best; None where neither is better.
         formula: The score `(...)` of sums `(...)`; None where it is not a function of them.
         needs: The sums that not all callers gather; without them the score is left out.
-        shown: The tables that have a column for it: `fill` (infer.py), `table` (evaluate.py) and `report`.
+        shown: The tables that have a column for it: `fill` (infer.py), `table` (evaluate.py), `report` and, of
+            trajectories, `series`.
         of_field: Whether it is taken of whole fields, not of the cells of a region.
     """
 
@@ -124,6 +125,11 @@ def covered(shares: Tensor, level: float) -> Tensor:
     return inside[..., k] + part * (inside[..., k - 1] - inside[..., k])
 
 
+def _in_time(words: str, unit: str = _NONE, better: Better | None = None, shown: bool = True) -> Definition:
+    """A score of trajectories."""
+    return Definition(words, unit, better, shown=("series",) if shown else (), of_field=True)
+
+
 _ALL: tuple[Place, ...] = ("fill", "table", "report")
 
 #: Every score by the name that `scores.csv` and `metrics.json` know it by, in the order of columns.
@@ -191,6 +197,11 @@ SCORES: dict[str, Definition] = {
     "frechet_distance": Definition("Fréchet distance", better="lower", of_field=True),
     "sliced_wasserstein": Definition("sliced Wasserstein distance", _VELOCITY, "lower", of_field=True),
     "memorisation": Definition("distance to training fields", better=1.0, of_field=True),
+    # Of trajectories: `trajectory.score_in_time`.
+    "rotary_error": _in_time("rotary spectrum error", better="lower"),
+    **{f"increments_{k}": _in_time(f"increments over {k}", better=1.0, shown=k == 1) for k in (1, 3, 5)},
+    **{f"lag_correlation_{k}": _in_time(f"correlation after {k}", shown=k == 1) for k in (1, 3, 5)},
+    **{f"separation_{k}": _in_time(f"drifters after {k}", "km", "lower") for k in (1, 3, 5)},
     # Of the fields that `programs/infer` evaluates the density of.
     "log_likelihood": Definition("log-likelihood", "nats", "higher", of_field=True),
 }

@@ -13,6 +13,7 @@ from vecfield_diffusion.evaluation.baselines import Linear
 from vecfield_diffusion.evaluation.comparison import gaussian_crps
 from vecfield_diffusion.evaluation.estimation import hide
 from vecfield_diffusion.evaluation.interpolation import Interpolation
+from vecfield_diffusion.evaluation.series import along_time
 from vecfield_diffusion.evaluation.spacetime import Bools, Floats
 from vecfield_diffusion.physics.grid import Grid
 
@@ -98,7 +99,7 @@ def judge(how: Interpolation, series: Floats, noise: NDArray | float, hidden: Bo
         found[name] = _scored(mean, variance + _at(noise, judged, frames), truth, half)
     linear, known = Linear().fit(shown, grid), np.isfinite(shown).all(axis=1)
     across = [linear.fill(shown[frame], known[frame])[judged[frame]] for frame in frames]
-    along = [_in_time(shown, frame)[judged[frame]] for frame in frames]
+    along = [along_time(shown, frame)[judged[frame]] for frame in frames]
     rows = {name: scores for name, (scores, _) in found.items()}
     for name, values in (("linear in space", across), ("linear in time", along)):
         error = np.where(np.isfinite(values := np.concatenate(values)), values, truth.mean()) - truth
@@ -129,18 +130,3 @@ def _scored(mean: Floats, variance: Floats, truth: Floats, half: NDArray) -> tup
         "spread_skill": np.sqrt(np.square(std).mean() / square.mean()),
     }
     return {name: float(value) for name, value in scores.items()}, float(factor)
-
-
-def _in_time(series: Floats, frame: int) -> Floats:
-    """Linear interpolation in time of every value, `(2, H, W)`: the nearest one at the ends, NaN without any."""
-    known = np.isfinite(series)
-    times = np.arange(len(series))[:, None, None, None]
-    early = np.where(known & (times <= frame), times, -1).max(axis=0)
-    late = np.where(known & (times >= frame), times, len(series)).min(axis=0)
-    none, before, after = (early < 0) & (late == len(series)), early >= 0, late < len(series)
-    early, late = np.where(before, early, late), np.where(after, late, early)
-    first, last = (
-        np.take_along_axis(series, np.where(none, 0, index)[None], axis=0)[0] for index in (early, late)
-    )  # fmt: skip
-    weight = np.where(late > early, (frame - early) / np.where(late > early, late - early, 1), 0.0)
-    return np.where(none, np.nan, (1 - weight) * first + weight * last)

@@ -8,12 +8,13 @@ cases: the bootstrap draws from the few that there are.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from vecfield_diffusion.evaluation.comparison import Score, Scored
 from vecfield_diffusion.evaluation.generation import HALVES
 from vecfield_diffusion.evaluation.scores import superscript
 from vecfield_diffusion.evaluation.tables import rounded
+from vecfield_diffusion.evaluation.trajectory import TimeSection
 
 #: Independent cases that a verdict needs.
 ENOUGH = 10
@@ -104,3 +105,13 @@ def generated_sentence(name: str, scores: Mapping[str, Mapping[str, Score]]) -> 
         f"they are {copies} times as far from the training fields as unseen ones are (0: copies). In brackets: 95 % "
         "intervals."
     )
+
+
+def drifters_sentence(name: str, found: TimeSection, networks: Sequence[str]) -> str | None:
+    """Returns where drifters end in a network and in the other method that carries them best; None where none do."""
+    away = {kind: f"{float(far[-1]):.3g} km in its {kind}" for kind, far in found.find(name).separation.items()}
+    if not away:
+        return None
+    steps, other = len(found.find(name).separation["mean"]), found.nearest(networks)
+    text = f"After {steps} steps drifters in {name} are {' and '.join(away.values())} from the true ones"
+    return text + (f"; in {other.method}, {float(other.separation['mean'][-1]):.3g} km." if other else ".")

@@ -13,6 +13,7 @@ from vecfield_diffusion.errors import UserError, nearest
 from vecfield_diffusion.evaluation.baseline import Baseline
 from vecfield_diffusion.evaluation.baselines import BASELINES
 from vecfield_diffusion.evaluation.comparison import Estimate
+from vecfield_diffusion.evaluation.series import SERIES_BASELINES
 from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.programs.trained import Trained
 
@@ -25,7 +26,7 @@ TRAINING = 2000
 
 
 def chosen_baselines(names: str | Sequence[str], sensor: bool = False) -> list[str]:
-    """The baselines that `baselines=` names, in the order of `BASELINES`, then the regression.
+    """The baselines that `baselines=` names, in the order of `BASELINES`, then those of series and the regression.
 
     Arguments:
         names: `all`, or some names.
@@ -35,7 +36,7 @@ def chosen_baselines(names: str | Sequence[str], sensor: bool = False) -> list[s
     Raises:
         UserError: A name that there is not.
     """
-    known = [*BASELINES, REGRESSION]
+    known = [*BASELINES, *SERIES_BASELINES, REGRESSION]
     named = known if names == "all" else [names] if isinstance(names, str) else names
     for name in named:
         if name not in known:

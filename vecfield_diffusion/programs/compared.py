@@ -19,6 +19,7 @@ from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.diffusion.denoiser import mean_only
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.baselines import BASELINES
+from vecfield_diffusion.evaluation.series import SERIES_BASELINES
 from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.inference.calibration import find_factor
 from vecfield_diffusion.inference.cases import Cases, with_context
@@ -31,7 +32,7 @@ from vecfield_diffusion.training.checkpoint import find_checkpoint
 
 
 @dataclass(frozen=True)
-class Model:
+class Network:
     """A trained network and the method by which its fields are made.
 
     Attributes:
@@ -69,7 +70,7 @@ class Model:
         normalizer = self.trained.denoiser.normalizer
         return with_context(cases, fields, self.trained.context, normalizer, seed=config["seed"], past=past, twin=True)
 
-    def resolved(self, name: str, cases: Cases, config: Mapping[str, Any]) -> Model:
+    def resolved(self, name: str, cases: Cases, config: Mapping[str, Any]) -> Network:
         """The same with nothing left open for the cases of the mask `name`: neither the method nor the factor.
 
         Raises:
@@ -79,7 +80,7 @@ class Model:
         model = replace(self, method=method)
         return model.calibrated(name, config) if config["calibrate"] and not self.regression else model
 
-    def calibrated(self, name: str, config: Mapping[str, Any]) -> Model:
+    def calibrated(self, name: str, config: Mapping[str, Any]) -> Network:
         """The same with the factor that was fitted under the mask `name`. Raises UserError where there is none."""
         process = process_of(config, node_of(config, "mask", name), self.method)
         try:
@@ -89,7 +90,7 @@ class Model:
         print(f"{name}: {self.name} calibrated has its spread times {factor:.3f}, as fitted on validation snapshots")
         return replace(self, factor=factor)
 
-    def placed(self, fields: Fields, config: Mapping[str, Any]) -> Model:
+    def placed(self, fields: Fields, config: Mapping[str, Any]) -> Network:
         """The same for the size and the place of the data. Raises UserError where they do not fit."""
         check_grid(fields, self.trained)
         if config["sensor"] and config["sensor"].get("velocity"):
@@ -101,7 +102,7 @@ class Model:
         return replace(self, trained=fit_size(self.trained, fields, config["overlap"], config["batch"]), method=method)
 
 
-def load_models(config: Mapping[str, Any], wanted: Sequence[str], device: torch.device) -> list[Model]:
+def load_models(config: Mapping[str, Any], wanted: Sequence[str], device: torch.device) -> list[Network]:
     """The networks that `ckpt=` names, then the regressions within them, where these are wanted.
 
     Raises:
@@ -125,7 +126,7 @@ def load_models(config: Mapping[str, Any], wanted: Sequence[str], device: torch.
                 "its run, ckpt=[...,RUN], or train with model=residual"
             )
         trained |= within
-    return [Model(name, network, method_of(config, network, device)) for name, network in trained.items()]
+    return [Network(name, network, method_of(config, network, device)) for name, network in trained.items()]
 
 
 def method_of(config: Mapping[str, Any], trained: Trained, device: torch.device) -> Method:
@@ -164,7 +165,7 @@ def named_runs(ckpt: str | Sequence[str]) -> dict[str, str]:
         raise UserError("ckpt=[]: name at least one checkpoint")
     if len(runs) == 1:
         return {"diffusion": runs[0][1]}
-    taken = [*(name for name, _ in runs), *(kind.label for kind in BASELINES.values())]
+    taken = [*(name for name, _ in runs), *(kind.label for kind in [*BASELINES.values(), *SERIES_BASELINES.values()])]
     found = {path if taken.count(name) > 1 else name: path for name, path in runs}
     if len(found) < len(runs):
         raise UserError(f"ckpt={places}: each checkpoint is compared once, but one is named twice")

@@ -4,14 +4,17 @@ Each mask hides some of what is known of the unseen snapshots. Every model and e
 they give is scored on the hidden cells. With `calibrate=true` the members of each ensemble are scored again with their
 spread put right (see `inference/calibration.py`).
 
+With `series=true` the snapshots follow one another, and what a method gives of them is scored as trajectories, too.
+
 With `sensor=` the ensembles are conditioned on what an instrument reads of the cells that the mask shows. Cells where
 it read anything count as observed, the others are scored; baselines that cannot take such values are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +28,26 @@ from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.baselines import BASELINES
 from vecfield_diffusion.evaluation.comparison import Estimate, Scored, Setting, score
 from vecfield_diffusion.evaluation.report import Generated, Section
+from vecfield_diffusion.evaluation.trajectory import TimeSection, score_in_time, time_section
 from vecfield_diffusion.evaluation.verdicts import too_few
 from vecfield_diffusion.inference.calibration import apply_factor
 from vecfield_diffusion.inference.cases import Cases, make_cases
 from vecfield_diffusion.inference.files import owned
-from vecfield_diffusion.programs.baselines import NUGGET, baseline_fill, chosen_baselines
-from vecfield_diffusion.programs.compared import Model
+from vecfield_diffusion.programs.baselines import baseline_fill, chosen_baselines
+from vecfield_diffusion.programs.compared import Network
 from vecfield_diffusion.programs.fill import fill_cases, say_summary
 from vecfield_diffusion.programs.filling import at_once, check_ranges
+from vecfield_diffusion.programs.in_time import series_fill
 from vecfield_diffusion.programs.method import node_of
-from vecfield_diffusion.programs.study import Study, Trial, open_study, open_trial
+from vecfield_diffusion.programs.study import Study, TwinExperiment, open_experiment, open_study
 from vecfield_diffusion.programs.written import Kept, check_writable, print_scores, write_report, write_scores
 from vecfield_diffusion.signals import stoppable
 
 #: Generated fields that are compared with unseen ones, at most.
 GENERATED = 256
+
+#: What makes a function that fills the cases of a slice, given whom to tell of each field.
+Fill = Callable[..., Callable[[slice], Estimate]]
 
 
 def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
@@ -57,8 +65,9 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     if not masks or None in masks.values():
         raise UserError(f"masks={list(masks)}: name options of conf/mask that hide something, such as masks=[block]")
     study = open_study(config, wanted)
-    trials = [trial for name, mask in masks.items() if (trial := open_trial(study, name, mask)) is not None]
-    if not trials:
+    opened = [open_experiment(study, name, mask) for name, mask in masks.items()]
+    experiments = [experiment for experiment in opened if experiment is not None]
+    if not experiments:
         raise UserError(f"masks={list(masks)}: {' and '.join(masks)} hides no cell, so that there is nothing to score")
     for note in [*study.untrained, *study.helps, too_few(len(study.indices), study.independent)]:
         if note:
@@ -72,9 +81,9 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
 
     with owned(folder / "scores.csv", folder / "report.html"), stoppable(finished):
         kept = Kept(folder, study.key)
-        for trial in trials:
-            name = trial.setting.mask
-            sections.append(kept.find(name) or kept.add(name, scored_section(study, trial)))
+        for experiment in experiments:
+            name = experiment.setting.mask
+            sections.append(kept.find(name) or kept.add(name, scored_section(study, experiment)))
             write_scores(folder, sections, study.fields.units)
         print_scores(folder, sections, config["members"], study.fields.units)
         write_report(folder, sections, study)
@@ -82,19 +91,41 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     return summary(sections)
 
 
-def scored_section(study: Study, trial: Trial) -> Section:
+def scored_section(study: Study, experiment: TwinExperiment) -> Section:
     """All methods under one mask, scored."""
-    generated: dict[str, list[Tensor]] | None = {} if isinstance(trial.mask, Empty) else None
-    scored = [
-        row for model, cases in trial.entries for row in model_scored(study, model, cases, trial.setting, generated)
-    ]
-    scored += baselines_scored(study, trial)
-    comparison = None if generated is None else compare_generated(study, generated)
-    return Section(trial.setting, scored, trial.networks, comparison, study.dates, study.independent)
+    setting, generates = experiment.setting, isinstance(experiment.mask, Empty)
+    generated = Collection(-(-GENERATED // len(setting.truth)) if generates else 0)
+    series = Collection(study.config["members"] if study.config["series"] else 0)
+    scored = []
+    for model, cases in experiment.entries:
+        keep = [series] if model.regression else [series, generated]
+        scored += model_scored(study, model, cases, setting, keep)
+    scored += baselines_scored(study, experiment, series)
+    comparison = compare_generated(study, generated) if generates else None
+    in_time = scored_in_time(study, setting, series) if study.config["series"] else None
+    return Section(setting, scored, experiment.networks, comparison, study.dates, study.independent, in_time)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The estimates of methods that are looked at once more when they have been scored.
+
+    Arguments:
+        most: Members of an estimate that are kept; 0 for none of anything.
+        found: The estimates by method.
+    """
+
+    most: int
+    found: dict[str, list[Estimate]] = field(default_factory=dict)
+
+    def add(self, name: str, estimate: Estimate) -> None:
+        """Keeps an estimate of the method `name`."""
+        if self.most:
+            self.found.setdefault(name, []).append(estimate._replace(members=estimate.members[: self.most]))
 
 
 def model_scored(
-    study: Study, model: Model, cases: Cases, setting: Setting, generated: dict[str, list[Tensor]] | None = None
+    study: Study, model: Network, cases: Cases, setting: Setting, keep: Sequence[Collection] = ()
 ) -> Iterator[Scored]:
     """The scores of a model, then those of the same members with their spread calibrated.
 
@@ -103,15 +134,15 @@ def model_scored(
         model: The network and its method, with nothing left open.
         cases: The cases with what it is conditioned on.
         setting: The same cases as they are scored.
-        generated: Takes in some fields of each ensemble, `(n, 2, H, W)` by method, where they are to be looked at.
+        keep: What takes in the estimates, too.
     """
     config = study.config | ({"members": 1} if model.regression else {})
     size, kept = max(1, at_once(config, model.trained) // config["members"]), []
     total = None if model.method.evaluations is None else len(cases.y) * config["members"] * model.method.evaluations
 
     def collect(name: str, members: Tensor) -> Estimate:
-        if generated is not None and not model.regression:
-            generated.setdefault(name, []).append(members[: -(-GENERATED // len(cases.y))].flatten(0, 1))
+        for collection in keep:
+            collection.add(name, Estimate(members))
         return Estimate(members)
 
     with progress.bar(total, "evaluations", f"{setting.mask}, {model.name}") as bar:
@@ -134,15 +165,42 @@ def model_scored(
         yield replace(score(name, calibrated, setting, size), seconds=plain.seconds)
 
 
-def baselines_scored(study: Study, trial: Trial) -> Iterator[Scored]:
-    """The scores of every baseline that is fitted here."""
-    floor = NUGGET * study.reference.statistics.std
+def baselines_scored(study: Study, experiment: TwinExperiment, series: Collection) -> Iterator[Scored]:
+    """The scores of every baseline that is fitted here; `series` takes in what they say."""
+    cases, mask = experiment.cases, experiment.mask
+    fills: dict[str, Fill] = {}
     for key, baseline in study.baselines.items():
-        label = study.label(key)
-        before = previous(study, trial.cases, trial.mask) if BASELINES[key].needs_previous else None
-        with progress.bar(len(trial.cases.y), "fields", f"{trial.setting.mask}, {label}") as bar:
-            fields = baseline_fill(baseline, trial.cases, floor=floor, before=before, progress=bar.update)
-            yield score(label, fields, trial.setting)
+        before = previous(study, cases, mask) if BASELINES[key].needs_previous else None
+        fills[study.label(key)] = partial(baseline_fill, baseline, cases, floor=study.floor, before=before)
+    if study.series_baselines and not isinstance(mask, Empty):
+        given = study.observations(mask)
+        draws = dict(members=series.most, seed=study.config["seed"])
+        for key, baseline in study.series_baselines.items():
+            fills[study.label(key)] = partial(series_fill, baseline, given, **draws)
+    for label, fill in fills.items():
+        with progress.bar(len(cases.y), "fields", f"{experiment.setting.mask}, {label}") as bar:
+            fields = fill(progress=bar.update)
+
+            def kept(chosen: slice, label: str = label, fields: Callable[[slice], Estimate] = fields) -> Estimate:
+                estimate = fields(chosen)
+                series.add(label, estimate)
+                return estimate
+
+            yield score(label, kept, experiment.setting)
+
+
+def scored_in_time(study: Study, setting: Setting, series: Collection) -> TimeSection | None:
+    """How the methods fill the snapshots as a series; None, with a note, where too little of it is known."""
+    try:
+        truth = study.true_series(setting)
+    except ValueError as error:
+        print(f"note: {setting.mask}: {error}")
+        return None
+    found = []
+    for name, parts in series.found.items():
+        whole = Estimate.joined(parts)
+        found.append(score_in_time(name, truth, whole.members.mean(dim=0), whole.realisations))
+    return time_section(truth, found)
 
 
 def previous(study: Study, cases: Cases, mask: Mask) -> Tensor:
@@ -157,7 +215,7 @@ def previous(study: Study, cases: Cases, mask: Mask) -> Tensor:
     return torch.where(study.before.isfinite(), known.y, torch.nan)
 
 
-def compare_generated(study: Study, generated: dict[str, list[Tensor]]) -> Generated | None:
+def compare_generated(study: Study, generated: Collection) -> Generated | None:
     """How generated fields compare with unseen ones, and halves of the unseen with each other.
 
     None, with a note, where too few fields are known everywhere.
@@ -168,7 +226,9 @@ def compare_generated(study: Study, generated: dict[str, list[Tensor]]) -> Gener
         fields[fields.isfinite().all(dim=1)[:, grid.valid].all(dim=1)]
         for fields in (study.fields.read(offered), study.training)
     )
-    fields = {name: torch.cat(parts) for name, parts in generated.items()}
+    fields = {
+        name: torch.cat([part.members.flatten(0, 1) for part in parts]) for name, parts in generated.found.items()
+    }
     if not fields or min(len(reference) // 2, len(train), *map(len, fields.values())) < 2:
         print("note: generated fields are not scored: too few fields, generated or unseen, are known everywhere")
         return None

@@ -1,4 +1,4 @@
-"""What an evaluation is about: the models, the unseen snapshots, the baselines, and the cases of each mask.
+"""What an evaluation is about: the networks, the unseen snapshots, the baselines, and the cases of each mask.
 
 All is opened, checked and resolved here before anything is computed, so that a mistake shows at once.
 """
@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vecfield_diffusion import __version__
@@ -26,14 +27,32 @@ from vecfield_diffusion.data.masks import Full, Mask
 from vecfield_diffusion.data.splits import independent
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.baseline import Baseline
-from vecfield_diffusion.evaluation.baselines import BASELINES, Climatology, fit_baselines, unsuited
+from vecfield_diffusion.evaluation.baselines import (
+    BASELINES,
+    CORRELATED,
+    Climatology,
+    fit_baselines,
+    no_memory,
+    unsuited,
+)
 from vecfield_diffusion.evaluation.comparison import Setting
 from vecfield_diffusion.evaluation.plots import date_of
+from vecfield_diffusion.evaluation.series import SERIES_BASELINES, Observations, SeriesBaseline, fit_series
+from vecfield_diffusion.evaluation.trajectory import TrueSeries
 from vecfield_diffusion.guidance.sensors import Sensor
 from vecfield_diffusion.inference.cases import Cases, make_cases
-from vecfield_diffusion.programs.baselines import REGRESSION, training_fields
-from vecfield_diffusion.programs.compared import Model, load_models
+from vecfield_diffusion.programs.baselines import NUGGET, REGRESSION, training_fields
+from vecfield_diffusion.programs.compared import Network, load_models
 from vecfield_diffusion.programs.filling import errors
+from vecfield_diffusion.programs.in_time import (
+    consecutive,
+    neighbours,
+    observations,
+    step_of,
+    time_before,
+    training_frames,
+)
+from vecfield_diffusion.programs.timeline import Timeline
 from vecfield_diffusion.programs.trained import Trained, choose_device, held_out, unfinished
 
 #: Keys on which scores do not depend, or that name masks, each of which is kept by itself.
@@ -54,7 +73,7 @@ class Study:
     """
 
     config: dict[str, Any]
-    models: list[Model]
+    models: list[Network]
     fields: Fields
     offered: range
     indices: list[int]
@@ -86,11 +105,32 @@ class Study:
             return mask
         return OtherTimes.of(self.fields, self.reference.split["train"], time=mask.time)
 
-    def cases(self, mask: Mask) -> Cases:
-        """The snapshots through a mask, and through the instrument where there is one."""
-        error = errors(self.config["sigma_obs"], self.fields, self.indices)
+    def cases(self, mask: Mask, indices: Sequence[int] | None = None) -> Cases:
+        """The snapshots, or others, through a mask, and through the instrument where there is one."""
+        indices = self.indices if indices is None else indices
+        error = errors(self.config["sigma_obs"], self.fields, indices)
         options = dict(seed=self.config["seed"], sigma_obs=error, add_error=True, sensor=self.sensor)
-        return make_cases(self.fields, self.indices, mask, **options)
+        return make_cases(self.fields, indices, mask, **options)
+
+    @cached_property
+    def frames(self) -> NDArray[np.int64]:
+        """The frame of every snapshot of the data, at equal steps. Raises UserError where times jump too often."""
+        return Timeline.of(self.fields).frames
+
+    def observations(self, mask: Mask) -> Observations:
+        """What is observed of the snapshots and of those of the split around them, each through the mask anew."""
+        around = self.cases(mask, neighbours(self.frames, self.offered, self.indices))
+        return observations(around, self.frames, self.indices, self.floor)
+
+    @property
+    def floor(self) -> float:
+        """The least error of an observation, for optimal interpolation, in the units of the data."""
+        return NUGGET * self.reference.statistics.std
+
+    def true_series(self, setting: Setting) -> TrueSeries:
+        """The snapshots, which follow one another, as the truth of trajectories; ValueError where too few is known."""
+        step, unit, seconds = step_of(self.fields)
+        return TrueSeries(setting.truth, setting.grid, self.climatology, step, unit, seconds, self.config["seed"])
 
     @cached_property
     def training(self) -> Tensor:
@@ -105,16 +145,39 @@ class Study:
     @cached_property
     def baselines(self) -> dict[str, Baseline]:
         """The baselines that are wanted and suited, fitted, by key."""
-        share = self.reference.statistics.divergent
-        correlation = self.persistence if "persistence" in self.wanted else math.nan
-        reasons = unsuited(self.wanted, divergence_share=share, persistence=correlation)
-        for key, reason in reasons.items():
-            print(f"note: {key} is left out: {reason}")
-        suited = [key for key in self.wanted if key not in reasons]
+        wanted, share = [key for key in self.wanted if key in BASELINES], self.reference.statistics.divergent
+        correlation = self.persistence if "persistence" in wanted else math.nan
+        reasons = unsuited(wanted, divergence_share=share, persistence=correlation)
+        left_out(reasons)
+        suited = [key for key in wanted if key not in reasons]
         return fit_baselines(suited, self.training.numpy(), self.fields.grid)
+
+    @cached_property
+    def series_baselines(self) -> dict[str, SeriesBaseline]:
+        """Those of series that are wanted and suited, fitted to training frames, by key."""
+        wanted = [key for key in self.wanted if key in SERIES_BASELINES]
+        if not wanted:
+            return {}
+        try:
+            series = training_frames(self.fields, self.frames, self.reference.split["train"])
+            reason = "" if self.persistence >= CORRELATED else no_memory(self.persistence)
+        except UserError as error:
+            reason = str(error)
+        if reason:
+            left_out({", ".join(wanted): reason})
+            return {}
+        past = self.config["time_context"] == "past"
+        fitted, reasons = fit_series(wanted, series, self.fields.grid, past)
+        left_out(reasons)
+        for key, baseline in fitted.items():
+            if baseline.learnt:
+                print(f"{key}: {baseline.learnt}")
+        return fitted
 
     def label(self, key: str) -> str:
         """What tables call a baseline; persistence says from when it is."""
+        if key in SERIES_BASELINES:
+            return SERIES_BASELINES[key].label
         kind = BASELINES[key]
         return kind.named(f"{time_before(self.fields, self.indices)} before" if kind.needs_previous else "")
 
@@ -167,19 +230,32 @@ def open_study(config: dict[str, Any], wanted: Sequence[str], split: str = "test
     fields, offered = held_out(models[0].trained, split, config["trust"], config["data"])
     models = [model.placed(fields, config) for model in models]
     count = min(config["cases"], len(offered))
-    spaced = [offered[i * len(offered) // count] for i in range(count)]
-    indices = [i for i in spaced if fields.read([i]).isfinite().any()]
+    if config["series"]:
+        indices = consecutive(Timeline.of(fields).frames, offered, count, fields.source)
+    else:
+        spaced = [offered[i * len(offered) // count] for i in range(count)]
+        indices = [i for i in spaced if fields.read([i]).isfinite().any()]
     if not indices:
         raise UserError(f"{fields.source}: none of the snapshots that training kept aside measures anything")
     for model in models:
         name = "" if len(models) == 1 else f"{model.name}: "
         print(f"{name}{model.trained.path}: step {model.trained.step}")
-    print(f"{len(indices)} unseen snapshots of {fields.source}")
-    return Study(config, models, fields, offered, indices, [name for name in wanted if name != REGRESSION])
+    print(f"{len(indices)} unseen snapshots of {fields.source}" + ", one after the other" * config["series"])
+    study = Study(config, models, fields, offered, indices, [name for name in wanted if name != REGRESSION])
+    if config["series"] and not study.persistence >= CORRELATED:
+        reason = no_memory(study.persistence)
+        raise UserError(f"series=true: the snapshots of {fields.source} are no series: {reason}. Leave it out")
+    return study
+
+
+def left_out(reasons: Mapping[str, str]) -> None:
+    """Prints why baselines are left out."""
+    for key, reason in reasons.items():
+        print(f"note: {key} is left out: {reason}")
 
 
 @dataclass(frozen=True)
-class Trial:
+class TwinExperiment:
     """All that is scored under one mask.
 
     Attributes:
@@ -192,7 +268,7 @@ class Trial:
     setting: Setting
     mask: Mask
     cases: Cases
-    entries: list[tuple[Model, Cases]]
+    entries: list[tuple[Network, Cases]]
 
     @property
     def networks(self) -> list[str]:
@@ -201,7 +277,7 @@ class Trial:
         return [name for model in ensembles or [model for model, _ in self.entries] for name in model.rows]
 
 
-def open_trial(study: Study, name: str, mask: Mask) -> Trial | None:
+def open_experiment(study: Study, name: str, mask: Mask) -> TwinExperiment | None:
     """The cases of a mask, with nothing left open; None, with a note, where it hides nothing that is known.
 
     Arguments:
@@ -234,21 +310,4 @@ def open_trial(study: Study, name: str, mask: Mask) -> Trial | None:
         entries.append((model.resolved(name, own, config), own))
     # What an instrument reads is no velocity of a cell, and y not what a baseline may see.
     blind = cases if study.sensor is None else replace(cases, observed=cases.observed & False)
-    return Trial(setting, mask, blind, entries)
-
-
-def time_before(fields: Fields, indices: Sequence[int]) -> str:
-    """Returns how long before some snapshots those before them lie, in words: `1 day`, `1 h to 3 h`, `1 snapshot`."""
-    later = np.array([index for index in indices if index > 0], dtype=np.int64)
-    if fields.time is None or fields.time.dtype.kind != "M" or not len(later):
-        return "1 snapshot"
-    seconds = (fields.time[later] - fields.time[later - 1]) / np.timedelta64(1, "s")
-    return " to ".join(dict.fromkeys(_duration(float(value)) for value in (seconds.min(), seconds.max())))
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "day"), (3600, "h"), (60, "min"), (1, "s")):
-        if seconds >= size:
-            count = f"{seconds / size:.3g}"
-            return f"{count} {unit}" + ("s" if unit == "day" and count != "1" else "")
-    return f"{seconds:.3g} s"
+    return TwinExperiment(setting, mask, blind, entries)

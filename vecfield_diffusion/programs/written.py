@@ -25,13 +25,14 @@ from vecfield_diffusion.evaluation.plots import Coordinates
 from vecfield_diffusion.evaluation.report import Section, render
 from vecfield_diffusion.evaluation.scores import columns
 from vecfield_diffusion.evaluation.tables import rounded, table
+from vecfield_diffusion.evaluation.trajectory import InTime, TimeSection
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.study import Study
 
 #: The columns of the printed table; `scores.csv` has all.
 COLUMNS = ("mask", "method", *columns("table"), "rmse / OI", "s per field")
 #: What a kept mask is made of, beside tensors and plain values: nothing else is read.
-_CLASSES = [Section, Setting, Scored, Score, Estimate, Generated, Grid]
+_CLASSES = [Section, Setting, Scored, Score, Estimate, Generated, Grid, TimeSection, InTime]
 _CLASSES += [np.empty(0).__reduce__()[0], np.ndarray, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
 
 
@@ -102,6 +103,8 @@ def print_scores(folder: Path, sections: Sequence[Section], members: int, units:
     print(table([line for section in sections for line in _lines(section)], COLUMNS))
     if generated := [line for section in sections for line in section.generated_lines()]:
         print(table(generated))
+    if in_time := [line for section in sections for line in section.time_lines()]:
+        print(table(in_time, ("mask", "method", "of", *columns("series"))))
     print(
         f"{folder / 'scores.csv'}: hidden cells, {len(sections[0].setting.truth)} cases of {members} members, {units}; "
         "crps: of members, of the Gaussian law of optimal interpolation, else the absolute error"

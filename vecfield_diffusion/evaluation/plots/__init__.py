@@ -10,7 +10,7 @@ from vecfield_diffusion.evaluation.plots.methods import (
     figure_scores,
     method_styles,
 )
-from vecfield_diffusion.evaluation.plots.scales import figure_generation, figure_spectra
+from vecfield_diffusion.evaluation.plots.scales import figure_generation, figure_series, figure_spectra
 from vecfield_diffusion.evaluation.plots.style import NARROW, WIDE, Coordinates, date_of, when
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "figure_inpainting",
     "figure_inspection",
     "figure_scores",
+    "figure_series",
     "figure_spectra",
     "method_styles",
     "sample_grid",

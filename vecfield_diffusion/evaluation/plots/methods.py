@@ -17,7 +17,7 @@ from vecfield_diffusion.evaluation.plots.style import INK, WIDE, Floats, new_fig
 from vecfield_diffusion.evaluation.scores import SCORES, unit
 
 _STRONG = ("#c0392b", "#2471a3", "#d68910", "#7d3c98", "#117a65", "#a04000")
-_QUIET = ("#909497", "#b7950b", "#5dade2", "#58d68d", "#af7ac5", "#1c2833", "#45b39d", "#f0b27a", "#d98880", "#6e2c00")
+_QUIET = ("#909497", "#b7950b", "#5dade2", "#58d68d", "#af7ac5", "#6e2c00", "#45b39d", "#f0b27a", "#d98880", "#1c2833")
 _LINES = ("-", "--", "-.", ":")
 
 Styles = Mapping[str, Mapping[str, Any]]

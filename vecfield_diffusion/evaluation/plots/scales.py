@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from vecfield_diffusion.evaluation.plots.methods import Styles, legend, panels
-from vecfield_diffusion.evaluation.plots.style import INK, WIDE, Floats, png, power_of_ten, with_power
+from vecfield_diffusion.evaluation.plots.style import INK, WIDE, Floats, png, power_of_ten, pretty, with_power
 
 _WAVENUMBER = "wavenumber [rad m$^{-1}$]"
 _DENSITY = "energy density [m$^3$ s$^{-2}$]"
@@ -84,6 +84,52 @@ def figure_generation(
     left.set_ylim(*_decades(energy[reference]))
     left.legend(fontsize=8, frameon=False)
     _finish(left, right)
+    return png(figure)
+
+
+def figure_series(
+    frequency: Floats,
+    truth: Floats,
+    energy: Mapping[str, Floats],
+    separation: Mapping[str, Mapping[str, Floats]],
+    *,
+    unit: str,
+    units: str,
+    styles: Styles,
+    width: float = WIDE,
+) -> bytes:
+    """Returns a PNG of energy over frequency, and of the distance of drifters from the true ones where there are any.
+
+    Arguments:
+        frequency: In cycles per unit of time, `(F,)`, from 0.
+        truth: Energy density `(F,)`.
+        energy: Of members, by method.
+        separation: By method, of `members` and `mean`, in kilometres after 1, 2, .. steps.
+        unit: Of time.
+        units: Of the fields.
+        styles: See `method_styles`.
+        width: `WIDE` or `NARROW`.
+    """
+    drifting = any(separation.values())
+    figure, (left, *right) = panels(1 + drifting, 4.3, width)
+    for name, spectrum in energy.items():
+        left.loglog(frequency[1:], spectrum[1:], label=name, **styles[name])
+    left.loglog(frequency[1:], truth[1:], color="black", linewidth=1.8, label="truth", zorder=3)
+    left.set(xlabel=f"frequency [1/{unit}]", ylabel=f"energy density [({pretty(units)})$^2$ {unit}]")
+    left.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    left.xaxis.set_major_formatter("{x:g}")
+    left.xaxis.set_minor_formatter(NullFormatter())
+    for name in separation.keys() - energy.keys():
+        left.plot([], [], label=name, **styles[name])
+    for axis in right:
+        for name, curves in separation.items():
+            for kind, away in curves.items():
+                line = {**styles[name], "linestyle": (0, (4, 2))} if kind == "mean" else styles[name]
+                axis.plot(range(1 + len(away)), [0.0, *away], **line)
+        axis.set(xlabel="steps", ylabel="distance from the true drifters [km]", xlim=(0, None), ylim=(0, None))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _finish(left, *right)
+    legend(figure, left, width)
     return png(figure)
 
 

@@ -1,0 +1,149 @@
+"""Time in an evaluation: what a case's neighbours show of it, and cases that follow one another.
+
+The unseen snapshots around a case are observed through the same mask, drawn anew for each of them by its number, with
+the same errors. What is filled from them never sees a snapshot of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.units import factor, says_nothing
+from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.evaluation.comparison import Estimate
+from vecfield_diffusion.evaluation.series import Observations, SeriesBaseline
+from vecfield_diffusion.evaluation.trajectory import FEWEST
+from vecfield_diffusion.inference.cases import Cases
+from vecfield_diffusion.programs.timeline import intervals
+
+#: Frames around a case that are observed, on either side.
+AROUND = 32
+#: Values of the training frames, at most, 8 bytes each.
+LEARNT = 2e7
+
+
+def neighbours(frames: NDArray[np.int64], offered: range, indices: Sequence[int]) -> list[int]:
+    """Returns the snapshots of `offered` that lie within `AROUND` frames of one of `indices`, these included."""
+    wanted = frames[np.asarray(indices)]
+    return [number for number in offered if np.abs(wanted - frames[number]).min() <= AROUND]
+
+
+def observations(cases: Cases, frames: NDArray[np.int64], indices: Sequence[int], floor: float) -> Observations:
+    """Returns what cases show of the frames of a series.
+
+    Arguments:
+        cases: All snapshots of the series that are observed.
+        frames: The frame of every snapshot of the data.
+        indices: The snapshots that are to be filled.
+        floor: The least error of an observation, in the units of the data.
+    """
+    at, first = frames[cases.numbers], frames[cases.numbers].min()
+    shape = (int(at.max() - first) + 1, *cases.y.shape[1:])
+    y, noise = np.full(shape, np.nan), np.full(shape, np.nan)
+    y[at - first] = cases.y.double().numpy()
+    noise[at - first] = cases.sigma_obs.double().expand_as(cases.y).nan_to_num(posinf=0.0).clamp(min=floor).square()
+    return Observations(y, noise, [int(frames[number] - first) for number in indices])
+
+
+def training_frames(fields: Fields, frames: NDArray[np.int64], train: range) -> NDArray[np.float64]:
+    """Returns the training snapshots as frames at equal steps `(T, 2, H, W)`, NaN where there is none.
+
+    Of more than fit into memory it is the last ones.
+    """
+    most = max(2, int(LEARNT / (2 * fields.grid.valid.numel())))
+    at = frames[train.start : train.stop]
+    kept = np.flatnonzero(at > at[-1] - most)
+    series = np.full((int(at[-1] - at[kept[0]]) + 1, 2, *fields.shape), np.nan)
+    series[at[kept] - at[kept[0]]] = fields.read(np.asarray(train)[kept]).double().numpy()
+    return series
+
+
+def series_fill(
+    baseline: SeriesBaseline,
+    given: Observations,
+    *,
+    members: int = 0,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda fields: None,
+) -> Callable[[slice], Estimate]:
+    """Returns a function that fills the cases of a slice, which must follow one another, by a baseline of series.
+
+    Arguments:
+        baseline: Fitted.
+        given: What is observed.
+        members: How many trajectories are drawn of a law, beside it.
+        seed: Of them.
+        progress: Called with 1 after each field.
+    """
+    laws = baseline.fill(given, members, seed)
+
+    def fields(chosen: slice) -> Estimate:
+        found = []
+        for law in islice(laws, len(range(*chosen.indices(len(given.frames))))):
+            found.append(law)
+            progress(1)
+        means, stds, drawn = (
+            None if parts[0] is None else torch.from_numpy(np.stack(parts)) for parts in zip(*found, strict=True)
+        )
+        return Estimate(means[None], stds, None if drawn is None else drawn.movedim(0, 1))
+
+    return fields
+
+
+def consecutive(frames: NDArray[np.int64], offered: range, count: int, source: str) -> list[int]:
+    """Returns the first snapshots of the longest stretch of `offered` that follow one another, at most `count`.
+
+    Raises:
+        UserError: Fewer than scores in time need.
+    """
+    steps = np.diff(frames[offered.start : offered.stop])
+    parts = np.split(np.asarray(offered), np.flatnonzero(steps != 1) + 1)
+    longest = max(parts, key=len)[:count]
+    if len(longest) < FEWEST:
+        raise UserError(
+            f"series=true: scores in time need {FEWEST} snapshots that follow one another, and {source} keeps "
+            f"{len(longest)} at most (cases={count}). Leave it out, or raise cases or the share of the test split"
+        )
+    return longest.tolist()
+
+
+def step_of(fields: Fields) -> tuple[float, str, float | None]:
+    """Returns the time between frames, its unit in words, and the same in units of length over those of velocity.
+
+    These are seconds, for velocities in m s-1; without units of either it is the time as it is; None where it is not
+    known.
+    """
+    if fields.time is None:
+        return 1.0, "step", None
+    steps, unit = intervals(fields)
+    step = float(np.median(steps[steps > 0]))
+    unit = unit.strip()
+    seconds = factor(unit, "s")
+    if unit == "h" and step >= 24:
+        step, unit, seconds = step / 24, "day", 86400.0
+    if seconds is not None:
+        return step, unit, step * seconds
+    return step, unit or "unit of time", step if says_nothing(fields.units) and says_nothing(unit) else None
+
+
+def time_before(fields: Fields, indices: Sequence[int]) -> str:
+    """Returns how long before some snapshots those before them lie, in words: `1 day`, `1 h to 3 h`, `1 snapshot`."""
+    later = np.array([index for index in indices if index > 0], dtype=np.int64)
+    if fields.time is None or fields.time.dtype.kind != "M" or not len(later):
+        return "1 snapshot"
+    seconds = (fields.time[later] - fields.time[later - 1]) / np.timedelta64(1, "s")
+    return " to ".join(dict.fromkeys(_duration(float(value)) for value in (seconds.min(), seconds.max())))
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "day"), (3600, "h"), (60, "min"), (1, "s")):
+        if seconds >= size:
+            count = f"{seconds / size:.3g}"
+            return f"{count} {unit}" + ("s" if unit == "day" and count != "1" else "")
+    return f"{seconds:.3g} s"
