@@ -230,6 +230,7 @@ MASKS = "Options: block, file, none."
         ("window=[64, seed=3]", "cannot read 'window=[64,'"),
         ("+options=3", "unknown key options"),
         ("sampler.mask=3", "unknown key sampler.mask."),
+        ("mask.size=5 sampler.stepz=3", "unknown key sampler.stepz. Did you mean 'sampler.steps'?"),
         ("mask=file mask.path=1e3", "mask.path=1000.0: expected text, got 1000.0. Text that reads as a number"),
         ("-m masks=[a],[b]", "mask=a: there is no such option."),
         ("-m name=a,b", "name=a,b: a sweep has one name, its jobs are numbered"),

@@ -414,3 +414,9 @@ def test_potentials_on_land_never_matter(operator: object) -> None:
     narrow = operator(dirty.detach().float(), grid)
     assert narrow.dtype == torch.float32
     torch.testing.assert_close(narrow.double(), expected.detach(), rtol=0, atol=2e-5)
+
+
+def test_a_spacing_that_is_none_is_told_once() -> None:
+    for wrong, said in ((math.nan, "got nan"), (0.0, r"got 0\.0"), (-math.inf, "got -inf")):
+        with pytest.raises(ValueError, match=rf"^Grid\.dy must be finite and not zero, {said}$"):
+            Grid(full(5, 4), dx=1.0, dy=torch.tensor([1.0, 2.0, wrong, wrong, 1.0]))

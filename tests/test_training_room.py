@@ -259,10 +259,10 @@ def test_wandb_says_where_it_writes_and_what_to_type(
     monkeypatch.setenv("HOME", str(tmp_path))
     logger = WandbLogger()
     logger.open(tmp_path, "run", {})
-    said = capsys.readouterr().out
+    said = "".join(capsys.readouterr())
     logger.close()
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert f"wandb: offline, in {folder}; to send it there: wandb sync {folder}\n" in said
+    assert said == f"wandb: offline, in {folder}; to send it there: wandb sync {folder}\n"
 
 
 def test_tensorboard_says_where_it_writes_and_what_to_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

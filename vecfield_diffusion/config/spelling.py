@@ -178,14 +178,13 @@ class Reader:
         found = []
         parsed = [self.composer.parse(text) for text in overrides]
         typed = {override.key_or_group for override in parsed}
+        # An experiment may choose the option; keys that there are not are another matter.
+        options = [str(override.input_line) for override in parsed if self.composer.options(override.key_or_group)]
         for key, choice in self.spelling.implied.items():
             group = key.partition(".")[0]
             if key not in typed or group in typed:
                 continue
-            others = [
-                str(override.input_line) for override in parsed if not override.key_or_group.startswith(f"{group}.")
-            ]
-            if not self.composer.has(others, key):
+            if not self.composer.has(options, key):
                 self.notes.append(f"note: {key}= calls for {choice}")
                 found.append(choice)
         return found

@@ -48,8 +48,9 @@ class Grid:
                 raise ValueError(f"Grid.{name} must be one of {', '.join(BOUNDARIES)}, got {getattr(self, name)!r}")
         for name in ("dx", "dy"):
             spacing = torch.as_tensor(getattr(self, name), dtype=torch.float64).expand(self.valid.shape[0])
-            if not bool((spacing.isfinite() & (spacing != 0)).all()):
-                raise ValueError(f"Grid.{name} must be finite and not zero, got {spacing.unique().tolist()}")
+            wrong = spacing[~(spacing.isfinite() & (spacing != 0))]
+            if len(wrong):
+                raise ValueError(f"Grid.{name} must be finite and not zero, got {wrong[0].item()}")
             object.__setattr__(self, name, spacing)
 
     @property

@@ -215,7 +215,8 @@ def times(chosen: int | list[int] | str, fields: Fields, offered: range) -> list
     wanted = [chosen] if isinstance(chosen, int) else list(chosen)
     if not wanted or any(not -count <= place < count for place in wanted):
         there = "" if dates is None else f", from {span}"
-        raise UserError(f"time={chosen}: there are {count} snapshots, 0 to {count - 1}{there}")
+        known = f"there are {count} snapshots, 0 to {count - 1}" if count > 1 else "there is one snapshot, 0"
+        raise UserError(f"time={chosen}: {known}{there}")
     return wanted
 
 

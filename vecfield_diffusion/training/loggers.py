@@ -81,7 +81,7 @@ class WandbLogger:
             print(f"wandb cannot be reached ({error}); the run is kept offline in {folder / 'wandb'}")
             self.run = wandb.init(mode="offline", settings=settings, **options)
         self.wandb = wandb
-        if self.run.url:
+        if not self.run.offline and self.run.url:  # offline, asking for it is a warning
             print(f"wandb: {self.run.url}")
         else:
             folder = Path(self.run.dir).parent
