@@ -61,7 +61,8 @@ class Validation:
         samples = np.asarray(indices) if fields.frames == 1 else Sequences.of(fields, indices).indices
         count = min(trainer.score_cases, len(samples))
         spaced = sorted({i * len(samples) // trainer.score_cases for i in range(count)})
-        cases = make_cases(fields, samples[spaced], mask, seed=seed)
+        # A mixture drawn along the whole run would be one of its masks.
+        cases = make_cases(fields, samples[spaced], mask, seed=seed, along=False)
         self.cases = with_context(cases, fields, context, denoiser.normalizer, seed=seed, past=mask, twin=True)
         self.denoiser = denoiser if window is None else Windowed(denoiser, tuple(window), 0.25, fields.grid.periodic)
         self.device = next(denoiser.parameters()).device
