@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,7 +89,12 @@ class Filling:
 
     def cases(self, positions: Sequence[int]) -> Cases:
         """Returns the cases of some of the snapshots that are filled, always the same."""
-        return self.known([self.indices[position] for position in positions])
+        numbers = np.array([self.indices[position] for position in positions])
+        if self.trained.frames == 1:
+            return self.known(numbers)
+        # The masks of a series may go through time, those of snapshots by themselves do not.
+        cases = self.known(numbers[:, None])
+        return cases.snapshots(torch.ones(len(numbers), 1, dtype=torch.bool))
 
     def known(self, snapshots: Sequence[int] | Integers) -> Cases:
         """Returns the cases of snapshots `(N,)`, or of sequences of them `(N, P)`, with all that is known of them.
