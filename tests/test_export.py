@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import subprocess
@@ -282,6 +283,24 @@ def test_a_program_runs_without_this_package(tmp_path: Path) -> None:
     inside = grid().valid.expand_as(z)
     torch.testing.assert_close(results["sample"][inside], model.normalizer.denormalize(z)[inside], rtol=1e-4, atol=1e-4)
     assert str(ROOT).encode() not in (tmp_path / "net.pt2").read_bytes()
+
+
+@pytest.mark.parametrize("time", ["channels", "attention"])
+def test_a_program_of_sequences_takes_frames(tmp_path: Path, time: str) -> None:
+    unet = network(frames=3, time=time)
+    model = Denoiser(unet, EDM(sigma_max=20.0), Normalizer(torch.zeros(2, *SHAPE), 0.3)).eval().requires_grad_(False)
+    save_program(tmp_path / "net.pt2", model, grid(), frames=3)
+    files = {"vecfield.json": ""}
+    program = torch.export.load(tmp_path / "net.pt2", extra_files=files).module()
+    about = json.loads(files["vecfield.json"])
+    assert about["frames"] == 3 and about["inputs"]["y"] == "float32 (B, T, 2, H, W)"
+    generator = torch.Generator().manual_seed(0)
+    z, y = (torch.randn(4, 3, 2, *SHAPE, generator=generator) for _ in range(2))
+    valid = grid().valid.expand(4, 3, 1, *SHAPE).clone()
+    observed = (torch.rand(4, 3, 1, *SHAPE, generator=generator) < 0.3) & valid
+    given = y, observed, torch.full(observed.shape, 0.1), valid
+    s = torch.tensor([0.1, 1.0, 3.0, 10.0])
+    torch.testing.assert_close(program(z, s, *given), model(z, s, Observation(*given)), rtol=1e-5, atol=1e-5)
 
 
 class Tabulated(Diffusion):

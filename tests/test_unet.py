@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from vecfield_diffusion.models.layers import Attention, Conv3x3, FourierEmbedding, Wrap
-from vecfield_diffusion.models.unet import UNet
+from vecfield_diffusion.models.layers import Attention, Conv3x3, FourierEmbedding, TimeAttention, Wrap
+from vecfield_diffusion.models.residual import Residual
+from vecfield_diffusion.models.unet import UNet, last, load_snapshots
 
 
 def network(**options):
@@ -127,3 +128,104 @@ def test_embedding_tells_levels_apart():
 def test_sizes_that_make_no_network_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
         network(**options)
+
+
+# Sequences.
+
+
+def test_frames_as_channels_are_those_of_one_field():
+    net = network(frames=4)
+    torch.manual_seed(0)
+    field = UNet(12, 8, channels=[8, 16], blocks=1, embedding=16).double()
+    field.load_state_dict(net.state_dict())
+    x = torch.randn(2, 4, 3, 16, 24, dtype=torch.float64)
+    assert torch.equal(call(net, x), call(field, last(x.flatten(1, 2))).unflatten(1, (4, 2)))
+
+
+def attending(**options):
+    """A network of snapshots, and one of sequences that has gone on from it."""
+    alone, net = network(**options), network(frames=4, time="attention", **options)
+    for layer in (*net.time_down, *net.time_up):
+        torch.nn.init.zeros_(layer.out.weight)
+        torch.nn.init.zeros_(layer.out.bias)
+    load_snapshots(net, alone.state_dict())
+    return alone, net
+
+
+@pytest.mark.parametrize("frames", [1, 4, 7])
+def test_attention_along_time_begins_as_the_network_of_snapshots(frames):
+    """Bit for bit, for any number of frames."""
+    alone, net = attending(patch=2, periodic=(False, True))
+    x, noise = torch.randn(2, frames, 3, 15, 24, dtype=torch.float64), torch.tensor([-1.0, 0.5], dtype=torch.float64)
+    each = alone(last(x.flatten(0, 1)), noise.repeat_interleave(frames))
+    assert torch.equal(net(x, noise), each.unflatten(0, (2, frames)))
+    fresh = UNet(3, channels=[8, 16], blocks=1, embedding=16, frames=4, time="attention")
+    assert all(layer.out.weight.abs().max() == 0 for layer in (*fresh.time_down, *fresh.time_up))
+    snapshots = UNet(3, channels=[8, 16], blocks=1, embedding=16, frames=1, time="attention")
+    assert snapshots.state_dict().keys() == alone.state_dict().keys()
+
+
+def test_frames_of_a_sequence_meet_and_those_of_others_do_not():
+    net = network(frames=4, time="attention")
+    x, noise = torch.randn(2, 4, 3, 16, 16, dtype=torch.float64), torch.tensor([-1.0, 0.5], dtype=torch.float64)
+    out = net(x, noise)
+    x[0, 3] += 1
+    changed = (net(x, noise) - out).abs().flatten(2).amax(dim=2)
+    assert (changed[0] > 1e-3).all() and (changed[1] == 0).all()
+    call(net.train(), x).square().sum().backward()
+    assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in net.parameters())
+
+
+def test_a_head_takes_from_the_frame_at_its_lag():
+    """Logits of the lags alone, one by far the largest: a frame gets what the one after it holds, at its own cell."""
+    layer = TimeAttention(8, frames=3, head=8).double()
+    layer.norm = torch.nn.Identity()
+    with torch.no_grad():
+        layer.qkv.weight[:16].zero_()
+        layer.qkv.weight[16:] = layer.out.weight[:] = torch.eye(8, dtype=torch.float64)[..., None, None]
+        layer.qkv.bias.zero_()
+        layer.lags.copy_(torch.tensor([[-1e3, -1e3, -1e3, 1e3, -1e3]]))
+    x = torch.randn(2, 4, 8, 5, 6, dtype=torch.float64)
+    out = layer(x.flatten(0, 1), 4).unflatten(0, (2, 4))
+    torch.testing.assert_close(out[:, :3], x[:, :3] + x[:, 1:])
+
+
+def test_at_the_start_heads_look_at_different_lags():
+    lags = TimeAttention(32, frames=3).lags
+    assert lags.argmax(1).tolist() == [2, 1, 3, 0] and lags.max(1).values.tolist() == [0] * 4
+
+
+@pytest.mark.parametrize("time", ["channels", "attention"])
+def test_a_regression_and_what_it_misses_of_sequences(time):
+    options = dict(channels=[8], blocks=1, attention=[], embedding=8)
+    net = Residual(7, frames=3, time=time, **options).double()
+    x = torch.randn(2, 3, 9, 8, 9, dtype=torch.float64)
+    assert net.mean(x[..., 4:, :, :]).shape == call(net, x).shape == (2, 3, 2, 8, 9)
+    if time == "attention":
+        load_snapshots(net, Residual(7, **options).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("net", "state"),
+    [
+        (dict(frames=4), dict()),
+        (dict(frames=4, time="attention"), dict(blocks=2)),
+        (dict(frames=4, time="attention", blocks=2), dict()),
+    ],
+)
+def test_what_cannot_go_on_from_snapshots_is_refused(net, state):
+    with pytest.raises(ValueError, match="model.time=attention and the same sizes"):
+        load_snapshots(network(**net), network(**state).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"frames": 0}, "frames must be in"),
+        ({"frames": 101}, "frames must be in"),
+        ({"time": "conv"}, "time must be one of channels, attention, got conv"),
+    ],
+)
+def test_what_makes_no_network_of_sequences_is_refused(change, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        network(**change)

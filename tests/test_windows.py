@@ -378,3 +378,159 @@ def test_in_float32_is_the_same_without_autocast():
 def test_what_makes_no_windows_is_refused(change, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         Windowed(**({"denoiser": Spy(), "size": (8, 8)} | change))
+
+
+# In time.
+
+
+def nothing_seen(n: int, frames: int, height: int, width: int) -> Observation:
+    """Nothing observed of sequences, no land."""
+    snapshots = everywhere(n, height, width)
+    return snapshots.apply(lambda tensor: tensor[:, None].expand(-1, frames, *tensor.shape[1:]))
+
+
+def sequences_seen(n: int, frames: int, height: int, width: int) -> Observation:
+    """Some cells of sequences, an error for each sample, a coast, a missing frame."""
+    seen = draw(n, frames, 1, height, width, seed=1) > 0.5
+    seen[:, 2] = False
+    valid = torch.ones(n, frames, 1, height, width, dtype=torch.bool)
+    valid[..., :2, :3] = False
+    y = torch.where(seen, draw(n, frames, 2, height, width, seed=2), torch.nan)
+    return Observation(y, seen & valid, 0.1 + draw(n, 1, 1, 1, 1, seed=3).abs(), valid)
+
+
+def placed_in_time(z: Tensor, s: Tensor, observation: Observation) -> Tensor:
+    """Nonlinear, different in every cell and frame of a window, told all that is observed."""
+    place = torch.arange(z[0, :, 0].numel(), dtype=z.dtype).view(z.shape[1], 1, *z.shape[-2:]).cos()
+    y = torch.where(observation.observed, observation.y, 0.0)
+    away = z.roll((1, 1, 2), dims=(1, 3, 4))
+    return torch.tanh(place * z + 0.3 * away) * s.view(-1, 1, 1, 1, 1) + place * y + observation.sigma_y
+
+
+@pytest.mark.parametrize("overlap", [0, 2, 0.5, (3, 1, 0.25)])
+@pytest.mark.parametrize("frames", [1, 4, 5, 11])
+def test_weights_of_windows_in_time_add_up_to_one(frames, overlap):
+    z = draw(2, frames, 2, 7, 9)
+    identity = Windowed(lambda z, s, observation: z, (4, 5, 6), overlap, (False, True), batch=7)
+    torch.testing.assert_close(identity(z, one(2), nothing_seen(2, frames, 7, 9)), z, atol=2e-15, rtol=1e-15)
+
+
+def test_windows_in_time_hold_what_the_frames_hold():
+    """Cut by hand; a missing frame stays missing, and numbers for a whole sample stay what they are."""
+    spy, z, seen = Spy(placed_in_time), draw(2, 10, 2, 5, 6), sequences_seen(2, 10, 5, 6)
+    s = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    Windowed(spy, (4, 5, 6), (1, 0, 0), batch=1)(z, s, seen)
+    assert len(spy.calls) == 6
+    for call, (sample, first) in zip(spy.calls, [(i, first) for i in range(2) for first in (0, 3, 6)], strict=True):
+        given, level, told = call
+        frames = slice(first, first + 4)
+        assert torch.equal(given[0], z[sample, frames]) and level.item() == s[sample]
+        for name in ("y", "observed", "valid"):
+            expected = getattr(seen, name)[sample : sample + 1, frames]
+            torch.testing.assert_close(getattr(told, name), expected, equal_nan=True, atol=0, rtol=0)
+        assert torch.equal(told.sigma_y, seen.sigma_y[sample : sample + 1])
+
+
+def test_a_window_with_no_length_in_time_has_all_frames():
+    spy, z, seen = Spy(placed_in_time), draw(2, 3, 2, 9, 6), sequences_seen(2, 3, 9, 6)
+    out = Windowed(spy, (5, 6), 2)(z, one(2), seen)
+    assert torch.equal(out, Windowed(placed_in_time, (3, 5, 6), (0, 2, 0))(z, one(2), seen))
+    assert all(given.shape[1:] == (3, 2, 5, 6) for given, _, _ in spy.calls)
+    with pytest.raises(ValueError, match="need fields with 3 axes"):
+        Windowed(Spy(), (4, 5, 6))(z[:, 0], one(2), seen)
+
+
+def test_fewer_frames_than_a_window_has_are_filled_up_with_none():
+    spy, z, seen = Spy(placed_in_time), draw(2, 3, 2, 5, 6), sequences_seen(2, 3, 5, 6)
+    out = Windowed(spy, (5, 5, 6), 2)(z, one(2), seen)
+    ((given, _, told),) = spy.calls
+    assert out.shape == z.shape and given.shape == told.y.shape == (2, 5, 2, 5, 6)
+    assert not told.valid[:, 3:].any() and not told.observed[:, 3:].any() and (given[:, 3:] == 0).all()
+    assert torch.equal(told.valid[:, :3], seen.valid)
+
+
+def test_nothing_depends_on_the_batch_in_time():
+    z, seen = draw(2, 9, 2, 7, 9), sequences_seen(2, 9, 7, 9)
+    whole = Windowed(placed_in_time, (4, 5, 6), (2, 1, 3), (False, True), batch=1000)(z, one(2), seen)
+    for batch in (1, 7):
+        assert torch.equal(Windowed(placed_in_time, (4, 5, 6), (2, 1, 3), (False, True), batch)(z, one(2), seen), whole)
+    assert torch.autograd.gradcheck(
+        lambda z: Windowed(placed_in_time, (2, 2, 2), 1, batch=5)(z, one(1), sequences_seen(1, 3, 3, 3)),
+        draw(1, 3, 2, 3, 3).requires_grad_(),
+    )
+
+
+class Steady:
+    """Fields `(2, 1, 2)` of two parts that forget at different rates, as their windows of any number of frames know."""
+
+    CELLS = 4
+
+    def __init__(self) -> None:
+        mixing = draw(2, self.CELLS, self.CELLS, seed=7)
+        self.parts = [(part @ part.T / self.CELLS, memory) for part, memory in zip(mixing, (0.6, 1.2), strict=True)]
+
+    def covariance(self, frames: int) -> Tensor:
+        place = torch.arange(frames, dtype=torch.float64)
+        lag = (place[:, None] - place).abs()
+        return sum(torch.kron(torch.exp(-lag / memory), part.contiguous()) for part, memory in self.parts)
+
+    def posterior(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        """Mean `(B, d)` and covariance `(B, d, d)` given what is observed of the frames."""
+        n, frames = observation.y.shape[:2]
+        prior, size = self.covariance(frames), frames * self.CELLS
+        shown = observation.observed.expand(-1, -1, 2, -1, -1).reshape(n, size).double()
+        y = torch.where(observation.observed, observation.y, 0.0).reshape(n, size, 1)
+        weight = shown / observation.sigma_y.expand(observation.y.shape).reshape(n, size).square()
+        posterior = torch.linalg.solve(torch.eye(size, dtype=torch.float64) + prior * weight[:, None], prior)
+        return (posterior @ (weight[..., None] * y))[..., 0], posterior
+
+    def __call__(self, z: Tensor, s: Tensor, observation: Observation) -> Tensor:
+        """The mean of x0 given z and what is observed."""
+        mean, covariance = self.posterior(observation)
+        noise = s.square()[:, None, None] * torch.eye(z[0].numel(), dtype=z.dtype)
+        away = torch.linalg.solve(covariance + noise, (z.flatten(1) - mean)[..., None])
+        return (mean + (covariance @ away)[..., 0]).view_as(z)
+
+
+def test_a_sequence_of_five_windows_has_the_posterior_of_all_frames():
+    """Correlations fit into the overlap. Mean and spread of samples, in closed form, against the dense posterior."""
+    field, size, overlap = Steady(), 10, 5
+    frames = size + 4 * (size - overlap)
+    observed = draw(1, frames, 1, 1, 2, seed=1) > 0.7
+    observed[:, [7, 8, 15]] = False
+    seen = Observation(
+        draw(1, frames, 2, 1, 2, seed=2), observed, 0.1 * torch.ones(1, 1, 1, 1, 1).double(), observed | True
+    )
+    windowed, calls = Windowed(field, (size, 1, 2), (overlap, 0, 0), batch=10_000), 48
+    assert len(starts(frames, size, overlap, False)) == 5
+
+    def denoise(z: Tensor, s: Tensor) -> Tensor:
+        return windowed(z, s, seen)
+
+    mean, law = gaussian_law(DPMpp2M(calls), denoise, karras(0.002, 200.0, calls), (frames, 2, 1, 2))
+    exact, covariance = (part[0] for part in field.posterior(seen))
+    spread = covariance.diagonal().sqrt()
+    assert ((mean - exact).abs() / spread).max() < 0.03
+    ratio = law.diagonal().sqrt() / spread
+    assert ratio.min() > 0.98 and ratio.max() < 1.03
+    assert spread.max() > 3 * spread.min()  # of what is observed and of what is not
+
+
+@pytest.mark.parametrize(("overlap", "n"), [(8, 80), (0, 96)])
+def test_samples_have_no_seams_in_time(overlap, n):
+    """As in space: from one frame to the next members change no more or less where windows meet."""
+    line = exact(32, 4.0)
+
+    def denoise(z: Tensor, s: Tensor, observation: Observation) -> Tensor:
+        return line(z.movedim(1, -1)[..., 0, :], s).unsqueeze(-2).movedim(-1, 1)
+
+    windowed = Windowed(denoise, (32, 1, 1), (overlap, 0, 0), batch=10_000)
+    seams = [range(begin - 1, end + 32) for end, begin in pairwise(starts(n, 32, overlap, False))]
+
+    def along(z: Tensor, s: Tensor) -> Tensor:
+        """Of lines `(B, 1, 1, n)`, n frames of one cell."""
+        frames = z.movedim(-1, 1)[..., None].expand(-1, -1, 2, -1, -1)
+        return windowed(frames, s, nothing_seen(len(z), n, 1, 1))[:, :, :1, :, 0].movedim(1, -1)
+
+    index = seam_index(along, n, seams)
+    assert (index > 1.5) if overlap == 0 else (abs(index - 1) < 0.01)
