@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import label
+from scipy.stats import multivariate_normal, norm
 from torch import Tensor
 
 from vecfield_diffusion.config.build import build
@@ -187,6 +188,23 @@ def test_clouds_change_by_the_share_that_is_asked() -> None:
     both = {change: (frames[:, 0] * frames[:, 1]).mean().item() for change, frames in hidden.items()}
     # Where all is new, the same is hidden twice with the square of the share; where little is, mostly the same.
     assert both[0.0] == 0.4 and both[1.0] == pytest.approx(0.16, abs=0.03) and 0.25 < both[0.1] < 0.38
+
+
+def test_clouds_forget_as_a_process_of_first_order() -> None:
+    """The correlation of fields a frame apart is the root of the share that stays: what both hide is of normal laws."""
+    clouds, domain = Clouds(0.4, size=0.05, speed=0.0, change=0.5), torch.ones(120, 120, dtype=torch.bool)
+    hidden = (~clouds.sequence(30, 3, domain, seeded())[:, :, 0]).double()
+    for lag in (1, 2):
+        law = multivariate_normal([0.0, 0.0], [[1.0, 0.5 ** (lag / 2)], [0.5 ** (lag / 2), 1.0]])
+        both = (hidden[:, lag] * hidden[:, 0]).mean().item()
+        assert both == pytest.approx(law.cdf([norm.ppf(0.4)] * 2), abs=0.006)
+
+
+def test_frames_that_would_be_empty_have_a_cell_each_whatever_the_length() -> None:
+    """The cell of a frame is drawn apart from what moves, so that a longer sequence begins alike."""
+    under = Clouds(1.0)
+    long = under.sequence(5, 8, coast(), seeded())
+    assert (long.flatten(2).sum(2) == 1).all() and torch.equal(under.sequence(5, 3, coast(), seeded()), long[:, :3])
 
 
 class Straight(torch.Generator):
