@@ -172,7 +172,7 @@ def baselines_scored(study: Study, experiment: TwinExperiment, series: Collectio
     for key, baseline in study.baselines.items():
         before = previous(study, cases, mask) if BASELINES[key].needs_previous else None
         fills[study.label(key)] = partial(baseline_fill, baseline, cases, floor=study.floor, before=before)
-    if study.series_baselines and not isinstance(mask, Empty):
+    if study.series_baselines:
         given = study.observations(mask)
         draws = dict(members=series.most, seed=study.config["seed"])
         for key, baseline in study.series_baselines.items():
