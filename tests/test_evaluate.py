@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -31,6 +32,7 @@ from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.evaluation.comparison import Estimate, Scored, Setting
 from vecfield_diffusion.evaluation.metrics import scores
 from vecfield_diffusion.evaluation.report import Section
+from vecfield_diffusion.evaluation.series import along_time
 from vecfield_diffusion.inference.calibration import store_factor
 from vecfield_diffusion.inference.cases import Cases, make_cases
 from vecfield_diffusion.models.residual import AroundMean
@@ -39,7 +41,7 @@ from vecfield_diffusion.programs import evaluate as program
 from vecfield_diffusion.programs.baselines import chosen_baselines
 from vecfield_diffusion.programs.compared import Network, method_of, regressions
 from vecfield_diffusion.programs.evaluate import Collection, model_scored
-from vecfield_diffusion.programs.in_time import time_before
+from vecfield_diffusion.programs.in_time import consecutive, neighbours, step_of, time_before, training_frames
 from vecfield_diffusion.programs.method import process_of
 from vecfield_diffusion.programs.trained import Trained, held_out, load_trained, unfinished
 from vecfield_diffusion.programs.written import Kept
@@ -462,3 +464,141 @@ def test_all_baselines_leave_out_a_regression_that_there_is_not(place: Path, pla
     few = ["masks=[block]", "cases=2", *FEW]
     assert run("evaluate", f"ckpt={RUN}", "name=all", "baselines=all", *few)[::2] == (0, "")
     assert not any("regression" in method for _, method, _ in table(place, "all"))
+
+
+# Series.
+
+
+@pytest.fixture(scope="module")
+def drifting(place: Path) -> str:
+    """The run with other data: smooth waves that drift over a day's step, from which a snapshot each is missing."""
+    generator = np.random.default_rng(0)
+    x = 2 * np.pi * np.arange(16) / 16
+    time = np.delete(np.arange(60), [20, 57])
+    velocity = np.zeros((len(time), 2, 16, 16), dtype=np.float32)
+    for _ in range(200):
+        column, row = generator.integers(-6, 7, size=2)
+        angle = column * x + row * x[:, None] + (0.15 * column + 0.1 * generator.random()) * time[:, None, None]
+        size = generator.standard_normal(2) / (1 + column**2 + row**2)
+        velocity[:, 0] += size[0] * np.cos(angle + 2 * np.pi * generator.random())
+        velocity[:, 1] += size[1] * np.cos(angle + 2 * np.pi * generator.random())
+    seconds = 86400.0 * time
+    write_hdf5(place / "drifting.h5", 0.2 * velocity, 40e3, 40e3, "periodic", "periodic", source="made", time=seconds)
+    with h5py.File(place / "drifting.h5", "a") as file:
+        file["time"].attrs["units"] = "seconds since 2020-01-01"
+    state = load_checkpoint(place / RUN / "checkpoints/last.pt")
+    dataset = {"_target_": "vecfield_diffusion.data.hdf5.open_hdf5", "path": "drifting.h5"}
+    config = {**yaml.safe_load(state["config"]), "dataset": dataset}
+    split = {"train": [0, 40], "validation": [42, 44], "test": [44, 58]}
+    data = {**state["data"], "split": split}
+    save_checkpoint(place / "drifting.pt", {**state, "config": yaml.safe_dump(config), "data": data})
+    return "ckpt=drifting.pt"
+
+
+SERIES = ["last_observed", "linear_in_time", "oi_spacetime", "extended_eof", "dineof_spacetime"]
+LABELS = {"last value of the cell", "linear in time", "OI in space and time", "extended EOFs"}
+LABELS |= {"DINEOF in space and time"}
+
+
+def test_baselines_of_series_fill_from_the_unseen_snapshots_around(
+    place: Path, drifting: str, plain: None, run: Call
+) -> None:
+    """Interpolation in time is worked out here from the cases of the neighbours, with the same masks and errors."""
+    few = [drifting, "data=drifting.h5", "masks=[pixels]", "cases=3", "sigma_obs=0.01", *FEW]
+    code, out, err = run("evaluate", *few, "name=around", f"baselines=[climatology,oi,{','.join(SERIES)}]")
+    assert (code, err) == (0, "") and "oi_spacetime: " in out and "left out" not in out
+    found = {method: row for (_, method, region), row in table(place, "around").items() if region == "hidden"}
+    assert found.keys() == {"diffusion", "climatology", "optimal interpolation", *LABELS}
+    assert found["OI in space and time"]["rmse_component"] < 0.5 * found["optimal interpolation"]["rmse_component"]
+    assert 0.5 < found["OI in space and time"]["spread_skill"] < 2 and "spread" not in found["linear in time"]
+    fields, offered = held_out(load_trained("drifting.pt", CPU), "test", data="drifting.h5")
+    mask, numbers = build(option("mask", "pixels"), "mask", trusted=True), list(offered)
+    cases = make_cases(fields, numbers, mask, seed=0, sigma_obs=0.01, add_error=True)
+    frames = [number + (number >= 20) + (number >= 56) for number in numbers]  # two are missing
+    series = np.full((frames[-1] - frames[0] + 1, 2, 16, 16), np.nan)
+    series[np.array(frames) - frames[0]] = cases.y.numpy()
+    scored = [numbers[k * 14 // 3] for k in range(3)]
+    mean = fields.read(range(40)).mean(dim=0).numpy()
+    square = []
+    for number in scored:
+        at = numbers.index(number)
+        guess = along_time(series, frames[at] - frames[0])
+        guess = np.where(np.isfinite(guess), guess, mean)
+        square.append((guess - cases.truth[at].numpy())[:, cases.hidden[at, 0].numpy()] ** 2)
+    want = float(np.sqrt(np.concatenate(square, axis=1).mean()))
+    assert found["linear in time"]["rmse_component"] == pytest.approx(want, rel=1e-5)
+
+
+def test_past_alone_leaves_out_what_needs_later_snapshots(place: Path, drifting: str, plain: None, run: Call) -> None:
+    few = [drifting, "data=drifting.h5", "masks=[pixels]", "cases=3", *FEW, "name=past", "time_context=past"]
+    code, out, _ = run("evaluate", *few, "baselines=[linear_in_time,last_observed,dineof_spacetime]")
+    assert code == 0 and "note: linear_in_time is left out: without later observations it is last_observed" in out
+    assert "note: dineof_spacetime is left out: without later observations it fills all frames at once" in out
+    assert {method for _, method, _ in table(place, "past")} == {"diffusion", "last value of the cell"}
+
+
+def test_a_series_is_scored_as_trajectories(place: Path, drifting: str, run: Call) -> None:
+    """The longest stretch without a missing snapshot, 12 of 14; scores are those of the same arrays."""
+    given = [drifting, "data=drifting.h5", "masks=[pixels,none]", "series=true", "name=series", *FEW]
+    given += ["baselines=[linear,linear_in_time,oi,oi_spacetime]"]
+    code, out, err = run("evaluate", *given)
+    assert (code, err) == (0, "") and "12 unseen snapshots of drifting.h5, one after the other" in out
+    found = table(place, "series")
+    ours, law = found["pixels", "diffusion", "members"], found["pixels", "OI in space and time", "members"]
+    names = ("increments", "lag_correlation", "separation")
+    for row in (ours, law):
+        assert {f"{name}_{lag}" for name in names for lag in (1, 3, 5)} <= row.keys()
+    assert law["lag_correlation_1"] > 0.8 > ours["lag_correlation_1"]
+    assert abs(law["increments_1"] - 1) < 0.5 < abs(ours["increments_1"] - 1)
+    of_means = {method: row for (mask, method, of), row in found.items() if (mask, of) == ("pixels", "mean")}
+    means = {method: row["separation_5"] for method, row in of_means.items() if method != "truth"}
+    assert means.keys() == {"diffusion", "linear", "linear in time", "optimal interpolation", "OI in space and time"}
+    assert min(means, key=means.get) == "OI in space and time"
+    assert ("pixels", "optimal interpolation", "members") not in found
+    assert found["none", "linear in time", "hidden"] == found["none", "linear", "hidden"]  # nothing is observed
+    assert ("none", "diffusion", "members") in found and ("none", "diffusion", "generated") in found
+    text = (place / "outputs/evaluate/series/report.html").read_text()
+    assert "After 5 steps drifters in diffusion are" in text and "<th>series</th>" in text
+    assert "energy by frequency" in text
+
+
+def test_what_is_no_series_is_refused_or_said(place: Path, drifting: str, plain: None, run: Call) -> None:
+    few = ["masks=[pixels]", *FEW, "name=none"]
+    code, out, _ = run("evaluate", f"ckpt={RUN}", *few, "cases=2", "baselines=[linear_in_time,oi_spacetime]")
+    assert code == 0 and "note: linear_in_time, oi_spacetime is left out: the correlation with the snapshot" in out
+    is_message(run("evaluate", f"ckpt={RUN}", *few, "series=true"), "series=true", "are no series", "correlation")
+    short = [drifting, "data=drifting.h5", *few, "series=true", "cases=3"]
+    is_message(run("evaluate", *short), "series=true", "need 4 snapshots that follow one another", "keeps 3")
+    is_message(run("evaluate", *short, "time_context=later"), "time_context", "both", "past")
+
+
+def test_frames_that_jump_too_often_leave_series_out(place: Path, drifting: str) -> None:
+    """Neighbours, training frames and stretches are those of equal steps, missing snapshots included."""
+    frames = np.array([0, 1, 2, 4, 5, 40, 41, 42, 43, 80])
+    assert neighbours(frames, range(3, 10), [4]) == [3, 4]
+    assert neighbours(frames, range(3, 10), [4, 9]) == [3, 4, 9]
+    assert consecutive(frames, range(0, 10), 50, "file") == [5, 6, 7, 8]
+    assert consecutive(frames, range(0, 10), 4, "file") == [5, 6, 7, 8]
+    fields = SimpleNamespace(
+        grid=Grid(torch.ones(1, 2, dtype=torch.bool)), shape=(1, 2),
+        read=lambda at: torch.as_tensor(np.asarray(at, dtype=float))[:, None, None, None].expand(-1, 2, 1, 2),
+    )  # fmt: skip
+    found = training_frames(fields, frames, range(1, 5))
+    assert found[:, 0, 0, 0].tolist() == pytest.approx([1, 2, math.nan, 3, 4], nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("time", "attrs", "units", "want"),
+    [
+        (np.arange("2020-01-01", "2020-01-09", np.timedelta64(1, "D"), dtype="datetime64[ns]"), {}, "m s-1",
+         (1.0, "day", 86400.0)),
+        (np.arange("2020-01-01T00", "2020-01-01T08", dtype="datetime64[h]").astype("datetime64[ns]"), {}, "m s-1",
+         (1.0, "h", 3600.0)),
+        (600.0 * np.arange(5), {"units": "seconds since start"}, "m s-1", (600.0, "seconds", 600.0)),
+        (0.5 * np.arange(5), {}, "1 (of the free stream)", (0.5, "unit of time", 0.5)),
+        (0.5 * np.arange(5), {}, "m s-1", (0.5, "unit of time", None)),
+        (None, {}, "m s-1", (1.0, "step", None)),
+    ],
+)  # fmt: skip
+def test_the_step_of_a_series(time: np.ndarray | None, attrs: dict[str, str], units: str, want: tuple) -> None:
+    assert step_of(SimpleNamespace(time=time, time_attrs=attrs, units=units)) == want

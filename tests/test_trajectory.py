@@ -51,7 +51,7 @@ def test_energy_increments_and_correlation_in_closed_form() -> None:
 
 
 def test_members_that_are_drawn_anew_in_each_frame_are_seen_in_time() -> None:
-    """What a method of single snapshots gives: nothing is left from frame to frame, and increments are twice its energy."""
+    """What a method of single snapshots gives: nothing is left from frame to frame, increments are twice its energy."""
     truth = TrueSeries(turning(0.05), GRID, ZERO)
     members = noise(40, T, seed=2) * truth.fields.square().mean().sqrt()
     got = values(score_in_time("anew", truth, members.mean(dim=0), members).scores, "members")

@@ -39,7 +39,8 @@ from vecfield_diffusion.programs.fill import fill_cases, say_summary
 from vecfield_diffusion.programs.filling import at_once, check_ranges
 from vecfield_diffusion.programs.in_time import series_fill
 from vecfield_diffusion.programs.method import node_of
-from vecfield_diffusion.programs.study import Study, TwinExperiment, open_experiment, open_study
+from vecfield_diffusion.programs.study import Study, open_study
+from vecfield_diffusion.programs.twin import TwinExperiment, open_experiment
 from vecfield_diffusion.programs.written import Kept, check_writable, print_scores, write_report, write_scores
 from vecfield_diffusion.signals import stoppable
 
@@ -172,7 +173,7 @@ def baselines_scored(study: Study, experiment: TwinExperiment, series: Collectio
     for key, baseline in study.baselines.items():
         before = previous(study, cases, mask) if BASELINES[key].needs_previous else None
         fills[study.label(key)] = partial(baseline_fill, baseline, cases, floor=study.floor, before=before)
-    if study.series_baselines and not isinstance(mask, Empty):
+    if study.series_baselines:
         given = study.observations(mask)
         draws = dict(members=series.most, seed=study.config["seed"])
         for key, baseline in study.series_baselines.items():
