@@ -37,6 +37,12 @@ def draw_sequence(mask: MaskFunction, n: int, frames: int, *, valid: Tensor, gen
     return mask(n * frames, valid, generator).unflatten(0, (n, frames))
 
 
+def anew(mask: MaskFunction) -> MaskFunction:
+    """The same mask, drawn anew for every frame unless it says by itself how it goes through time."""
+    says = not isinstance(mask, Mask) or mask.time != "auto" or "anew" not in mask.ways
+    return mask if says else mask.through("anew")
+
+
 def goes_on(mask: MaskFunction) -> bool:
     """Whether the masks of the frames of a sequence have to do with each other, rather than being drawn anew."""
     return isinstance(mask, Mask) and mask.way != "anew"

@@ -15,10 +15,10 @@ from typing import Any
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.calibration import fit_factor, store_factor
-from vecfield_diffusion.programs.fill import fill_cases
 from vecfield_diffusion.programs.filling import check_ranges
 from vecfield_diffusion.programs.method import node_of, process_of
 from vecfield_diffusion.programs.study import Study, open_study
+from vecfield_diffusion.programs.twin import filler
 
 
 def calibrate(config: dict[str, Any], folder: Path) -> None:
@@ -49,7 +49,8 @@ def fit_mask(study: Study, name: str) -> None:
     cases = study.models[0].conditioned(study.cases(mask), study.fields, study.config, mask)
     model = study.models[0].resolved(name, cases, study.config)
     trained, method = model.trained, model.method
-    members = fill_cases(study.config, trained=trained, method=method, cases=cases)
+    with filler(study, model, cases, mask, label=name) as fill:
+        members = fill(slice(None))
     hidden = cases.hidden & ~cases.single.any(dim=1, keepdim=True)
     try:
         factor = fit_factor(members, cases.truth, hidden)

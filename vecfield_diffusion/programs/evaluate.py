@@ -35,12 +35,12 @@ from vecfield_diffusion.inference.cases import Cases, make_cases
 from vecfield_diffusion.inference.files import owned
 from vecfield_diffusion.programs.baselines import baseline_fill, chosen_baselines
 from vecfield_diffusion.programs.compared import Network
-from vecfield_diffusion.programs.fill import fill_cases, say_summary
+from vecfield_diffusion.programs.fill import say_summary
 from vecfield_diffusion.programs.filling import at_once, check_ranges
 from vecfield_diffusion.programs.in_time import series_fill
 from vecfield_diffusion.programs.method import node_of
 from vecfield_diffusion.programs.study import Study, open_study
-from vecfield_diffusion.programs.twin import TwinExperiment, open_experiment
+from vecfield_diffusion.programs.twin import TwinExperiment, filler, open_experiment
 from vecfield_diffusion.programs.written import Kept, check_writable, print_scores, write_report, write_scores
 from vecfield_diffusion.signals import stoppable
 
@@ -100,7 +100,7 @@ def scored_section(study: Study, experiment: TwinExperiment) -> Section:
     scored = []
     for model, cases in experiment.entries:
         keep = [series] if model.regression else [series, generated]
-        scored += model_scored(study, model, cases, setting, keep)
+        scored += model_scored(study, model, cases, replace(experiment, entries=[]), keep)
     scored += baselines_scored(study, experiment, series)
     comparison = compare_generated(study, generated) if generates else None
     in_time = scored_in_time(study, setting, series) if study.config["series"] else None
@@ -126,7 +126,7 @@ class Collection:
 
 
 def model_scored(
-    study: Study, model: Network, cases: Cases, setting: Setting, keep: Sequence[Collection] = ()
+    study: Study, model: Network, cases: Cases, experiment: TwinExperiment, keep: Sequence[Collection] = ()
 ) -> Iterator[Scored]:
     """The scores of a model, then those of the same members with their spread calibrated.
 
@@ -134,23 +134,21 @@ def model_scored(
         study: What is compared.
         model: The network and its method, with nothing left open.
         cases: The cases with what it is conditioned on.
-        setting: The same cases as they are scored.
+        experiment: The same cases as they are scored, and their mask.
         keep: What takes in the estimates, too.
     """
     config = study.config | ({"members": 1} if model.regression else {})
-    size, kept = max(1, at_once(config, model.trained) // config["members"]), []
-    total = None if model.method.evaluations is None else len(cases.y) * config["members"] * model.method.evaluations
+    setting, size, kept = experiment.setting, max(1, at_once(config, model.trained) // config["members"]), []
 
     def collect(name: str, members: Tensor) -> Estimate:
         for collection in keep:
             collection.add(name, Estimate(members))
         return Estimate(members)
 
-    with progress.bar(total, "evaluations", f"{setting.mask}, {model.name}") as bar:
+    with filler(study, model, cases, experiment.mask, label=f"{setting.mask}, {model.name}") as fill:
 
         def ensemble(chosen: slice) -> Estimate:
-            chunk = dict(trained=model.trained, method=model.method, cases=cases[chosen])
-            members = fill_cases(config, **chunk, progress=bar.update)
+            members = fill(chosen)
             kept.extend([] if model.factor is None else [members])
             return collect(model.name, members)
 

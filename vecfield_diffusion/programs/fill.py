@@ -62,7 +62,30 @@ class Sink(Protocol):
         """Takes a block; see `inference/template.FilledTimes`."""
 
 
-def run(filling: Filling, sink: Sink) -> dict[str, dict[str, float]]:
+class Gathered:
+    """A sink in memory, for members alone."""
+
+    def __init__(self) -> None:
+        self.fields: dict[int, NDArray] = {}
+
+    def done(self) -> set[int]:
+        """See `Sink`."""
+        return set(self.fields)
+
+    def members(self, position: int) -> NDArray:
+        """See `Sink`."""
+        return self.fields[position]
+
+    def write(self, positions: Sequence[int], members: Any, observed: Any, truth: Any = None) -> None:
+        """See `Sink`."""
+        self.fields |= zip(positions, members.swapaxes(0, 1), strict=True)
+
+    def whole(self) -> Tensor:
+        """Returns the members of all positions, `(M, N, 2, H, W)`."""
+        return torch.from_numpy(np.stack([self.fields[position] for position in sorted(self.fields)], axis=1))
+
+
+def run(filling: Filling, sink: Sink, label: str = "filling") -> dict[str, dict[str, float]]:
     """Fills every snapshot that is not there yet, with one progress bar over all; there are no further scores.
 
     Raises:
@@ -77,7 +100,7 @@ def run(filling: Filling, sink: Sink) -> dict[str, dict[str, float]]:
     if None not in costs:
         total = sum(cost * piece.snapshots.size for cost, (_, piece) in zip(costs, work, strict=True))
         total *= config["members"]
-    with progress.bar(total, "evaluations", "filling") as bar:
+    with progress.bar(total, "evaluations", label) as bar:
         for name, piece in work:
             positions = piece.positions(filling.place)
             bar.update(0, snapshot=f"{positions[0] + 1} of {len(filling.indices)}")

@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.sequences import intervals
 from vecfield_diffusion.data.units import factor, says_nothing
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.comparison import Estimate
 from vecfield_diffusion.evaluation.series import Observations, SeriesBaseline
 from vecfield_diffusion.evaluation.trajectory import FEWEST
 from vecfield_diffusion.inference.cases import Cases
-from vecfield_diffusion.programs.timeline import intervals
 
 #: Frames around a case that are observed, on either side.
 AROUND = 32

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from vecfield_diffusion import __version__
 from vecfield_diffusion.data.context import Context
+from vecfield_diffusion.data.draws import anew, goes_on
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.fingerprint import fingerprint
 from vecfield_diffusion.data.gaps import OtherTimes
 from vecfield_diffusion.data.masks import Full, Mask
+from vecfield_diffusion.data.sequences import Timeline
 from vecfield_diffusion.data.splits import independent
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.baseline import Baseline
@@ -52,7 +54,6 @@ from vecfield_diffusion.programs.in_time import (
     time_before,
     training_frames,
 )
-from vecfield_diffusion.programs.timeline import Timeline
 from vecfield_diffusion.programs.trained import Trained, choose_device, held_out, unfinished
 
 #: Keys on which scores do not depend, or that name masks, each of which is kept by itself.
@@ -100,17 +101,24 @@ class Study:
         return self.models[0].method.sensor
 
     def mask(self, mask: Mask) -> Mask:
-        """The mask for known fields: one that shows all that a file measures stands for the gaps of other times."""
-        if not isinstance(mask, Full):
-            return mask
-        return OtherTimes.of(self.fields, self.reference.split["train"], time=mask.time)
+        """The mask for known fields: one that shows all that a file measures stands for the gaps of other times.
+
+        It is drawn anew for each snapshot, unless it says how it goes through time.
+        """
+        if isinstance(mask, Full):
+            mask = OtherTimes.of(self.fields, self.reference.split["train"], time=mask.time)
+        return anew(mask)
 
     def cases(self, mask: Mask, indices: Sequence[int] | None = None) -> Cases:
         """The snapshots, or others, through a mask, and through the instrument where there is one."""
         indices = self.indices if indices is None else indices
         error = errors(self.config["sigma_obs"], self.fields, indices)
-        options = dict(seed=self.config["seed"], sigma_obs=error, add_error=True, sensor=self.sensor)
-        return make_cases(self.fields, indices, mask, **options)
+        options = dict(seed=self.config["seed"], add_error=True, sensor=self.sensor)
+        if not goes_on(mask):
+            return make_cases(self.fields, indices, mask, sigma_obs=error, **options)
+        error = error if isinstance(error, int | float) else error[:, None]
+        cases = make_cases(self.fields, np.asarray(indices)[:, None], mask, sigma_obs=error, **options)
+        return cases.snapshots(torch.ones(len(indices), 1, dtype=torch.bool))
 
     @cached_property
     def frames(self) -> NDArray[np.int64]:

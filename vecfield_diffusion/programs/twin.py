@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 
+from torch import Tensor
+
+from vecfield_diffusion import progress
 from vecfield_diffusion.data.masks import Mask
 from vecfield_diffusion.evaluation.comparison import Setting
 from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.programs.compared import Network
+from vecfield_diffusion.programs.fill import Gathered, fill_cases, run
+from vecfield_diffusion.programs.filling import Filling
 from vecfield_diffusion.programs.study import Study
 
 
@@ -32,6 +40,42 @@ class TwinExperiment:
         """The methods that are judged: ensembles; regressions, baselines otherwise, where there is nothing else."""
         ensembles = [model for model, _ in self.entries if not model.regression]
         return [name for model in ensembles or [model for model, _ in self.entries] for name in model.rows]
+
+
+@contextmanager
+def filler(
+    study: Study, model: Network, cases: Cases, mask: Mask, *, label: str
+) -> Iterator[Callable[[slice], Tensor]]:
+    """Gives what returns the members `(M, n, 2, H, W)` of the cases of a slice, under a progress bar of that label.
+
+    A network of sequences fills the whole series when it is first asked: one trajectory for each member, or, from the
+    past alone, the end of a sequence for each case.
+
+    Arguments:
+        study: What is compared.
+        model: The network and its method, with nothing left open; a regression gives one member.
+        cases: The cases with what it is conditioned on.
+        mask: What is observed of the snapshots around them.
+        label: Of the bar.
+    """
+    config, method = study.config | ({"members": 1} if model.regression else {}), model.method
+    if model.trained.frames > 1:
+
+        @cache
+        def series() -> Tensor:
+            own = dict(names=[label], methods={label: method}, offered=study.offered)
+            fields, indices = study.fields, study.indices
+            filling = Filling(config | {"hide": 0.0}, model.trained, fields, indices, mask, method, twin=True, **own)
+            sink = Gathered()
+            run(filling, sink, label)
+            return sink.whole()
+
+        yield lambda chosen: series()[:, chosen]
+        return
+    total = None if method.evaluations is None else len(cases.y) * config["members"] * method.evaluations
+    with progress.bar(total, "evaluations", label) as bar:
+        known = dict(trained=model.trained, method=method, progress=bar.update)
+        yield lambda chosen: fill_cases(config, cases=cases[chosen], **known)
 
 
 def open_experiment(study: Study, name: str, mask: Mask) -> TwinExperiment | None:
