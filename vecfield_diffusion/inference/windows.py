@@ -33,6 +33,7 @@ from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.denoiser import DenoiserFunction
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.models.base import Parametrization
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,11 @@ class Windowed:
     def normalizer(self) -> Normalizer:
         """That of the denoiser."""
         return self.denoiser.normalizer
+
+    @property
+    def parametrization(self) -> Parametrization:
+        """That of the denoiser."""
+        return self.denoiser.parametrization
 
     @property
     def autocast(self) -> torch.dtype | None:
