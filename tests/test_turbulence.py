@@ -1,12 +1,20 @@
 """The turbulence solver against exact solutions of the Navier-Stokes equations, its twin, and the files they make."""
 
+import hashlib
+import json
 import math
+import os
+import signal
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 import torch
 
+from vecfield_diffusion.data import turbulence
+from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.sequences import Runs, Sequences
 from vecfield_diffusion.data.turbulence import Turbulence, coarsen, generator, open_turbulence
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.spectra import spectra
@@ -209,3 +217,125 @@ def test_more_than_the_disk_holds_is_refused_before_anything_is_made(tmp_path: P
     ):
         open_turbulence(4096, 10**9, solver_resolution=4096, folder=str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
+
+
+# Trajectories.
+
+RUNS = dict(resolution=16, solver_resolution=32, viscosity=1e-6, order=2, duration=5.0, trajectory=6, interval=0.5)
+
+
+def spectral_divergence(velocity: torch.Tensor) -> float:
+    ky, kx = Turbulence(velocity.shape[-1]).wavenumbers()
+    spectrum = torch.fft.rfft2(velocity)
+    return float((kx * spectrum[:, 0] + ky * spectrum[:, 1]).abs().max() / spectrum.abs().max())
+
+
+@pytest.fixture(scope="module")
+def trajectories(tmp_path_factory: pytest.TempPathFactory) -> Fields:
+    return open_turbulence(snapshots=57, folder=str(tmp_path_factory.mktemp("runs")), frames=3, stride=2, **RUNS)
+
+
+def test_trajectories_are_runs_at_equal_steps_from_the_flows_that_snapshots_are_of(
+    trajectories: Fields, tmp_path: Path
+) -> None:
+    assert len(trajectories) == 57 and trajectories.runs.tolist() == (np.arange(57) // 6).tolist()
+    found = Runs.of(trajectories)
+    turnover = 640e3 / (2 * math.pi * 0.3 * 8) / 3600  # side / 2 pi over RMS is the unit of time, in hours
+    assert found.step == pytest.approx(0.5 * turnover) and found.unit == "h"
+    assert found.lengths.tolist() == [6] * 9 + [3] and "cut into 10 runs" in found.words
+    assert len(Sequences.of(trajectories)) == 9 * 2
+    alone = open_turbulence(snapshots=10, folder=str(tmp_path), **{**QUICK})
+    torch.testing.assert_close(trajectories.read(range(0, 57, 6)), alone.read(range(10)), rtol=1e-5, atol=1e-6)
+    assert spectral_divergence(trajectories.read(range(57))) < 1e-5
+
+
+def test_a_trajectory_goes_on_as_the_flow_does(trajectories: Fields) -> None:
+    """The last snapshot of a run is the flow after the decay and all intervals in one go."""
+    solver = Turbulence(32, viscosity=1e-6, order=2, duration=5.0)
+    w = solver.decay(solver.start([generator(0, i) for i in range(2)]))
+    end = coarsen(solver.velocity(solver.decay(w, time=2.5 / 8)), 16) * 0.3
+    torch.testing.assert_close(trajectories.read([5, 11]), end, rtol=0, atol=2e-4)
+
+
+def test_neighbours_are_alike_runs_have_nothing_in_common_and_statistics_stay(trajectories: Fields) -> None:
+    values = trajectories.read(range(54)).view(9, 6, -1).double()
+    unit = values / values.norm(dim=2, keepdim=True)
+    within = [(unit[:, :-lag] * unit[:, lag:]).sum(dim=2).mean().item() for lag in (1, 2, 5)]
+    assert within[0] > 0.97 and within[0] > within[1] > within[2] > 0.5
+    across = (unit[:-1, -1] * unit[1:, 0]).sum(dim=1)
+    assert across.abs().mean() < 0.25 and abs(across.mean().item()) < 0.2
+    rms = values.square().mean(dim=(0, 2)).sqrt()
+    assert (rms / rms[0] - 1).abs().max() < 0.1
+
+
+def test_snapshots_are_kept_under_the_name_and_with_the_bits_that_they_had(tmp_path: Path) -> None:
+    """The recipe is what names a file: without trajectories it is the one of before there were any."""
+    fields = open_turbulence(snapshots=9, folder=str(tmp_path), **QUICK)
+    recipe = dict(resolution=32, k_peak=8.0, viscosity=1e-6, order=2, duration=5.0, courant=1.0, stored=16)
+    recipe |= dict(snapshots=9, seed=0, side=640e3, speed=0.3)
+    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
+    assert Path(fields.source).name == f"turbulence_16_9_{key}.h5" and fields.runs is None and fields.time is None
+    solver = Turbulence(32, viscosity=1e-6, order=2, duration=5.0)
+    flows = [solver.velocity(solver.decay(solver.start([generator(0, i) for i in r]))) for r in (range(8), range(8, 9))]
+    torch.testing.assert_close(fields.read(range(9)), torch.cat([coarsen(v, 16) * 0.3 for v in flows]))
+
+
+def test_twin_of_trajectories_has_their_covariance_in_time(tmp_path: Path) -> None:
+    """Mean products of snapshots a lag apart, over all places, runs and pairs, are those of the flows."""
+    given = {**RUNS, "snapshots": 240, "trajectory": 8, "interval": 2.0, "folder": str(tmp_path)}
+    flows, twin = (open_turbulence(**given, twin=chosen).read(range(240)).view(30, 8, -1) for chosen in (False, True))
+    for lag in range(5):
+        means = [(v[:, : 8 - lag] * v[:, lag:]).mean().item() / v.square().mean().item() for v in (flows, twin)]
+        assert means[1] == pytest.approx(means[0], abs=0.06)
+    assert twin.square().mean().item() == pytest.approx(flows.square().mean().item(), rel=0.1)
+    assert spectral_divergence(twin.view(-1, 2, 16, 16)) < 1e-5
+    assert abs(torch.corrcoef(torch.stack([twin.flatten(), flows.flatten()]))[0, 1].item()) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [("interval", 0.0, "interval must be > 0"), ("trajectory", 4, "trajectory must be >= 5, which one sequence takes")],
+)
+def test_trajectories_that_make_no_sense(tmp_path: Path, key: str, value: float, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        open_turbulence(snapshots=8, folder=str(tmp_path), **{**RUNS, "frames": 3, "stride": 2, key: value})
+
+
+def test_sequences_are_of_trajectories_without_more_words(tmp_path: Path) -> None:
+    fields = open_turbulence(snapshots=20, folder=str(tmp_path), frames=2, **QUICK)
+    assert np.bincount(fields.runs).tolist() == [16, 4] and fields.frames == 2
+
+
+# Signals.
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_keeps_what_is_made_and_the_same_command_goes_on(
+    number: int, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = dict(snapshots=40, folder=str(tmp_path / "stopped"), **QUICK)
+    whole = open_turbulence(**{**given, "folder": str(tmp_path / "whole")}).read(range(40))
+    blocks = []
+
+    def counted(velocity: torch.Tensor, resolution: int) -> torch.Tensor:
+        blocks.append(len(velocity))
+        if len(blocks) == 3:
+            os.kill(os.getpid(), number)
+        return coarsen(velocity, resolution)
+
+    monkeypatch.setattr(turbulence, "coarsen", counted)
+    with pytest.raises(SystemExit) as stopped:
+        open_turbulence(**given)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == code and "16 of 40 fields are kept in" in said and said.endswith("goes on")
+    assert [path.suffixes for path in (tmp_path / "stopped").iterdir()] == [[".part", ".npy"]]
+    assert torch.equal(open_turbulence(**given).read(range(40)), whole)
+    assert sum(blocks[3:]) == 24 and "going on: 16 of 40" in capsys.readouterr().out
+    assert [path.suffix for path in (tmp_path / "stopped").iterdir()] == [".h5"]
+
+
+def test_a_signal_before_anything_is_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turbulence, "coarsen", lambda *given: os.kill(os.getpid(), signal.SIGTERM) or given[0])
+    with pytest.raises(SystemExit):
+        open_turbulence(snapshots=9, folder=str(tmp_path / "none"), **QUICK)
+    assert list((tmp_path / "none").iterdir()) == []

@@ -116,6 +116,9 @@ def _same_shape(dataset: xr.Dataset, names: Sequence[str], source: str) -> None:
 def _runs(dataset: xr.Dataset, layout: Layout) -> np.ndarray | None:
     sizes = dataset.variables[layout.name].sizes
     runs, times = (sizes.get(layout.dims.get(axis), 1) for axis in ("run", "time"))
+    own = dataset.variables.get("run") if dataset.encoding.get("native") else None
+    if own is not None and own.shape == (times,):
+        return np.asarray(own.values)
     return np.repeat(np.arange(runs), times) if runs > 1 else None
 
 

@@ -223,6 +223,8 @@ def write_hdf5(
     y: np.ndarray | None = None,
     time: np.ndarray | None = None,
     valid: np.ndarray | Tensor | None = None,
+    time_units: str = "",
+    runs: np.ndarray | None = None,
 ) -> None:
     """Write the native file, whole or not at all.
 
@@ -242,6 +244,8 @@ def write_hdf5(
         y: `(H,)` in metres.
         time: `(N,)`.
         valid: Boolean, `(H, W)` or `(N, H, W)`.
+        time_units: The units of the time, such as `h` or `hours since 2020-01-01`.
+        runs: The trajectory of every snapshot `(N,)`, from 0, where there are several one after the other.
 
     Raises:
         UserError: The folder cannot be written, or the disk is full.
@@ -249,7 +253,7 @@ def write_hdf5(
     """
     attrs = {"dx": dx, "dy": dy, "boundary_x": boundary_x, "boundary_y": boundary_y}
     attrs |= {"format": "vecfield", "version": VERSION, "source": source, "licence": licence}
-    extras = {"x": x, "y": y, "time": time, "valid": valid}
+    extras = {"x": x, "y": y, "time": time, "valid": valid, "run": runs}
     target, content = Path(path), io.BytesIO()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -257,6 +261,8 @@ def write_hdf5(
             file.attrs.update(attrs)
             _write_velocity(file, [velocity] if hasattr(velocity, "ndim") else velocity, units)
             _write_extras(file, extras)
+            if time is not None and time_units:
+                file["time"].attrs["units"] = time_units
         with replacing(target) as temporary:
             temporary.write_bytes(content.getbuffer())
     except OSError as error:
@@ -283,7 +289,7 @@ def _write_velocity(file: h5py.File, parts: Iterable[np.ndarray | Tensor], units
 
 def _write_extras(file: h5py.File, extras: dict[str, np.ndarray | Tensor | None]) -> None:
     length, _, height, width = file["velocity"].shape
-    shapes = {"x": [(width,)], "y": [(height,)], "time": [(length,)], "valid": [(height, width)]}
+    shapes = {"x": [(width,)], "y": [(height,)], "time": [(length,)], "run": [(length,)], "valid": [(height, width)]}
     shapes["valid"].append((length, height, width))
     for name, extra in extras.items():
         if extra is None:
