@@ -89,7 +89,7 @@ class Plan:
         before, size = np.concatenate((np.full(self.reach, MISSING), line)), max(1, self.length // self.frames)
         for first in range(0, len(chosen), size):
             snapshots = before[chosen[first : first + size, None] + np.arange(self.frames)]
-            yield Piece(snapshots, np.broadcast_to(np.arange(self.frames) == self.reach, snapshots.shape))
+            yield Piece(snapshots, np.zeros_like(snapshots, dtype=bool) | (np.arange(self.frames) == self.reach))
 
     def _trajectories(self, line: Integers, chosen: Integers) -> Iterator[Piece]:
         """Trajectories through the frames `chosen` of a line of frames, and as far around them as the network looks."""
