@@ -221,7 +221,9 @@ def test_the_picture_has_the_date_and_what_a_radar_read(trained, run, monkeypatc
     monkeypatch.chdir(trained)
     fill(run, trained, "pdf", *given[1:4])
     assert (trained / "outputs/infer/pdf/figure.pdf").read_bytes()[:5] == b"%PDF-"
-    is_message(run("infer", *given[:2], "figure=figure.gif", "name=gif"), "figure=figure.gif", ".png or .pdf or .svg")
+    is_message(
+        run("infer", *given[:2], "figure=figure.bmp", "name=bmp"), "figure=figure.bmp", ".png or .pdf or .svg or"
+    )
 
 
 def test_radial_velocities_of_a_file(trained, run):

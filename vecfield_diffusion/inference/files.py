@@ -134,6 +134,7 @@ class FieldsWriter:
         self.layout = FileLayout(template, np.asarray(valid, dtype=bool), members)
         self.key = key
         self.folder = parts_of(self.path)
+        self._open: tuple[Path, FilledTimes] | None = None
         with _reported(self.path):
             self._parts = self._earlier()
 
@@ -173,6 +174,16 @@ class FieldsWriter:
         """The blocks that were written, one after the other, until `finish`."""
         for part in sorted(self._parts):
             yield _read_part(part)
+
+    def at(self, position: int) -> FilledTimes:
+        """Returns one of the times that were written, until `finish`; times in order read every part once."""
+        part = next(part for part, positions in self._parts.items() if position in positions)
+        if self._open is None or self._open[0] != part:
+            self._open = part, _read_part(part)
+        block = self._open[1]
+        one = slice(place := list(block.positions).index(position), place + 1)
+        truth = None if block.truth is None else block.truth[one]
+        return FilledTimes([position], block.members[:, one], block.observed[one], truth)
 
     def finish(self) -> None:
         """Assembles the parts, one after the other, into the file, and removes them.

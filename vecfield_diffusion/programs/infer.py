@@ -21,7 +21,14 @@ from vecfield_diffusion.atomic import write_text_atomic
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.metrics import sums
 from vecfield_diffusion.evaluation.physical import divergence_squares
-from vecfield_diffusion.evaluation.plots import Coordinates, date_of, figure_inpainting
+from vecfield_diffusion.evaluation.plots import (
+    MOVING,
+    Coordinates,
+    Moment,
+    date_of,
+    figure_animation,
+    figure_inpainting,
+)
 from vecfield_diffusion.evaluation.scores import columns, derive
 from vecfield_diffusion.evaluation.tables import table
 from vecfield_diffusion.inference.cases import Cases
@@ -57,10 +64,13 @@ def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
         with stoppable(lambda: f"{len(writer.done())} of {len(filling.indices)} snapshots are kept"):
             further = work(writer)
             results, drawn = judge(filling, writer)
+            if files.moves:
+                animate(filling, files.picture, writer)
             writer.finish()
         write_text_atomic(files.scores, json.dumps(without_nan(results | further), indent=2) + "\n")
         say(filling, results)
-        draw(filling, files.picture, *drawn)
+        if not files.moves:
+            draw(filling, files.picture, *drawn)
     print(f"{files.fields.parent}: {files.fields.name}, {files.scores.name}, {files.picture.name}")
     return results.get("hidden", {})
 
@@ -71,11 +81,16 @@ class Files:
     Arguments:
         fields: The filled fields.
         scores: The scores.
-        picture: The picture: png, pdf or svg, as its ending says.
+        picture: The picture: png, pdf or svg, or one that moves, gif or mp4, as its ending says.
     """
 
     def __init__(self, fields: Path, scores: Path, picture: Path) -> None:
         self.fields, self.scores, self.picture = fields, scores, picture
+
+    @property
+    def moves(self) -> bool:
+        """Whether the picture is of all times, one after another."""
+        return self.picture.suffix.lower() in MOVING
 
     @classmethod
     def of(cls, config: Mapping[str, Any], folder: Path) -> Files:
@@ -190,6 +205,20 @@ def draw(filling: Filling | Series, path: Path, cases: Cases, members: Tensor) -
         date=date_of(filling.fields, cases.numbers[0]),
         readings={} if sensor is None else {name: read[0] for name, read in sensor.readings(cases.y).items()},
     )
+
+
+def animate(filling: Filling | Series, path: Path, writer: FieldsWriter) -> None:
+    """Draws what was filled, time by time, and prints which times are shown where these are not all."""
+
+    def moment(position: int) -> Moment:
+        cases, members = filling.cases([position]), writer.at(position).members[:, 0]
+        return Moment(date_of(filling.fields, cases.numbers[0]), cases.y[0].numpy(), members)
+
+    options = {"colour": filling.config["colour"], "coordinates": Coordinates.of(filling.fields)}
+    count = len(filling.indices)
+    shown = figure_animation(path, moment, count, filling.grid, filling.fields.units, **options)
+    if len(shown) < count:
+        print(f"{path.name}: {len(shown)} of {count} times, every {shown[1]}th")
 
 
 def without_nan(results: Mapping[str, Any]) -> dict[str, Any]:

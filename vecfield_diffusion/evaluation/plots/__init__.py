@@ -1,5 +1,6 @@
 """Pictures by theme: filled fields, methods compared, scales, and what a file of velocities is like."""
 
+from vecfield_diffusion.evaluation.plots.animation import MOVING, Moment, check_moving, figure_animation
 from vecfield_diffusion.evaluation.plots.filled import figure_example, figure_inpainting, sample_grid
 from vecfield_diffusion.evaluation.plots.inspection import figure_inspection
 from vecfield_diffusion.evaluation.plots.methods import (
@@ -14,11 +15,15 @@ from vecfield_diffusion.evaluation.plots.scales import figure_generation, figure
 from vecfield_diffusion.evaluation.plots.style import NARROW, WIDE, Coordinates, date_of, when
 
 __all__ = [
+    "MOVING",
     "NARROW",
     "WIDE",
     "Styles",
     "Coordinates",
+    "Moment",
+    "check_moving",
     "date_of",
+    "figure_animation",
     "figure_calibration",
     "figure_cost",
     "figure_distance",
