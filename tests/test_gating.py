@@ -22,7 +22,8 @@ from vecfield_diffusion.diffusion.formulations import DDPM, EDM, Flow
 from vecfield_diffusion.inference.export import load_weights, save_weights
 from vecfield_diffusion.models.gate import Gate, hats, places
 from vecfield_diffusion.models.gaussian import Eigenfields, GaussianResidual
-from vecfield_diffusion.programs.small import Regularisation, regularised
+from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.programs.small import Regularisation, mirrors, regularised
 from vecfield_diffusion.programs.trained import load_trained, unfinished
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 from vecfield_diffusion.training.counters import Counters
@@ -409,19 +410,45 @@ def test_a_run_from_before_there_were_gates_goes_on(tmp_path: Path) -> None:
 def test_few_independent_fields_ask_for_dropout_and_patience() -> None:
     assert [Regularisation.of(n).dropout for n in (1, 29, 30, 100, 499, 500, 1e6)] == [0.3, 0.3, 0.2, 0.1, 0.1, 0, 0]
     assert Regularisation.of(500).patience is None and Regularisation.of(20).patience == 20
-    config = {"model": {"dropout": "auto"}, "trainer": {"patience": "auto", "max_steps": 3}, "seed": 1}
-    chosen, said = regularised(config, 12.34, 40, {})
-    assert chosen == {"model": {"dropout": 0.3}, "trainer": {"patience": 20, "max_steps": 3}, "seed": 1}
+    assert [Regularisation.of(n).mirrored for n in (99, 100)] == [True, False]
+    auto = {"model": {"dropout": "auto"}, "trainer": {"patience": "auto", "max_steps": 3}, "seed": 1}
+    auto["augment"] = {"transforms": "auto"}
+    new = dict(mirrors=["flip_x", "flip_y"], before={})
+    chosen, said = regularised(auto, 12.34, 40, **new)
+    assert chosen == {
+        "model": {"dropout": 0.3},
+        "trainer": {"patience": 20, "max_steps": 3},
+        "augment": {"transforms": ["flip_x", "flip_y"]},
+        "seed": 1,
+    }
     assert said == (
-        "the 40 training snapshots are worth 12.3 independent fields: model.dropout=0.3, trainer.patience=20"
+        "the 40 training snapshots are worth 12.3 independent fields: model.dropout=0.3, trainer.patience=20, "
+        "augment.transforms=[flip_x,flip_y]"
     )
-    assert regularised(config, 900, 1000, {})[0]["model"]["dropout"] == 0.0
-    assert regularised(config, 900, 1000, {})[1] == ""
-    given = {"model": {"dropout": 0.05}, "trainer": {"patience": None}}
-    assert regularised(given, 3, 40, {}) == (given, "")
-    assert regularised({"model": {}, "trainer": {}}, 3, 40, {}) == ({"model": {}, "trainer": {}}, "")
-    began = {"model": {"dropout": 0.0}, "trainer": {}}
-    assert regularised(config, 12, 40, began)[0]["model"]["dropout"] == 0.0
+    many, said = regularised(auto, 900, 1000, **new)
+    assert (many["model"]["dropout"], many["trainer"]["patience"], said) == (0.0, None, "")
+    assert many["augment"] == {"transforms": "auto"} == regularised(auto, 9, 40, mirrors=[], before={})[0]["augment"]
+    given = {"model": {"dropout": 0.05}, "trainer": {"patience": None}, "augment": {"transforms": "none"}}
+    assert regularised(given, 3, 40, **new) == (given, "")
+    assert regularised({**given, "model": {}}, 3, 40, **new)[0]["model"] == {}
+
+
+def test_a_run_goes_on_as_it_began_whatever_auto_is_now() -> None:
+    auto = {"model": {"dropout": "auto"}, "trainer": {"patience": "auto"}, "augment": {"transforms": "auto"}}
+    before = {"model": {"dropout": 0.0}, "trainer": {}, "augment": {"transforms": "auto"}}
+    config, _ = regularised(auto, 12, 40, mirrors=["flip_x"], before=before)
+    assert (config["model"]["dropout"], config["augment"]["transforms"]) == (0.0, "auto")
+    again, said = regularised(
+        auto, 12, 40, mirrors=["flip_x"], before=regularised(auto, 12, 40, mirrors=["flip_x"], before={})[0]
+    )
+    assert again["augment"]["transforms"] == ["flip_x"] and "dropout=0.3" in said
+
+
+def test_what_may_be_mirrored() -> None:
+    whole = Grid(torch.ones(6, 8, dtype=torch.bool))
+    assert mirrors(whole) == ["flip_x", "flip_y"]
+    assert mirrors(Grid(LAND)) == []
+    assert mirrors(Grid(torch.ones(3, 4, dtype=torch.bool), dx=torch.tensor([1.0, 2.0, 3.0]))) == ["flip_x"]
 
 
 def test_a_run_without_progress_ends_and_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ FREE = (
     "trainer.patience",
 )
 #: Keys of which `auto` stands for whatever the data ask for.
-BY_DATA = ("diffusion.sigma_max", "model.dropout", "trainer.patience")
+BY_DATA = ("diffusion.sigma_max", "model.dropout", "trainer.patience", "augment.transforms")
 
 
 def keep_config(config: Mapping[str, Any], folder: Path) -> None:

@@ -28,10 +28,11 @@ from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.guidance.physics import NoPhysics
 from vecfield_diffusion.inference.files import owned
 from vecfield_diffusion.inference.method import Method
+from vecfield_diffusion.models.base import Parametrization
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.gaussian_field import gaussian_field
 from vecfield_diffusion.programs.run_folder import check_folder, coordinates, describe, keep_config, kept_config
-from vecfield_diffusion.programs.small import regularised
+from vecfield_diffusion.programs.small import mirrors, regularised
 from vecfield_diffusion.programs.trained import choose_device, make_denoiser, make_network
 from vecfield_diffusion.programs.validation import Validation
 from vecfield_diffusion.signals import stoppable
@@ -101,13 +102,10 @@ def prepare(config: dict[str, Any], folder: Path) -> TrainingRun:
     data = open_data(config, parts)
     fields = data.fields
     domain = fields.grid if data.window is None else window_grid(fields.grid, data.window)
-    transforms = parts["augment"].resolve(domain, mean_is_zero=homogeneous(fields))
-    config = with_levels(config, data.statistics.sigma_max)
-    training = data.split["train"]
-    config, chosen = regularised(config, independent(fields, training), len(training), kept_config(folder))
-    if chosen:
-        print(chosen)
+    config = without_auto(with_levels(config, data.statistics.sigma_max), folder, data, domain, parts["gated"])
     parts["trainer"] = replace(parts["trainer"], patience=config["trainer"]["patience"])
+    augment = build(config["augment"], "augment", trusted=True)
+    transforms = augment.resolve(domain, mean_is_zero=homogeneous(fields))
     denoiser = make_denoiser(
         config,
         diffusion=build(config["diffusion"], "diffusion", trusted=True),
@@ -121,6 +119,21 @@ def prepare(config: dict[str, Any], folder: Path) -> TrainingRun:
     announce(denoiser, data.statistics, transforms.names)
     keep_config(config, folder)
     return make_run(config, folder, parts=parts, data=data, denoiser=denoiser, transforms=transforms)
+
+
+def without_auto(config: dict[str, Any], folder: Path, data: TrainingData, domain: Grid, gated: bool) -> dict[str, Any]:
+    """Returns the configuration with what the number of independent training fields asks for, and prints it."""
+    training = data.split["train"]
+    config, said = regularised(
+        config,
+        independent(data.fields, training),
+        len(training),
+        mirrors=mirrors(domain) if gated and not homogeneous(data.fields) else (),
+        before=kept_config(folder),
+    )
+    if said:
+        print(said)
+    return config
 
 
 def open_data(config: Mapping[str, Any], parts: Mapping[str, Any]) -> TrainingData:
@@ -204,7 +217,9 @@ def make_parts(config: dict[str, Any]) -> dict[str, Any]:
     diffusion = build(with_levels(config, 80.0)["diffusion"], "diffusion", trusted=True)
     Method(parts["sampler"], Conditional()).check(diffusion)
     torch.manual_seed(config["seed"])
-    make_network(config, diffusion, Grid(torch.ones(config["window"] or (64, 64), dtype=torch.bool)), trusted=True)
+    any_grid = Grid(torch.ones(config["window"] or (64, 64), dtype=torch.bool))
+    network = make_network(config, diffusion, any_grid, trusted=True)
+    parts["gated"] = isinstance(network, Parametrization) and network.gate is not None
     build(config["optimizer"], "optimizer", trusted=True, params=[torch.nn.Parameter(torch.zeros(1))])
     torch.manual_seed(config["seed"])
     return parts
