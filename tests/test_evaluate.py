@@ -41,8 +41,16 @@ from vecfield_diffusion.programs import evaluate as program
 from vecfield_diffusion.programs.baselines import chosen_baselines
 from vecfield_diffusion.programs.compared import Network, method_of, regressions
 from vecfield_diffusion.programs.evaluate import Collection, model_scored
-from vecfield_diffusion.programs.in_time import consecutive, neighbours, step_of, time_before, training_frames
+from vecfield_diffusion.programs.in_time import (
+    consecutive,
+    neighbours,
+    observations,
+    step_of,
+    time_before,
+    training_frames,
+)
 from vecfield_diffusion.programs.method import process_of
+from vecfield_diffusion.programs.timeline import Timeline
 from vecfield_diffusion.programs.trained import Trained, held_out, load_trained, unfinished
 from vecfield_diffusion.programs.written import Kept
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
@@ -565,7 +573,7 @@ def test_a_series_is_scored_as_trajectories(place: Path, drifting: str, run: Cal
 def test_what_is_no_series_is_refused_or_said(place: Path, drifting: str, plain: None, run: Call) -> None:
     few = ["masks=[pixels]", *FEW, "name=none"]
     code, out, _ = run("evaluate", f"ckpt={RUN}", *few, "cases=2", "baselines=[linear_in_time,oi_spacetime]")
-    assert code == 0 and "note: linear_in_time, oi_spacetime is left out: the correlation with the snapshot" in out
+    assert code == 0 and "note: linear_in_time, oi_spacetime are left out: the correlation with the snapshot" in out
     is_message(run("evaluate", f"ckpt={RUN}", *few, "series=true"), "series=true", "are no series", "correlation")
     short = [drifting, "data=drifting.h5", *few, "series=true", "cases=3"]
     is_message(run("evaluate", *short), "series=true", "need 4 snapshots that follow one another", "keeps 3")
@@ -577,6 +585,14 @@ def test_frames_that_jump_too_often_leave_series_out(place: Path, drifting: str)
     frames = np.array([0, 1, 2, 4, 5, 40, 41, 42, 43, 80])
     assert neighbours(frames, range(3, 10), [4]) == [3, 4]
     assert neighbours(frames, range(3, 10), [4, 9]) == [3, 4, 9]
+    cases = SimpleNamespace(
+        numbers=[3, 4, 5, 6, 9], y=torch.arange(5.0)[:, None, None, None].expand(5, 2, 1, 2),
+        sigma_obs=torch.tensor([0.0, 0.3, 0.0, 0.0, 0.0])[:, None, None, None],
+    )  # fmt: skip
+    parts = observations(cases, Timeline(frames, 20, ""), [4, 6], 0.1)  # two of three runs hold one that is wanted
+    assert [part.frames for part in parts] == [[1], [1]] and [len(part.y) for part in parts] == [2, 2]
+    assert parts[0].y[:, 0, 0, 0].tolist() == [0, 1] and parts[1].y[:, 1, 0, 1].tolist() == [2, 3]
+    assert parts[0].noise[:, 0, 0, 0].tolist() == pytest.approx([0.01, 0.09])
     assert consecutive(frames, range(0, 10), 50, "file") == [5, 6, 7, 8]
     assert consecutive(frames, range(0, 10), 4, "file") == [5, 6, 7, 8]
     fields = SimpleNamespace(

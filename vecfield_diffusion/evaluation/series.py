@@ -32,6 +32,8 @@ from vecfield_diffusion.physics.grid import Grid
 
 #: Frames with observations before and after the one that is filled.
 REACH = 4
+#: Frames that correlations are followed over, at most.
+LAGS = 160
 #: Frames that are filled at once where members of them are drawn.
 BLOCK = 4
 #: Values that optimal interpolation is given of them: all if they are at most so many, else those that tell most.
@@ -80,12 +82,18 @@ class SeriesBaseline(ABC):
     def __init__(self, past: bool = False) -> None:
         self.past = past
 
-    def fit(self, training: Floats, grid: Grid) -> Self:
+    def fit(self, training: Floats, grid: Grid, lags: int = LAGS) -> Self:
         """Learns from training frames `(T, 2, H, W)` at equal steps, NaN where not measured, whole frames too.
+
+        Arguments:
+            training: The frames.
+            grid: The grid.
+            lags: From how many frames on they are not correlated, at most.
 
         Raises:
             ValueError: Too few of them.
         """
+        self.lags = lags
         self.grid, self.valid, self.mean = grid, grid.valid.cpu().numpy(), mean_field(training)
         self._learn(training)
         return self
@@ -128,7 +136,7 @@ class SpaceTimeInterpolation(SeriesBaseline):
     def _learn(self, training: Floats) -> None:
         if np.isfinite(training).any(axis=(1, 2, 3)).sum() < ENOUGH:
             raise ValueError(f"fewer than {ENOUGH} training fields")
-        choice = choose(training, self.valid, Estimator(self.grid.periodic))
+        choice = choose(training, self.valid, Estimator(self.grid.periodic, self.lags))
         self.field = choice.field
         scores = ", ".join(f"{name} {score:.2f}" for name, score in choice.scores.items())
         self.learnt = f"{choice.name} (log density of hidden training values: {scores})"
@@ -273,7 +281,7 @@ SERIES_BASELINES: dict[str, SeriesKind] = {
 
 
 def fit_series(
-    keys: Sequence[str], training: NDArray[np.floating], grid: Grid, past: bool
+    keys: Sequence[str], training: NDArray[np.floating], grid: Grid, *, lags: int = LAGS, past: bool = False
 ) -> tuple[Mapping[str, SeriesBaseline], Mapping[str, str]]:
     """Returns the baselines `keys` fitted to training frames, and, by key, why some of them could not be.
 
@@ -281,6 +289,7 @@ def fit_series(
         keys: Names in `SERIES_BASELINES`.
         training: Frames at equal steps `(T, 2, H, W)`, NaN where not measured.
         grid: The grid.
+        lags: From how many frames on they are not correlated, at most.
         past: Whether nothing that is observed later counts.
     """
     fitted, reasons = {}, {}
@@ -290,7 +299,7 @@ def fit_series(
             reasons[key] = f"without later observations {kind.both}"
             continue
         try:
-            fitted[key] = kind.make(past).fit(np.asarray(training, dtype=np.float64), grid)
+            fitted[key] = kind.make(past).fit(np.asarray(training, dtype=np.float64), grid, lags)
         except ValueError as error:
             reasons[key] = str(error)
     return fitted, reasons

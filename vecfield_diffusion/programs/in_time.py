@@ -7,14 +7,14 @@ the same errors. What is filled from them never sees a snapshot of training.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from vecfield_diffusion.data.fields import Fields
-from vecfield_diffusion.data.sequences import intervals
+from vecfield_diffusion.data.sequences import Timeline, intervals
 from vecfield_diffusion.data.units import factor, says_nothing
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.comparison import Estimate
@@ -25,7 +25,7 @@ from vecfield_diffusion.inference.cases import Cases
 #: Frames around a case that are observed, on either side.
 AROUND = 32
 #: Values of the training frames, at most, 8 bytes each.
-LEARNT = 2e7
+LEARNT = 5e6
 
 
 def neighbours(frames: NDArray[np.int64], offered: range, indices: Sequence[int]) -> list[int]:
@@ -34,21 +34,27 @@ def neighbours(frames: NDArray[np.int64], offered: range, indices: Sequence[int]
     return [number for number in offered if np.abs(wanted - frames[number]).min() <= AROUND]
 
 
-def observations(cases: Cases, frames: NDArray[np.int64], indices: Sequence[int], floor: float) -> Observations:
-    """Returns what cases show of the frames of a series.
+def observations(cases: Cases, line: Timeline, indices: Sequence[int], floor: float) -> list[Observations]:
+    """Returns what cases show of the frames of each run that holds a snapshot to be filled.
+
+    Runs that are too far apart to be correlated know nothing of one another.
 
     Arguments:
-        cases: All snapshots of the series that are observed.
-        frames: The frame of every snapshot of the data.
-        indices: The snapshots that are to be filled.
+        cases: All snapshots that are observed, in their order.
+        line: The frames of the data.
+        indices: The snapshots that are to be filled, some of them.
         floor: The least error of an observation, in the units of the data.
     """
-    at, first = frames[cases.numbers], frames[cases.numbers].min()
-    shape = (int(at.max() - first) + 1, *cases.y.shape[1:])
-    y, noise = np.full(shape, np.nan), np.full(shape, np.nan)
-    y[at - first] = cases.y.double().numpy()
-    noise[at - first] = cases.sigma_obs.double().expand_as(cases.y).nan_to_num(posinf=0.0).clamp(min=floor).square()
-    return Observations(y, noise, [int(frames[number] - first) for number in indices])
+    at, found = line.frames[cases.numbers], []
+    sigma = cases.sigma_obs.double().expand_as(cases.y).nan_to_num(posinf=0.0).clamp(min=floor)
+    for run in np.split(np.arange(len(at)), np.flatnonzero(np.diff(at) >= line.lags) + 1):
+        first, inside = at[run[0]], {cases.numbers[place] for place in run}
+        y, noise = (np.full((int(at[run[-1]] - first) + 1, *cases.y.shape[1:]), np.nan) for _ in range(2))
+        y[at[run] - first] = cases.y[run].double().numpy()
+        noise[at[run] - first] = sigma[run].square().numpy()
+        wanted = [int(line.frames[number] - first) for number in indices if number in inside]
+        found += [Observations(y, noise, wanted)] if wanted else []
+    return found
 
 
 def training_frames(fields: Fields, frames: NDArray[np.int64], train: range) -> NDArray[np.float64]:
@@ -66,7 +72,7 @@ def training_frames(fields: Fields, frames: NDArray[np.int64], train: range) -> 
 
 def series_fill(
     baseline: SeriesBaseline,
-    given: Observations,
+    given: Sequence[Observations],
     *,
     members: int = 0,
     seed: int = 0,
@@ -76,16 +82,16 @@ def series_fill(
 
     Arguments:
         baseline: Fitted.
-        given: What is observed.
+        given: What is observed, run by run.
         members: How many trajectories are drawn of a law, beside it.
         seed: Of them.
         progress: Called with 1 after each field.
     """
-    laws = baseline.fill(given, members, seed)
+    laws = chain.from_iterable(baseline.fill(run, members, seed) for run in given)
 
     def fields(chosen: slice) -> Estimate:
         found = []
-        for law in islice(laws, len(range(*chosen.indices(len(given.frames))))):
+        for law in islice(laws, chosen.stop - chosen.start):
             found.append(law)
             progress(1)
         means, stds, drawn = (

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vecfield_diffusion import __version__
@@ -121,14 +119,14 @@ class Study:
         return cases.snapshots(torch.ones(len(indices), 1, dtype=torch.bool))
 
     @cached_property
-    def frames(self) -> NDArray[np.int64]:
+    def line(self) -> Timeline:
         """The frame of every snapshot of the data, at equal steps. Raises UserError where times jump too often."""
-        return Timeline.of(self.fields).frames
+        return Timeline.of(self.fields)
 
-    def observations(self, mask: Mask) -> Observations:
+    def observations(self, mask: Mask) -> list[Observations]:
         """What is observed of the snapshots and of those of the split around them, each through the mask anew."""
-        around = self.cases(mask, neighbours(self.frames, self.offered, self.indices))
-        return observations(around, self.frames, self.indices, self.floor)
+        around = self.cases(mask, neighbours(self.line.frames, self.offered, self.indices))
+        return observations(around, self.line, self.indices, self.floor)
 
     @property
     def floor(self) -> float:
@@ -167,15 +165,15 @@ class Study:
         if not wanted:
             return {}
         try:
-            series = training_frames(self.fields, self.frames, self.reference.split["train"])
+            series = training_frames(self.fields, self.line.frames, self.reference.split["train"])
             reason = "" if self.persistence >= CORRELATED else no_memory(self.persistence)
         except UserError as error:
             reason = str(error)
         if reason:
-            left_out({", ".join(wanted): reason})
+            left_out(dict.fromkeys(wanted, reason))
             return {}
         past = self.config["time_context"] == "past"
-        fitted, reasons = fit_series(wanted, series, self.fields.grid, past)
+        fitted, reasons = fit_series(wanted, series, self.fields.grid, lags=self.line.lags, past=past)
         left_out(reasons)
         for key, baseline in fitted.items():
             if baseline.learnt:
@@ -258,5 +256,6 @@ def open_study(config: dict[str, Any], wanted: Sequence[str], split: str = "test
 
 def left_out(reasons: Mapping[str, str]) -> None:
     """Prints why baselines are left out."""
-    for key, reason in reasons.items():
-        print(f"note: {key} is left out: {reason}")
+    for reason in dict.fromkeys(reasons.values()):
+        keys = [key for key, why in reasons.items() if why == reason]
+        print(f"note: {', '.join(keys)} {'is' if len(keys) == 1 else 'are'} left out: {reason}")
