@@ -90,7 +90,7 @@ Damage = Callable[[Path], object]
         (lambda f: (f / "config.yaml").write_bytes(b"\xff\xfe\x00"), ("config.yaml", "missing or damaged")),
         (lambda f: (f / "config.yaml").write_text("text"), ("expected keys with values",)),
         (lambda f: (f / "config.yaml").write_text(""), ("expected keys with values",)),
-        (lambda f: (f / "metrics.jsonl").write_bytes(b"\xff\xfe\n"), ("metrics.jsonl", "missing or damaged")),
+        (lambda f: (f / "metrics.jsonl").write_bytes(b"\xff\xfe\n"), ("metrics.jsonl: line 1 is no record",)),
         (lambda f: (f / "metrics.jsonl").write_text('{"loss": 1}\n{"step": 5}\n'), ("line 1 is no record",)),
         (lambda f: (f / "metrics.jsonl").write_text("[1, 2]\n"), ("line 1 is no record",)),
         (lambda f: (f / "metrics.jsonl").write_text('{"st\n{"step": 5}\n'), ("line 1 is no record",)),
