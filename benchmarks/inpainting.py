@@ -94,6 +94,6 @@ def chosen(arguments: list[str], key: str, offered: dict[str, Any]) -> list[str]
 if __name__ == "__main__":
     given = sys.argv[1:]
     which = {key: chosen(given, key, offered) for key, offered in (("masks", MASKS), ("methods", METHODS))}
-    if not any(each.startswith("ckpt=") for each in given):
+    if not any(word.startswith("ckpt=") for word in given):
         raise SystemExit(f"{Path(__file__).name}: give ckpt=outputs/train/RUN")
     print(table(compare(given, **which), COLUMNS))

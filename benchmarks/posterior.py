@@ -260,7 +260,7 @@ class Exact:
 
     def score(self, x: Tensor, scattered: bool) -> dict[str, float]:
         """Error, spread and W2 of samples; see the module. `scattered`: they have noise of their own."""
-        width, beside = (trace(each) for each in (x, self.samples))
+        width, beside = (trace(fields) for fields in (x, self.samples))
         if not scattered:
             width = width / beside * self.covariance.trace()
         return {
@@ -305,7 +305,7 @@ def row(method: Method, cases: dict[str, Case], exact: dict[str, Exact], columns
     for name, case in cases.items():
         x, model = draw(case, method)
         scores = exact[name].score(x, isinstance(method.sampler, Ancestral))
-        out[name] = " / ".join(number(scores[each]) for each in columns)
+        out[name] = " / ".join(number(scores[column]) for column in columns)
         calls.add(model.evaluations // len(x.flatten(0, 1)))
         products.add(model.products // len(x.flatten(0, 1)))
     return out | {"evaluations": span(calls), "products": span(products)}
@@ -327,7 +327,7 @@ def main() -> None:
     for sigma in ERRORS:
         cases = {name: Case(law, mask, sigma) for name, mask in seen.items()}
         exact = {name: Exact(case) for name, case in cases.items()}
-        chosen = METHODS if sigma == SIGMA_OBS else [each for each in METHODS if each.name == "mmps"]
+        chosen = METHODS if sigma == SIGMA_OBS else [method for method in METHODS if method.name == "mmps"]
         rows = [row(method, cases, exact, ("error", "spread")) for method in chosen]
         rows.append({"method": "observations ignored"} | {name: ignored(case) for name, case in cases.items()})
         show(f"error / spread, sigma_obs = {sigma}", rows)

@@ -82,7 +82,7 @@ def single(name: str, file: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    options = dict(each.split("=", 1) for each in sys.argv[2:])
+    options = dict(word.split("=", 1) for word in sys.argv[2:])
     data, minutes = Path(sys.argv[1]), options.get("minutes", "5")
     chosen = options.get("sets", ",".join(SETS)).split(",")
     rows = [row for name in chosen if name not in ONE for row in series(name, data / SETS[name], minutes)]

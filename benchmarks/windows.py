@@ -175,7 +175,7 @@ def main() -> None:
     print("\n| " + " | ".join(names) + " |\n|" + "---|" * len(names))
     for length, overlap in product((2.0, 6.0, 24.0), (0, 4, 8, 16, 24)):
         error, *rest = seams(overlap, length)
-        print(f"| {length:g} | {overlap} | {error:.5f} | " + " | ".join(f"{each:.3f}" for each in rest) + " |")
+        print(f"| {length:g} | {overlap} | {error:.5f} | " + " | ".join(f"{value:.3f}" for value in rest) + " |")
 
 
 if __name__ == "__main__":

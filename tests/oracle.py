@@ -126,5 +126,5 @@ def physics_rows(grid, normalizer, divergence, curl=None, divergence_target=0.0,
         (operators.divergence, divergence_target, divergence),
         (operators.vorticity, curl_target, curl),
     )
-    rows = [operator_rows(*each, grid, normalizer) for each in asked if each[2] is not None]
+    rows = [operator_rows(*operator, grid, normalizer) for operator in asked if operator[2] is not None]
     return stack(rows)

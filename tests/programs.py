@@ -13,7 +13,7 @@ from vecfield_diffusion.programs import evaluate, infer, train
 
 ROOT = Path(__file__).parents[1]
 FLOWS = ["resolution=16", "solver_resolution=32", "snapshots=48", "viscosity=1e-6", "order=2", "duration=5"]
-TINY = ["debug=fast", *(f"dataset.{each}" for each in FLOWS)]
+TINY = ["debug=fast", *(f"dataset.{key}" for key in FLOWS)]
 SMALL = ["model.channels=[8,8]", "model.embedding=16", "trainer.score_cases=0"]
 FEW = ["members=2", "sampler.steps=2"]
 PROGRAMS = {"train": (commands.train, train.train), "infer": (commands.infer, infer.infer)}

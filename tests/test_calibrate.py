@@ -104,7 +104,7 @@ def test_factors_are_kept_by_process_in_the_checkpoint(tmp_path, name):
     before = load(checkpoint)
     config = {"sigma_obs": 0.0, "history": "masked", "sampler": {"steps": (4, 5)}, "physics": None}
     how = {"_target_": "Conditional"}
-    track, block = (describe_process(config, {"_target_": each}, how) for each in ("Track", "Block"))
+    track, block = (describe_process(config, {"_target_": mask}, how) for mask in ("Track", "Block"))
     with pytest.raises(UserError, match=rf"{name} was not calibrated. Run vecfield-calibrate ckpt="):
         find_factor(before.get("calibration", ()), track, checkpoint)
     for process, factor in ((track, 1.5), (block, 1.25), (track, 0.1 + 0.2)):

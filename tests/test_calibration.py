@@ -66,8 +66,8 @@ class Simulated:
         """The probability of a histogram of ranks as uneven as this one, or more, by projection."""
         truth, drawn = self.x0 @ self.projections.T, members @ self.projections.T
         ranks = (drawn < truth[:, None]).sum(dim=1)
-        counts = [torch.bincount(each * BINS // (MEMBERS + 1), minlength=BINS) for each in ranks.T]
-        return [chisquare(each.numpy()).pvalue for each in counts]
+        counts = [torch.bincount(column * BINS // (MEMBERS + 1), minlength=BINS) for column in ranks.T]
+        return [chisquare(count.numpy()).pvalue for count in counts]
 
 
 @pytest.fixture(scope="module", params=[(share, name) for share in SHARES for name in ("exact", "mmps")], ids="-".join)

@@ -26,7 +26,7 @@ def test_ctrl_c_while_saving_leaves_the_old_checkpoint_alone(tmp_path: Path, mon
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(module, name, interrupted)
             save_checkpoint(path, {"weights": torch.zeros(3)})
-        assert [each.name for each in tmp_path.iterdir()] == ["last.pt"]
+        assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
     assert torch.equal(load_checkpoint(path)["weights"], torch.ones(3))
 
 
@@ -45,9 +45,9 @@ def test_a_write_that_is_cut_short_leaves_no_file_and_no_handle_open(tmp_path: P
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         gc.collect()
     folder = Path("/proc/self/fd")
-    handles = [os.readlink(each) for each in folder.iterdir() if each.is_symlink()] if folder.is_dir() else []
+    handles = [os.readlink(link) for link in folder.iterdir() if link.is_symlink()] if folder.is_dir() else []
     assert not [handle for handle in handles if str(tmp_path) in handle]
-    assert [each.name for each in tmp_path.iterdir()] == ["last.pt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
     assert torch.equal(load_checkpoint(path)["weights"], torch.ones(3))
 
 

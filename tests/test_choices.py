@@ -44,14 +44,14 @@ CHOICES = [
 
 
 def test_every_choice_is_made_once() -> None:
-    assert {each[0].split()[0] for each in CHOICES} == set(options("diffusion")) - {
+    assert {choice[0].split()[0] for choice in CHOICES} == set(options("diffusion")) - {
         "regression"
     }  # which has no noise to predict
-    assert {each[1].split()[0] for each in CHOICES} == set(options("sampler"))
-    assert {each[2] for each in CHOICES} == set(HEADS)
+    assert {choice[1].split()[0] for choice in CHOICES} == set(options("sampler"))
+    assert {choice[2] for choice in CHOICES} == set(HEADS)
 
 
-@pytest.mark.parametrize(("diffusion", "sampler", "prediction"), CHOICES, ids=[each[0] for each in CHOICES])
+@pytest.mark.parametrize(("diffusion", "sampler", "prediction"), CHOICES, ids=[choice[0] for choice in CHOICES])
 def test_a_formulation_trains_and_samples(
     place: Path,
     run: Call,
@@ -66,7 +66,7 @@ def test_a_formulation_trains_and_samples(
     assert (code, err) == (0, ""), err
     size = [] if sampler.startswith("adaptive") else ["sampler.steps=3"]
     more = [f"ckpt=outputs/train/{name}", f"name={name}", "members=2", f"sampler={sampler}".split(" "), size]
-    flat = [part for each in more for part in ([each] if isinstance(each, str) else each)]
+    flat = [part for given in more for part in ([given] if isinstance(given, str) else given)]
     code, out, err = run("infer", *flat)
     assert (code, err) == (0, ""), err
     with xr.open_dataset(place / "outputs" / "infer" / name / "fields.nc") as data:
@@ -219,7 +219,7 @@ INPAINTING = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "said", "steps"), INPAINTING, ids=[each[0] for each in INPAINTING])
+@pytest.mark.parametrize(("overrides", "said", "steps"), INPAINTING, ids=[choice[0] for choice in INPAINTING])
 def test_ways_to_condition_from_the_command_line(place: Path, run: Call, overrides: str, said: str, steps: str) -> None:
     given = ["ckpt=outputs/train/run", "members=2", steps, "sigma_obs=0.02", "name=ways", *overrides.split(" ")]
     code, out, err = run("infer", *given)
@@ -301,4 +301,4 @@ def test_recipes_of_the_literature_have_the_published_numbers(name: str) -> None
 
 
 def test_every_recipe_of_the_literature_is_in_the_table() -> None:
-    assert set(RECIPES) == {each for each in options("experiment") if "_20" in each}
+    assert set(RECIPES) == {name for name in options("experiment") if "_20" in name}

@@ -433,7 +433,7 @@ def test_a_sweep_runs_all_and_resumes(run: Callable[..., Any], tree: Path) -> No
     code, out, err = run(*line)
     assert code == 1 and "thirteen is refused" in err and "RuntimeError: fourteen is a bug" in err
     folder = tree / "outputs" / "train" / "s"
-    assert sorted(each.name for each in folder.iterdir() if each.is_dir()) == [str(number) for number in range(8)]
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [str(number) for number in range(8)]
     with (folder / "results.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [(row["job"], row["status"]) for row in rows[:3]] == [("4", "done"), ("0", "done"), ("1", "failed")]
@@ -471,7 +471,7 @@ def test_another_sweep_of_the_same_name_is_refused(run: Callable[..., Any], tree
 
 def test_jobs_that_set_a_name_stay_in_one_folder(run: Callable[..., Any], tree: Path) -> None:
     assert run("-m", "experiment=none,quick")[0] == 0
-    assert [each.name for each in (tree / "outputs" / "train").iterdir()] == ["run"]
+    assert [path.name for path in (tree / "outputs" / "train").iterdir()] == ["run"]
 
 
 def test_a_job_that_was_killed_is_run_again(tmp_path: Path) -> None:
@@ -530,7 +530,7 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monke
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write results.csv into .*file: .*same command"):
         sweep.save(tmp_path / "file", [])
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "results.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "results.csv"]
     assert (tmp_path / "results.csv").read_text() == "old"
 
 
@@ -592,7 +592,7 @@ def test_the_wheel_carries_the_configurations(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         carried = {"evaluation/report.html.j2", "pretrained/turbulence.safetensors", "pretrained/agulhas.safetensors"}
-        assert {f"vecfield_diffusion/{each}" for each in carried} <= set(archive.namelist())
+        assert {f"vecfield_diffusion/{file}" for file in carried} <= set(archive.namelist())
         names = set(archive.namelist())
         archive.extractall(tmp_path / "site")
     shipped = {f"vecfield_diffusion/conf/{file.relative_to(CONF)}" for file in CONF.rglob("*.yaml")}

@@ -56,5 +56,5 @@ def test_fields_with_land_in_physical_units(name, mode):
     told = diffusion.with_background(Observation(given.y, observed, sigma, known), grid)
     start = 0.0 if told.background is None else told.background
     nats = -((top - start) ** 2) / (2 * high**2) - math.log(high * math.sqrt(2 * math.pi)) + gain.log()
-    expected = torch.stack([each[mask.expand(SHAPE)].mean() for each, mask in zip(nats, known, strict=True)])
+    expected = torch.stack([field[mask.expand(SHAPE)].mean() for field, mask in zip(nats, known, strict=True)])
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)

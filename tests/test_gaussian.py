@@ -48,7 +48,7 @@ def random_spectrum():
 def homogeneous_covariance(spectrum):
     """C[(c, r), (d, q)] = the inverse transform of P_cd at r - q."""
     offsets = torch.fft.ifft2(spectrum).real
-    row, column = (each.flatten() for each in torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij"))
+    row, column = (axis.flatten() for axis in torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij"))
     down, right = (row[:, None] - row) % H, (column[:, None] - column) % W
     return torch.cat([torch.cat([offsets[c, d][down, right] for d in range(2)], dim=1) for c in range(2)])
 
@@ -244,7 +244,7 @@ def test_rounding_does_not_break_a_steep_spectrum(monkeypatch):
             observed | True,
         )
         mean, variance = field(*given)
-        exact, spread = field(*(each.double() if each.is_floating_point() else each for each in given))
+        exact, spread = field(*(tensor.double() if tensor.is_floating_point() else tensor for tensor in given))
         off = (mean - exact).square().mean(dim=(1, 2, 3)).sqrt()
         assert (off < 0.1 + 0.5 * spread.sqrt()).all(), (s, off, spread.sqrt())
         assert (variance > 0).all()
@@ -272,10 +272,10 @@ def test_modes_of_half_precision_and_no_nugget(tmp_path):
     given = (torch.where(observed, x0, 0.0), observed, torch.zeros(4, 1, 1, 1), torch.ones_like(observed))
     exact = Eigenfields(torch.from_numpy(modes), torch.from_numpy(variances), nugget)
     exact.nugget = torch.tensor(nugget, dtype=torch.float64)
-    fine = (each.double() if each.is_floating_point() else each for each in (z, torch.full((4,), 30.0), *given))
+    fine = (tensor.double() if tensor.is_floating_point() else tensor for tensor in (z, torch.full((4,), 30.0), *given))
     best = exact(*fine)
-    for each in (model, fresh):
-        mean, c = each.posterior(z, torch.full((4,), 30.0), *given)
+    for residual in (model, fresh):
+        mean, c = residual.posterior(z, torch.full((4,), 30.0), *given)
         off = (mean - best[0]).square().mean(dim=(1, 2, 3)).sqrt()
         assert mean.isfinite().all() and (off < 0.02 + 0.5 * best[1].sqrt()).all(), (off, best[1].sqrt())
 
@@ -311,7 +311,7 @@ def test_without_training_every_formulation_has_the_gaussian_posterior(name, pre
     levels = torch.tensor([0.05, 1.0, 0.9 * diffusion.sigma_max], dtype=torch.float64)
     got = denoiser(torch.where(given[3], z, torch.nan), levels, told)
     for i, s in enumerate(levels.tolist()):
-        exact = dense(covariance, z[i], s, *(each[i] for each in given[:3]))[0]
+        exact = dense(covariance, z[i], s, *(tensor[i] for tensor in given[:3]))[0]
         torch.testing.assert_close(got[i], exact, rtol=1e-9, atol=1e-9)
 
 
@@ -350,7 +350,7 @@ def test_the_loss_of_a_gaussian_field_is_one_before_training(monkeypatch):
     white = torch.randn(n, D, dtype=torch.float64, generator=seeded(3))
     x0 = (white * values.clamp(min=0).sqrt() @ vectors.T).view(n, 2, H, W)
     monkeypatch.setattr(Modes, "PROBES", 500)
-    _, _, observed, _, domain = (each.expand(n, -1, -1, -1) for each in data(valid, 1))
+    _, _, observed, _, domain = (tensor.expand(n, -1, -1, -1) for tensor in data(valid, 1))
     observed = observed & (torch.arange(n) % 2 == 0).view(n, 1, 1, 1)
     error = torch.full((n, 1, 1, 1), 0.2, dtype=torch.float64)
     y = x0 + 0.2 * torch.randn(x0.shape, dtype=torch.float64, generator=seeded(4))
@@ -370,7 +370,7 @@ def test_the_posterior_has_derivatives(monkeypatch):
         z, *given = data(valid, 1)
         s = torch.ones(1, dtype=torch.float64)
         jacobian = torch.autograd.functional.jacobian(lambda z, d=denoiser, g=given, s=s: d(z, s, observation(*g)), z)
-        gain = dense(covariance, z[0], 1.0, *(each[0] for each in given[:3]))[2]
+        gain = dense(covariance, z[0], 1.0, *(tensor[0] for tensor in given[:3]))[2]
         torch.testing.assert_close(jacobian.reshape(D, D), gain, rtol=1e-9, atol=1e-9)
 
 
@@ -393,7 +393,7 @@ def test_the_field_is_kept_with_the_weights(kind, tmp_path, monkeypatch):
     field, _, valid = fields(monkeypatch)[kind]
     model = network(field, head=0.1, dtype=torch.float32)
     save_weights(tmp_path / "half.safetensors", {"ema": model.state_dict()}, "float16")
-    z, *given = (each.float() if each.is_floating_point() else each for each in data(valid))
+    z, *given = (tensor.float() if tensor.is_floating_point() else tensor for tensor in data(valid))
     for state, tolerance in ((model.state_dict(), 0.0), (load_weights(tmp_path / "half.safetensors")["ema"], 5e-3)):
         fresh = GaussianResidual(7, 2, (True, True), **SIZES)
         fresh.load_state_dict(state)

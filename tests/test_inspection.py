@@ -33,7 +33,7 @@ from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.parts import fullest_part, largest_rectangle
 from vecfield_diffusion.programs import inspect as program
 from vecfield_diffusion.programs.findings import doubts, outliers, physics, report
-from vecfield_diffusion.programs.recipe import override, recipe, run_name, window_for
+from vecfield_diffusion.programs.recipe import experiment_name, override, recipe, window_for
 
 DATA = ROOT.parent / "shared" / "data"
 FILES = {
@@ -284,7 +284,7 @@ def test_outliers_stand_out_from_both_neighbours() -> None:
 
 def test_words() -> None:
     assert [duration(s) for s in (86400.0, 21600.0, 90.0, 5.0)] == ["1 day", "6 hours", "1.5 minutes", "5 s"]
-    assert [run_name(p) for p in ("a/b.c=d.nc", "data/*.nc", "x y.h5")] == ["b_c_d", "data", "x_y"]
+    assert [experiment_name(p) for p in ("a/b.c=d.nc", "data/*.nc", "x y.h5")] == ["b_c_d", "data", "x_y"]
 
 
 @pytest.mark.parametrize("path", ["my.nc", "a b/it's (1),x=2.nc", 'data/"q\\"\\*.nc'])

@@ -87,8 +87,8 @@ def test_probes_stay_the_same_along_the_path():
     assert len(draws) == 3
     s, t = grid[-2], grid[0]
     # d/dl of ln(l + s^2) / 2 is s^2 / (l + s^2): the integral of v^T J v over ln s, per eigenvector.
-    each = PRIOR.eigenvalues
-    traced = (t / s).log() - ((each + t**2) / (each + s**2)).log() / 2
+    variance = PRIOR.eigenvalues
+    traced = (t / s).log() - ((variance + t**2) / (variance + s**2)).log() / 2
     wanted = torch.stack([((d.sign().flatten(1) @ PRIOR.vectors) ** 2 * traced).sum(1) for d in draws]).mean(0)
     exact = log_likelihood(PRIOR.denoise, x, grid, "exact")
     torch.testing.assert_close(got - exact, traced.sum() - wanted, rtol=0, atol=0.02)
@@ -110,8 +110,8 @@ def test_land_does_not_count(mode, junk):
 
     dirty = torch.where(valid, x, junk)
     got = log_likelihood(coastal, dirty, levels(192), mode, lambda: torch.ones_like(x), valid=valid)
-    each = torch.distributions.Normal(0, math.sqrt(1 + S_MIN**2)).log_prob(x).double()
-    want = torch.where(valid, each, 0.0).sum((1, 2, 3))
+    density = torch.distributions.Normal(0, math.sqrt(1 + S_MIN**2)).log_prob(x).double()
+    want = torch.where(valid, density, 0.0).sum((1, 2, 3))
     counted = valid.sum((1, 2, 3)) * 2
     assert ((got - want).abs() / counted).max() < 1e-3
 
@@ -151,8 +151,8 @@ def test_the_trace_of_a_network_is_that_of_its_jacobian():
 
     def trace(z, level):
         at = torch.full((1,), level, dtype=torch.float64)
-        each = [torch.autograd.functional.jacobian(lambda y: denoiser(y, at), z[k : k + 1]) for k in range(len(z))]
-        return torch.stack([j.reshape(PRIOR.size, PRIOR.size).trace() for j in each])
+        jacobians = [torch.autograd.functional.jacobian(lambda y: denoiser(y, at), z[k : k + 1]) for k in range(len(z))]
+        return torch.stack([j.reshape(PRIOR.size, PRIOR.size).trace() for j in jacobians])
 
     def at(level):
         return torch.full((2,), level, dtype=torch.float64)

@@ -35,8 +35,8 @@ AGULHAS = DATA / "globcurrent_agulhas" / "globcurrent_agulhas_2002.nc"
 
 def contents(folder: Path) -> dict[str, str]:
     """Every file below `folder` with the hash of its bytes."""
-    files = (each for each in folder.rglob("*") if each.is_file())
-    return {str(each.relative_to(folder)): hashlib.sha256(each.read_bytes()).hexdigest() for each in files}
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def filled(place: Path, run: Call, name: str, *overrides: str) -> xr.Dataset:
@@ -159,10 +159,10 @@ def test_physics_lowers_the_divergence(place: Path, run: Call) -> None:
     found = [members(filled(place, run, f"div_{name}", *steps, f"physics={name}")) for name in ("none", "divergence")]
     rms = [
         divergence(
-            torch.from_numpy(each).flatten(0, 1).double(),
+            torch.from_numpy(array).flatten(0, 1).double(),
             Grid(torch.ones(16, 16, dtype=torch.bool), 40e3, 40e3, "periodic", "periodic"),
         ).square().mean().sqrt().item()
-        for each in found
+        for array in found
     ]  # fmt: skip
     assert rms[1] < 0.9 * rms[0]
     recorded = json.loads((place / "outputs/infer/div_divergence/metrics.json").read_text())
@@ -257,7 +257,7 @@ def test_a_sweep_makes_a_folder_each_and_one_table(place: Path) -> None:
     done = process(place, "train", "-m", "diffusion=ddpm,edm", "sampler=euler,heun", "sampler.steps=2", *options)
     assert (done.returncode, done.stderr) == (0, "")
     folder = place / "outputs" / "train" / "sweep"
-    assert sorted(each.name for each in folder.iterdir() if each.is_dir()) == ["0", "1", "2", "3"]
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0", "1", "2", "3"]
     with (folder / "results.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert {(row["diffusion"], row["sampler"]) for row in rows} == {
@@ -373,7 +373,7 @@ TRAIN_FILES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "overrides", "parts"), TRAIN_FILES, ids=[each[1] for each in TRAIN_FILES])
+@pytest.mark.parametrize(("kind", "overrides", "parts"), TRAIN_FILES, ids=[case[1] for case in TRAIN_FILES])
 def test_training_on_a_bad_file(
     place: Path, bad: Path, run: Call, kind: str, overrides: str, parts: tuple[str, ...]
 ) -> None:
@@ -414,7 +414,7 @@ INFER = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "parts"), INFER, ids=[each[0] for each in INFER])
+@pytest.mark.parametrize(("overrides", "parts"), INFER, ids=[case[0] for case in INFER])
 def test_inference_with_something_bad(
     place: Path, bad: Path, run: Call, overrides: str, parts: tuple[str, ...]
 ) -> None:

@@ -184,7 +184,7 @@ def gradients(denoiser, loss):
     loss.backward()
     parts = (network.regression, network.network)
     return [
-        torch.cat([torch.zeros(1) if p.grad is None else p.grad.flatten() for p in each.parameters()]) for each in parts
+        torch.cat([torch.zeros(1) if p.grad is None else p.grad.flatten() for p in part.parameters()]) for part in parts
     ]
 
 
@@ -197,8 +197,8 @@ def test_neither_loss_moves_the_other_network(diffusion):
         return x_hat.square().mean(dim=(1, 2, 3))
 
     both = gradients(denoiser, denoising_loss(denoiser, *batch, training=True, penalty=penalty).mean())
-    for each in denoiser.network.regression.parameters():
-        each.requires_grad_(False)
+    for parameter in denoiser.network.regression.parameters():
+        parameter.requires_grad_(False)
     alone = gradients(denoiser, denoising_loss(denoiser, *batch, training=True, penalty=penalty).mean())
     denoiser.requires_grad_(True)
     error = (denoiser.mean(observation) - x0).square() * measured
@@ -283,7 +283,7 @@ def test_every_sampler_gives_the_mean_alone_with_a_regression(name):
     denoiser = Denoiser(Sum(), Regression(), NORMALIZER)
     expected = observation.channels().sum(dim=1, keepdim=True).expand(-1, 2, -1, -1)
     z = 100 * torch.randn(2, 2, 6, 8, generator=generator)
-    here, there = (denoiser(each, torch.tensor([1.0, 1e3]), observation) for each in (z, -z))
+    here, there = (denoiser(noisy, torch.tensor([1.0, 1e3]), observation) for noisy in (z, -z))
     assert torch.equal(here, there)
     for steps in (1, 5):
         node = option("sampler", name)

@@ -90,7 +90,7 @@ Damage = Callable[[Path], object]
         (lambda f: (f / "config.yaml").write_bytes(b"\xff\xfe\x00"), ("config.yaml", "missing or damaged")),
         (lambda f: (f / "config.yaml").write_text("text"), ("expected keys with values",)),
         (lambda f: (f / "config.yaml").write_text(""), ("expected keys with values",)),
-        (lambda f: (f / "metrics.jsonl").write_bytes(b"\xff\xfe\n"), ("metrics.jsonl", "missing or damaged")),
+        (lambda f: (f / "metrics.jsonl").write_bytes(b"\xff\xfe\n"), ("metrics.jsonl: line 1 is no record",)),
         (lambda f: (f / "metrics.jsonl").write_text('{"loss": 1}\n{"step": 5}\n'), ("line 1 is no record",)),
         (lambda f: (f / "metrics.jsonl").write_text("[1, 2]\n"), ("line 1 is no record",)),
         (lambda f: (f / "metrics.jsonl").write_text('{"st\n{"step": 5}\n'), ("line 1 is no record",)),
@@ -157,7 +157,7 @@ def test_other_values_of_the_same_length_are_other_data(place: Path, run: Call) 
     rng = np.random.default_rng(0)
     velocity = rng.standard_normal((48, 2, 16, 16)).astype(np.float32)
     write_hdf5(place / "mine.h5", velocity, **spacing)
-    small = [each for each in TINY if not each.startswith("dataset.")]
+    small = [override for override in TINY if not override.startswith("dataset.")]
     given = ["dataset=hdf5", "dataset.path=mine.h5", *small, *SMALL, "name=mine"]
     assert run("train", *given, "trainer.max_steps=2")[::2] == (0, "")
     last = place / "outputs/train/mine/checkpoints/last.pt"
@@ -182,7 +182,7 @@ def test_training_says_that_a_block_is_unlike_it(place: Path, run: Call) -> None
     velocity = np.random.default_rng(0).standard_normal((60, 2, 16, 16)).astype(np.float32)
     velocity[54:] *= 5.0
     write_hdf5(place / "storm.h5", velocity, dx=1e3, dy=1e3, source="made")
-    small = [each for each in TINY if not each.startswith("dataset.")]
+    small = [override for override in TINY if not override.startswith("dataset.")]
     given = ["dataset=hdf5", "dataset.path=storm.h5", *small, *SMALL, "name=storm", "trainer.max_steps=1"]
     code, out, _ = run("train", *given)
     assert code == 0

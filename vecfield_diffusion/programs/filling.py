@@ -27,7 +27,7 @@ from vecfield_diffusion.inference.cases import Cases, make_cases, observed_cells
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.method import agreed, build_method, choices, fit_method, node_of, process_of
-from vecfield_diffusion.programs.plausible import Survey, absurd
+from vecfield_diffusion.programs.plausible import Overview, absurd
 from vecfield_diffusion.programs.series import VALUES, Piece, Plan
 from vecfield_diffusion.programs.source import Source, chosen_snapshots, files_behind, read_variable
 from vecfield_diffusion.programs.trained import Trained, choose_device, fit_size, load_trained
@@ -215,14 +215,14 @@ def resolved(filling: Filling, node: Mapping[str, Any]) -> Filling:
             factor of the spread where one is asked for.
     """
     config, trained = filling.config, filling.trained
-    survey = Survey(trained, filling.method)
+    overview = Overview(trained, filling.method)
     for first in range(0, len(filling.indices), LOOKED):
-        survey.add(filling.measured(filling.indices[first : first + LOOKED]))
-    survey.say(filling.fields, source=not filling.twin, unlike=config["magnitude"])
-    survey.check_work(drawn=isinstance(filling.mask, Empty), sensor=filling.method.sensor is not None)
+        overview.add(filling.measured(filling.indices[first : first + LOOKED]))
+    overview.say(filling.fields, source=not filling.twin, unlike=config["magnitude"])
+    overview.check_work(drawn=isinstance(filling.mask, Empty), sensor=filling.method.sensor is not None)
     if trained.context is not None and (lacking := trained.context.lacking(filling.fields)):
         print(f"note: {filling.fields.source} does not have {', '.join(lacking)}, which the network was trained with")
-    chosen = survey.chosen if trained.frames == 1 else agreed(survey.chosen)
+    chosen = overview.chosen if trained.frames == 1 else agreed(overview.chosen)
     names, methods = choices(config, filling.method, trained, chosen=chosen)
     factors = {}
     for name, method in methods.items() if config["calibrate"] else ():

@@ -63,14 +63,14 @@ def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
         writer = FieldsWriter(files.fields, template(filling), valid, config["members"], key(filling))
         with stoppable(lambda: f"{len(writer.done())} of {len(filling.indices)} snapshots are kept"):
             further = work(writer)
-            results, drawn = judge(filling, writer)
+            results, drawn = score_filled(filling, writer)
             if files.moves:
                 animate(filling, files.picture, writer)
             writer.finish()
         write_text_atomic(files.scores, json.dumps(without_nan(results | further), indent=2) + "\n")
         say(filling, results)
         if not files.moves:
-            draw(filling, files.picture, *drawn)
+            draw_first(filling, files.picture, *drawn)
     print(f"{files.fields.parent}: {files.fields.name}, {files.scores.name}, {files.picture.name}")
     return results.get("hidden", {})
 
@@ -103,7 +103,7 @@ class Files:
         return cls(fields, fields.with_suffix(".json"), fields.with_suffix(Path(config["figure"]).suffix))
 
 
-def judge(filling: Filling | Series, writer: FieldsWriter) -> tuple[dict[str, Any], tuple[Cases, Tensor]]:
+def score_filled(filling: Filling | Series, writer: FieldsWriter) -> tuple[dict[str, Any], tuple[Cases, Tensor]]:
     """Returns the scores of all that was filled, and the first case with its members, to be drawn."""
     judged, nats, drawn = Judged(filling.grid), {}, None
     for block in writer.blocks:
@@ -189,7 +189,7 @@ def say(filling: Filling | Series, results: Mapping[str, Any]) -> None:
     print(f"divergence of the members: {results['all']['divergence_rms']:.3g} per s (RMS)")
 
 
-def draw(filling: Filling | Series, path: Path, cases: Cases, members: Tensor) -> None:
+def draw_first(filling: Filling | Series, path: Path, cases: Cases, members: Tensor) -> None:
     """Draws the first case and its members `(M, 2, H, W)`."""
     sensor = cases.sensor or filling.sensor
     figure_inpainting(

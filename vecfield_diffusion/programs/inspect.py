@@ -21,7 +21,7 @@ from vecfield_diffusion.data.inspection import Inspection
 from vecfield_diffusion.data.readers import open_fields
 from vecfield_diffusion.evaluation.plots import figure_inspection
 from vecfield_diffusion.programs.findings import report
-from vecfield_diffusion.programs.recipe import Recipe, one_alone, recipe, run_name
+from vecfield_diffusion.programs.recipe import Recipe, experiment_name, one_alone, recipe
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,7 +79,7 @@ def inspect(source: Any, **options: Any) -> InspectionReport:
 
 def described(fields: Fields, given: Mapping[str, Any]) -> InspectionReport:
     """The report on fields that were opened with the keys `given` of dataset=file, the path among them."""
-    found, name = inspection.inspect(fields), run_name(given["path"])
+    found, name = inspection.inspect(fields), experiment_name(given["path"])
     plan = recipe(found, name, given) if found.split else None
     return InspectionReport(found, plan, one_alone(given["path"], "windows") if found.still else "")
 
@@ -94,7 +94,7 @@ def inspect_file(config: dict[str, Any], folder: Path) -> None:
     given = {key: value for key, value in node.items() if key != "_target_" and value not in (DEFAULTS.get(key), [])}
     result = described(build(node, "dataset", trusted=True), given)
     print(result)
-    name = run_name(given["path"])
+    name = experiment_name(given["path"])
     folder = folder / name
     folder.mkdir(parents=True, exist_ok=True)
     if result.recipe:

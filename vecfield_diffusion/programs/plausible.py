@@ -54,7 +54,7 @@ def extreme(cases: Cases, trained: Trained) -> float:
     return anomalies(values, trained).abs().nan_to_num(0.0, torch.inf).max().item()
 
 
-class Survey:
+class Overview:
     """What there is to fill and to fill it from, case by case.
 
     Arguments:

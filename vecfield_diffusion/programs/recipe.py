@@ -146,7 +146,7 @@ def one_alone(path: str, name: str) -> str:
     )
 
 
-def run_name(path: str) -> str:
+def experiment_name(path: str) -> str:
     """What the run and the experiment of a file are called."""
     names = (re.sub(r"[^\w+-]+", "_", name).strip("_") for name in (Path(path).stem, Path(path).parent.name))
     return next(filter(None, names), "data")

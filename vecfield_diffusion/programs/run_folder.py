@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import collections
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from vecfield_diffusion.atomic import write_text_atomic
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.fingerprint import fingerprint
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.training.loggers import records
 
 #: Keys that may change between the command that began a run and the one that goes on with it: where and how long it
 #: runs, what is said of it, and what its messages advise to change when memory is short or numbers grow too large.
@@ -66,7 +67,11 @@ def check_folder(config: Mapping[str, Any], folder: Path) -> bool:
                 f"{folder} holds a run with {key}={before.get(key)}, not {now.get(key)}. Give the same to go on "
                 "with it, or another name=... for a new run"
             )
-    _check_metrics(folder / "metrics.jsonl")
+    log = folder / "metrics.jsonl"
+    try:
+        collections.deque(records(log) if log.exists() else (), maxlen=0)  # read whole, and let go
+    except OSError as error:
+        raise _damaged(log, str(error)) from error
     return True
 
 
@@ -94,24 +99,6 @@ def kept_config(folder: Path) -> Mapping[str, Any]:
     if not isinstance(config, Mapping):
         raise _damaged(path, "expected keys with values")
     return config
-
-
-def _check_metrics(path: Path) -> None:
-    """Raises UserError where a line of the log is no record; the last may be cut off, where a run was killed."""
-    if not path.exists():
-        return
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise _damaged(path, " ".join(str(error).split())) from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            record = None
-        whole = isinstance(record, dict) and isinstance(record.get("step"), int)
-        if not whole and (number < len(lines) or record is not None):
-            raise _damaged(path, f"line {number} is no record with a step")
 
 
 def _damaged(path: Path, reason: str) -> UserError:
