@@ -58,11 +58,12 @@ def test_published_inputs_reach_the_network_as_published(name, prediction):
             alpha = {"ve": torch.ones_like(s)}.get(name, (1 + s**2).rsqrt()).view(-1, 1, 1, 1)
             x0 = PRIOR.denoise(channels[:, :2] / alpha, s)
             eps = (channels[:, :2] - alpha * x0) / (alpha * s.view(-1, 1, 1, 1))
+            level_of = column(s, channels)
             if name == "ve":
                 v = eps
-                edm = (x0 - channels[:, :2] / (1 + column(s) ** 2)) / (column(s) * (1 + column(s) ** 2).rsqrt())
+                edm = (x0 - channels[:, :2] / (1 + level_of**2)) / (level_of * (1 + level_of**2).rsqrt())
             else:
-                v = edm = alpha * eps - alpha * column(s) * x0
+                v = edm = alpha * eps - alpha * level_of * x0
                 edm = -edm
             return {"noise": eps, "score": -eps, "sample": x0, "velocity": v, "edm": edm}[prediction]
 

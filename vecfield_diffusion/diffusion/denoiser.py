@@ -1,7 +1,8 @@
 """The denoiser: the posterior mean of the clean field.
 
 `D(z, s, observation) = E[x0 | z, y]` with `z = x0 + s eps`, everything normalised. Samplers and guidance need no more
-than a callable of these three arguments; whatever wraps a denoiser is one itself. How the output of the network becomes
+than a callable of these three arguments; whatever wraps a denoiser is one itself. Fields are snapshots `(B, 2, H, W)`
+or sequences `(B, T, 2, H, W)`, with one noise level for all frames of a sample. How the output of the network becomes
 D is its parametrization, see `models/base.py`.
 """
 
@@ -128,8 +129,9 @@ class Denoiser(nn.Module):
             z, s, known, partial(self._scalars, dtype=z.dtype)
         )
         output = self._run(self.network, channels, noise)
-        x_hat = torch.where(valid, skip + column(out) * output[:, :2], 0.0)
-        return Moments(x_hat, torch.sigmoid(output[:, 2:4]) if self.diffusion.learned_variance else None, out)
+        x_hat = torch.where(valid, skip + column(out, z) * output.narrow(-3, 0, 2), 0.0)
+        fraction = torch.sigmoid(output.narrow(-3, 2, 2)) if self.diffusion.learned_variance else None
+        return Moments(x_hat, fraction, out)
 
     def weight(self, s: Tensor, out: Tensor) -> Tensor:
         """Returns the weight of the squared error of D in the training loss, `(B,)`, at levels `s` in float64."""
@@ -152,7 +154,9 @@ class Denoiser(nn.Module):
     def _run(self, network: Callable[..., Tensor], channels: Tensor, *level: Tensor) -> Tensor:
         """Returns a network in its own precision, its result in that of `channels`."""
         with torch.autocast(channels.device.type, self.autocast, enabled=self.autocast is not None):
-            output = network(channels.contiguous(memory_format=torch.channels_last), *level)
+            # Frames are folded by the network, which knows best how.
+            last = channels.contiguous(memory_format=torch.channels_last) if channels.ndim == 4 else channels
+            output = network(last, *level)
         return output.to(channels.dtype)
 
 
@@ -164,7 +168,7 @@ class MeanNetwork(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
-        return self.network.mean(x[:, 2:])
+        return self.network.mean(x[..., 2:, :, :])
 
 
 def mean_only(denoiser: Denoiser) -> Denoiser:

@@ -19,10 +19,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vecfield_diffusion.axes import column, total
 from vecfield_diffusion.diffusion.base import reverse_variances
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.observation import Observation
-from vecfield_diffusion.models.base import column
 
 #: `x_hat (B, 2, H, W), s (B,) -> (B,)`, such as the energy of what physics knows.
 Penalty = Callable[[Tensor, Tensor], Tensor]
@@ -53,7 +53,7 @@ def denoising_loss(
     x0 = torch.where(measured, x0, 0.0)
     level = diffusion.level(t)
     s = level.to(x0.dtype)
-    z = x0 + column(s) * noise
+    z = x0 + column(s, x0) * noise
     mean = denoiser.mean(observation)
     x_hat, fraction, out = denoiser.estimate(z, s, observation, mean)
     loss = denoiser.weight(level, out) * mean_measured((x_hat - x0).square(), measured)
@@ -78,8 +78,7 @@ def mean_measured(values: Tensor, measured: Tensor) -> Tensor:
 
     0 without any.
     """
-    total = torch.where(measured, values, 0.0).sum(dim=(1, 2, 3))
-    return total / (2 * measured.sum(dim=(1, 2, 3)).clamp(min=1))
+    return total(torch.where(measured, values, 0.0)) / (2 * total(measured).clamp(min=1))
 
 
 def variational_bound(x0: Tensor, x_hat: Tensor, fraction: Tensor, s: Tensor, r: Tensor) -> Tensor:
@@ -97,6 +96,7 @@ def variational_bound(x0: Tensor, x_hat: Tensor, fraction: Tensor, s: Tensor, r:
     """
     small, large = reverse_variances(s, r)
     # Neighbouring levels are nearly the same: their differences are taken before the precision is given up.
-    span, share = (column(value.to(x0.dtype)) for value in ((large / small).log(), (1 - (r / s) ** 2) / small.sqrt()))
+    values = (large / small).log(), (1 - (r / s) ** 2) / small.sqrt()
+    span, share = (column(value.to(x0.dtype), x0) for value in values)
     log_ratio = fraction * span  # of the variance of p to that of q
     return (log_ratio + (1 + (share * (x0 - x_hat)) ** 2) * torch.exp(-log_ratio) - 1) / 2

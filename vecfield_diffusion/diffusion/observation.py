@@ -12,10 +12,15 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from vecfield_diffusion.axes import column
+
 
 @dataclass(frozen=True)
 class Observation:
-    """A batch of observations.
+    """A batch of observations of snapshots, as the shapes below have it.
+
+    Of sequences, all have a further axis after that of the batch: the frames, T or 1 long. A missing frame is one of
+    which nothing is observed.
 
     Arguments:
         y: The measured values, normalised, `(B, 2, H, W)`; anything, NaN included, where not observed.
@@ -41,11 +46,15 @@ class Observation:
     CHANNELS = 5
 
     @classmethod
-    def none(cls, n: int, valid: Tensor, dtype: torch.dtype = torch.float32) -> Observation:
-        """Nothing observed on the domain `valid` `(H, W)`: what an unconditional sample is conditioned on."""
-        valid = valid.expand(n, 1, *valid.shape[-2:])
-        zero = torch.zeros(n, 1, 1, 1, dtype=dtype, device=valid.device)
-        return cls(zero.expand(n, 2, *valid.shape[-2:]), torch.zeros_like(valid), zero, valid)
+    def none(cls, n: int, valid: Tensor, dtype: torch.dtype = torch.float32, frames: int = 1) -> Observation:
+        """Nothing observed on the domain `valid` `(H, W)`: what an unconditional sample is conditioned on.
+
+        Of `n` snapshots, or with `frames` above 1 of `n` sequences.
+        """
+        lead = (n,) if frames == 1 else (n, frames)
+        valid = valid.expand(*lead, 1, *valid.shape[-2:])
+        zero = column(torch.zeros(n, dtype=dtype, device=valid.device), valid)
+        return cls(zero.expand(*lead, 2, *valid.shape[-2:]), torch.zeros_like(valid), zero, valid)
 
     def channels(self) -> Tensor:
         """Returns what a network sees, `(B, 5, H, W)`: the values, observed, valid, the error; 0 where not observed.
@@ -56,12 +65,13 @@ class Observation:
         y = torch.where(self.observed, self.y, 0.0)
         error = torch.where(self.observed, self.error, 0.0)
         parts = [y, self.observed.to(y.dtype), self.valid.to(y.dtype), error, self.background, self.context]
-        return torch.cat([part for part in parts if part is not None], dim=1)
+        return torch.cat([part for part in parts if part is not None], dim=-3)
 
     @property
     def error(self) -> Tensor:
         """`sigma_y` with one channel: the root mean square of both components where they differ."""
-        return self.sigma_y if self.sigma_y.shape[1] == 1 else self.sigma_y.square().mean(dim=1, keepdim=True).sqrt()
+        one = self.sigma_y.shape[-3] == 1
+        return self.sigma_y if one else self.sigma_y.square().mean(dim=-3, keepdim=True).sqrt()
 
     @property
     def known(self) -> Tensor:
@@ -70,7 +80,7 @@ class Observation:
 
     def forget(self, samples: Tensor) -> Observation:
         """Returns the same, with nothing observed in the samples marked True in `(B,)`; the context stays."""
-        samples = samples[:, None, None, None]
+        samples = column(samples, self.y)
         background = None if self.background is None else torch.where(samples, 0.0, self.background)
         single = None if self.single is None else self.single & ~samples
         return replace(self, observed=self.observed & ~samples, background=background, single=single)

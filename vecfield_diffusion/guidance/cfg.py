@@ -22,7 +22,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.diffusion.denoiser import Denoiser, DenoiserFunction, column
+from vecfield_diffusion.axes import column
+from vecfield_diffusion.diffusion.denoiser import Denoiser, DenoiserFunction
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 
@@ -132,6 +133,7 @@ class Energy(Guidance):
 
     Arguments:
         energy: `velocity (B, 2, H, W) in physical units -> (B,)`, differentiable; cells outside the domain are 0.
+            Velocities of sequences are `(B, T, 2, H, W)`.
         scale: w; 1 where the energy is a negative log-likelihood.
         below: The energy acts at noise levels below this one, in standard deviations of the data.
 
@@ -157,7 +159,7 @@ class Energy(Guidance):
                 x_hat = denoiser(z, s, observation)
                 velocity = torch.where(observation.valid, denoiser.normalizer.denormalize(x_hat), 0.0)
                 (gradient,) = torch.autograd.grad(self.energy(velocity).sum(), z, create_graph=again)
-            step = column(torch.where(s < self.below, self.scale * s**2, 0.0)) * gradient
+            step = column(torch.where(s < self.below, self.scale * s**2, 0.0), z) * gradient
             return torch.where(observation.valid, (x_hat if again else x_hat.detach()) - step, 0.0)
 
         return guided

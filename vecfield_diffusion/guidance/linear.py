@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vecfield_diffusion.axes import by_frame, u_and_v
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.physics.grid import Grid
@@ -97,7 +98,7 @@ def cells(observation: Observation, components: Components = "both") -> LinearOb
     if chosen is None:
         raise ValueError(f"components must be both, u or v, got {components!r}")
     y = observation.y
-    counted = torch.tensor(chosen, device=y.device).view(1, 2, 1, 1)
+    counted = torch.tensor(chosen, device=y.device).view(2, 1, 1)
     present = observation.known & observation.valid & counted
     return LinearObservation(lambda x: x, y, floored(observation.sigma_y), present)
 
@@ -114,7 +115,12 @@ def radial(bearing: Tensor, y: Tensor, sigma: Tensor, observed: Tensor) -> Linea
     """
     radians = torch.deg2rad(torch.where(observed, bearing, 0.0))
     east, north = radians.sin().to(y), radians.cos().to(y)
-    return LinearObservation(lambda x: x[:, :1] * east + x[:, 1:] * north, y, floored(sigma), observed)
+
+    def project(x: Tensor) -> Tensor:
+        u, v = u_and_v(x)
+        return u * east + v * north
+
+    return LinearObservation(project, y, floored(sigma), observed)
 
 
 def footprint(size: int, grid: Grid, y: Tensor, sigma: Tensor, observed: Tensor) -> LinearObservation:
@@ -150,12 +156,16 @@ def _boxes(x: Tensor, size: int, grid: Grid) -> Tensor:
     """Returns means over `size x size` cells around each cell, 0 beyond boundaries that are not periodic."""
     half = size // 2
     y_mode, x_mode = ("circular" if periodic else "constant" for periodic in grid.periodic)
-    x = F.pad(F.pad(x, (half, half, 0, 0), mode=x_mode), (0, 0, half, half), mode=y_mode)
-    return F.avg_pool2d(x, size, stride=1)
+
+    def average(x: Tensor) -> Tensor:
+        x = F.pad(F.pad(x, (half, half, 0, 0), mode=x_mode), (0, 0, half, half), mode=y_mode)
+        return F.avg_pool2d(x, size, stride=1)
+
+    return by_frame(average, x)
 
 
 def operator_rows(
-    operator: Operator, target: Tensor | float, tau: float, grid: Grid, normalizer: Normalizer
+    operator: Operator, target: Tensor | float, tau: float, grid: Grid, normalizer: Normalizer, frames: int = 1
 ) -> LinearObservation:
     """Returns what a linear operator of the physical field should give, in units of its tolerance; see the module.
 
@@ -166,8 +176,9 @@ def operator_rows(
         tau: The tolerance, in the units of the values.
         grid: The grid.
         normalizer: The way to physical units.
+        frames: The frames of a sample, each of which has these rows.
     """
-    mean = normalizer.mean.expand(1, 2, *grid.shape)
+    mean = normalizer.mean.expand(*((1,) if frames == 1 else (1, frames)), 2, *grid.shape)
     y = (target - operator(mean, grid)) / tau
     present = grid.valid.to(y.device) if y.shape[-2:] == grid.shape else torch.ones_like(y, dtype=torch.bool)
     return LinearObservation(

@@ -10,7 +10,7 @@ is exact in the limit, whatever is observed beside.
 
     D <- D - w s^2 / (sd^2 + s^2) grad E(D),    E = sum w_L |L u - target|^2 / |L|^2 / (2 std^2),
 
-below a threshold of the noise level, clipped to the length of `z - D`, each sample by itself (the gradient on the
+below a threshold of the noise level, clipped to the length of `z - D`, each frame by itself (the gradient on the
 Tweedie estimate of Chung et al., ICLR 2023, with the Jacobian s^2 / (sd^2 + s^2) of a white prior in its place; for
 partial differential equations Huang et al., DiffusionPDE, NeurIPS 2024). |L|^2, the largest eigenvalue of L^T L on the
 grid, makes the energy independent of grid and units: a weight of 1 is one full Richardson step for the shortest waves,
@@ -19,12 +19,15 @@ and weights of up to 2 together are stable.
 **hard**: the finished field is moved to the nearest one without divergence, the observed cells held. Real flows seen at
 a finite resolution are not free of divergence: this is for those that are by construction.
 
+What is known holds in every frame of a sequence `(B, T, 2, H, W)`.
+
 In training (`train.py physics=divergence`) E of the estimate, over `1 + s^2`, joins the loss.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -32,7 +35,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.diffusion.denoiser import column
+from vecfield_diffusion.axes import column, total
 from vecfield_diffusion.diffusion.losses import Penalty
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.diffusion.observation import Observation
@@ -85,7 +88,7 @@ class NoPhysics:
         """Returns what is to be said of the terms and their tolerances; None for nothing."""
         return None
 
-    def rows(self, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
+    def rows(self, normalizer: Normalizer, grid: Grid, frames: int = 1) -> Sequence[LinearObservation]:
         """No further observations."""
         return ()
 
@@ -195,31 +198,33 @@ class Physics(NoPhysics):
         """Returns the mode and the tolerance of each term."""
         return f"physics.mode={self.mode}: " + ", ".join(f"{term.name} (tau {term.tau:.3g})" for term in self.terms)
 
-    def rows(self, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
-        """Returns the terms as linear observations of normalised fields, over tau: their error is 1."""
+    def rows(self, normalizer: Normalizer, grid: Grid, frames: int = 1) -> Sequence[LinearObservation]:
+        """Returns the terms as linear observations of normalised fields of `frames`, over tau: their error is 1."""
         if self.mode != "rows":
             return ()
         like = normalizer.std
-        return [operator_rows(term.operator, term.aim(like), term.tau, grid, normalizer) for term in self.terms]
+        given = grid, normalizer, frames
+        return [operator_rows(term.operator, term.aim(like), term.tau, *given) for term in self.terms]
 
     def energy(self, velocity: Tensor, std: Tensor, grid: Grid, norms: list[Tensor]) -> Tensor:
         """Returns E of every sample `(B,)`, dimensionless, of velocities `(B, 2, H, W)` in physical units.
 
         See `norms`.
         """
-        total = torch.zeros(len(velocity), dtype=velocity.dtype, device=velocity.device)
+        energy = torch.zeros(len(velocity), dtype=velocity.dtype, device=velocity.device)
         for term, norm in zip(self.terms, norms, strict=True):
             values = term.operator(velocity, grid)
             excess = (values - term.aim(values)) / std
             if values.shape[-2:] == grid.shape:
                 excess = torch.where(grid.valid, excess, 0.0)
-            total = total + term.weight / 2 / norm * excess.square().sum(dim=(1, 2, 3))
+            energy = energy + term.weight / 2 / norm * total(excess.square())
         if self.kinetic_energy is not None:
             cells = grid.valid.sum()
-            mean = torch.where(grid.valid, velocity, 0.0).square().sum(dim=(1, 2, 3)) / (2 * cells)
-            # Of its root, whose gradient has the length 1 / sqrt(2 cells) everywhere.
-            total = total + (mean.sqrt() - self.kinetic_energy**0.5) ** 2 * cells / std**2
-        return total
+            mean = torch.where(grid.valid, velocity, 0.0).square().sum(dim=(-3, -2, -1)) / (2 * cells)
+            # Of its root, whose gradient has the length 1 / sqrt(2 cells) everywhere; that of each frame by itself.
+            excess = (mean.sqrt() - self.kinetic_energy**0.5) ** 2 * cells / std**2
+            energy = energy + excess.view(len(velocity), -1).sum(1)
+        return energy
 
     def norms(self, grid: Grid, like: Tensor) -> list[Tensor]:
         """Returns |L|^2 of each term on the grid."""
@@ -239,10 +244,10 @@ class Physics(NoPhysics):
                 x = x_hat.detach().requires_grad_()
                 energy = self.energy(normalizer.denormalize(x), normalizer.std, grid, norms)
                 (gradient,) = torch.autograd.grad(energy.sum(), x)
-            step = column(torch.where(s < self.below, s**2 / (1 + s**2), 0.0)) * gradient
-            length = step.flatten(1).norm(dim=1).clamp(min=torch.finfo(step.dtype).tiny)
-            limit = torch.where(grid.valid, z - x_hat, 0.0).flatten(1).norm(dim=1)
-            return x_hat - column((limit / length).clamp(max=1)) * step
+            step = column(torch.where(s < self.below, s**2 / (1 + s**2), 0.0), z) * gradient
+            length = step.flatten(-3).norm(dim=-1).clamp(min=torch.finfo(step.dtype).tiny)
+            limit = torch.where(grid.valid, z - x_hat, 0.0).flatten(-3).norm(dim=-1)
+            return x_hat - (limit / length).clamp(max=1)[..., None, None, None] * step
 
         return guided
 
@@ -250,10 +255,11 @@ class Physics(NoPhysics):
         """Returns E of the estimate for each of its values, over `1 + s^2`, as a term of training."""
         norms, values = self.norms(grid, normalizer.std), 2 * grid.valid.sum()
 
-        def energy(x_hat: Tensor, s: Tensor) -> Tensor:
-            return self.energy(normalizer.denormalize(x_hat), normalizer.std, grid, norms) / values / (1 + s**2)
+        def mean_energy(x_hat: Tensor, s: Tensor) -> Tensor:
+            energy = self.energy(normalizer.denormalize(x_hat), normalizer.std, grid, norms)
+            return energy / (math.prod(x_hat.shape[1:-3]) * values) / (1 + s**2)
 
-        return energy
+        return mean_energy
 
     def finish(self, x: Tensor, observation: Observation, normalizer: Normalizer, grid: Grid) -> Tensor:
         """Returns the nearest field without divergence that keeps the observed cells, in hard mode."""
@@ -264,7 +270,7 @@ class Physics(NoPhysics):
 
 def mean_velocity(velocity: Tensor, grid: Grid) -> Tensor:
     """Returns the mean of `(B, 2, H, W)` over the valid cells, `(B, 2, 1, 1)`."""
-    return torch.where(grid.valid, velocity, 0.0).sum(dim=(2, 3), keepdim=True) / grid.valid.sum()
+    return torch.where(grid.valid, velocity, 0.0).sum(dim=(-2, -1), keepdim=True) / grid.valid.sum()
 
 
 def through_walls(velocity: Tensor, grid: Grid) -> Tensor:

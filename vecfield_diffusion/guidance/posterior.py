@@ -26,7 +26,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.diffusion.denoiser import DenoiserFunction, column
+from vecfield_diffusion.axes import column
+from vecfield_diffusion.diffusion.denoiser import DenoiserFunction
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.guidance.inpainting import Bound, Inpainting
 from vecfield_diffusion.guidance.linear import LinearObservation, cells, stack
@@ -68,7 +69,7 @@ class Tangent:
             self._image = rows.forward(x_hat)
         self.x_hat, self.forward = x_hat.detach(), rows.forward
         self.missing = rows.y - self._image.detach()
-        self._square = column(s**2).to(z.dtype)
+        self._square = column(s**2, z).to(z.dtype)
 
     def gradient(self, w: Tensor) -> Tensor:
         """Returns `grad_z <A D(z), w>`, `(B, 2, H, W)`, for w `(B, K)`."""
@@ -151,7 +152,7 @@ class Solver:
         length = torch.where(moves, dot(p, self.residual) / curvature, 0.0)
         self.w = self.w + per_row(length, p) * p
         self.residual = self.residual - per_row(length, p) * image
-        self.correction = self.correction + column(length).to(pulled.dtype) * pulled
+        self.correction = self.correction + column(length, pulled).to(pulled.dtype) * pulled
         self.active = self.active & (dot(self.residual, self.residual) > self.enough)
         chosen = moves[:, None]
         return Direction(torch.where(chosen, p, 0.0), torch.where(chosen, image, 0.0), pulled, curvature)
@@ -170,7 +171,7 @@ class Solver:
         for weight, q, image, pull in zip(weights.T, basis[:-1], images, pulled, strict=True):
             self.w = self.w + per_row(weight, q) * q
             self.residual = self.residual - per_row(weight, q) * image
-            self.correction = self.correction + column(weight).to(pull.dtype) * pull
+            self.correction = self.correction + column(weight, pull).to(pull.dtype) * pull
 
 
 def orthogonal(rows: Tensor, basis: Sequence[Tensor]) -> Tensor:

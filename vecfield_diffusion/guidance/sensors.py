@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vecfield_diffusion.axes import u_and_v
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.guidance.linear import Components, LinearObservation, cells, footprint, radial
@@ -97,7 +98,7 @@ class Component(Sensor):
     def measure(self, truth: Tensor, grid: Grid) -> Tensor:
         """Returns the component that it reads; NaN in the other."""
         kept = torch.tensor([name in (self.component, "both") or self.component == "both" for name in "uv"])
-        return torch.where(kept.view(1, 2, 1, 1), truth, torch.nan)
+        return torch.where(kept.view(2, 1, 1), truth, torch.nan)
 
     def rows(self, observation: Observation, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
         """Returns rows of the chosen component."""
@@ -161,13 +162,14 @@ class Radial(Sensor):
 
     def readings(self, y: Tensor) -> dict[str, Tensor]:
         """Returns the velocity along the beams of each radar: what it recorded, else that of the observed field."""
-        angles = [torch.deg2rad(bearing).reshape(-1, 1, *bearing.shape[-2:]).to(y) for bearing in self.bearings]
-        beams = [torch.cat([angle.sin(), angle.cos()], dim=1) for angle in angles]
+        angles = [torch.deg2rad(bearing).to(y) for bearing in self.bearings]
+        angles = [angle[None, None] if angle.ndim == 2 else angle for angle in angles]
+        beams = [torch.cat([angle.sin(), angle.cos()], dim=-3) for angle in angles]
         if self.records:
             values = [value for value, _ in self.records]
             return {name: value * beam for name, value, beam in zip(self.velocity, values, beams, strict=True)}
         names = [f"seen from {x:g}, {y:g}" for x, y in self.sites]
-        return {name: (y * beam).sum(dim=1, keepdim=True) * beam for name, beam in zip(names, beams, strict=True)}
+        return {name: (y * beam).sum(dim=-3, keepdim=True) * beam for name, beam in zip(names, beams, strict=True)}
 
     @property
     def cells(self) -> Tensor | None:
@@ -189,7 +191,7 @@ class Radial(Sensor):
         cases = cases.cpu()
         return self._with(
             records=[(value[cases], None if error is None else error[cases]) for value, error in self.records],
-            bearings=[bearing[cases] if bearing.ndim == 4 else bearing for bearing in self.bearings],
+            bearings=[bearing if bearing.ndim == 2 else bearing[cases] for bearing in self.bearings],
         )
 
     def _with(self, **changes: Any) -> Radial:
@@ -217,7 +219,8 @@ class Radial(Sensor):
     def projected(self, bearing: Tensor, observation: Observation) -> LinearObservation:
         """Returns an observed field as one radar measures it."""
         radians = torch.deg2rad(bearing)
-        y = observation.y[:, :1] * radians.sin() + observation.y[:, 1:] * radians.cos()
+        u, v = u_and_v(observation.y)
+        y = u * radians.sin() + v * radians.cos()
         return radial(bearing, y, observation.error, observation.observed)
 
 
@@ -241,8 +244,9 @@ class Footprint(Sensor):
     def measure(self, truth: Tensor, grid: Grid) -> Tensor:
         """Returns averages over the wet cells of each footprint; NaN where one of them is unknown."""
         zero = torch.zeros_like(truth)
+        one = zero.narrow(-3, 0, 1)
         wet = torch.where(grid.valid, truth, 0.0)
-        return footprint(self.size, grid, zero, zero[:, :1], zero[:, :1] == 0).forward(wet)
+        return footprint(self.size, grid, zero, one, one == 0).forward(wet)
 
     def rows(self, observation: Observation, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
         """Returns the averages of both components. The mean field is averaged, too."""

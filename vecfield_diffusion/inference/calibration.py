@@ -44,8 +44,8 @@ def fit_factor(members: Tensor, truth: Tensor, where: Tensor) -> float:
     m = len(members)
     if m < 2:
         raise ValueError(f"members must be >= 2, a spread needs two, got {m}")
-    cells = where & truth.isfinite().all(dim=1, keepdim=True)
-    x, y = members.movedim(-3, -4)[..., cells[:, 0]].double(), truth.movedim(-3, -4)[:, cells[:, 0]].double()
+    cells = (where & truth.isfinite().all(dim=-3, keepdim=True)).squeeze(-3)
+    x, y = members.movedim(-3, 1)[..., cells].double(), truth.movedim(-3, 0)[..., cells].double()
     if not (y.numel() and (x != x[0]).any()):
         raise ValueError("members must differ somewhere among the cells that count, got one field")
     error, variance = (x.mean(dim=0) - y).square().sum(), x.var(dim=0).sum()

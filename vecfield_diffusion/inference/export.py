@@ -30,6 +30,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from vecfield_diffusion.atomic import replacing
+from vecfield_diffusion.axes import column
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.errors import UserError
@@ -55,13 +56,14 @@ CONVENTIONS = [
     "    z = d + (r / s) * (z - d),  d = D(z, s, ...)    (Euler; DPM-Solver++(2M) on the same levels is better)",
     "dx and dy are the spacing of each row in metres; dy is negative where rows run southward.",
 ]
+#: With T frames in place of `...` for a network of sequences.
 INPUTS = {
-    "z": "float32 (B, 2, H, W)",
+    "z": "float32 (B, ...2, H, W)",
     "s": "float32 (B,)",
-    "y": "float32 (B, 2, H, W)",
-    "observed": "bool (B, 1, H, W)",
-    "sigma_y": "float32 (B, 1, H, W)",
-    "valid": "bool (B, 1, H, W)",
+    "y": "float32 (B, ...2, H, W)",
+    "observed": "bool (B, ...1, H, W)",
+    "sigma_y": "float32 (B, ...1, H, W)",
+    "valid": "bool (B, ...1, H, W)",
 }
 
 
@@ -186,7 +188,7 @@ class _Program(nn.Module):
         return self.denoiser(z, s, Observation(y, observed, sigma_y, valid))
 
 
-def save_program(path: Path, denoiser: Denoiser, grid: Grid, units: str = "m s-1") -> None:
+def save_program(path: Path, denoiser: Denoiser, grid: Grid, units: str = "m s-1", frames: int = 1) -> None:
     """Writes the denoiser as a program of torch.export (`.pt2`), whole or not at all.
 
     It is compared with the denoiser at three noise levels before it is written.
@@ -196,6 +198,7 @@ def save_program(path: Path, denoiser: Denoiser, grid: Grid, units: str = "m s-1
         denoiser: The denoiser, on the CPU.
         grid: The grid that it was trained on.
         units: The units of the velocity.
+        frames: The frames of the sequences that it was trained on.
 
     Raises:
         UserError: The formulation needs more than the observation, or the denoiser cannot be exported.
@@ -212,18 +215,18 @@ def save_program(path: Path, denoiser: Denoiser, grid: Grid, units: str = "m s-1
         )
     # A copy in the plain order of memory, which is the only one that the file keeps.
     module = _Program(copy.deepcopy(denoiser.in_float32())).to(memory_format=torch.contiguous_format).eval()
-    exported = _export(module, grid)
+    exported = _export(module, grid, frames)
     for graph in exported.graph_module.modules():
         for node in graph.graph.nodes:
             node.meta.pop("stack_trace", None)  # paths of this machine
     for name, value in exported.constants.items():  # whole tensors, not views of larger ones
         exported.constants[name] = value.clone() if isinstance(value, Tensor) else value
-    buffer, about = io.BytesIO(), json.dumps(describe(denoiser, grid, units))
+    buffer, about = io.BytesIO(), json.dumps(describe(denoiser, grid, units, frames))
     torch.export.save(exported, buffer, extra_files={PROGRAM_FILE: about})
     _write(path, buffer.getvalue())
 
 
-def _export(module: _Program, grid: Grid) -> torch.export.ExportedProgram:
+def _export(module: _Program, grid: Grid, frames: int) -> torch.export.ExportedProgram:
     """Returns the program, which gives what the module gives. Raises UserError where there is none."""
     diffusion = module.denoiser.diffusion
     levels = torch.tensor(
@@ -231,7 +234,7 @@ def _export(module: _Program, grid: Grid) -> torch.export.ExportedProgram:
     )
     diffusion.time(levels.double())  # what a formulation tabulates once must be there before it is traced
     batch = torch.export.Dim("batch", min=1)
-    example, other = _example(levels[:2], grid), _example(levels, grid)
+    example, other = _example(levels[:2], grid, frames), _example(levels, grid, frames)
     try:
         with torch.no_grad(), warnings.catch_warnings(action="ignore"):
             exported = torch.export.export(module, example, dynamic_shapes=({0: batch},) * len(example))
@@ -244,26 +247,28 @@ def _export(module: _Program, grid: Grid) -> torch.export.ExportedProgram:
     return exported
 
 
-def _example(s: Tensor, grid: Grid) -> tuple[Tensor, ...]:
+def _example(s: Tensor, grid: Grid, frames: int) -> tuple[Tensor, ...]:
     """Returns arguments of the program, one sample for each level."""
-    n, generator = len(s), torch.Generator().manual_seed(0)
-    y, noise = (torch.randn(n, 2, *grid.shape, generator=generator) for _ in range(2))
-    observed = torch.rand(n, 1, *grid.shape, generator=generator) < 0.5
-    valid = grid.valid.cpu().expand(n, 1, *grid.shape).clone()
-    return y + s[:, None, None, None] * noise, s, y, observed & valid, torch.full((n, 1, *grid.shape), 0.01), valid
+    lead, generator = (len(s),) if frames == 1 else (len(s), frames), torch.Generator().manual_seed(0)
+    y, noise = (torch.randn(*lead, 2, *grid.shape, generator=generator) for _ in range(2))
+    observed = torch.rand(*lead, 1, *grid.shape, generator=generator) < 0.5
+    valid = grid.valid.cpu().expand(observed.shape).clone()
+    return y + column(s, y) * noise, s, y, observed & valid, torch.full(observed.shape, 0.01), valid
 
 
-def describe(denoiser: Denoiser, grid: Grid, units: str) -> dict[str, Any]:
+def describe(denoiser: Denoiser, grid: Grid, units: str, frames: int = 1) -> dict[str, Any]:
     """Returns what one must know to use a program, in plain values: conventions, grid, mean, std, levels."""
     state = grid.state_dict() | {"valid": grid.valid.int()}
     plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in state.items()}
+    time = {"frames": frames} if frames > 1 else {}
     return {
         "format": "vecfield-program",
         "version": VERSION,
-        "inputs": INPUTS,
+        "inputs": {name: text.replace("...", "T, " if time else "") for name, text in INPUTS.items()},
         "conventions": CONVENTIONS,
         "units": units,
         "shape": list(grid.shape),
+        **time,
         "grid": plain,
         "std": denoiser.normalizer.std.item(),
         "mean": denoiser.normalizer.mean.tolist(),

@@ -13,7 +13,7 @@ from torch import Tensor
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.guidance.inpainting import Bound
-from vecfield_diffusion.inference.ensemble import member_noise, member_seed, report
+from vecfield_diffusion.inference.ensemble import member_noise, report, seeds_of
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.samplers.likelihood import log_likelihood
 
@@ -28,7 +28,7 @@ def nats_per_value(
     levels: Tensor,
     mode: Literal["hutchinson", "exact"],
     seed: int,
-    numbers: Sequence[int],
+    numbers: Sequence[int] | Sequence[Sequence[int]],
     batch: int = 64,
     progress: Callable[[int], None] = lambda fields: None,
 ) -> Tensor:
@@ -46,13 +46,13 @@ def nats_per_value(
         levels: See `log_likelihood`.
         mode: `exact`, one vector-Jacobian product a value and level, or `hutchinson`, one random one a level.
         seed: Of the probes of `hutchinson`.
-        numbers: The number of each case, which its probes are made of.
+        numbers: The number of each case, which its probes are made of; see `sample_ensemble`.
         batch: Fields computed at once.
         progress: Called after each evaluation with the number of fields that it worked on.
     """
     exact = denoiser.in_float32()
     truth = truth.to(observation.y.device)
-    known = truth[:, :1].isfinite() & observation.valid
+    known = truth.narrow(-3, 0, 1).isfinite() & observation.valid
     observation = denoiser.diffusion.with_background(
         replace(observation, valid=known, observed=observation.observed & known), grid
     )
@@ -61,7 +61,7 @@ def nats_per_value(
     for first in range(0, len(truth), batch):
         chosen = slice(first, first + batch)
         part, worked = observation[chosen], partial(report, progress, len(x0[chosen]))
-        noise = member_noise([member_seed(seed, number, 0) for number in numbers[chosen]], part.y.shape[1:], part.y)
+        noise = member_noise([seeds_of(seed, number, 0) for number in numbers[chosen]], part.y.shape[1:], part.y)
         bound = Bound(exact, part)
         nats = log_likelihood(bound, x0[chosen], levels, mode, noise, 1, part.valid, worked, part.background)
         out.append((nats / (2 * part.valid.flatten(1).sum(1))).cpu())

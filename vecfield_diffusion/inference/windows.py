@@ -1,5 +1,7 @@
 """Fields larger than those of the network: overlapping windows, blended at every call of the denoiser.
 
+They overlap in y and x, and those of sequences `(B, T, 2, H, W)` in time, too.
+
 With windows w of the size of the network's fields, R_w the restriction to one of them and `p_w > 0` a weight that falls
 towards its border,
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -64,6 +67,10 @@ class Cover:
         cells = (first + torch.arange(size, device=device)) % length
         return cls(cells, window, place.gather(0, window), weight / weight.sum(0))
 
+    def of_turn(self, turn: int, axis: int, axes: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns `window`, `place` and `weight` of one of c turns, `(N,)`, along an axis of as many; see `along`."""
+        return tuple(along(each[turn], axis, axes) for each in (self.window, self.place, self.weight))
+
 
 def starts(length: int, size: int, overlap: int, periodic: bool) -> list[int]:
     """Returns the first cell of each window, evenly spaced to a cell.
@@ -107,9 +114,11 @@ class Windowed:
 
     Arguments:
         denoiser: Of normalised fields of `size`.
-        size: The rows and columns of a window. A field with fewer is filled up by cells outside the domain, and does
-            not close on itself along that axis.
-        overlap: By how much neighbours overlap at least: in cells or, as a float, as a share of `size`.
+        size: The rows and columns of a window, `(h, w)`, or its frames, rows and columns, `(T, h, w)`. A field with
+            fewer is filled up by cells and frames outside the domain, and does not close on itself along that axis.
+            Without frames, windows of sequences have all of them.
+        overlap: By how much neighbours overlap at least: in cells and frames or, as a float, as a share of `size`; one
+            for all axes, or one for each.
         periodic: Whether y and x close on themselves: then windows lie across the seam as anywhere.
         batch: Windows computed at once.
 
@@ -120,15 +129,16 @@ class Windowed:
     def __init__(
         self,
         denoiser: DenoiserFunction,
-        size: tuple[int, int],
-        overlap: float | int = 0.25,
+        size: tuple[int, ...],
+        overlap: float | int | Sequence[float | int] = 0.25,
         periodic: tuple[bool, bool] = (False, False),
         batch: int = 64,
     ) -> None:
-        if min(size) < 1:
-            raise ValueError(f"size must be >= 1 along both axes, got {tuple(size)}")
-        cells = [int(overlap * n) if isinstance(overlap, float) else overlap for n in size]
-        if overlap < 0 or any(overlapping >= n for overlapping, n in zip(cells, size, strict=True)):
+        if min(size) < 1 or len(size) not in (2, 3):
+            raise ValueError(f"size must be >= 1 along two axes or three, got {tuple(size)}")
+        shares = [overlap] * len(size) if isinstance(overlap, float | int) else overlap
+        cells = [int(share * n) if isinstance(share, float) else share for share, n in zip(shares, size, strict=True)]
+        if any(not 0 <= overlapping < n for overlapping, n in zip(cells, size, strict=True)) or min(shares) < 0:
             raise ValueError(f"overlap must be >= 0 and less than a window of {tuple(size)} cells, got {overlap}")
         if batch < 1:
             raise ValueError(f"batch must be >= 1, got {batch}")
@@ -159,6 +169,8 @@ class Windowed:
     def __call__(self, z: Tensor, s: Tensor, observation: Observation) -> Tensor:
         """Returns the posterior mean `(B, 2, H, W)` of fields of any size, 0 outside the domain.
 
+        Of sequences, `(B, T, 2, H, W)`, of any number of frames.
+
         See `Denoiser.forward`.
         """
         return self._blended(self.denoiser, z, s, observation)
@@ -167,66 +179,109 @@ class Windowed:
         """Returns the posterior mean and the fraction of the variance, blended alike; see `Denoiser.moments`."""
 
         def joined(*arguments: Tensor | Observation) -> Tensor:
-            return torch.cat([part for part in self.denoiser.moments(*arguments) if part is not None], dim=1)
+            return torch.cat([part for part in self.denoiser.moments(*arguments) if part is not None], dim=-3)
 
         both = self._blended(joined, z, s, observation)
-        return both[:, :2], both[:, 2:] if both.shape[1] > 2 else None
+        return both[..., :2, :, :], both[..., 2:, :, :] if both.shape[-3] > 2 else None
 
     def _blended(self, denoiser: DenoiserFunction, z: Tensor, s: Tensor, observation: Observation) -> Tensor:
         """Returns `sum_w R_w^T (q_w D(R_w z, s))`, `(B, C, H, W)`, C the channels that `denoiser` returns."""
-        n, _, height, width = z.shape
-        bottom, right = (max(size - length, 0) for size, length in zip(self.size, (height, width), strict=True))
-
-        def fill(tensor: Tensor) -> Tensor:
-            return F.pad(tensor, (0, right, 0, bottom)) if tensor.shape[-2:] == (height, width) else tensor
-
-        if bottom or right:
-            return self._blended(denoiser, fill(z), s, observation.apply(fill))[..., :height, :width]
+        n, shape = len(z), places(z)
+        size, *rest = self._axes(shape)
+        more = tuple(max(wanted - length, 0) for wanted, length in zip(size, shape, strict=True))
+        if any(more):
+            fill = partial(filled, shape=shape, more=more)
+            whole = self._blended(denoiser, fill(z), s, observation.apply(fill))
+            return whole[inside(shape)]
         observation = observation.apply(lambda tensor: tensor.expand(n, *tensor.shape[1:]))
-        axes = zip((height, width), self.size, self.overlap, self.periodic, strict=True)
-        down, across = (Cover.of(*axis, z.device) for axis in axes)
-        wet = observation.valid[:, 0, down.cells].any(2)[:, :, across.cells].any(3)
+        covers = [Cover.of(*axis, z.device) for axis in zip(shape, size, *rest, strict=True)]
+        wet = observation.valid.select(-3, 0)
+        for axis, cover in enumerate(covers, 1):
+            wet = wet.movedim(axis, -1)[..., cover.cells].any(-1).movedim(-1, axis)
         wet = wet | ~wet.any()  # no domain at all: the shape of what comes out has to come from somewhere
         chosen, values = wet.nonzero().split(self.batch), []
-        for sample, i, j in (places.T for places in chosen):
-            part = partial(cut, shape=(height, width), sample=sample, rows=down.cells[i], columns=across.cells[j])
+        for sample, *numbers in (group.T for group in chosen):
+            cells = [cover.cells[number] for cover, number in zip(covers, numbers, strict=True)]
+            part = partial(cut, shape=shape, sample=sample, cells=cells)
             arguments = part(z), s[sample], observation.apply(part)
             values.append(denoiser(*arguments) if len(chosen) == 1 else anew(denoiser, *arguments))
         number = (wet.flatten().cumsum(0) - 1).clamp(min=0).view_as(wet)
-        return torch.where(observation.valid, blend(torch.cat(values), number, down, across), 0.0)
+        return torch.where(observation.valid, blend(torch.cat(values), number, covers), 0.0)
+
+    def _axes(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...]]:
+        """Returns size, overlap and whether it is periodic of the windows along each axis of a field of `shape`.
+
+        Where windows have no length in time, all frames belong to each.
+        """
+        time = len(shape) - len(self.size)
+        if time not in (0, 1):
+            raise ValueError(f"windows of {self.size} need fields with {len(self.size)} axes or more, got {shape}")
+        return shape[:time] + self.size, (0,) * time + self.overlap, (False,) * (len(shape) - 2) + self.periodic
 
 
-def cut(tensor: Tensor, shape: tuple[int, int], sample: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Returns windows of a tensor of fields, `(P, C, h, w)`; of one of another shape, the samples alone.
+def places(fields: Tensor) -> tuple[int, ...]:
+    """Returns `(H, W)` of fields `(B, C, H, W)`, `(T, H, W)` of `(B, T, C, H, W)`."""
+    return (*fields.shape[1:-3], *fields.shape[-2:])
+
+
+def filled(tensor: Tensor, shape: tuple[int, ...], more: tuple[int, ...]) -> Tensor:
+    """Returns a tensor of fields with `more` cells of 0 or False after the end of each axis that is as long as theirs.
 
     Arguments:
-        tensor: `(B, C, H, W)`, or `(B, ...)` for what does not depend on the cell.
-        shape: `(H, W)`.
-        sample: The sample of each window, `(P,)`.
-        rows: Its rows, `(P, h)`.
-        columns: Its columns, `(P, w)`.
+        tensor: `(B, C, H, W)` or `(B, T, C, H, W)`, 1 long along axes that it does not depend on.
+        shape: The lengths of the axes of the fields, `(H, W)` or `(T, H, W)`.
+        more: The cells to add to each.
     """
-    if tensor.shape[-2:] != shape:
-        return tensor[sample]
-    windows = tensor[sample[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return windows.permute(0, 3, 1, 2).contiguous()
+    wanted = [add if length == full else 0 for length, full, add in zip(places(tensor), shape, more, strict=True)]
+    rows, columns = wanted[-2:]
+    return F.pad(tensor, (0, columns, 0, rows, 0, 0, *((0, wanted[0]) if len(shape) > 2 else ())))
 
 
-def blend(values: Tensor, number: Tensor, down: Cover, across: Cover) -> Tensor:
-    """Returns the sum of windows by their weights, `(B, C, H, W)`.
+def inside(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """Returns the index of the first cells of a tensor of fields, as many as `shape` has."""
+    *time, rows, columns = (slice(length) for length in shape)
+    return (slice(None), *time, slice(None), rows, columns)
+
+
+def cut(tensor: Tensor, shape: tuple[int, ...], sample: Tensor, cells: Sequence[Tensor]) -> Tensor:
+    """Returns windows of a tensor of fields, `(P, C, h, w)` or `(P, T, C, h, w)`, 1 long where the tensor is.
+
+    Arguments:
+        tensor: `(B, C, H, W)` or `(B, T, C, H, W)`, 1 long along axes that it does not depend on.
+        shape: The lengths of the axes of the fields, `(H, W)` or `(T, H, W)`.
+        sample: The sample of each window, `(P,)`.
+        cells: Its cells along each of these axes, `(P, n)`.
+    """
+    own = places(tensor)
+    lengths = zip(cells, own, shape, strict=True)
+    chosen = [each if length == full else torch.zeros_like(each[:, :1]) for each, length, full in lengths]
+    # Every axis of the windows has an axis of the index, after that of the windows themselves.
+    index = [along(each, axis, len(own)) for axis, each in enumerate(chosen)]
+    windows = tensor.movedim(-3, -1)[(sample.view(-1, *(1 for _ in own)), *index)]
+    return windows.movedim(-1, -3).contiguous()
+
+
+def along(values: Tensor, axis: int, axes: int) -> Tensor:
+    """Returns `(..., n)` as `(..., 1, n, 1)`, with n at the given one of as many axes."""
+    return values.view(*values.shape[:-1], *(values.shape[-1] if axis == other else 1 for other in range(axes)))
+
+
+def blend(values: Tensor, number: Tensor, covers: Sequence[Cover]) -> Tensor:
+    """Returns the sum of windows by their weights, `(B, C, H, W)` or `(B, T, C, H, W)`.
 
     A sum of what is gathered, not scattered: its order is that of the windows, on any device.
 
     Arguments:
-        values: The windows, `(P, C, h, w)`.
-        number: Which of them is the i-th down and j-th across of each sample, `(B, i, j)`.
-        down: The windows along y.
-        across: The windows along x.
+        values: The windows, `(P, C, h, w)` or `(P, T, C, h, w)`.
+        number: Which of them is the i-th along the first axis, the j-th along the second, ... of each sample,
+            `(B, i, j)` or `(B, t, i, j)`.
+        covers: The windows along each axis.
     """
-    total = values.new_zeros(())
-    for a, b in product(range(len(down.window)), range(len(across.window))):
-        rows, columns = (down.window[a][:, None], down.place[a][:, None]), (across.window[b], across.place[b])
-        weight = (down.weight[a][:, None] * across.weight[b])[..., None].to(values.dtype)
-        part = values[number[:, rows[0], columns[0]], :, rows[1], columns[1]]
-        total = torch.addcmul(total, weight, part)
-    return total.permute(0, 3, 1, 2).contiguous()
+    total, axes, values = values.new_zeros(()), len(covers), values.movedim(-3, -1)
+    for turn in product(*(range(len(cover.window)) for cover in covers)):
+        held = [cover.of_turn(one, i, axes) for i, (cover, one) in enumerate(zip(covers, turn, strict=True))]
+        window, place, weight = zip(*held, strict=True)
+        shares = math.prod(weight)[..., None].to(values.dtype)
+        part = values[(number[(slice(None), *window)], *place)]
+        total = torch.addcmul(total, shares, part)
+    return total.movedim(-1, -3).contiguous()

@@ -11,6 +11,8 @@ parametrization. That of a plain network has scalars alone (Karras et al., NeurI
 
 A network that builds on an estimate of its own (`Residual`, `GaussianResidual`) is a parametrization itself. Training
 minimises the squared error of F, which is that of D with the weight 1 / out^2.
+
+Shapes are those of snapshots. Sequences have a further axis, of the frames, after that of the batch: `(B, T, 2, H, W)`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from vecfield_diffusion.axes import column
 
 
 class Conditions(NamedTuple):
@@ -102,8 +106,8 @@ class Parametrization:
         """
         c = scalars(s)
         # c_in scales the noisy state alone: at high noise it would drown the observations.
-        channels = torch.cat([column(c.c_in) * z, known.channels], dim=1)
-        return Preconditioned(column(c.c_skip) * z, c.c_out, channels, c.c_noise)
+        channels = torch.cat([column(c.c_in, z) * z, known.channels], dim=-3)
+        return Preconditioned(column(c.c_skip, z) * z, c.c_out, channels, c.c_noise)
 
     def weight(self, s: Tensor, out: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
         """Returns the weight of the squared error of D in the loss, `(B,)`, at levels `s` in float64.
@@ -118,8 +122,3 @@ class Parametrization:
 
 #: The parametrization of every network that is none itself.
 BY_SCALARS = Parametrization()
-
-
-def column(values: Tensor) -> Tensor:
-    """Reshapes `(B,)` to `(B, 1, 1, 1)`, a number for each sample."""
-    return values[:, None, None, None]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vecfield_diffusion.models.base import Conditions, Parametrization, Preconditioned, Scalars, column
 from vecfield_diffusion.models.eigenfields import Eigenfields
 from vecfield_diffusion.models.modes import MeanVariance, Modes
-from vecfield_diffusion.models.unet import UNet
+from vecfield_diffusion.models.unet import Time, UNet
 from vecfield_diffusion.models.waves import Waves
 
 FIELD = 2  # channels of the noisy field; what is known follows
@@ -43,6 +43,8 @@ class GaussianResidual(nn.Module, Parametrization):
         embedding: See `UNet`.
         patch: See `UNet`.
         dropout: See `UNet`.
+        frames: See `UNet`.
+        time: See `UNet`.
 
     Attributes:
         field: The Gaussian field; None until `learn`, or until it is loaded.
@@ -65,9 +67,11 @@ class GaussianResidual(nn.Module, Parametrization):
         embedding: int = 256,
         patch: int = 1,
         dropout: float = 0.0,
+        frames: int = 1,
+        time: Time = "channels",
     ) -> None:
         super().__init__()
-        sizes = (channels, blocks, attention, embedding, patch, dropout)
+        sizes = (channels, blocks, attention, embedding, patch, dropout, frames, time)
         self.network = UNet(in_channels + 2 * FIELD, out_channels, periodic, *sizes)
         self.field = None
 
@@ -92,9 +96,9 @@ class GaussianResidual(nn.Module, Parametrization):
     ) -> Preconditioned:
         """See `Parametrization`; of the formulation c_noise alone enters."""
         mean, c = self.posterior(z, s, known.y, known.observed, known.error, known.valid)
-        innovation = torch.where(known.observed, (known.y - mean) / column(c), 0.0)
-        noise = torch.where(known.valid, (z - mean) / column(s), 0.0)
-        channels = torch.cat([noise, known.channels, mean, innovation], dim=1)
+        innovation = torch.where(known.observed, (known.y - mean) / column(c, z), 0.0)
+        noise = torch.where(known.valid, (z - mean) / column(s, z), 0.0)
+        channels = torch.cat([noise, known.channels, mean, innovation], dim=-3)
         return Preconditioned(mean, c, channels, scalars(s).c_noise)
 
     def weight(self, s: Tensor, out: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:

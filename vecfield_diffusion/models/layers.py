@@ -98,6 +98,46 @@ class Attention(nn.Module):
         return x + self.out(y.transpose(-1, -2).reshape(n, c, h, w))
 
 
+class TimeAttention(nn.Module):
+    """Attention of every cell along the frames of a sequence, added to its input.
+
+    What a frame takes from another depends on how far apart they are, by a number for each lag and head that is added
+    to the logits (Shaw et al., NAACL 2018; Raffel et al., JMLR 2020, section 2.1). At the start every head looks at one
+    lag - none, a frame before, a frame after, two before, ... - and the layer is the identity.
+
+    Arguments:
+        channels: Channels of input and output.
+        frames: The frames of a sequence, at least; lags beyond are taken for the largest.
+        head: Channels of one head, where they divide `channels`.
+    """
+
+    def __init__(self, channels: int, frames: int, head: int = 8) -> None:
+        super().__init__()
+        self.heads, self.frames = math.gcd(channels, max(1, channels // head)), frames
+        self.norm = nn.GroupNorm(groups(channels), channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero(nn.Conv2d(channels, channels, 1))
+        lags = torch.arange(2 * frames - 1)
+        preferred = lags[(lags - (frames - 1)).abs().argsort(stable=True)[torch.arange(self.heads) % len(lags)]]
+        self.lags = nn.Parameter(-(lags - preferred[:, None]).abs().float())
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """Returns `(B T, C, H, W)` of the same, the `frames` T of a sequence following one another."""
+        c, h, w = x.shape[1:]
+        qkv = self.qkv(self.norm(x)).view(-1, frames, 3, self.heads, c // self.heads, h * w)
+        # Sequences of T vectors of a head, one for each cell.
+        q, k, v = qkv.permute(2, 0, 5, 3, 1, 4).flatten(1, 2).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias(frames, x.device).to(q.dtype))
+        y = y.view(-1, h * w, self.heads, frames, c // self.heads).permute(0, 3, 2, 4, 1).reshape(-1, c, h, w)
+        return x + self.out(y)
+
+    def bias(self, frames: int, device: torch.device) -> Tensor:
+        """Returns what is added to the logits, `(heads, T, T)`: for each frame, of each frame that it looks at."""
+        places = torch.arange(frames, device=device)
+        lag = (places - places[:, None]).clamp(1 - self.frames, self.frames - 1)
+        return self.lags[:, lag + self.frames - 1]
+
+
 def groups(channels: int) -> int:
     """Returns groups of a GroupNorm: about 16 channels each, and a divisor of `channels`."""
     return math.gcd(channels, max(1, channels // 16))

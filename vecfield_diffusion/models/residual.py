@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from vecfield_diffusion.models.base import Conditions, Parametrization, Preconditioned, Scalars
-from vecfield_diffusion.models.unet import UNet
+from vecfield_diffusion.models.unet import Time, UNet
 
 FIELD = 2  # channels of the noisy field; what is known follows
 #: The share of the last batch in the running variance: a memory of about 100 batches.
@@ -46,7 +46,7 @@ class AroundMean(Parametrization, ABC):
     ) -> Preconditioned:
         """See `Parametrization`; the mean counts as a constant."""
         mean, scale = known.mean.detach(), self.scale
-        beside = known._replace(channels=torch.cat([known.channels, mean], dim=1))
+        beside = known._replace(channels=torch.cat([known.channels, mean], dim=-3))
         residual = torch.where(known.valid, (z - mean) / scale, 0.0)
         skip, out, channels, noise = super().precondition(residual, s / scale, beside, scalars)
         return Preconditioned(mean + scale * skip, scale * out, channels, noise)
@@ -70,6 +70,8 @@ class Residual(nn.Module, AroundMean):
         embedding: See `UNet`.
         patch: See `UNet`.
         dropout: See `UNet`.
+        frames: See `UNet`.
+        time: See `UNet`.
 
     Attributes:
         variance: The mean square of the residual, a running mean over training; it is kept with the weights.
@@ -89,9 +91,11 @@ class Residual(nn.Module, AroundMean):
         embedding: int = 256,
         patch: int = 1,
         dropout: float = 0.0,
+        frames: int = 1,
+        time: Time = "channels",
     ) -> None:
         super().__init__()
-        sizes = (channels, blocks, attention, embedding, patch, dropout)
+        sizes = (channels, blocks, attention, embedding, patch, dropout, frames, time)
         self.regression = UNet(in_channels - FIELD, FIELD, periodic, *sizes)
         self.network = UNet(in_channels + FIELD, out_channels, periodic, *sizes)
         self.register_buffer("variance", torch.ones(()))

@@ -4,16 +4,25 @@ Down the left side the field is halved and the channels grow, up the right side 
 at its resolution (Ronneberger et al., MICCAI 2015; residual blocks with adaptive group normalisation as Dhariwal &
 Nichol, NeurIPS 2021). The first layer may gather `patch` x `patch` cells into channels, so that a fine grid costs no
 more than a coarse one. Sizes that the strides do not divide are padded inside and cropped again.
+
+The frames of a sequence are the channels of one field, for which all layers are made (`time=channels`), or they share
+the layers of a network of snapshots, and after the blocks of each resolution every cell attends along time
+(`time=attention`). The latter begins as the network of snapshots, whose weights it can go on from.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vecfield_diffusion.models.layers import Attention, Conv3x3, FourierEmbedding, groups, zero
+from vecfield_diffusion.models.layers import Attention, Conv3x3, FourierEmbedding, TimeAttention, groups, zero
 
+#: How the frames of a sequence meet; see the module.
+Time = Literal["channels", "attention"]
 #: The most resolutions, and the most blocks at each and cells in a patch: beyond what any field or memory could fill.
 RESOLUTIONS, LARGEST = 16, 100
 
@@ -51,6 +60,8 @@ class ResidualBlock(nn.Module):
 class UNet(nn.Module):
     """`(B, in_channels, H, W)` and a number `(B,)` to `(B, out_channels, H, W)`.
 
+    Of sequences, with `frames` T above 1, `(B, T, in_channels, H, W)` to `(B, T, out_channels, H, W)`.
+
     Arguments:
         in_channels: Channels of the input: the field and what conditions it.
         out_channels: Channels of the output.
@@ -61,6 +72,8 @@ class UNet(nn.Module):
         embedding: Features of the noise-level embedding.
         patch: Cells along each axis that the first layer gathers into one.
         dropout: Probability of dropping a feature in training.
+        frames: The frames of a sequence; 1 for snapshots.
+        time: How frames meet; see the module. Any number of frames may attend.
 
     Raises:
         ValueError: No resolutions, blocks or patch, or attention at a resolution that does not exist.
@@ -77,9 +90,15 @@ class UNet(nn.Module):
         embedding: int = 256,
         patch: int = 1,
         dropout: float = 0.0,
+        frames: int = 1,
+        time: Time = "channels",
     ) -> None:
         super().__init__()
         check_sizes(channels, blocks, attention, patch, dropout)
+        check_time(frames, time)
+        self.frames, self.folds = frames, frames > 1 and time == "channels"
+        if self.folds:
+            in_channels, out_channels = frames * in_channels, frames * out_channels
         attend = {index % len(channels) for index in attention}
         self.periodic, self.patch, self.stride = periodic, patch, patch * 2 ** (len(channels) - 1)
 
@@ -108,8 +127,20 @@ class UNet(nn.Module):
             nn.SiLU(),
             zero(Conv3x3(channels[0], out_channels * patch**2, periodic)),
         )
+        attending = channels if frames > 1 and not self.folds else ()
+        self.time_down, self.time_up = (nn.ModuleList(TimeAttention(c, frames) for c in attending) for _ in range(2))
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        if self.frames == 1:
+            return self.of_fields(x, noise)
+        samples, frames = x.shape[:2]
+        if self.folds:
+            return self.of_fields(last(x.flatten(1, 2)), noise).unflatten(1, (frames, -1))
+        folded = self.of_fields(last(x.flatten(0, 1)), noise.repeat_interleave(frames), frames)
+        return folded.unflatten(0, (samples, frames))
+
+    def of_fields(self, x: Tensor, noise: Tensor, frames: int = 1) -> Tensor:
+        """Returns the output of fields `(N, C, H, W)`, `frames` after one another being those of one sequence."""
         h, w = x.shape[-2:]
         embedding = self.embed(noise)
         x, (top, left) = self.pad(x)
@@ -119,12 +150,14 @@ class UNet(nn.Module):
             x = self.shrink[level - 1](x) if level else x
             for block, attend in blocks:
                 x = attend(block(x, embedding))
+            x = self.time_down[level](x, frames) if self.time_down else x
             skips.append(x)
         for level in reversed(range(len(self.up))):
             x = self.grow[level](x) if level < len(self.grow) else x
             x = torch.cat([x, skips[level]], dim=1)
             for block, attend in self.up[level]:
                 x = attend(block(x, embedding))
+            x = self.time_up[level](x, frames) if self.time_up else x
         return F.pixel_shuffle(self.head(x), self.patch)[..., top : top + h, left : left + w]
 
     def pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -162,3 +195,37 @@ def check_sizes(channels: list[int], blocks: int, attention: list[int], patch: i
     for index in attention:
         if not -len(channels) <= index < len(channels):
             raise ValueError(f"attention names resolution {index}, but channels has {len(channels)}")
+
+
+def check_time(frames: int, time: Time) -> None:
+    """Raises ValueError for a number of frames, or a way in which they meet, that there is not."""
+    if not 1 <= frames <= LARGEST:
+        raise ValueError(f"frames must be in [1, {LARGEST}], got {frames}")
+    if time not in get_args(Time):
+        raise ValueError(f"time must be one of {', '.join(get_args(Time))}, got {time}")
+
+
+def last(x: Tensor) -> Tensor:
+    """Returns `(N, C, H, W)` with the channels last in memory, which convolutions are fastest with."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def load_snapshots(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Loads the weights of a network of snapshots into one of sequences, which then begins as that network.
+
+    Arguments:
+        network: One whose UNets have `time=attention`; their layers along time stay the identity that they start as.
+        state: The `state_dict` of the same network with `frames=1`.
+
+    Raises:
+        ValueError: Weights that the network has no place for, or others that are lacking.
+    """
+    layers = (name for name, module in network.named_modules() if isinstance(module, TimeAttention))
+    along = tuple(f"{name}." for name in layers)
+    own = network.state_dict().keys()
+    lacking = sorted(name for name in own - state.keys() if not name.startswith(along))
+    beyond = sorted(state.keys() - own)
+    if not along or lacking or beyond:
+        fault = f"{(lacking + beyond)[0]} in one of both alone" if lacking or beyond else "no layers along time"
+        raise ValueError(f"a network of snapshots goes on with model.time=attention and the same sizes, got {fault}")
+    network.load_state_dict(state, strict=False)

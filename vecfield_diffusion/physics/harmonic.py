@@ -29,6 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vecfield_diffusion.axes import by_frame
+
 _LEAF = 4  # cells along the side of the smallest blocks, at most
 _CELLS = 2**14  # cells solved at once on a CPU, so that the matrices of a step stay in its cache
 # Relative excess of the diagonal. It makes a region without known cells definite (its answer is then exactly 0), moves
@@ -53,6 +55,7 @@ def harmonic_fill(
 
     Arguments:
         values: The fields `(B, C, H, W)`, finite in known cells; what other cells hold, NaN included, has no effect.
+            Sequences `(B, T, C, H, W)`, as are the masks then, are filled frame by frame.
         known: The cells whose values are given, boolean `(B, 1, H, W)`; those outside the domain are ignored.
         valid: The cells of the domain, boolean `(B, 1, H, W)`, or `(1, 1, H, W)` for all samples.
         periodic: Whether y and x close on themselves, as `Grid.periodic`.
@@ -66,6 +69,8 @@ def harmonic_fill(
     Raises:
         ValueError: A mask that is not boolean or whose shape does not fit `values`.
     """
+    if values.ndim > 4:
+        return by_frame(lambda *fields: harmonic_fill(*fields, periodic, dx, dy), values, known, valid)
     batch, _, height, width = values.shape
     for name, mask in (("known", known), ("valid", valid)):
         if mask.dtype != torch.bool or mask.shape not in ((batch, 1, height, width), (1, 1, height, width)):

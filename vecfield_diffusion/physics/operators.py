@@ -41,6 +41,8 @@ with C that mean and P the removal of what a pole holds, so that adjoints and th
 fields the error falls with the square of the spacing, but for the rows n = 1, 2, ... from a pole, where it is of first
 order, 1 / n of its size in the first.
 
+All act on fields `(B, C, H, W)` and, frame by frame, on `(B, T, C, H, W)`.
+
 Values in invalid cells are replaced before any arithmetic, so that a NaN there reaches neither results nor gradients.
 """
 
@@ -50,6 +52,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vecfield_diffusion.axes import u_and_v
 from vecfield_diffusion.physics.grid import Grid
 
 REACH = 3  # cells on either side of a face that its value may use
@@ -79,7 +82,7 @@ def gradient(potential: Tensor, grid: Grid) -> Tensor:
     p = _caps(_inside(potential, grid), grid, gather=False)
     along_x = _adjoint_difference(p, along(grid, 1, sealed=True), grid.boundary_x)
     along_y = _adjoint_difference(p.mT, along(grid, 0, sealed=True), grid.boundary_y).mT
-    return _flowing(torch.cat((along_x / grid.dx[:, None].to(p), along_y / grid.dy[:, None].to(p)), dim=1), grid)
+    return _flowing(torch.cat((along_x / grid.dx[:, None].to(p), along_y / grid.dy[:, None].to(p)), dim=-3), grid)
 
 
 def laplacian(potential: Tensor, grid: Grid) -> Tensor:
@@ -95,13 +98,13 @@ def rotated_gradient(stream: Tensor, grid: Grid) -> Tensor:
     psi = _caps(_inside(stream, grid), grid, gather=False)
     along_x = _difference(psi, along(grid, 1, sealed=True), grid.boundary_x)
     along_y = _difference(psi.mT, along(grid, 0, sealed=True), grid.boundary_y).mT
-    return _flowing(torch.cat((-along_y / grid.dy[:, None].to(psi), along_x / grid.dx[:, None].to(psi)), dim=1), grid)
+    return _flowing(torch.cat((-along_y / grid.dy[:, None].to(psi), along_x / grid.dx[:, None].to(psi)), dim=-3), grid)
 
 
 def _clean(velocity: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns the components `(B, 1, H, W)`, 0 in invalid cells and at poles, and the spacings `(H, 1)` alike."""
     velocity = _flowing(velocity, grid)
-    return velocity[:, :1], velocity[:, 1:], grid.dx[:, None].to(velocity), grid.dy[:, None].to(velocity)
+    return *u_and_v(velocity), grid.dx[:, None].to(velocity), grid.dy[:, None].to(velocity)
 
 
 def _inside(field: Tensor, grid: Grid) -> Tensor:

@@ -12,6 +12,8 @@ Helmholtz parts, the divergent one is a gradient; the harmonic one has neither d
 along channels and around islands, and at coasts what no stream function that vanishes there can hold; the rotational
 part is the rest, and all three are orthogonal. Without land, the rotational part is R psi.
 
+All act on fields `(B, C, H, W)` and, frame by frame, on `(B, T, C, H, W)`.
+
 Everything is computed in float64 and returned in the dtype given. Each map is linear; its derivative is its adjoint,
 which is another such solve, so that memory does not grow with the iterations. Land changes nothing and comes out 0.
 """
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vecfield_diffusion.axes import by_frame
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.multigrid import peak
 from vecfield_diffusion.physics.poisson import Equations, Map, conjugate_gradients, equations, least_squares
@@ -54,6 +57,8 @@ def project(velocity: Tensor, grid: Grid, held: Tensor | None = None) -> Tensor:
     """
     if held is None:
         return leray(velocity, grid)
+    if velocity.ndim > 4:
+        return by_frame(lambda fields, cells: project(fields, grid, cells), velocity, held)
     shape = (len(velocity), 1, *grid.shape)
     if held.dtype != torch.bool or held.shape not in (shape, (1, *shape[1:])):
         raise ValueError(f"held must be boolean {shape}, got {held.dtype} {tuple(held.shape)}")
@@ -181,4 +186,8 @@ class _Linear(torch.autograd.Function):
 
 def _apply(fields: Tensor, eqs: Equations, forward: Map, adjoint: Map, channels: int = 2) -> Tensor:
     """Returns a map of flat fields on fields `(B, C, H, W)`, to fields of the given channels."""
-    return eqs.unpack(_Linear.apply(eqs.pack(fields), forward, adjoint), channels).to(fields.dtype)
+
+    def apply(fields: Tensor) -> Tensor:
+        return eqs.unpack(_Linear.apply(eqs.pack(fields), forward, adjoint), channels)
+
+    return by_frame(apply, fields).to(fields.dtype)

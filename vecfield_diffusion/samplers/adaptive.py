@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.diffusion.denoiser import column
+from vecfield_diffusion.axes import column
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.samplers.base import (
     BoundDenoiser,
@@ -118,7 +118,8 @@ class Adaptive(Sampler):
         top, bottom, _ = self.ladder(levels)
         first = first_state(top, noise, start)
         span = torch.tensor([top, bottom], dtype=torch.float64, device=first.device).log()
-        inside = torch.ones_like(first[:, :1], dtype=torch.bool) if valid is None else valid.expand_as(first[:, :1])
+        one = first.narrow(-3, 0, 1)
+        inside = torch.ones_like(one, dtype=torch.bool) if valid is None else valid.expand_as(one)
         z, slope = self.integrate(Slope(denoiser, progress, self.max_evaluations), first, span, inside)
         x_hat = z - slope
         return (x_hat, torch.stack([first, z, x_hat])) if return_trajectory else x_hat
@@ -137,14 +138,15 @@ class Adaptive(Sampler):
             # A norm that is not a number is too large an error.
             length = (log_s - target) * (0.9 * norm.nan_to_num(nan=torch.inf) ** (-1 / 3)).clamp(0.2, 5.0)
             log_s = torch.where(kept, target, log_s)
-            z, k1 = torch.where(column(kept), new, z), torch.where(column(kept), k4, k1)
+            chosen = column(kept, z)
+            z, k1 = torch.where(chosen, new, z), torch.where(chosen, k4, k1)
         return z, k1
 
     def norm(self, error: Tensor, z: Tensor, new: Tensor, valid: Tensor) -> Tensor:
         """Returns the root mean square `(B,)` of the errors in valid cells over what is tolerated, in float64."""
         scale = torch.maximum(z.abs(), new.abs()).mul_(self.rtol).add_(self.atol)
         size = torch.where(valid, error.div_(scale), 0.0).flatten(1).double().square().sum(1)
-        count = error.shape[1] * valid.flatten(1).sum(1).clamp(min=1)
+        count = error.shape[-3] * valid.flatten(1).sum(1).clamp(min=1)
         return (size / count).sqrt()
 
 
@@ -152,7 +154,7 @@ def bogacki_shampine(
     slope: Slope, z: Tensor, k1: Tensor, log_s: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the state at `target`, the slope there and the error of the state, from state and slope at `log_s`."""
-    h = column(target - log_s).to(z.dtype)
+    h = column(target - log_s, z).to(z.dtype)
     k2 = slope(torch.addcmul(z, h / 2, k1), (log_s + target) / 2)
     k3 = slope(torch.addcmul(z, 3 * h / 4, k2), (log_s + 3 * target) / 4)
     new = torch.addcmul(z, 2 * h / 9, k1).addcmul_(h / 3, k2).addcmul_(4 * h / 9, k3)
