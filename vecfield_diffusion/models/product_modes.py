@@ -118,22 +118,26 @@ class ProductModes(Modes):
         noise = torch.where(observed, error.double().square() / square, 0.0)
         posteriors = [self.posterior(*parts) for parts in zip(known, observed, noise, valid, strict=True)]
         first, roots, gains, share = (torch.stack(parts) for parts in zip(*posteriors, strict=True))
-        level = s.double().square()
+        level = column(s.double().square(), z)
+        left = 1 / (1 + gains / level.view(-1, 1))
+
+        def step(field: Tensor) -> Tensor:
+            """What noisy fields, 0 outside the domain, say by the modes."""
+            right = table.coefficients(square * field / level)[:, None]
+            return torch.where(valid, table.field((((right @ roots) * left[:, None]) @ roots.mT)[:, 0]), 0.0)
+
         innovation = torch.where(valid, (z.double() - self.mean) / self.scale - first, 0.0)
-        right = table.coefficients(square * innovation)[:, None] / level[:, None, None]
-        left = 1 / (1 + gains / level[:, None])
-        large = table.field((((right @ roots) * left[:, None]) @ roots.mT)[:, 0])
-        level = column(level, z)
-        rest = table.rest * column(share, z)
+        rest, cells = table.rest * column(share, z), total(valid).clamp(min=1)
+        mean_square = column(total(valid * square) / cells, z)
         # What y tells of a cell is in its mean: there z is worth no more than beside it.
-        worth = torch.where(observed, noise / (noise + level / square), 1.0)
-        small = table.filtered(torch.where(valid, worth * innovation - large, 0.0), rest / (rest + level))
-        mean = torch.where(valid, self.mean + self.scale * (first + large + small), 0.0)
-        cells = total(valid).clamp(min=1)
-        beside = (rest * level / (rest + level)).mean(dim=(1, 2, 3, 4)) * total(valid * square) / cells
-        # Their trace over the valid values, sum of X^T (V^T A^T A V) X / (1 + nu / s^2) = nu / (1 + nu / s^2).
+        worth = torch.where(observed, noise / (noise + level / square), 1.0).sqrt() * valid
+        small = worth * square * (innovation - step(innovation))
+        small = worth * table.filtered(small, rest / (rest * mean_square + level))
+        mean = first + small + step(innovation - small)
+        beside = (mean_square * rest * level / (mean_square * rest + level)).mean(dim=(1, 2, 3, 4))
+        # Their trace over the valid values, that of X^T (V^T A^T A V) X / (1 + nu / s^2) = nu / (1 + nu / s^2).
         trace = (gains * left).sum(dim=1) / (2 * cells)
-        return mean.to(z.dtype), (trace + beside).to(z.dtype)
+        return torch.where(valid, self.mean + self.scale * mean, 0.0).to(z.dtype), (trace + beside).to(z.dtype)
 
     def posterior(self, y: Tensor, observed: Tensor, noise: Tensor, valid: Tensor) -> Posterior:
         """Returns what is remembered of one observation, in units of xi; shapes as for a sample of `Modes`."""
