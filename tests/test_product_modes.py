@@ -125,7 +125,7 @@ def test_with_few_modes_y_alone_still_has_its_dense_posterior(kind):
     for modes in (8, 60, 10**6):
         field = product_modes(prior, T)
         field.modes.fill_(modes)
-        z = prior.mean + 1e6 * given[0]
+        z = torch.from_numpy(prior.mean) + 1e6 * given[0]
         mean, variance = field(z * given[-1], levels(1e6), *given[1:])
         below, _ = field(given[0], levels(0.5), *given[1:])
         exact = [posterior(prior, 1e6, *(part[i] for part in (z, *given[1:]))) for i in range(3)]

@@ -117,6 +117,8 @@ class ProductModes(Modes):
         known = torch.where(observed, (y.double() - self.mean) / self.scale, 0.0)
         noise = torch.where(observed, error.double().square() / square, 0.0)
         posteriors = [self.posterior(*parts) for parts in zip(known, observed, noise, valid, strict=True)]
+        if all(each is posteriors[0] for each in posteriors):  # members of one observation share what it says
+            posteriors = posteriors[:1]
         first, roots, gains, share = (torch.stack(parts) for parts in zip(*posteriors, strict=True))
         level = column(s.double().square(), z)
         left = 1 / (1 + gains / level.view(-1, 1))
