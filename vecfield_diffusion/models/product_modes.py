@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.axes import column, total
-from vecfield_diffusion.models.measured import Covariance, Known, interpolate
+from vecfield_diffusion.models.measured import ROUNDED, Covariance, Known, interpolate
 from vecfield_diffusion.models.modes import MeanVariance, Modes
 from vecfield_diffusion.models.products import Table
 
@@ -208,24 +208,18 @@ class Prior:
         mean, variance, unused = found.mean, found.variance, known.observed & ~found.used
         if unused.any():
             spread = table.rest.mean()
-            weight = torch.where(unused, 1 / (known.noise + spread), 0.0)
-            narrowed = torch.linalg.cholesky(torch.eye(len(root)).to(root) + root.T @ self.gram(weight, root))
-            root = torch.linalg.solve_triangular(narrowed, root.T, upper=False).T
+            weight = torch.where(unused, 1 / (known.noise + spread).clamp(min=ROUNDED * variance.max()), 0.0)
+            inner = torch.eye(len(root)).to(root) + root.T @ table.gram(weight) @ root
+            root = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), root.T, upper=False).T
             missed = weight[:, None] * (known.y - mean)
             mean = mean + table.field((table.coefficients(missed[None]) @ root) @ root.T)[0]
             # Cells among measured ones: each is nearly what was measured there.
             mean = torch.where(unused[:, None], torch.lerp(mean, known.y, (spread * weight)[:, None]), mean)
             inside, noise = (found.some.of(part[:, None].expand_as(mean)) for part in (unused, known.noise))
             variance = torch.where(inside, noise.minimum(variance), variance)
-        gains, turned = torch.linalg.eigh(root.T @ self.gram(known.valid * square, root))
-        gains = gains.clamp(min=0.0)
-        cells = known.valid.sum().clamp(min=1)
-        whole = (variance * found.some.of(square.expand_as(mean))).mean() * 2 * cells
-        beside = table.rest.mean() * 2 * (known.valid * square).sum()
-        share = ((whole - gains.sum()) / beside).clamp(1e-3, 1.0) if beside > 0 else beside
-        return Posterior(mean, root @ turned, gains, share)
-
-    def gram(self, weight: Tensor, right: Tensor) -> Tensor:
-        """Returns V^T w V times `(K, n)`, for weights of the cells `(T, H, W)`."""
-        parts = right.T.split(self.CHUNK)
-        return torch.cat([self.table.coefficients(weight[:, None] * self.table.field(part)) for part in parts]).T
+        gains, turned = torch.linalg.eigh(root.T @ table.gram(known.valid * square) @ root)
+        weight = found.some.of(square.expand_as(mean))
+        left = weight * (variance - (table.rows(found.some) @ root).square().sum(dim=1))
+        beside = (table.rest.mean() * weight).sum()
+        share = (left.sum() / beside).clamp(0.0, 1.0) if beside > 0 else beside
+        return Posterior(mean, root @ turned, gains.clamp(min=0.0), share)

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.models.measured import Covariance
+from vecfield_diffusion.models.measured import Covariance, Values
 
 #: One of time, one of y, and one of x.
 Three = tuple[Tensor, Tensor, Tensor]
@@ -22,11 +22,15 @@ class Table:
         axes: The functions of time, y and x, a row each: `(T, T)`, `(H, H)`, `(W, W)`.
         chosen: Where the K / 2 strongest functions are among the `(T, H, W)`, `(n,)`; each is a mode in each component.
         rest: The variances of all functions that are not among the modes, `(T, 2, H, W)`, else 0.
+        pairs: Of each axis, the products of two of its functions that are in use, `(pairs, length)`.
+        place: Where the pair of two of the strongest is among all pairs of pairs, `(n, n)`.
     """
 
     axes: Three
     chosen: Tensor
     rest: Tensor
+    pairs: Three
+    place: Tensor
 
     @classmethod
     def of(cls, covariance: Covariance, modes: int, left_out: float) -> Self:
@@ -39,7 +43,31 @@ class Table:
         chosen = ranked[: min(enough, max(modes // 2, 1))].sort().values
         keep = torch.ones_like(strength)
         keep[chosen] = 0.0
-        return cls(axes, chosen, variances * keep.view(variances[:, 0].shape)[:, None])
+        shape, places, pairs = variances[:, 0].shape, [], []
+        for axis, rows in zip(axes, torch.unravel_index(chosen, shape), strict=True):
+            used, local = rows.unique(return_inverse=True)
+            first, second = torch.triu_indices(len(used), len(used), device=rows.device)
+            number = torch.zeros(len(used), len(used), dtype=torch.long, device=rows.device)
+            number[first, second] = number[second, first] = torch.arange(len(first), device=rows.device)
+            pairs.append(axis[used[first]] * axis[used[second]])
+            places.append(number[local[:, None], local])
+        place = (places[0] * len(pairs[1]) + places[1]) * len(pairs[2]) + places[2]
+        return cls(axes, chosen, variances * keep.view(shape)[:, None], tuple(pairs), place)
+
+    def gram(self, weight: Tensor) -> Tensor:
+        """Returns V^T w V, `(K, K)`, for weights of the cells `(T, H, W)`."""
+        of_time, of_y, of_x = self.pairs
+        sums = of_y @ (weight.to(of_y) @ of_x.mT)  # (T, pairs of y, pairs of x)
+        one = (of_time @ sums.flatten(1)).flatten()[self.place]
+        return torch.block_diag(one, one)
+
+    def rows(self, values: Values) -> Tensor:
+        """Returns the rows of V of single values, `(len(values), K)`."""
+        places = torch.unravel_index(self.chosen, self.rest[:, 0].shape)
+        here = (values.frame, values.row, values.column)
+        time, y, x = (axis[place][:, cell].T for axis, place, cell in zip(self.axes, places, here, strict=True))
+        one, second = time * y * x, values.component[:, None] == 1
+        return torch.cat([one * ~second, one * second], dim=1)
 
     def transform(self, field: Tensor) -> Tensor:
         """Returns the coefficients of all functions, `(B, T, 2, H, W)`, of fields of that shape."""
