@@ -244,7 +244,7 @@ def test_a_sampler_draws_from_the_posterior_of_the_sequence():
         return denoiser(z, s.expand(len(z)), told)
 
     schedule = torch.cat([torch.logspace(3, -2, 80, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
-    mean, covariance = gaussian_law(Heun(), bound, schedule, (frames, 2, H, W))
+    mean, covariance = gaussian_law(Heun(80), bound, schedule, (frames, 2, H, W))
     nothing = (torch.zeros(frames, 2, H, W).double(), *(part[0] for part in given))
     exact, _, _ = posterior(prior, 1e6, *nothing)
     full = torch.from_numpy(dense(prior, frames))

@@ -144,7 +144,7 @@ class ProductModes(Modes):
     def posterior(self, y: Tensor, observed: Tensor, noise: Tensor, valid: Tensor) -> Posterior:
         """Returns what is remembered of one observation, in units of xi; shapes as for a sample of `Modes`."""
         parts = (y, observed, noise, valid)
-        key = hashlib.sha256(b"".join(part.cpu().contiguous().numpy().tobytes() for part in parts)).digest()
+        key = hashlib.sha256(b"".join(part.detach().cpu().contiguous().numpy().tobytes() for part in parts)).digest()
         found = self.remembered.pop(key, None)
         if found is None:
             cells = (part.expand(len(y), 1, *y.shape[-2:])[:, 0] for part in parts[1:])
