@@ -14,8 +14,8 @@ of the covariance along each axis alone, waves where an axis is periodic (`model
     V^T C_y V = L L^T,    L^T (V^T A^T A V) L = U diag(nu) U^T,    X = L U,
 
 serves all levels: the posterior covariance of the modes is X diag(1 / (1 + nu / s^2)) X^T. The rest counts as
-independent of them and of each other, with its prior variances times what y leaves of their sum, and is estimated by
-its Wiener filter. So g is exact at high noise, and at any level where all modes are taken: with land, missing frames
+independent of them and of each other, as if y had measured each of its coefficients with the same error, so that what
+is left of its variance is that of C_y, and is estimated by its Wiener filter. So g is exact at high noise, and at any level where all modes are taken: with land, missing frames
 and an error of each cell alike.
 """
 
@@ -119,7 +119,7 @@ class ProductModes(Modes):
         posteriors = [self.posterior(*parts) for parts in zip(known, observed, noise, valid, strict=True)]
         if all(each is posteriors[0] for each in posteriors):  # members of one observation share what it says
             posteriors = posteriors[:1]
-        first, roots, gains, share = (torch.stack(parts) for parts in zip(*posteriors, strict=True))
+        first, roots, gains, rate = (torch.stack(parts) for parts in zip(*posteriors, strict=True))
         level = column(s.double().square(), z)
         left = 1 / (1 + gains / level.view(-1, 1))
 
@@ -129,7 +129,7 @@ class ProductModes(Modes):
             return torch.where(valid, table.field((((right @ roots) * left[:, None]) @ roots.mT)[:, 0]), 0.0)
 
         innovation = torch.where(valid, (z.double() - self.mean) / self.scale - first, 0.0)
-        rest, cells = table.rest * column(share, z), total(valid).clamp(min=1)
+        rest, cells = table.rest / (1 + column(rate, z) * table.rest), total(valid).clamp(min=1)
         mean_square = column(total(valid * square) / cells, z)
         # What y tells of a cell is in its mean: there z is worth no more than beside it.
         worth = torch.where(observed, noise / (noise + level / square), 1.0).sqrt() * valid
@@ -162,13 +162,13 @@ class Posterior(NamedTuple):
         mean: m_y, `(T, 2, H, W)`.
         roots: X, `(K, K)`.
         gains: nu, `(K,)`.
-        share: What y leaves of the variance of the rest, a number.
+        rate: What y adds to the precision of each coefficient of the rest, a number.
     """
 
     mean: Tensor
     roots: Tensor
     gains: Tensor
-    share: Tensor
+    rate: Tensor
 
 
 @dataclass(frozen=True)
@@ -220,6 +220,17 @@ class Prior:
         gains, turned = torch.linalg.eigh(root.T @ table.gram(known.valid * square) @ root)
         weight = found.some.of(square.expand_as(mean))
         left = weight * (variance - (table.rows(found.some) @ root).square().sum(dim=1))
-        beside = (table.rest.mean() * weight).sum()
-        share = (left.sum() / beside).clamp(0.0, 1.0) if beside > 0 else beside
-        return Posterior(mean, root @ turned, gains.clamp(min=0.0), share)
+        return Posterior(mean, root @ turned, gains.clamp(min=0.0), precision(table.rest, left.sum() / weight.sum()))
+
+
+def precision(variances: Tensor, mean: Tensor) -> Tensor:
+    """Returns the w >= 0 for which variances v become v / (1 + w v) of a given mean, by bisection of its logarithm."""
+    whole = variances.mean()
+    if not whole > 0 or mean >= whole:
+        return torch.zeros_like(whole)
+    low, high = torch.zeros_like(whole), torch.full_like(whole, 40.0)
+    for _ in range(40):
+        middle = (low + high) / 2
+        more = (variances / (1 + (middle.exp() - 1) * variances)).mean() > mean
+        low, high = torch.where(more, middle, low), torch.where(more, high, middle)
+    return low.exp() - 1
