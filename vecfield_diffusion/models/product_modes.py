@@ -14,9 +14,10 @@ of the covariance along each axis alone, waves where an axis is periodic (`model
     V^T C_y V = L L^T,    L^T (V^T A^T A V) L = U diag(nu) U^T,    X = L U,
 
 serves all levels: the posterior covariance of the modes is X diag(1 / (1 + nu / s^2)) X^T. The rest counts as
-independent of them and of each other, as if y had measured each of its coefficients with the same error, so that what
-is left of its variance is that of C_y, and is estimated by its Wiener filter. So g is exact at high noise, and at any level where all modes are taken: with land, missing frames
-and an error of each cell alike.
+independent of them and of each other, as if y had measured each of its coefficients with the same error: one that
+leaves of their variance what C_y has. It is estimated by its Wiener filter from what the modes leave of z, and the
+modes once more from what it leaves. So g is exact at high noise, and at any level where all modes are taken: with land,
+missing frames and an error of each cell alike. Its Jacobian by z is symmetric.
 """
 
 from __future__ import annotations
