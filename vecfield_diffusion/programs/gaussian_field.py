@@ -10,7 +10,7 @@ from vecfield_diffusion.data.statistics import homogeneous
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.evaluation.covariance import Homogeneous
 from vecfield_diffusion.evaluation.estimation import Estimator, choose, lagged_products, non_negative
-from vecfield_diffusion.evaluation.spacetime import Bools, Components, Floats, SpaceTime, Stationary, Sum
+from vecfield_diffusion.evaluation.spacetime import Bools, Components, Floats, Integers, SpaceTime, Stationary, Sum
 from vecfield_diffusion.models.gaussian import Eigenfields, Modes, Waves
 from vecfield_diffusion.models.product_modes import ProductModes
 
@@ -70,6 +70,13 @@ def sequence_field(
     # The mean field where windows lie anywhere: random in space, the same at all times.
     lags = lags + non_negative(lagged_products(mean, valid, periodic, 1))
     return ProductModes(torch.from_numpy(cut(lags, window)), window)
+
+
+def laid_out(read: Floats, line: Integers) -> Floats:
+    """Returns snapshots `(n, 2, H, W)` at their frames on one line, `(n,)` rising, from the first on; NaN between them."""
+    out = np.full((int(line[-1] - line[0]) + 1, *read.shape[1:]), np.nan)
+    out[line - line[0]] = read
+    return out
 
 
 def product_modes(field: SpaceTime, frames: int, stride: int = 1) -> ProductModes:
