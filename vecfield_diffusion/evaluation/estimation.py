@@ -295,6 +295,7 @@ def choose(
     seed: int = 0,
     cases: int = 6,
     ranks: Sequence[int] = (8, 16, 32),
+    local: Sequence[bool] = (False, True),
 ) -> Choice:
     """The kind of field under which hidden values of the last fifth of a series are most likely, learnt from all of it.
 
@@ -305,14 +306,15 @@ def choose(
         seed: Of what is hidden.
         cases: The number of frames in which something is hidden.
         ranks: The numbers of principal components that are tried.
+        local: Whether fields of one variance and of local variance are tried.
     """
     split = len(series) - max(1, len(series) // 5)
     learn, judge = series[:split], series[split:]
     missing = 1 - np.isfinite(series[:, :, valid]).mean()
     kinds: dict[str, SpaceTime] = {}
-    for local in (False, True):
-        for shape, found in estimator.family(learn, valid, SHAPES, local).items():
-            kinds[shape + (", local variance" if local else "")] = found
+    for differs in local:
+        for shape, found in estimator.family(learn, valid, SHAPES, differs).items():
+            kinds[shape + (", local variance" if differs else "")] = found
     if missing <= _COMPLETE:
         for rank in ranks:
             if rank < split // 2:

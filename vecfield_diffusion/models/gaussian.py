@@ -24,6 +24,7 @@ from vecfield_diffusion.models.base import Conditions, Parametrization, Precondi
 from vecfield_diffusion.models.eigenfields import Eigenfields
 from vecfield_diffusion.models.gate import Gate
 from vecfield_diffusion.models.modes import MeanVariance, Modes
+from vecfield_diffusion.models.product_modes import ProductModes
 from vecfield_diffusion.models.unet import Time, UNet
 from vecfield_diffusion.models.waves import Waves
 
@@ -81,7 +82,7 @@ class GaussianResidual(nn.Module, Parametrization):
         self.gating = Gate()
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        kinds = {"field.power": Waves, "field.nugget": Eigenfields}
+        kinds = {"field.power": Waves, "field.nugget": Eigenfields, "field.lags": ProductModes}
         found = [kind for name, kind in kinds.items() if prefix + name in state]
         if found and not isinstance(self.field, found[0]):
             self.field = found[0]().to(next(self.parameters()).device)

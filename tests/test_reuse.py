@@ -1,0 +1,54 @@
+"""Observations that are used again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from vecfield_diffusion.diffusion.formulations import EDM
+from vecfield_diffusion.training.batches import Batch
+from vecfield_diffusion.training.reuse import Reused
+
+
+@dataclass
+class Numbered:
+    """Batches whose fields are their own number."""
+
+    size: int = 2
+    diffusion: EDM = EDM()
+
+    def generator(self, stream: int, k: int) -> torch.Generator:
+        return torch.Generator().manual_seed(1000 * stream + k)
+
+    def __call__(self, k: int) -> Batch:
+        x0 = torch.full((2, 3, 2, 4, 4), float(k))
+        return Batch(x0, x0 > 0, None, torch.zeros(2), torch.zeros_like(x0))
+
+
+def test_every_observation_is_used_as_often_as_it_says_and_few_are_at_once():
+    reused = Reused(Numbered(), pool=3, uses=6)
+    sources = [reused.source(k) for k in range(3 * 6 * 5)]
+    counts = Counter(sources)
+    assert set(list(counts.values())[3:-3]) == {6}
+    assert all(len(set(sources[k : k + 3])) == 3 for k in range(0, len(sources), 3))
+    first = [k for k, source in enumerate(sources) if source not in sources[:k]]
+    assert max(b - a for a, b in zip(first[3:], first[4:], strict=False)) < 3 * 3  # one slot after another
+    assert [Reused(Numbered(), pool=1, uses=1).source(k) for k in range(4)] == [0, 1, 2, 3]
+
+
+def test_levels_and_noise_are_of_the_batch_itself():
+    reused = Reused(Numbered(), pool=1, uses=4)
+    batches = [reused(k) for k in range(4)]
+    assert all(torch.equal(batch.x0, batches[0].x0) for batch in batches)
+    assert len({batch.t[0].item() for batch in batches}) == 4
+    assert len({batch.noise.sum().item() for batch in batches}) == 4
+    assert torch.equal(reused(2).noise, batches[2].noise)
+
+
+@pytest.mark.parametrize("name", ["pool", "uses"])
+def test_numbers_out_of_range(name: str):
+    with pytest.raises(ValueError, match=f"{name} must be >= 1, got 0"):
+        Reused(Numbered(), **{name: 0})

@@ -1,0 +1,134 @@
+"""The products of functions along time, y and x as a basis of fields, and what a covariance is in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from vecfield_diffusion.models.measured import Covariance, Values
+
+#: One of time, one of y, and one of x.
+Three = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A basis, its strongest functions, and their prior.
+
+    Arguments:
+        axes: The functions of time, y and x, a row each: `(T, T)`, `(H, H)`, `(W, W)`.
+        chosen: Where the K / 2 strongest functions are among the `(T, H, W)`, `(n,)`; each is a mode in each component.
+        rest: The variances of all functions that are not among the modes, `(T, 2, H, W)`, else 0.
+        pairs: Of each axis, the products of two of its functions that are in use, `(pairs, length)`.
+        place: Where the pair of two of the strongest is among all pairs of pairs, `(n, n)`.
+    """
+
+    axes: Three
+    chosen: Tensor
+    rest: Tensor
+    pairs: Three
+    place: Tensor
+
+    @classmethod
+    def of(cls, covariance: Covariance, modes: int, left_out: float) -> Self:
+        """The K strongest, `modes` at most, or those that leave the share `left_out` of the variance."""
+        axes = functions(covariance)
+        variances = homogeneous_variances(covariance.lags, axes) + component_variances(covariance, axes)
+        strength = variances.sum(dim=1).flatten()
+        ranked = strength.argsort(descending=True, stable=True)
+        enough = int((strength[ranked].cumsum(0) < (1 - left_out) * strength.sum()).sum()) + 1
+        chosen = ranked[: min(enough, max(modes // 2, 1))].sort().values
+        keep = torch.ones_like(strength)
+        keep[chosen] = 0.0
+        shape, places, pairs = variances[:, 0].shape, [], []
+        for axis, rows in zip(axes, torch.unravel_index(chosen, shape), strict=True):
+            used, local = rows.unique(return_inverse=True)
+            first, second = torch.triu_indices(len(used), len(used), device=rows.device)
+            number = torch.zeros(len(used), len(used), dtype=torch.long, device=rows.device)
+            number[first, second] = number[second, first] = torch.arange(len(first), device=rows.device)
+            pairs.append(axis[used[first]] * axis[used[second]])
+            places.append(number[local[:, None], local])
+        place = (places[0] * len(pairs[1]) + places[1]) * len(pairs[2]) + places[2]
+        return cls(axes, chosen, variances * keep.view(shape)[:, None], tuple(pairs), place)
+
+    def gram(self, weight: Tensor) -> Tensor:
+        """Returns V^T w V, `(K, K)`, for weights of the cells `(T, H, W)`."""
+        of_time, of_y, of_x = self.pairs
+        sums = of_y @ (weight.to(of_y) @ of_x.mT)  # (T, pairs of y, pairs of x)
+        one = (of_time @ sums.flatten(1)).flatten()[self.place]
+        return torch.block_diag(one, one)
+
+    def rows(self, values: Values) -> Tensor:
+        """Returns the rows of V of single values, `(len(values), K)`."""
+        places = torch.unravel_index(self.chosen, self.rest[:, 0].shape)
+        here = (values.frame, values.row, values.column)
+        time, y, x = (axis[place][:, cell].T for axis, place, cell in zip(self.axes, places, here, strict=True))
+        one, second = time * y * x, values.component[:, None] == 1
+        return torch.cat([one * ~second, one * second], dim=1)
+
+    def transform(self, field: Tensor) -> Tensor:
+        """Returns the coefficients of all functions, `(B, T, 2, H, W)`, of fields of that shape."""
+        time, y, x = self.axes
+        return torch.einsum("pt,btn->bpn", time, (y @ (field @ x.mT)).flatten(2)).view_as(field)
+
+    def back(self, coefficients: Tensor) -> Tensor:
+        """Returns fields `(B, T, 2, H, W)` from the coefficients of all functions."""
+        time, y, x = self.axes
+        return torch.einsum("pt,bpn->btn", time, (y.mT @ (coefficients @ x)).flatten(2)).view_as(coefficients)
+
+    def coefficients(self, field: Tensor) -> Tensor:
+        """Returns V^T of fields `(B, T, 2, H, W)`, `(B, K)`: all modes of u, then of v."""
+        return self.transform(field).transpose(1, 2).flatten(2)[:, :, self.chosen].flatten(1)
+
+    def field(self, coefficients: Tensor) -> Tensor:
+        """Returns V times coefficients `(B, K)`, `(B, T, 2, H, W)`."""
+        (frames, _, *shape), n = self.rest.shape, len(coefficients)
+        whole = coefficients.new_zeros(n, 2, frames * shape[0] * shape[1])
+        whole = whole.index_copy(2, self.chosen, coefficients.unflatten(1, (2, -1)))
+        return self.back(whole.view(n, 2, frames, *shape).transpose(1, 2).contiguous())
+
+    def filtered(self, field: Tensor, share: Tensor) -> Tensor:
+        """Returns fields with the coefficient of each function times its share, `(B, T, 2, H, W)`."""
+        return self.back(self.transform(field) * share)
+
+
+def functions(covariance: Covariance) -> Three:
+    """Returns the eigenvectors of the covariance along time, y and x, those of most variance first, a row each."""
+    lags, components, still = covariance.lags, covariance.components, covariance.component_lags[0]
+    height, width = components.shape[-2:]
+    trace = lags.diagonal(dim1=1, dim2=2).sum(-1)
+
+    def along(line: Tensor, length: int, cells: int) -> Tensor:
+        places = torch.arange(length, device=line.device)
+        return cells * line[(places[:, None] - places).abs()]
+
+    norms = torch.einsum("icyx,jcyx->ij", components, components)
+    lagged = torch.einsum("tij,ij->t", covariance.component_lags, norms)
+    time = along(trace[:, 0, 0], len(lags), height * width) + along(lagged, len(lags), 1)
+    y = along(trace[0, :, 0], height, width) + torch.einsum("icyx,ij,jczx->yz", components, still, components)
+    x = along(trace[0, 0, :], width, height) + torch.einsum("icyx,ij,jcyz->xz", components, still, components)
+    return tuple(torch.linalg.eigh((part + part.mT) / 2)[1].flip(1).mT.contiguous() for part in (time, y, x))
+
+
+def homogeneous_variances(lags: Tensor, axes: Three) -> Tensor:
+    """Returns the variance of every function under C, `(T, 2, H, W)`."""
+    own = [
+        torch.fft.irfft(torch.fft.rfft(axis, n=size).abs().square(), n=size)
+        for axis, size in zip(axes, (2 * len(lags), *lags.shape[-2:]), strict=True)
+    ]
+    in_time = 2 * own[0][:, : len(lags)]
+    in_time[:, 0] /= 2
+    return torch.einsum("pt,tyxc,iy,jx->pcij", in_time, lags.diagonal(dim1=1, dim2=2), own[1], own[2])
+
+
+def component_variances(covariance: Covariance, axes: Three) -> Tensor:
+    """Returns the variance of every function under the principal components, `(T, 2, H, W)`."""
+    time, y, x = axes
+    frames = range(len(time))
+    lags = torch.stack([torch.stack([covariance.lag(late - early) for early in frames]) for late in frames])
+    among = torch.einsum("pt,tsij,ps->pij", time, lags, time)
+    inner = torch.einsum("iy,rcyx,jx->rcij", y, covariance.components, x)
+    return torch.einsum("rcij,prq,qcij->pcij", inner, among, inner)
