@@ -100,17 +100,12 @@ def open_input(
 
 def open_table(path: str, trained: Trained, bin_length: float | None) -> Fields:
     """Returns the points of a table on the grid of the training data. Raises UserError."""
-    known = trained.coordinates
-    if known is None:
+    if trained.coordinates is None:
         raise UserError(f"{trained.path} does not say where its cells are: train anew to give it points")
-    x, y = known["x"].numpy(), known["y"].numpy()
-    valid, degrees = trained.grid.valid.cpu().numpy(), known["x_name"] == "lon"
-    spacing = {"x": trained.grid.dx, "y": trained.grid.dy}
-    metres = tuple(spacing[name].mean().item() / np.diff(known[name].numpy()).mean() for name in ("x", "y"))
-    points = open_points(path, x, y, degrees, valid, trained.grid.periodic[1], bin_length, metres=metres)
-    if np.isfinite(points.error).any():
+    points = open_points(path, empty_fields(trained), bin_length)
+    if np.isfinite(points.variable("error")(np.arange(len(points)))).any():
         print("note: the table gives errors, which sigma_obs=error takes into account")
-    return points.to_fields(trained.grid, x, y, known["x_name"], known["y_name"], trained.units)
+    return points
 
 
 def empty_fields(trained: Trained) -> Fields:
