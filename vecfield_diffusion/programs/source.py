@@ -16,6 +16,7 @@ from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.data.masks import load_mask
 from vecfield_diffusion.data.points import open_points
 from vecfield_diffusion.data.readers import files_of, open_fields
+from vecfield_diffusion.data.words import INPUT, called
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.programs.trained import Trained, check_grid, held_out
 
@@ -82,20 +83,19 @@ def open_input(
     always = ("context", "history", "preload_gb", "land", *(() if names is None else ("u", "v")))
     kept = {key: value for key, value in options.items() if key in always}
     try:
-        try:
-            return open_source(source, **options)
-        except UserError as error:  # of another kind: what is true of the training data is not true of it
-            if names is None and options == kept:
-                raise
-            fields = open_source(source, **kept)
-            left = ", ".join(f"{key}={value}" for key, value in options.items() if key not in kept)
-            print(f"note: read without what holds for the training data ({left}): {error}")
-            return fields
+        with called(INPUT):
+            try:
+                return open_source(source, **options)
+            except UserError as error:  # of another kind: what is true of the training data is not true of it
+                if names is None and options == kept:
+                    raise
+                fields = open_source(source, **kept)
+                left = ", ".join(f"{key}={value}" for key, value in options.items() if key not in kept)
+                print(f"note: read without what holds for the training data ({left}): {error}")
+                return fields
     except (UserError, ValueError) as error:
-        message = str(error).replace("dataset.path=", "input=")
-        hint = " (here: names=[U,V])" if "dataset.u=" in message else ""
         place = f"input={source}: " if isinstance(source, str | Path) else ""
-        raise UserError(f"{place}{message}{hint}") from error
+        raise UserError(f"{place}{error}") from error
 
 
 def open_table(path: str, trained: Trained, bin_length: float | None) -> Fields:

@@ -36,6 +36,7 @@ from xarray.core.indexing import (
 from vecfield_diffusion.atomic import replacing
 from vecfield_diffusion.data.readers.reader import Format, check_path, plain
 from vecfield_diffusion.data.stored import reading
+from vecfield_diffusion.data.words import option
 from vecfield_diffusion.errors import UserError
 
 VERSION = 1
@@ -58,10 +59,10 @@ def check_file(path: str | Path) -> Path:
     if magic == b"CDF":
         raise UserError(
             f"'{path}' is netCDF-3 (classic), not netCDF-4 / HDF5. Convert it, e.g. `nccopy -k nc4 in.nc out.nc`, "
-            "and give the new file: dataset.path=out.nc"
+            f"and give the new file: {option('path', 'out.nc')}"
         )
     if not h5py.is_hdf5(file):
-        raise UserError(f"'{path}' is not an HDF5 file. Expected HDF5 or netCDF-4: dataset.path=...")
+        raise UserError(f"'{path}' is not an HDF5 file. Expected HDF5 or netCDF-4: {option('path')}")
     return file
 
 
@@ -141,7 +142,7 @@ def read(path: Path, group: str | None = None) -> xr.Dataset:
         groups = {name: attributes(item) for name, item in items.items() if isinstance(item, h5py.Group)}
         attrs = attributes(file)
     if group is not None and not variables:
-        raise UserError(f"{path} has no group '{group}' (dataset.group=). It has: {', '.join(groups) or 'none'}.")
+        raise UserError(f"{path} has no group '{group}' ({option('group')}). It has: {', '.join(groups) or 'none'}.")
     native, version = plain(attrs.get("format")) == "vecfield", plain(attrs.get("version", VERSION))
     if native and version != VERSION:
         raise UserError(f"{path}: native format version {version}; this program reads version {VERSION}.")
