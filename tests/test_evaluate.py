@@ -20,6 +20,7 @@ import xarray as xr
 import yaml
 from programs import FEW, SMALL, TINY, Call, is_message
 from torch import Tensor
+from vecfield_diffusion.programs.timeline import Timeline
 
 from vecfield_diffusion.commands import evaluate as main
 from vecfield_diffusion.config.build import build
@@ -50,7 +51,6 @@ from vecfield_diffusion.programs.in_time import (
     training_frames,
 )
 from vecfield_diffusion.programs.method import process_of
-from vecfield_diffusion.programs.timeline import Timeline
 from vecfield_diffusion.programs.trained import Trained, held_out, load_trained, unfinished
 from vecfield_diffusion.programs.written import Kept
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint

@@ -11,6 +11,7 @@ import torch
 from vecfield_diffusion.data.coordinates import Axis, along, make_grid, plane_spacing
 from vecfield_diffusion.data.fields import Fields, MemoryReader, blocks, duplicates, survey
 from vecfield_diffusion.data.readers.found import Component, Found
+from vecfield_diffusion.data.words import INPUT, called
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import EARTH_RADIUS
 
@@ -154,10 +155,11 @@ def test_cells_that_never_move_are_land_only_on_demand(capsys: pytest.CaptureFix
     assert domains["auto"].all() and domains["nan"].all()
     assert (~domains["zero"]).nonzero().tolist() == [[0, 1], [0, 3]]
     note = "note: f.nc: 2 cells are exactly 0 in both components at all times. If that is land: dataset.land=zero"
-    assert capsys.readouterr().out == (
-        f"{note} (train.py), zeros=land (infer.py); if it is gaps: dataset.land=gap, zeros=gaps\n"
-    )
-    with pytest.raises(UserError, match="every cell is exactly 0 at all times"):
+    assert capsys.readouterr().out == (f"{note}; if it is gaps: dataset.land=gap\n")
+    with called(INPUT):
+        found.to_fields("f.nc")
+    assert "If that is land: zeros=land; if it is gaps: zeros=gaps\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="every cell is exactly 0 at all times, so dataset.land=zero leaves none"):
         found_in(velocity * 0).to_fields("f.nc", land="zero")
     with pytest.raises(ValueError, match="^land must be one of auto, nan, zero, gap, got 'sea'"):
         found.to_fields("f.nc", land="sea")

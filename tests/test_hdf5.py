@@ -122,7 +122,7 @@ def test_many_snapshots_in_a_chunk_are_kept_once_decoded_or_warned_of(tmp_path: 
         open_fields(str(path))
         assert isinstance(open_fields(str(path), preload_gb=0.0).reader, Cached)
     monkeypatch.setattr("vecfield_diffusion.data.readers.found.room_for", lambda _: False)
-    with pytest.warns(UserWarning, match="large pieces.*Raise dataset.preload_gb .now 0; 3.36e-06 needed.*TMPDIR"):
+    with pytest.warns(UserWarning, match="large pieces.*Raise dataset.preload_gb=0 .3.36e-06 needed.*TMPDIR"):
         open_fields(str(path), preload_gb=0.0)
 
 

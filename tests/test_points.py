@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from vecfield_diffusion.data.points import Points, open_points
+from vecfield_diffusion.data.fields import Fields, MemoryReader
+from vecfield_diffusion.data.points import open_points
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import Grid
 
@@ -17,16 +18,34 @@ VALID = np.ones((3, 4), dtype=bool)
 VALID[0, 0] = False
 
 
-def points(tmp_path: Path, text: str, **options: object) -> Points:
+def on_grid(x: np.ndarray, y: np.ndarray, degrees: bool, valid: np.ndarray, periodic: bool, metres: float) -> Fields:
+    x, y = np.asarray(x), np.asarray(y)
+    dx, dy = (1e5, 1e5) if degrees else (metres * np.diff(line).mean() for line in (x, y))
+    grid = Grid(torch.from_numpy(valid), dx, dy, boundary_x="periodic" if periodic else "open")
+    names = {"x_name": "lon", "y_name": "lat"} if degrees else {}
+    nothing = np.full((1, 2, *valid.shape), np.nan, dtype=np.float32)
+    return Fields(MemoryReader(nothing), 1, grid, x, y, "training", ("u", "v"), **names)
+
+
+def points(tmp_path: Path, text: str, bin: float | None = None, **options: object) -> Fields:
     path = tmp_path / "points.csv"
     path.write_text(text, encoding="utf-8")
-    return open_points(path, **{"x": LON, "y": LAT, "degrees": True, "valid": VALID} | options)
+    usual = {"x": LON, "y": LAT, "degrees": True, "valid": VALID, "periodic": False, "metres": 1.0}
+    return open_points(path, on_grid(**usual | options), bin)
 
 
-def filled(points: Points) -> dict[tuple[int, ...], tuple[float, float, float, float]]:
+def values(found: Fields) -> np.ndarray:
+    """u, v, error and count, `(N, 4, H, W)`."""
+    every = np.arange(len(found))
+    parts = [found.read(every, partial=True).numpy(), *(found.variable(name)(every) for name in ("error", "count"))]
+    assert all(part.dtype == np.float32 for part in parts)
+    return np.concatenate(parts, axis=1)
+
+
+def filled(found: Fields) -> dict[tuple[int, ...], tuple[float, float, float, float]]:
     """u, v, error and count of the cells (snapshot, row, column) that have a point."""
-    stack = np.concatenate([points.velocity, points.error, points.count], axis=1)
-    places = zip(*np.nonzero(points.count[:, 0]), strict=True)
+    stack = values(found)
+    places = zip(*np.nonzero(stack[:, 3]), strict=True)
     return {tuple(map(int, at)): tuple(stack[at[0], :, at[1], at[2]].tolist()) for at in places}
 
 
@@ -34,14 +53,13 @@ def test_weighted_means_and_errors(tmp_path: Path) -> None:
     """Errors 1 and 2 weigh 4 to 1: u = (4 * 1 + 6) / 5, and 1 / sqrt(1 + 1/4) is left of them."""
     text = "lon,lat,u,v,error\n11.2,51.4,1,10,1\n10.6,50.6,6,0,2\n13,50,-3,4,0.5\n"
     found = points(tmp_path, text)
-    assert found.velocity.shape == (1, 2, 3, 4) and found.error.shape == found.count.shape == (1, 1, 3, 4)
-    assert all(array.dtype == np.float32 for array in (found.velocity, found.error, found.count))
+    assert values(found).shape == (1, 4, 3, 4)
     assert found.time is None and found.names == ("u", "v")
     assert filled(found) == {
         (0, 1, 1): (2.0, 8.0, pytest.approx(1.25**-0.5, rel=1e-7), 2.0),
         (0, 2, 3): (-3.0, 4.0, 0.5, 1.0),
     }
-    assert np.isfinite(found.velocity).sum() == 4 and np.isfinite(found.error).sum() == 2
+    assert np.isfinite(values(found)).sum(axis=(0, 2, 3)).tolist() == [2, 2, 2, 12]
 
 
 def test_plain_means_where_a_component_is_missing(tmp_path: Path) -> None:
@@ -50,7 +68,7 @@ def test_plain_means_where_a_component_is_missing(tmp_path: Path) -> None:
     cell, alone = filled(found)[0, 1, 1], filled(found)[0, 1, 2]
     np.testing.assert_array_equal(cell, (3, 8, np.nan, 3))
     np.testing.assert_array_equal(alone, (np.nan, 5, np.nan, 1))
-    assert len(filled(found)) == 2 and found.rows["without values"] == 1
+    assert len(filled(found)) == 2 and "1 without values" in found.layout
 
 
 def test_the_error_is_that_of_the_component_known_less_well(tmp_path: Path) -> None:
@@ -64,7 +82,6 @@ def test_cells_reach_half_a_spacing(tmp_path: Path) -> None:
     rows = ((9.4, 51), (9.6, 51), (13.4, 51), (13.6, 51), (11, 49.4), (11, 49.6), (11, 52.4), (11, 52.6), (10, 52))
     found = points(tmp_path, "lon,lat,u,v\n" + "".join(f"{x},{y},1,2\n" for x, y in rows))
     assert set(filled(found)) == {(0, 1, 0), (0, 1, 3), (0, 2, 1), (0, 0, 1)}
-    assert found.rows == {"used": 4, "outside the grid": 4, "on land": 1, "without values": 0}
     assert found.layout == "u, v of 9 points (4 used, 4 outside the grid, 1 on land; speeds up to 2.24, errors unknown)"
 
 
@@ -74,9 +91,9 @@ def test_rows_of_uneven_spacing(tmp_path: Path) -> None:
     text = "lon,lat,u,v\n" + "".join(f"11,{y},{y},0\n" for y in rows)
     lat = np.array([0.0, 1.0, 3.0, 7.0])
     found = points(tmp_path, text, y=lat, valid=np.ones((4, 4), dtype=bool))
-    np.testing.assert_array_equal(found.count[0, 0, :, 1], [1, 2, 2, 2])
+    np.testing.assert_array_equal(values(found)[0, 3, :, 1], [1, 2, 2, 2])
     found = points(tmp_path, text, y=lat[::-1], valid=np.ones((4, 4), dtype=bool))
-    np.testing.assert_array_equal(found.count[0, 0, :, 1], [2, 2, 2, 1])
+    np.testing.assert_array_equal(values(found)[0, 3, :, 1], [2, 2, 2, 1])
 
 
 @pytest.mark.parametrize(("start", "columns"), [(0.0, (0, 0, 719, 0)), (-180.0, (360, 360, 359, 360))])
@@ -85,14 +102,14 @@ def test_the_seam_of_the_circle(tmp_path: Path, start: float, columns: tuple[int
     lon = start + 0.5 * np.arange(720)
     valid = np.ones((3, 720), dtype=bool)
     for value, column in zip((359.9, -0.1, 359.7, 720.2), columns, strict=True):
-        found = points(tmp_path, f"lon,lat,u,v\n{value},51,1,2\n", x=lon, valid=valid, periodic_x=True)
+        found = points(tmp_path, f"lon,lat,u,v\n{value},51,1,2\n", x=lon, valid=valid, periodic=True)
         assert set(filled(found)) == {(0, 1, column)}
 
 
 def test_rounding_at_the_seam_loses_no_point(tmp_path: Path) -> None:
     """A longitude just below 0 is rounded to 360, which is the border of the first column."""
     lon, valid = 0.25 + 0.5 * np.arange(720), np.ones((3, 720), dtype=bool)
-    found = points(tmp_path, "lon,lat,u,v\n-1e-20,51,1,2\n", x=lon, valid=valid, periodic_x=True)
+    found = points(tmp_path, "lon,lat,u,v\n-1e-20,51,1,2\n", x=lon, valid=valid, periodic=True)
     assert set(filled(found)) == {(0, 1, 0)}
 
 
@@ -110,9 +127,9 @@ def test_metres(tmp_path: Path) -> None:
     """A periodic box of 4 columns of 100 m: 380 m is left of the first centre, 870 m the same as 70 m."""
     box = {"x": 100.0 * np.arange(4), "y": 100.0 * np.arange(3), "degrees": False, "valid": np.ones((3, 4), dtype=bool)}
     text = "X;Y;u;v\n380;140;1;2\n870,5;-40,0;3;4,25\n"
-    assert set(filled(points(tmp_path, text, **box, periodic_x=True))) == {(0, 1, 0), (0, 0, 1)}
+    assert set(filled(points(tmp_path, text, **box, periodic=True))) == {(0, 1, 0), (0, 0, 1)}
     found = points(tmp_path, "x\ty\tu\tv\n340\t0\t1\t2\n360\t0\t3\t4\n", **box)
-    assert set(filled(found)) == {(0, 0, 3)} and found.rows["outside the grid"] == 1
+    assert set(filled(found)) == {(0, 0, 3)} and "1 outside the grid" in found.layout
     with pytest.raises(UserError, match=r"no column of x in the header 'lon, lat, u, v'. Expected one of: x, easting"):
         points(tmp_path, "lon,lat,u,v\n11,51,1,2\n", **box)
 
@@ -152,14 +169,15 @@ def test_positions_in_other_units(tmp_path: Path) -> None:
     path.write_text("x [cm],y [mm],u,v\n0.2,1,3,4\n")
     x = y = np.arange(4.0)
     valid = np.ones((4, 4), dtype=bool)
-    points = open_points(path, x, y, False, valid, metres=(1e-3, 1e-3))
-    assert np.argwhere(np.isfinite(points.velocity[0, 0])).tolist() == [[1, 2]]
+    lengths, angles = (on_grid(x, y, degrees, valid, periodic=False, metres=1e-3) for degrees in (False, True))
+    points = open_points(path, lengths)
+    assert np.argwhere(np.isfinite(values(points)[0, 0])).tolist() == [[1, 2]]
     path.write_text(f"lon [rad],lat [degrees north],u,v\n{np.deg2rad(2.0)},1,3,4\n")
-    points = open_points(path, x, y, True, valid)
-    assert np.argwhere(np.isfinite(points.velocity[0, 0])).tolist() == [[1, 2]]
+    points = open_points(path, angles)
+    assert np.argwhere(np.isfinite(values(points)[0, 0])).tolist() == [[1, 2]]
     path.write_text("x [px],y [mm],u,v\n2,1,3,4\n")
     with pytest.raises(UserError, match=r"column 'x \[px\]' has units 'px', which are not a length as the grid has"):
-        open_points(path, x, y, False, valid, metres=(1e-3, 1e-3))
+        open_points(path, lengths)
 
 
 def test_times(tmp_path: Path) -> None:
@@ -181,7 +199,7 @@ def test_bins(tmp_path: Path) -> None:
     text = "lon,lat,u,v,time\n" + "".join(f"11,51,{u},0,{time}\n" for time, u in rows)
     found = points(tmp_path, text, bin=6)
     np.testing.assert_array_equal(found.time, [-3, 3, 9])
-    np.testing.assert_array_equal(found.velocity[:, 0, 1, 1], [1, 3, 8])
+    np.testing.assert_array_equal(values(found)[:, 0, 1, 1], [1, 3, 8])
     rows = (("1969-12-31T23:00Z", 1), ("2020-01-01T00:00Z", 2), ("2020-01-01T23:59Z", 4), ("2020-01-02T00:00Z", 8))
     text = "lon,lat,u,v,time\n" + "".join(f"11,51,{u},0,{time}\n" for time, u in rows)
     found = points(tmp_path, text, bin=24)
@@ -190,7 +208,7 @@ def test_bins(tmp_path: Path) -> None:
         "2020-01-01T12",
         "2020-01-02T12",
     ]
-    np.testing.assert_array_equal(found.velocity[:, 0, 1, 1], [1, 3, 8])
+    np.testing.assert_array_equal(values(found)[:, 0, 1, 1], [1, 3, 8])
     with pytest.raises(ValueError, match="bin must be > 0, got 0"):
         points(tmp_path, text, bin=0)
     with pytest.raises(UserError, match="bin=24 needs a column of times, called time, date"):
@@ -199,14 +217,12 @@ def test_bins(tmp_path: Path) -> None:
 
 def test_fields(tmp_path: Path) -> None:
     """The snapshots with their gaps, and error and count as further variables."""
-    found = points(tmp_path, "lon,lat,ve,vn,sigma,time\n11,51,1,2,.5,6\n12,51,3,,.5,6\n13,50,5,6,.5,3\n")
-    grid = Grid.from_degrees(torch.tensor(LON), torch.tensor(LAT), torch.tensor(VALID))
-    fields = found.to_fields(grid, LON, LAT, "lon", "lat")
+    fields = points(tmp_path, "lon,lat,ve,vn,sigma,time\n11,51,1,2,.5,6\n12,51,3,,.5,6\n13,50,5,6,.5,3\n")
     partial = fields.read([1, 0], partial=True).numpy()
-    np.testing.assert_array_equal(partial, found.velocity[[1, 0]])
-    assert partial[0, 0, 1, 2] == 3 and fields.read([1])[0, 0, 1, 2].isnan()
-    np.testing.assert_array_equal(fields.variable("error")(np.array([1])), found.error[1:])
-    np.testing.assert_array_equal(fields.variable("count")(np.array([0])), found.count[:1])
+    assert partial[0, 0, 1, 2] == 3 and fields.read([1])[0, 0, 1, 2].isnan() and partial[1, 1, 2, 3] == 6
+    assert (
+        fields.variable("error")(np.array([1])).shape == fields.variable("count")(np.array([0])).shape == (1, 1, 3, 4)
+    )
     assert fields.coordinates([1])["time"][0].tolist() == [6.0] and fields.x_attrs["units"] == "degrees_east"
     assert "ve, vn of 3 points (3 used; speeds up to 7.81, errors given) -> N=2 fields 2x3x4" in fields.summary()
 
@@ -257,7 +273,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "drifters.csv").write_bytes(b"lon,lat,u,v\n\xff\xfe\n")
     for name, message in (("drifter.csv", "Did you mean 'drifters.csv'"), ("drifters.csv", "as text in UTF-8")):
         with pytest.raises(UserError, match=message):
-            open_points(tmp_path / name, LON, LAT, True, VALID)
+            open_points(tmp_path / name, on_grid(LON, LAT, True, VALID, periodic=False, metres=1.0))
 
 
 def test_more_times_than_memory_holds(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.data.units import DEGREE, LENGTH, factor, says_nothing
+from vecfield_diffusion.data.words import option
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import EARTH_RADIUS, Grid
 
@@ -58,7 +59,7 @@ class Axis:
             key = "dx" if self.name in ("x", "lon") else "dy"
             raise UserError(
                 f"the coordinate {self.called} has units '{self.units}', which are no length. Give the spacing of the "
-                f"cells in metres: dataset.{key}=..."
+                f"cells in metres: {option(key)}"
             )
         return 1.0 if metres is None else metres
 
@@ -79,8 +80,8 @@ class Axis:
         if self.degrees and np.abs(values).max() > most + 1e-3:
             raise UserError(
                 f"the coordinate {self.called} runs from {values.min():g} to {values.max():g}, which are no degrees. "
-                "Say what it counts in its attribute `units` (m, km, degrees_east), or name another: dataset.x=, "
-                "dataset.y="
+                f"Say what it counts in its attribute `units` (m, km, degrees_east), or name another: {option('x')}, "
+                f"{option('y')}"
             )
         return self
 
@@ -99,7 +100,7 @@ class Axis:
             role = {"lon": "x", "lat": "y"}.get(self.name, self.name)
             raise UserError(
                 f"the coordinate {self.called} neither rises nor falls throughout. Mend the file, or choose another "
-                f"coordinate: dataset.{role}=NAME"
+                f"coordinate: {option(role, 'NAME')}"
             )
         return np.gradient(values, edge_order=min(2, len(values) - 1))
 
@@ -151,12 +152,12 @@ def _check_axes(x: Axis, y: Axis, step_x: float | np.ndarray | None, spaced: boo
     if isinstance(step_x, np.ndarray):
         raise UserError(
             f"the coordinate {x.called} is not evenly spaced ({step_x.min():g} to {step_x.max():g}). Regrid the file, "
-            "or give one spacing in metres: dataset.dx=..."
+            f"or give one spacing in metres: {option('dx')}"
         )
     if x.degrees != y.degrees and not spaced:
         raise UserError(
             f"{x.called} and {y.called} must both be in degrees or both in metres. Name other coordinates, or give the "
-            "spacing in metres: dataset.dx=... dataset.dy=..."
+            f"spacing in metres: {option('dx')} {option('dy')}"
         )
 
 
@@ -190,14 +191,14 @@ class Plane:
         unknown |= fill & ~fill.all()
         if unknown.all():
             raise UserError(
-                "the coordinates of the cells have no number. Give the spacing: dataset.dx=... dataset.dy=..."
+                f"the coordinates of the cells have no number. Give the spacing: {option('dx')} {option('dy')}"
             )
         x[unknown], y[unknown] = np.nan, np.nan
         if degrees and (np.nanmax(np.abs(y)) > 90.001 or np.nanmax(np.abs(x)) > 720.001):
             raise UserError(
                 f"longitudes from {np.nanmin(x):g} to {np.nanmax(x):g} and latitudes from {np.nanmin(y):g} to "
-                f"{np.nanmax(y):g} are no degrees. Say what they count in their attribute `units`, or give dataset.dx= "
-                "and dataset.dy="
+                f"{np.nanmax(y):g} are no degrees. Say what they count in their attribute `units`, or give "
+                f"{option('dx')} and {option('dy')}"
             )
         return cls(x, y, degrees)
 

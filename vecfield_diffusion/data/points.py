@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vecfield_diffusion.data.fields import Fields, MemoryReader
+from vecfield_diffusion.data.readers.decoding import dates_of
 from vecfield_diffusion.data.units import DEGREE, LENGTH, SPEED, factor, is_degrees
 from vecfield_diffusion.errors import UserError, nearest
-from vecfield_diffusion.physics.grid import Grid
 
 #: The names of columns, in small letters and without units in brackets; the first that a table has is taken.
 NAMES = {
@@ -41,107 +41,24 @@ ATTRIBUTES = {
 }
 REQUIRED = ("x", "y", "u", "v")
 MISSING = {"", "nan", "na", "n/a", "null", "none"}
-HOUR = 3_600_000_000_000
 MOST_BYTES = 2**32
 
 
-@dataclass(frozen=True)
-class Points:
-    """Point observations on a grid: N snapshots, one for each time that has a point on a valid cell.
+def open_points(path: str | Path, on: Fields, bin: float | None = None) -> Fields:
+    """The points of a text table, gathered in the cells of a grid as the module says; cells without one are gaps.
 
-    Arguments:
-        velocity: The mean of each component, `(N, 2, H, W)`, NaN where there is none.
-        error: The standard deviation of the error of the mean, `(N, 1, H, W)`, that of the component that is known less
-            well; NaN where unknown.
-        count: The number of points, `(N, 1, H, W)`, that of the component that has more.
-        time: `datetime64` or numbers, `(N,)`; None where the table has none.
-        source: The path of the file.
-        names: The columns of the two components, without units in brackets.
-        rows: What became of the rows of the table: how many, by their fate.
-    """
-
-    velocity: NDArray[np.float32]
-    error: NDArray[np.float32]
-    count: NDArray[np.float32]
-    time: NDArray | None
-    source: str
-    names: tuple[str, str]
-    rows: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def layout(self) -> str:
-        """What was understood of the table, in short."""
-        fates = ", ".join(f"{number} {fate}" for fate, number in self.rows.items() if number)
-        speed = np.hypot(*np.moveaxis(np.nan_to_num(self.velocity), 1, 0)).max()
-        errors = "unknown" if np.isnan(self.error).all() else "given"
-        return (
-            f"{', '.join(self.names)} of {sum(self.rows.values())} points ({fates}; speeds up to {speed:.3g}, "
-            f"errors {errors})"
-        )
-
-    def to_fields(
-        self,
-        grid: Grid,
-        x: NDArray[np.floating],
-        y: NDArray[np.floating],
-        x_name: str = "x",
-        y_name: str = "y",
-        units: str = "m s-1",
-    ) -> Fields:
-        """The snapshots as fields whose variables are `error` and `count`; cells without a point are gaps.
-
-        Arguments:
-            grid: The grid that the points were gathered on.
-            x: Its columns, `(W,)`.
-            y: Its rows, `(H,)`.
-            x_name: `x` or `lon`.
-            y_name: `y` or `lat`.
-            units: The units of the velocity.
-        """
-        return Fields(
-            reader=MemoryReader(self.velocity),
-            length=len(self.velocity),
-            grid=grid,
-            x=np.asarray(x),
-            y=np.asarray(y),
-            source=self.source,
-            names=self.names,
-            units=units,
-            time=self.time,
-            x_name=x_name,
-            y_name=y_name,
-            x_attrs=dict(ATTRIBUTES.get(x_name, {})),
-            y_attrs=dict(ATTRIBUTES.get(y_name, {})),
-            variables={"error": MemoryReader(self.error), "count": MemoryReader(self.count)},
-            layout=self.layout,
-        )
-
-
-def open_points(
-    path: str | Path,
-    x: NDArray[np.floating],
-    y: NDArray[np.floating],
-    degrees: bool,
-    valid: NDArray[np.bool_],
-    periodic_x: bool = False,
-    bin: float | None = None,
-    metres: tuple[float, float] = (1.0, 1.0),
-) -> Points:
-    """The points of a text table, gathered in the cells of a grid as the module says.
+    There is one snapshot for each time that has a point on a valid cell. The variables `error` and `count`,
+    `(N, 1, H, W)`, are the standard deviation of the error of the mean, that of the component that is known less well
+    (NaN where unknown), and the number of points, that of the component that has more.
 
     Arguments:
         path: The table: longitude and latitude, or x and y in the units of the grid, and the two components of the
             velocity in those of the data, or in those of speed that stand in brackets in the header, `u [cm/s]`, which
             become m s-1; optionally a standard deviation of the error (of both components) and a time, ISO 8601 (UTC
             unless it says otherwise) or numbers. Lines that start with # are left out.
-        x: The centres of the columns, `(W,)`.
-        y: The centres of the rows, `(H,)`, rising or falling.
-        degrees: Whether `x` and `y` are longitudes and latitudes.
-        valid: The cells of the domain, boolean `(H, W)`.
-        periodic_x: Whether the last column is followed by the first.
+        on: Fields on the grid: its coordinates, spacing, valid cells and units.
         bin: The length of the intervals, counted from 0 or from 1970, whose points are one snapshot at the middle of
             the interval: in hours for dates, else in the units of the time. By default each time is a snapshot.
-        metres: The metres of one unit of `x` and of `y`, by which positions are converted whose header has units.
 
     Raises:
         UserError: A file that cannot be read, a missing column, what is no number (with its line), or no point on a
@@ -150,24 +67,26 @@ def open_points(
     """
     if bin is not None and not bin > 0:
         raise ValueError(f"bin must be > 0, got {bin}")
+    degrees = on.x_name == "lon"
     table = _Table.read(Path(path).expanduser(), DEGREES if degrees else LENGTHS)
-    units = [None, None] if degrees else metres
-    position = np.stack([table.position(role, unit) for role, unit in zip("xy", units, strict=True)])
+    spacings = ((on.grid.dx, on.x), (on.grid.dy, on.y))
+    metres = [None if degrees else abs(step.mean().item() / np.diff(line).mean()) for step, line in spacings]
+    position = np.stack([table.position(role, unit) for role, unit in zip("xy", metres, strict=True)])
     velocity = np.stack([table.numbers(role) * table.scale(role) for role in ("u", "v")], axis=1)
     if bin is not None and "time" not in table.names:
-        raise UserError(f"{path}: bin={bin:g} needs a column of times, called {_listing('time')}")
-    column = _nearest_centre(position[0], x, degrees, periodic_x)
-    row = _nearest_centre(position[1], y)
+        raise UserError(f"{path}: bin={bin:g} needs a column of times, called {', '.join(NAMES['time'])}")
+    column = _nearest_centre(position[0], on.x, degrees, on.grid.periodic[1])
+    row = _nearest_centre(position[1], on.y)
     known = np.isfinite(position).all(axis=0) & np.isfinite(velocity).any(axis=1)
     inside = known & (row >= 0) & (column >= 0)
-    used = inside & valid[row, column]
+    used = inside & on.grid.valid.numpy()[row, column]
     fates = {"used": used, "outside the grid": known & ~inside, "on land": inside & ~used, "without values": ~known}
-    rows = {fate: int(np.count_nonzero(chosen)) for fate, chosen in fates.items()}
+    fate = ", ".join(f"{rows.sum()} {name}" for name, rows in fates.items() if rows.any())
     if not used.any():
-        raise UserError(_nothing(path, rows, position[:, known], (x, y)))
+        raise UserError(_nothing(path, fate, position[:, known], (on.x, on.y)))
     error, time = table.errors(used), table.times(used)
-    times, snapshot = (None, np.zeros(rows["used"], dtype=int)) if time is None else _gather(time, bin)
-    shape = (1 if times is None else len(times), *valid.shape)
+    times, snapshot = (None, np.zeros(used.sum(), dtype=int)) if time is None else _gather(time, bin)
+    shape = (1 if times is None else len(times), *on.shape)
     if 16 * np.prod(shape, dtype=float) > MOST_BYTES:
         raise UserError(
             f"{path}: {shape[0]} times on {shape[1]}x{shape[2]} cells are too many for memory. Gather the times that "
@@ -176,7 +95,19 @@ def open_points(
     cells = np.ravel_multi_index((snapshot, row[used], column[used]), shape)
     mean, sigma, count = _means(cells, velocity[used], error, shape)
     names = _plain(table.names["u"]), _plain(table.names["v"])
-    return Points(mean, sigma, count, times, str(path), names, rows)
+    speed, errors = np.hypot(*np.nan_to_num(mean).swapaxes(0, 1)).max(), "unknown" if error is None else "given"
+    return replace(
+        on,
+        reader=MemoryReader(mean),
+        length=shape[0],
+        source=str(path),
+        names=names,
+        time=times,
+        x_attrs=ATTRIBUTES.get(on.x_name, {}),
+        y_attrs=ATTRIBUTES.get(on.y_name, {}),
+        variables={"error": MemoryReader(sigma), "count": MemoryReader(count)},
+        layout=f"{', '.join(names)} of {len(known)} points ({fate}; speeds up to {speed:.3g}, errors {errors})",
+    )
 
 
 def _nearest_centre(
@@ -202,8 +133,7 @@ def _nearest_centre(
 def _gather(time: NDArray, bin: float | None) -> tuple[NDArray, NDArray[np.int64]]:
     """The distinct times, or the middles of the intervals that have any, and the place of each time among them."""
     if bin is not None and time.dtype.kind == "M":
-        step = round(bin * HOUR)
-        time = (time.astype(np.int64) // step * step + step // 2).astype("datetime64[ns]")
+        time = pd.Series(time).dt.floor(step := pd.Timedelta(hours=bin)).to_numpy() + step.to_timedelta64() // 2
     elif bin is not None:
         time = (np.floor(time / bin) + 0.5) * bin
     return np.unique(time, return_inverse=True)
@@ -211,42 +141,37 @@ def _gather(time: NDArray, bin: float | None) -> tuple[NDArray, NDArray[np.int64
 
 def _means(
     cells: NDArray[np.int64], velocity: NDArray[np.float64], error: NDArray[np.float64] | None, shape: tuple[int, ...]
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+) -> list[NDArray[np.float32]]:
     """Mean `(N, 2, H, W)`, error and count `(N, 1, H, W)` of the points `(n, 2)` that lie in `cells (n,)`."""
-    length, height, width = shape
     chosen, place = np.unique(cells, return_inverse=True)
-    at = np.unravel_index(chosen, shape)
-    mean = np.full((length, 2, height, width), np.nan, dtype=np.float32)
-    sigma = np.full((length, 1, height, width), np.nan, dtype=np.float32)
-    count = np.zeros((length, 1, height, width), dtype=np.float32)
-    for channel in range(2):
-        known = np.isfinite(velocity[:, channel])
-        weight = known / (1.0 if error is None else error) ** 2
-        total = np.bincount(place, weight)
-        some = total > 0
-        target = (at[0][some], channel, at[1][some], at[2][some])
-        sums = np.bincount(place, weight * np.where(known, velocity[:, channel], 0.0))
-        mean[target] = sums[some] / total[some]
-        first = (target[0], 0, *target[2:])
-        count[first] = np.maximum(count[first], np.bincount(place, known)[some])
-        if error is not None:
-            sigma[first] = np.fmax(sigma[first], 1 / np.sqrt(total[some]))
-    return mean, sigma, count
+
+    def total(values: NDArray) -> NDArray[np.float64]:
+        return np.stack([np.bincount(place, column) for column in values.T], axis=1)
+
+    known = np.isfinite(velocity)
+    weight = known if error is None else known / error[:, None] ** 2
+    weights, counts = total(weight), total(known)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = total(weight * np.where(known, velocity, 0.0)) / weights
+        sigma = np.where(counts > 0, 1 / np.sqrt(weights), 0.0).max(axis=1, keepdims=True)
+    sigma = np.full_like(sigma, np.nan) if error is None else sigma
+    at = chosen // (shape[1] * shape[2]), slice(None), *np.unravel_index(chosen % (shape[1] * shape[2]), shape[1:])
+    found = []
+    for values, empty in ((mean, np.nan), (sigma, np.nan), (counts.max(axis=1, keepdims=True), 0.0)):
+        found.append(np.full((shape[0], values.shape[1], *shape[1:]), empty, dtype=np.float32))
+        found[-1][at] = values
+    return found
 
 
 def _nothing(
-    path: str | Path, rows: Mapping[str, int], position: NDArray[np.floating], axes: tuple[NDArray[np.floating], ...]
+    path: str | Path, fate: str, position: NDArray[np.floating], axes: tuple[NDArray[np.floating], ...]
 ) -> str:
     """What is said where no point can be used."""
-    text = ", ".join(f"{number} {fate}" for fate, number in rows.items() if number) or "the table has no row"
-    for name, values, axis in zip("xy", position, map(np.asarray, axes), strict=True):
+    text = fate or "the table has no row"
+    for name, values, axis in zip("xy", position, axes, strict=True):
         if values.size:
             text += f"; {name} {values.min():g} to {values.max():g}, of the grid {axis.min():g} to {axis.max():g}"
     return f"{path}: no point lies on a valid cell of the grid: {text}. Give points of this region"
-
-
-def _listing(role: str, names: Mapping[str, Sequence[str]] = NAMES) -> str:
-    return ", ".join(names[role])
 
 
 @dataclass(frozen=True)
@@ -256,14 +181,12 @@ class _Table:
     Arguments:
         path: The file.
         names: The column of each role that the table has: x, y, u, v, error, time.
-        columns: Their cells.
-        lines: The line of each row in the file.
+        cells: The columns by role, each row under the number of its line in the file.
     """
 
     path: Path
     names: dict[str, str]
-    columns: dict[str, Sequence[str]]
-    lines: Sequence[int]
+    cells: pd.DataFrame
 
     @classmethod
     def read(cls, path: Path, position: Mapping[str, Sequence[str]]) -> _Table:
@@ -277,21 +200,19 @@ class _Table:
         for number, row in zip(numbers, rows, strict=True):
             if len(row) != len(header):
                 raise UserError(f"{path}, line {number}: {len(row)} values, expected {len(header)} as in the header")
-        # Where a semicolon separates, the comma is a decimal point.
-        point = "." if delimiter == ";" else ","
-        columns = [[row[place].strip().replace(",", point) for row in rows] for place in range(len(header))]
         found = _columns(path, header, {**position, **NAMES})
         names = {role: header[place].strip() for role, place in found.items()}
-        return cls(path, names, {role: columns[place] for role, place in found.items()}, numbers)
+        cells = pd.DataFrame(rows, numbers, range(len(header)), dtype=str)[[*found.values()]].set_axis([*found], axis=1)
+        # Where a semicolon separates, the comma is a decimal point.
+        point = "." if delimiter == ";" else ","
+        return cls(path, names, cells.apply(lambda column: column.str.strip().str.replace(",", point)))
 
     def numbers(self, role: str) -> NDArray[np.float64]:
         """A column as float64, NaN where it is empty."""
-        cells = ["nan" if cell.lower() in MISSING else cell for cell in self.columns[role]]
-        try:
-            return np.array(cells, dtype=np.float64)
-        except ValueError:
-            bad = next(i for i, cell in enumerate(cells) if not _is_number(cell))
-            raise self._refuse(role, bad, "is not a number") from None
+        cells = self.cells[role]
+        values = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64)
+        self._check(role, np.isnan(values) & ~cells.str.lower().isin(MISSING).to_numpy(), "is not a number")
+        return values
 
     def units(self, role: str) -> str:
         """The units in brackets in the header of a column, empty where it has none."""
@@ -307,33 +228,26 @@ class _Table:
         values, units = self.numbers(role), self.units(role)
         if not units or (metres is None and is_degrees(units)):
             return values
-        scale = factor(units, DEGREE if metres is None else LENGTH)
-        if scale is None:
-            kind, such = ("an angle", "degrees") if metres is None else ("a length", "m or km")
-            raise UserError(
-                f"{self.path}: column '{self.names[role]}' has units '{units}', which are not {kind} as the grid has. "
-                f"Expected such as {such}, or none where the numbers are in the units of the grid"
-            )
+        kinds = ("an angle as the grid has", "degrees") if metres is None else ("a length as the grid has", "m or km")
+        scale = self._factor(role, DEGREE if metres is None else LENGTH, f"not {kinds[0]}", kinds[1], "the grid")
         return values * scale / (1.0 if metres is None else metres)
 
     def scale(self, role: str) -> float:
-        """What a column of speeds is multiplied by to be in m s-1; 1 where it has no units.
+        """What a column of speeds is multiplied by to be in m s-1; 1 where it has no units. Raises UserError."""
+        return self._factor(role, SPEED, "no speed", "m/s or cm/s", "the data") if self.units(role) else 1.0
 
-        Raises:
-            UserError: Units that are no speed.
-        """
-        units = self.units(role)
-        scale = factor(units, SPEED) if units else 1.0
+    def _factor(self, role: str, target: str, kind: str, such: str, own: str) -> float:
+        scale = factor(self.units(role), target)
         if scale is None:
             raise UserError(
-                f"{self.path}: column '{self.names[role]}' has units '{units}', which are no speed. Expected such as "
-                "m/s or cm/s, or none where the numbers are in the units of the data"
+                f"{self.path}: column '{self.names[role]}' has units '{self.units(role)}', which are {kind}. Expected "
+                f"such as {such}, or none where the numbers are in the units of {own}"
             )
         return scale
 
     def errors(self, used: NDArray[np.bool_]) -> NDArray[np.float64] | None:
         """The errors of the rows `used (n,)`, where there is such a column."""
-        if "error" not in self.columns:
+        if "error" not in self.names:
             return None
         error = self.numbers("error")
         self._check("error", used & ~(np.isfinite(error) & (error > 0)), "is not a positive error")
@@ -341,24 +255,18 @@ class _Table:
 
     def times(self, used: NDArray[np.bool_]) -> NDArray | None:
         """The times of the rows `used (n,)`, numbers or `datetime64[ns]` in UTC, where there is such a column."""
-        if "time" not in self.columns:
+        if "time" not in self.names:
             return None
-        cells = self.columns["time"]
-        if _is_number(cells[int(used.argmax())]):
-            time = self.numbers("time")
-        else:
-            dates = pd.to_datetime(pd.Series(cells), format="ISO8601", utc=True, errors="coerce")
-            time = dates.dt.tz_localize(None).to_numpy().astype("datetime64[ns]")
+        cells = self.cells["time"]
+        time = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64)
+        time = self.numbers("time") if np.isfinite(time[used.argmax()]) else dates_of(cells)
         self._check("time", used & pd.isna(time), "is neither a number nor a date such as 2020-01-31T06:00")
         return time[used]
 
     def _check(self, role: str, bad: NDArray[np.bool_], why: str) -> None:
         if bad.any():
-            raise self._refuse(role, int(bad.argmax()), why)
-
-    def _refuse(self, role: str, row: int, why: str) -> UserError:
-        cell = self.columns[role][row]
-        return UserError(f"{self.path}, line {self.lines[row]}: '{cell}' in column '{self.names[role]}' {why}")
+            line, cell = next(self.cells[role][bad].items())
+            raise UserError(f"{self.path}, line {line}: '{cell}' in column '{self.names[role]}' {why}")
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
@@ -387,7 +295,7 @@ def _columns(path: Path, header: Sequence[str], names: Mapping[str, Sequence[str
         if role not in found:
             raise UserError(
                 f"{path}: no column of {role} in the header '{', '.join(map(str.strip, header))}'. Expected one of: "
-                f"{_listing(role, names)}; lines that start with # are no header"
+                f"{', '.join(names[role])}; lines that start with # are no header"
             )
     return found
 
@@ -395,11 +303,3 @@ def _columns(path: Path, header: Sequence[str], names: Mapping[str, Sequence[str
 def _plain(name: str) -> str:
     """The name of a column without its units in brackets."""
     return re.split(r"[\[(]", name)[0].strip().replace(" ", "_")
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vecfield_diffusion.data.fields import Fields, Reader, blocks
+from vecfield_diffusion.data.words import components
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import Grid
@@ -76,7 +77,7 @@ def believed(fields: Fields) -> tuple[Fields, str]:
     if not kept.size:
         raise UserError(
             f"{fields.source}: no value is below {NO_SPEED:g}: no velocity is so large. If they are fill values that "
-            "the file does not declare, choose other variables: dataset.u=, dataset.v="
+            f"the file does not declare, choose other variables: {components()}"
         )
     limit, largest = BEYOND * _edge(int(kept[-1]) + 1), _edge(int(kept[-1]) + 1)
     left_out = replace(fields, reader=Believed(fields.reader, limit))

@@ -2,8 +2,7 @@
 
 A reader is a callable `indices (n,) -> float32 (n, C, H, W)` that returns a fresh array. `Snapshots` reads variables of
 one data set, `Joined` readers one after the other along time, `Stacked` readers side by side as channels, and `Cached`
-keeps what another reader decoded. Arrays that lie in one piece in a file are read from it directly (`InPlace`), without
-a map: a file that shrinks then is a message and not a signal.
+keeps what another reader decoded. A file is never mapped: one that shrinks is a message then and not a signal.
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import xarray as xr
-from xarray.backends import BackendArray
-from xarray.core.indexing import ExplicitIndexer, IndexingSupport, VectorizedIndexer, explicit_indexing_adapter
 
 from vecfield_diffusion.errors import UserError
 
@@ -51,75 +48,6 @@ def reading(path: str | Path) -> Iterator[None]:
         raise UserError(f"'{path}' asks for more memory than there is: {error}. Cut it into smaller files.") from error
     except (OSError, RuntimeError, KeyError, EOFError) as error:
         raise UserError(f"'{path}' is damaged: {error}. Copy or download it again.") from error
-
-
-class Stored(BackendArray, ABC):
-    """An array in a file that is read row by row, where a row is what one index along the first axis has."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    def __getitem__(self, key: ExplicitIndexer) -> np.ndarray:
-        if isinstance(key, VectorizedIndexer):
-            return explicit_indexing_adapter(key, self.shape, IndexingSupport.OUTER, self._outer)
-        # The adapter would sort the rows, and copy all of them once more to undo it.
-        return self._outer(key.tuple)
-
-    def _outer(self, key: tuple[Any, ...]) -> np.ndarray:
-        if not self.shape:
-            return self.rows(np.zeros(1, dtype=int))[0]
-        rows = np.arange(self.shape[0])[key[0]]
-        values = self.rows(np.atleast_1d(rows))
-        for axis, index in reversed(list(enumerate(key[1:], start=1))):
-            if not (isinstance(index, slice) and index == slice(None)):
-                values = values[(slice(None),) * axis + (index,)]
-        return values if np.ndim(rows) else values[0]
-
-    @abstractmethod
-    def rows(self, indices: np.ndarray) -> np.ndarray:
-        """The rows `indices (n,)`, a fresh array."""
-
-
-@dataclass(frozen=True)
-class InPlace(Stored):
-    """An array that lies in one piece, uncompressed, in a file.
-
-    Arguments:
-        path: The file.
-        offset: Where the array begins, in bytes.
-        shape: Its sizes.
-        dtype: Of its numbers.
-    """
-
-    path: str
-    offset: int
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    def rows(self, indices: np.ndarray) -> np.ndarray:
-        """The rows `indices (n,)`, consecutive ones in one go."""
-        values = np.empty((len(indices), *self.shape[1:]), self.dtype)
-        size = values[:1].nbytes
-        if not values.nbytes:
-            return values
-        view = memoryview(values.reshape(-1).view(np.uint8))
-        starts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            for start, stop in zip(starts, [*starts[1:], len(indices)], strict=True):
-                self._fill(descriptor, view[start * size : stop * size], self.offset + int(indices[start]) * size)
-        finally:
-            os.close(descriptor)
-        return values
-
-    def _fill(self, descriptor: int, view: memoryview, offset: int) -> None:
-        while len(view):
-            count = os.preadv(descriptor, [view[: 2**30]], offset)
-            if not count:
-                raise UserError(
-                    f"'{self.path}' was cut short while it was read. Restore it, and run the command again."
-                )
-            view, offset = view[count:], offset + count
 
 
 class FileReader(ABC):
@@ -175,6 +103,7 @@ class Snapshots(FileReader):
             for variable, measured in self.masks:
                 cells = np.nan_to_num(self._part(variable, indices), nan=float(not measured)).astype(bool)
                 np.copyto(values, np.nan, where=cells != measured)
+        self._unchanged()  # where a file ends too early, the libraries give zeros
         return values
 
     def _unchanged(self) -> None:

@@ -20,6 +20,7 @@ from vecfield_diffusion.config.build import build
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.masks import load_mask
 from vecfield_diffusion.data.sequences import Timeline, lengthened
+from vecfield_diffusion.data.words import INPUT, called
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.estimation import Choice, Estimator, choose
 from vecfield_diffusion.evaluation.interpolation import Interpolation
@@ -253,11 +254,10 @@ def open_series(
 def _opened(source: Source, names: tuple[str, str] | None) -> Fields:
     options = {} if names is None else {"u": names[0], "v": names[1]}
     try:
-        return open_source(source, **options)
+        with called(INPUT):
+            return open_source(source, **options)
     except (UserError, ValueError) as error:
-        message = str(error).replace("dataset.path=", "input=")
-        hint = " (here: names=[U,V])" if "dataset.u=" in message else ""
-        raise UserError(f"input={source}: {message}{hint}" if isinstance(source, str | Path) else message) from error
+        raise UserError(f"input={source}: {error}" if isinstance(source, str | Path) else str(error)) from error
 
 
 def refuse(config: Mapping[str, Any]) -> None:

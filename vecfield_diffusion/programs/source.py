@@ -17,6 +17,7 @@ from vecfield_diffusion.data.masks import load_mask
 from vecfield_diffusion.data.points import open_points
 from vecfield_diffusion.data.readers import files_of, open_fields
 from vecfield_diffusion.data.sequences import Integers, distinct, lengthened
+from vecfield_diffusion.data.words import INPUT, called
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.programs.trained import Trained, check_grid, held_out
 
@@ -88,35 +89,29 @@ def open_input(
     always = ("context", "history", "frames", "stride", "preload_gb", "land", *(() if names is None else ("u", "v")))
     kept = {key: value for key, value in options.items() if key in always}
     try:
-        try:
-            return open_source(source, **options)
-        except UserError as error:  # of another kind: what is true of the training data is not true of it
-            if names is None and options == kept:
-                raise
-            fields = open_source(source, **kept)
-            left = ", ".join(f"{key}={value}" for key, value in options.items() if key not in kept)
-            print(f"note: read without what holds for the training data ({left}): {error}")
-            return fields
+        with called(INPUT):
+            try:
+                return open_source(source, **options)
+            except UserError as error:  # of another kind: what is true of the training data is not true of it
+                if names is None and options == kept:
+                    raise
+                fields = open_source(source, **kept)
+                left = ", ".join(f"{key}={value}" for key, value in options.items() if key not in kept)
+                print(f"note: read without what holds for the training data ({left}): {error}")
+                return fields
     except (UserError, ValueError) as error:
-        message = str(error).replace("dataset.path=", "input=")
-        hint = " (here: names=[U,V])" if "dataset.u=" in message else ""
         place = f"input={source}: " if isinstance(source, str | Path) else ""
-        raise UserError(f"{place}{message}{hint}") from error
+        raise UserError(f"{place}{error}") from error
 
 
 def open_table(path: str, trained: Trained, bin_length: float | None) -> Fields:
     """Returns the points of a table on the grid of the training data. Raises UserError."""
-    known = trained.coordinates
-    if known is None:
+    if trained.coordinates is None:
         raise UserError(f"{trained.path} does not say where its cells are: train anew to give it points")
-    x, y = known["x"].numpy(), known["y"].numpy()
-    valid, degrees = trained.grid.valid.cpu().numpy(), known["x_name"] == "lon"
-    spacing = {"x": trained.grid.dx, "y": trained.grid.dy}
-    metres = tuple(spacing[name].mean().item() / np.diff(known[name].numpy()).mean() for name in ("x", "y"))
-    points = open_points(path, x, y, degrees, valid, trained.grid.periodic[1], bin_length, metres=metres)
-    if np.isfinite(points.error).any():
+    points = open_points(path, empty_fields(trained), bin_length)
+    if np.isfinite(points.variable("error")(np.arange(len(points)))).any():
         print("note: the table gives errors, which sigma_obs=error takes into account")
-    return points.to_fields(trained.grid, x, y, known["x_name"], known["y_name"], trained.units)
+    return points
 
 
 def empty_fields(trained: Trained) -> Fields:

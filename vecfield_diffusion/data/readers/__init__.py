@@ -30,6 +30,7 @@ from vecfield_diffusion.data.readers.reader import Format, check_path
 from vecfield_diffusion.data.readers.roles import Options, choose_pair
 from vecfield_diffusion.data.readers.zarr import is_store, read
 from vecfield_diffusion.data.stored import Stamp, reading, stamp
+from vecfield_diffusion.data.words import components, option
 from vecfield_diffusion.errors import UserError
 
 Boundary = Literal["periodic", "wall", "open"]
@@ -98,7 +99,7 @@ def open_fields(
     """
     options = Options(velocity, u, v, valid, invalid, x, y, time, level, member)
     if (u is None) != (v is None):
-        raise UserError("name both components, dataset.u=... and dataset.v=..., or one array: dataset.velocity=...")
+        raise UserError(f"name both components: {components()}, or one array: {option('velocity')}")
     name = "memory"
     if isinstance(path, xr.Dataset):
         found = understand(path, options, name)
@@ -150,7 +151,7 @@ def files_of(path: str | Path | xr.Dataset | Sequence[xr.DataArray]) -> list[Pat
     if not place.exists() and glob.has_magic(str(place)):
         files = sorted(map(Path, glob.glob(str(place), recursive=True)))
         if not files:
-            raise UserError(f"no file matches the pattern '{path}': dataset.path=...")
+            raise UserError(f"no file matches the pattern '{path}': {option('path')}")
         return files
     return [place]
 
@@ -170,7 +171,7 @@ def format_of(path: Path) -> Format:
         found = next((known for known in FORMATS if known.knows(file, magic)), None)
     if found is None:
         names = ", ".join(known.name for known in FORMATS)
-        raise UserError(f"'{path}' is no file that can be read here: dataset.path=... Expected {names}.")
+        raise UserError(f"'{path}' is no file that can be read here: {option('path')} Expected {names}.")
     return found
 
 

@@ -100,9 +100,7 @@ def times_of(variable: xr.Variable) -> tuple[np.ndarray, dict[str, str]]:
     attrs |= {key: str(plain(variable.encoding[key])) for key in ("units", "calendar") if key in variable.encoding}
     values = np.asarray(variable.values)
     if values.dtype.kind in "SU" or (values.dtype.kind == "O" and isinstance(np.ravel(values)[0], str | bytes)):
-        texts = [plain(item) for item in np.ravel(values)]
-        dates = pd.to_datetime(pd.Series(texts).str.replace("_", "T"), format="ISO8601", utc=True, errors="coerce")
-        return dates.dt.tz_localize(None).to_numpy().astype("datetime64[ns]"), {}
+        return dates_of(pd.Series([plain(item) for item in np.ravel(values)]).str.replace("_", "T")), {}
     units = attrs.get("units", "")
     if values.dtype.kind in "fiu" and units.startswith("day as %Y%m%d"):
         days = pd.to_datetime(pd.Series(np.ravel(values)).astype("int64").astype(str), format="%Y%m%d")
@@ -121,6 +119,12 @@ def times_of(variable: xr.Variable) -> tuple[np.ndarray, dict[str, str]]:
     if values.dtype.kind == "O":
         return _of_calendar(values, attrs)
     return values, attrs
+
+
+def dates_of(texts: pd.Series) -> np.ndarray:
+    """Dates of ISO 8601 as `datetime64[ns]`, UTC unless they say otherwise; NaT for what is none."""
+    dates = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce")
+    return dates.dt.tz_localize(None).to_numpy().astype("datetime64[ns]")
 
 
 def _of_months(numbers: np.ndarray, units: str) -> np.ndarray | None:

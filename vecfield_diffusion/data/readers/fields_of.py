@@ -19,6 +19,7 @@ from vecfield_diffusion.data.readers.roles import BOTH, Options, choose_pair, fi
 from vecfield_diffusion.data.readers.sizes import anonymous, named, orders
 from vecfield_diffusion.data.stored import Components, Joined, Reader, Snapshots, Stamp
 from vecfield_diffusion.data.units import SPEED, factor
+from vecfield_diffusion.data.words import components, option
 from vecfield_diffusion.errors import UserError
 
 ORIGINS = ("title", "source", "licence", "license", "references", "institution")
@@ -109,7 +110,7 @@ def _same_shape(dataset: xr.Dataset, names: Sequence[str], source: str) -> None:
     if len(shapes) == 2 and shapes[0] != shapes[1]:
         raise UserError(
             f"{source}: '{names[0]}' has shape {shapes[0]} and '{names[1]}' {shapes[1]}. Expected two components on "
-            "the same points, (N, H, W) each: dataset.u=... dataset.v=..."
+            f"the same points, (N, H, W) each: {components()}"
         )
 
 
@@ -242,7 +243,7 @@ def _masks(
         need = {axis for axis in wanted.get(key, {"y", "x"}) if axis in layout.dims}
         if name not in views or not need <= set(views[name].dims):
             shapes = dict.fromkeys([tuple(moving[-2:]), tuple(moving)] if key != "observed" else [tuple(moving)])
-            remedy = f"dataset.{key}=..." if key != "observed" else "write it anew or take it out of the file."
+            remedy = option(key) if key != "observed" else "write it anew or take it out of the file."
             raise UserError(
                 f"{source}: the mask '{name}' has shape {dataset.variables[name].shape}. Expected "
                 f"{' or '.join(map(str, shapes))}, as the velocity: {remedy}"
@@ -268,6 +269,6 @@ def _offers(options: Options, views: Mapping[str, xr.Variable]) -> tuple[str, ..
         return ()
     masks = [name for name, view in views.items() if "mask" in name.lower() and {"y", "x"} <= set(view.dims)]
     return tuple(
-        f"'{name}' is not applied: dataset.valid={name} if 1 = wet, dataset.invalid={name} if 1 = solid"
+        f"'{name}' is not applied: {option('valid', name)} if 1 = wet, {option('invalid', name)} if 1 = solid"
         for name in masks
     )

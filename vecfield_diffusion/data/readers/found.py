@@ -15,6 +15,7 @@ from vecfield_diffusion.data.fields import LAND, Coordinate, Fields, Land, Memor
 from vecfield_diffusion.data.readers.reader import check_size
 from vecfield_diffusion.data.stored import Cached, Components, FileReader, Reader, room_for
 from vecfield_diffusion.data.units import LENGTH, SPEED, factor
+from vecfield_diffusion.data.words import components, option
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.progress import over
 
@@ -212,7 +213,7 @@ class Found:
             return Cached(reader, self.groups)
         warnings.warn(
             f"{source}: its values are packed or lie in large pieces, and are decoded anew for every batch. Raise "
-            f"dataset.preload_gb (now {preload_gb:g}; {size * 1e-9:.3g} needed), or free {2e-9 * size:.3g} GB in "
+            f"{option('preload_gb', f'{preload_gb:g}')} ({size * 1e-9:.3g} needed), or free {2e-9 * size:.3g} GB in "
             f"{tempfile.gettempdir()} (TMPDIR) for a cache",
             stacklevel=4,
         )
@@ -233,7 +234,7 @@ def _scale(first: str, last: str, source: str) -> tuple[tuple[float, float], str
     if first != last:
         raise UserError(
             f"{source}: the components have units '{first}' and '{last}', which cannot be converted to one another. "
-            "Name others (dataset.u=, dataset.v=), or mend the attribute `units`."
+            f"Name others ({components()}), or mend the attribute `units`."
         )
     return (1.0, 1.0), first
 
@@ -291,12 +292,12 @@ def collocated(found: Found, source: str) -> Found:
         raise UserError(
             f"{source}: '{u.name}' {u.shape} and '{v.name}' {v.shape} do not lie on the same points, nor on those of a "
             "C-grid (half a cell apart, each along its own axis). Expected two components on the same points: "
-            "interpolate them to the centres of the cells, or choose others: dataset.u=... dataset.v=..."
+            f"interpolate them to the centres of the cells, or choose others: {components()}"
         )
     if found.mask is not None:
         raise UserError(
-            f"{source}: a mask (dataset.valid=, dataset.invalid=) cannot be brought to the centres of a C-grid. Leave "
-            "it out, mark land by NaN in the components, or bring all to the centres first."
+            f"{source}: a mask ({option('valid')}, {option('invalid')}) cannot be brought to the centres of a C-grid. "
+            "Leave it out, mark land by NaN in the components, or bring all to the centres first."
         )
     cut_u, cut_v, columns, rows = centres((u.shape, v.shape), offset)
     shape = rows.stop - rows.start, columns.stop - columns.start

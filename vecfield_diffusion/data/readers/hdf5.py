@@ -9,30 +9,34 @@ The native file (`format="vecfield"`, `version=1`):
     /context/<name>  float32 (N, C, H, W), (C, H, W), (N, H, W), (H, W) or (N,)     optional: further variables
     attrs: format, version, dx, dy, boundary_x, boundary_y, source, licence
 
-Arrays that lie in one piece are read in place, others through a handle that each process opens for itself, one row
-after the other: h5py's own fancy indexing of a chunked array is 10 to 30 times slower than that loop.
+Arrays are read one row after the other: h5py's own fancy indexing of a chunked array is 10 to 30 times slower.
 """
 
 from __future__ import annotations
 
 import io
-import os
-import weakref
-from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import h5py
 import numpy as np
 import xarray as xr
 from torch import Tensor
-from xarray.core.indexing import LazilyIndexedArray
+from xarray.backends import BackendArray, CachingFileManager
+from xarray.core.indexing import (
+    ExplicitIndexer,
+    IndexingSupport,
+    LazilyIndexedArray,
+    VectorizedIndexer,
+    explicit_indexing_adapter,
+)
 
 from vecfield_diffusion.atomic import replacing
 from vecfield_diffusion.data.readers.reader import Format, check_path, plain
-from vecfield_diffusion.data.stored import InPlace, Stored, reading
+from vecfield_diffusion.data.stored import reading
+from vecfield_diffusion.data.words import option
 from vecfield_diffusion.errors import UserError
 
 VERSION = 1
@@ -55,10 +59,10 @@ def check_file(path: str | Path) -> Path:
     if magic == b"CDF":
         raise UserError(
             f"'{path}' is netCDF-3 (classic), not netCDF-4 / HDF5. Convert it, e.g. `nccopy -k nc4 in.nc out.nc`, "
-            "and give the new file: dataset.path=out.nc"
+            f"and give the new file: {option('path', 'out.nc')}"
         )
     if not h5py.is_hdf5(file):
-        raise UserError(f"'{path}' is not an HDF5 file. Expected HDF5 or netCDF-4: dataset.path=...")
+        raise UserError(f"'{path}' is not an HDF5 file. Expected HDF5 or netCDF-4: {option('path')}")
     return file
 
 
@@ -77,65 +81,48 @@ def open_file(path: str | Path) -> h5py.File:
         raise UserError(f"'{path}' is {state}: {error}. Copy or download it again.") from error
 
 
-class Handle:
-    """A file that is opened at the first use in each process, for handles do not survive a fork.
-
-    Only the files opened last stay open, for a folder may hold thousands.
-    """
-
-    most: ClassVar[int] = 32
-    _recent: ClassVar[deque[weakref.ref[Handle]]] = deque()
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._file: h5py.File | None = None
-        self._process = 0
-
-    def __getitem__(self, name: str) -> h5py.Dataset:
-        if self._file is None or self._process != os.getpid():
-            self._file, self._process = open_file(self.path), os.getpid()
-            self._recent.append(weakref.ref(self))
-            while len(self._recent) > self.most:
-                oldest = self._recent.popleft()()
-                if oldest is not None and oldest is not self:
-                    oldest.close()
-        return self._file[name]
-
-    def close(self) -> None:
-        """Lets the file go; the next use opens it again."""
-        self._file = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_file": None, "_process": 0}
-
-
 @dataclass(frozen=True)
-class InFile(Stored):
-    """An array of an HDF5 file in chunks.
+class InFile(BackendArray):
+    """An array of an HDF5 file, read row by row, where a row is what one index along the first axis has.
 
     Arguments:
-        file: The file.
+        file: The file, which every process opens at the first use; only those used last stay open.
         name: The array.
         shape: Its sizes.
         dtype: Of its numbers.
     """
 
-    file: Handle
+    file: CachingFileManager
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
 
-    def rows(self, indices: np.ndarray) -> np.ndarray:
-        """The rows `indices (n,)`: consecutive ones in one go, others one after the other."""
-        array = self.file[self.name]
+    def __getitem__(self, key: ExplicitIndexer) -> np.ndarray:
+        if isinstance(key, VectorizedIndexer):
+            return explicit_indexing_adapter(key, self.shape, IndexingSupport.OUTER, self._outer)
+        # The adapter would sort the rows, and copy all of them once more to undo it.
+        return self._outer(key.tuple)
+
+    def _outer(self, key: tuple[Any, ...]) -> np.ndarray:
+        array = self.file.acquire()[self.name]
         if not self.shape:
-            return np.asarray(array[()])[None]
-        if len(indices) > 1 and np.all(np.diff(indices) == 1):
-            return array[indices[0] : indices[-1] + 1]
-        values = np.empty((len(indices), *self.shape[1:]), dtype=self.dtype)
-        for place, index in enumerate(indices):
-            values[place] = array[index]
-        return values
+            return np.asarray(array[()])
+        rows = np.arange(self.shape[0])[key[0]]
+        values = _rows(array, np.atleast_1d(rows), self.dtype)
+        for axis, index in reversed(list(enumerate(key[1:], start=1))):
+            if not (isinstance(index, slice) and index == slice(None)):
+                values = values[(slice(None),) * axis + (index,)]
+        return values if np.ndim(rows) else values[0]
+
+
+def _rows(array: h5py.Dataset, indices: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The rows `indices (n,)`, a fresh array: consecutive ones in one go, others one after the other."""
+    if len(indices) > 1 and np.all(np.diff(indices) == 1):
+        return array[indices[0] : indices[-1] + 1]
+    values = np.empty((len(indices), *array.shape[1:]), dtype)
+    for place, index in enumerate(indices):
+        values[place] = array[index]
+    return values
 
 
 def read(path: Path, group: str | None = None) -> xr.Dataset:
@@ -144,38 +131,34 @@ def read(path: Path, group: str | None = None) -> xr.Dataset:
     Raises:
         UserError: The file cannot be opened, is damaged, of a newer version, or has no such group.
     """
-    handle = Handle(str(path))
+    opened = CachingFileManager(open_file, str(path))
     with open_file(path) as file, reading(path):
         items: dict[str, h5py.Group | h5py.Dataset] = {}
         file.visititems(lambda name, item: items.setdefault(_text(name), item) and None)
         prefix = "" if group is None else group.strip("/") + "/"
         arrays = {name: item for name, item in items.items() if isinstance(item, h5py.Dataset) and _is_array(item)}
         inside = {name.removeprefix(prefix): item for name, item in arrays.items() if name.startswith(prefix)}
-        variables = {name: _variable(handle, name, item) for name, item in inside.items()}
+        variables = {name: _variable(opened, name, item) for name, item in inside.items()}
         groups = {name: attributes(item) for name, item in items.items() if isinstance(item, h5py.Group)}
         attrs = attributes(file)
     if group is not None and not variables:
-        raise UserError(f"{path} has no group '{group}' (dataset.group=). It has: {', '.join(groups) or 'none'}.")
+        raise UserError(f"{path} has no group '{group}' ({option('group')}). It has: {', '.join(groups) or 'none'}.")
     native, version = plain(attrs.get("format")) == "vecfield", plain(attrs.get("version", VERSION))
     if native and version != VERSION:
         raise UserError(f"{path}: native format version {version}; this program reads version {VERSION}.")
     matlab = any("MATLAB_class" in variable.attrs for variable in variables.values())
     kind = "native file" if native else "MATLAB" if matlab else "HDF5"
     dataset = xr.Dataset(variables, attrs=attrs)
-    dataset.set_close(handle.close)
+    dataset.set_close(opened.close)
     dataset.encoding = {"kind": kind, "turned": matlab, "native": native, "groups": groups}
     return dataset
 
 
-def _variable(handle: Handle, name: str, item: h5py.Dataset) -> xr.Variable:
+def _variable(opened: CachingFileManager, name: str, item: h5py.Dataset) -> xr.Variable:
     """An array of the file, lazy; its encoding says how it is stored."""
-    shape, offset = item.shape or (), item.id.get_offset()
+    shape = item.shape or ()
     # What is neither a number nor text cannot be read as snapshots, and is kept for its name alone.
     dtype = item.dtype if item.dtype.kind in "fiub" else np.dtype("S1")
-    if offset is not None and len(shape) > 2 and not item.external and not item.file.userblock_size:
-        stored: Stored = InPlace(handle.path, offset, shape, dtype)
-    else:
-        stored = InFile(handle, item.name, shape, dtype)
     filtered = item.id.get_create_plist().get_nfilters() > 0
     plainly = not filtered and (item.chunks or (1,))[0] <= MANY
     encoding = {"chunksizes": item.chunks, "decoded": plainly, "dtype": dtype}
@@ -183,7 +166,7 @@ def _variable(handle: Handle, name: str, item: h5py.Dataset) -> xr.Variable:
     if item.dtype.kind not in "fiub":
         values = item.asstr(errors="replace")[()] if h5py.check_string_dtype(item.dtype) else np.zeros(shape, "S1")
         return xr.Variable(dims, np.asarray(values), attributes(item))
-    return xr.Variable(dims, LazilyIndexedArray(stored), attributes(item), encoding)
+    return xr.Variable(dims, LazilyIndexedArray(InFile(opened, item.name, shape, dtype)), attributes(item), encoding)
 
 
 def _text(name: str | bytes) -> str:

@@ -11,6 +11,7 @@ from vecfield_diffusion.data.coordinates import Plane, stagger
 from vecfield_diffusion.data.readers.found import Component, Found
 from vecfield_diffusion.data.stored import Components, Joined, Reader
 from vecfield_diffusion.data.units import SPEED, factor, same_units
+from vecfield_diffusion.data.words import option
 from vecfield_diffusion.errors import UserError
 
 
@@ -151,5 +152,5 @@ def _check_alike(first: Found, second: Found) -> None:
 def _differ(first: Found, second: Found, what: str, here: object, there: object) -> str:
     return (
         f"{first.source} and {second.source} cannot be joined: {what} {here} in the one, {there} in the other. Give "
-        "files on one grid and in one unit: dataset.path=..."
+        f"files on one grid and in one unit: {option('path')}"
     )

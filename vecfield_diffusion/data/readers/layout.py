@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from vecfield_diffusion.data.readers.roles import Options, meaning
+from vecfield_diffusion.data.words import option
 from vecfield_diffusion.errors import UserError
 
 AXES = ("run", "time", "channel", "y", "x")
@@ -144,7 +145,7 @@ def _one_place(dataset: xr.Dataset, roles: Mapping[str, str], source: str) -> No
             if not np.array_equal(lines, np.broadcast_to(lines[:1], lines.shape), equal_nan=True):
                 raise UserError(
                     f"{source}: the runs along '{roles['run']}' lie in different places ('{name}' changes from one to "
-                    "the next) and are no series. Choose one: dataset.member=0"
+                    f"the next) and are no series. Choose one: {option('member', 0)}"
                 )
 
 
@@ -166,12 +167,12 @@ def _chosen(name: str, dim: str, sizes: Mapping[str, int], role: str, options: O
     if role == "":
         raise UserError(
             f"{source}: nothing says what the dimension '{dim}' of '{name}' is (sizes {dict(sizes)}). If one of its "
-            f"values is a level or a case: dataset.level=0 to {count - 1}; if time, give it a coordinate with units "
-            "such as 'days since 2000-01-01', or call it time."
+            f"values is a level or a case: {option('level', f'0 to {count - 1}')}; if time, give it a coordinate with "
+            "units such as 'days since 2000-01-01', or call it time."
         )
     raise UserError(
         f"{source}: '{name}' has {count} {key}s along {dim}, which are no times. Choose one, 0 to {count - 1}: "
-        f"dataset.{key}=0"
+        f"{option(key, 0)}"
     )
 
 

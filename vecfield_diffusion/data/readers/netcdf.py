@@ -9,6 +9,7 @@ import xarray as xr
 
 from vecfield_diffusion.data.readers.hdf5 import open_file, usual_units
 from vecfield_diffusion.data.readers.reader import UNREADABLE, Format
+from vecfield_diffusion.data.words import option
 from vecfield_diffusion.errors import UserError
 
 
@@ -45,11 +46,13 @@ def _modern(path: Path, group: str | None) -> xr.Dataset:
     if group is None:
         full = [name for name, dataset in groups.items() if any(item.ndim > 1 for item in dataset.data_vars.values())]
         if len(full) > 1 and full[0]:
-            options = " | ".join(f"dataset.group={name}" for name in full)
+            options = " | ".join(option("group", name) for name in full)
             raise UserError(f"{path}: fields lie in {len(full)} groups. Choose one: {options}")
         group = full[0] if full else ""
     if group.strip("/") not in groups:
-        raise UserError(f"{path} has no group '{group}' (dataset.group=). It has: {', '.join(filter(None, groups))}.")
+        raise UserError(
+            f"{path} has no group '{group}' ({option('group')}). It has: {', '.join(filter(None, groups))}."
+        )
     dataset = groups[group.strip("/")]
     dataset.set_close(tree.close)
     return _named(dataset, "netCDF-4")

@@ -25,6 +25,7 @@ from vecfield_diffusion.data.readers.layout import (
 from vecfield_diffusion.data.readers.roles import Options, find, units_of
 from vecfield_diffusion.data.stored import Reader
 from vecfield_diffusion.data.units import factor, is_degrees
+from vecfield_diffusion.data.words import option
 from vecfield_diffusion.errors import UserError
 
 SPACING = ("dx", "dy", "boundary_x", "boundary_y")
@@ -94,7 +95,7 @@ def _axis(dataset: xr.Dataset, layout: Layout, axis: str, given: str | None, sou
         size = dataset.variables[layout.name].sizes[layout.dims[axis]]
         raise UserError(
             f"{source}: the coordinate '{given}' has shape {dataset.variables[given].shape}, expected ({size},): "
-            f"dataset.{axis}=..."
+            f"{option(axis)}"
         )
     if name is None or dataset.variables[name].dtype.kind not in "fiu":
         return Axis(axis, label=layout.dims[axis])
@@ -154,7 +155,7 @@ def spacing_of(attrs: Mapping[str, Any], source: str) -> dict[str, Any]:
         if name in spacing and (
             np.asarray(spacing[name]).dtype.kind not in "fiu" or not np.isfinite(spacing[name]).all()
         ):
-            raise UserError(f"{source}: its attribute {name} is '{spacing[name]}', expected metres: dataset.{name}=...")
+            raise UserError(f"{source}: its attribute {name} is '{spacing[name]}', expected metres: {option(name)}")
     kinds = {"periodic", "wall", "open"}
     return {name: value for name, value in spacing.items() if name in ("dx", "dy") or value in kinds}
 
@@ -178,5 +179,5 @@ def time_axis(dataset: xr.Dataset, layout: Layout, options: Options, source: str
     fits = values.size in (length, length // runs)
     values = np.broadcast_to(values.reshape(-1, length // runs), (runs, length // runs)).ravel() if fits else None
     if values is None and options.time is not None:
-        raise UserError(f"{source}: '{name}' has shape {variable.shape}, expected times ({length},): dataset.time=...")
+        raise UserError(f"{source}: '{name}' has shape {variable.shape}, expected times ({length},): {option('time')}")
     return Axis("time", values, attrs)

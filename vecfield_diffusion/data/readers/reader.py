@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from vecfield_diffusion.data.words import option
 from vecfield_diffusion.errors import UserError, nearest
 
 #: What the libraries raise for a file that is damaged.
@@ -45,10 +46,10 @@ def check_path(path: str | Path) -> Path:
     """
     file = Path(path).expanduser()
     if file.is_dir():
-        raise UserError(f"'{path}' is a folder. Expected a file: dataset.path=...")
+        raise UserError(f"'{path}' is a folder. Expected a file: {option('path')}")
     if not file.exists():
         siblings = [other.name for other in file.parent.iterdir()] if file.parent.is_dir() else []
-        raise UserError(f"no file '{path}'.{nearest(file.name, siblings)} Give an existing one: dataset.path=...")
+        raise UserError(f"no file '{path}'.{nearest(file.name, siblings)} Give an existing one: {option('path')}")
     try:
         file.open("rb").close()
     except OSError as error:

@@ -14,6 +14,7 @@ from cf_xarray.criteria import coordinate_criteria, regex
 from vecfield_diffusion.data.fields import find_name
 from vecfield_diffusion.data.readers.reader import plain
 from vecfield_diffusion.data.units import SPEED, factor, is_degrees, says_nothing
+from vecfield_diffusion.data.words import components, option
 from vecfield_diffusion.errors import UserError, nearest
 
 
@@ -79,7 +80,7 @@ def choose_pair(dataset: xr.Dataset, options: Options, source: str) -> tuple[tup
         UserError: One component is named without the other, or there is no pair, or there are several.
     """
     if (options.u is None) != (options.v is None):
-        raise UserError("name both components: dataset.u=... dataset.v=...")
+        raise UserError(f"name both components: {components()}")
     if options.u is not None and options.v is not None:
         return (options.u, options.v), ()
     variables = {str(name): item for name, item in dataset.variables.items()}
@@ -100,7 +101,7 @@ def choose_pair(dataset: xr.Dataset, options: Options, source: str) -> tuple[tup
     if not pairs:
         raise UserError(
             f"{source}: no pair of velocity components found by standard_name or usual names. Expected two on the same "
-            "points, dataset.u=... dataset.v=..., or one array (N, 2, H, W), dataset.velocity=..., out of: "
+            f"points, {components()}, or one array (N, 2, H, W), {option('velocity')}, out of: "
             f"{', '.join(f'{name} {item.shape}' for name, item in fields.items()) or 'no gridded variable at all'}."
         )
     if len(pairs) > 1:
@@ -134,7 +135,7 @@ def _rank(units: str) -> int | None:
 
 
 def _listing(pairs: Sequence[tuple[str, str]]) -> str:
-    return " | ".join(f"dataset.u={first} dataset.v={second}" for first, second in pairs)
+    return " | ".join(components(*pair) for pair in pairs)
 
 
 def _by_standard_name(fields: Mapping[str, xr.Variable]) -> dict[tuple[str, str], str]:
@@ -187,16 +188,16 @@ def find(dataset: xr.Dataset, key: str, name: str, source: str) -> str:
     variables = {str(other): item for other, item in dataset.variables.items()}
     found = find_name(variables, name)
     if found is None:
-        hint = " Or name its components: dataset.u=u dataset.v=v" if {"u", "v"} <= set(variables) else ""
+        hint = f" Or name its components: {components('u', 'v')}" if {"u", "v"} <= set(variables) else ""
         kind = "array" if "turned" in dataset.encoding else "variable"
         listing = ", ".join(f"{other} {item.shape}" for other, item in variables.items()) or "nothing"
         raise UserError(
-            f"{source} has no {kind} '{name}' (dataset.{key}={name}).{nearest(name, variables)} "
+            f"{source} has no {kind} '{name}' ({option(key, name)}).{nearest(name, variables)} "
             f"It has: {listing}.{hint if key == 'velocity' else ''}"
         )
     kind = variables[found].dtype
     if kind.kind not in "fiub" and key != "time":
-        raise UserError(f"{source}: '{name}' holds {kind}, expected numbers. Choose dataset.{key}=...")
+        raise UserError(f"{source}: '{name}' holds {kind}, expected numbers. Choose {option(key)}")
     return found
 
 

@@ -9,6 +9,7 @@ from itertools import permutations
 import numpy as np
 import xarray as xr
 
+from vecfield_diffusion.data.words import option
 from vecfield_diffusion.errors import UserError
 
 #: The usual names of coordinates.
@@ -78,7 +79,7 @@ def named(
         if name in dataset.variables and known.get(role, sizes.get(role)) != sizes.get(role):
             raise UserError(
                 f"{source}: the coordinate '{name}' has shape {dataset.variables[name].shape}, expected "
-                f"({sizes.get(role, 1)},): dataset.{role}=..."
+                f"({sizes.get(role, 1)},): {option(role)}"
             )
     variables = {}
     for name, variable in dataset.variables.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 import xarray as xr
 
 from vecfield_diffusion.data.readers.reader import UNREADABLE, Format
+from vecfield_diffusion.data.words import option
 from vecfield_diffusion.errors import UserError
 
 
@@ -24,7 +25,7 @@ def read(path: Path | str, group: str | None = None) -> xr.Dataset:
     try:
         dataset = xr.open_zarr(str(path), group=group, chunks=None, decode_cf=False)
     except (*UNREADABLE, ImportError) as error:
-        where = "" if group is None else f" in the group '{group}' (dataset.group=)"
+        where = "" if group is None else f" in the group '{group}' ({option('group')})"
         raise UserError(f"'{path}' cannot be read as zarr{where}: {error}") from error
     dataset.encoding["kind"] = "zarr"
     return dataset
