@@ -21,7 +21,7 @@ from vecfield_diffusion.models import product_modes as module
 from vecfield_diffusion.models.gaussian import GaussianResidual
 from vecfield_diffusion.models.measured import nearest
 from vecfield_diffusion.models.product_modes import ProductModes
-from vecfield_diffusion.programs.gaussian_field import cut, laid_out, product_modes, sequence_field, spaced
+from vecfield_diffusion.programs.gaussian_field import cut, product_modes, sequence_field, spaced
 from vecfield_diffusion.samplers.deterministic import Heun
 
 LEVELS = [0.05, 1.0, 20.0]
@@ -293,11 +293,6 @@ def test_lags_of_sequences_a_stride_apart():
     lags = np.arange(1.0, 8.0)[:, None]
     np.testing.assert_array_equal(spaced(lags, 3, 2)[:, 0], [1, 3, 5])
     np.testing.assert_array_equal(spaced(lags, 5, 2)[:, 0], [1, 3, 5, 7, 0])
-
-
-def test_snapshots_lie_at_their_frames():
-    series = laid_out(np.arange(3.0).reshape(3, 1), np.array([4, 5, 8]))
-    np.testing.assert_array_equal(series[:, 0], [0, 1, np.nan, np.nan, 2])
 
 
 def test_a_window_has_the_covariance_of_the_domain():

@@ -6,13 +6,15 @@ import numpy as np
 import torch
 
 from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.sequences import Timeline
 from vecfield_diffusion.data.statistics import homogeneous
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.evaluation.covariance import Homogeneous
 from vecfield_diffusion.evaluation.estimation import Estimator, choose, lagged_products, non_negative
-from vecfield_diffusion.evaluation.spacetime import Bools, Components, Floats, Integers, SpaceTime, Stationary, Sum
+from vecfield_diffusion.evaluation.spacetime import Bools, Components, Floats, SpaceTime, Stationary, Sum
 from vecfield_diffusion.models.gaussian import Eigenfields, Modes, Waves
 from vecfield_diffusion.models.product_modes import ProductModes
+from vecfield_diffusion.programs.in_time import training_frames
 
 #: Snapshots that a covariance is learnt from, at most.
 SNAPSHOTS = 2000
@@ -21,9 +23,16 @@ SNAPSHOTS = 2000
 def gaussian_field(fields: Fields, indices: range, normalizer: Normalizer, window: tuple[int, int] | None) -> Modes:
     """Returns the Gaussian field with the homogeneous covariance of the training snapshots, at most 2000 of them.
 
+    That of sequences is stationary in time; see `sequence_field`.
+
     It has few enough numbers to be as good on unseen fields. That of principal components fits the fields that it was
     learnt from so much better than others that a network trained beside it goes wrong on these.
     """
+    if fields.frames > 1:
+        series = training_frames(fields, Timeline.of(fields).frames, indices)
+        scaled = normalizer.cpu().normalize(torch.from_numpy(series)).numpy()
+        kind = dict(frames=fields.frames, stride=fields.stride, window=window)
+        return sequence_field(scaled, fields.grid.valid.numpy(), fields.grid.periodic, **kind)
     read = normalizer.normalize(fields.read(indices[:: -(-len(indices) // SNAPSHOTS)])).numpy()
     print(f"covariance of {len(read)} training snapshots")
     zero, valid = np.zeros(read.shape[1:]), fields.grid.valid.numpy()
@@ -70,13 +79,6 @@ def sequence_field(
     # The mean field where windows lie anywhere: random in space, the same at all times.
     lags = lags + non_negative(lagged_products(mean, valid, periodic, 1))
     return ProductModes(torch.from_numpy(cut(lags, window)), window)
-
-
-def laid_out(read: Floats, line: Integers) -> Floats:
-    """Returns snapshots `(n, 2, H, W)` at their frames on one line, `(n,)` rising, from the first on; NaN between them."""
-    out = np.full((int(line[-1] - line[0]) + 1, *read.shape[1:]), np.nan)
-    out[line - line[0]] = read
-    return out
 
 
 def product_modes(field: SpaceTime, frames: int, stride: int = 1) -> ProductModes:
