@@ -73,7 +73,7 @@ def sequence_field(
 
 
 def laid_out(read: Floats, line: Integers) -> Floats:
-    """Returns snapshots `(n, 2, H, W)` at their frames on one line, `(n,)` rising, from the first on; NaN between them."""
+    """Returns snapshots `(n, 2, H, W)` at their frames on one line, `(n,)` rising; NaN between them."""
     out = np.full((int(line[-1] - line[0]) + 1, *read.shape[1:]), np.nan)
     out[line - line[0]] = read
     return out
