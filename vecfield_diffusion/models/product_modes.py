@@ -56,7 +56,7 @@ class ProductModes(Modes):
     #: The number of modes K that is taken, at most, and the share of the variance that they may leave out.
     MODES, LEFT_OUT = 300, 1e-4
     #: Measured values in the system of an observation, and values whose variance is computed, at most.
-    BUDGET, POINTS = 3400, 256
+    BUDGET, POINTS = 3400, 128
     #: Observations that are remembered, at most.
     REMEMBERED = 256
 
