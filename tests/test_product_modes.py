@@ -51,6 +51,7 @@ PRIORS = priors()
 @pytest.fixture(autouse=True)
 def all_modes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ProductModes, "LEFT_OUT", 0.0)
+    monkeypatch.setattr(ProductModes, "POINTS", 10**6)
 
 
 def data(valid: np.ndarray, n: int = 3, frames: int = T, seed: int = 2) -> tuple[torch.Tensor, ...]:

@@ -85,6 +85,11 @@ class Parametrization:
         """Whether the network works only where all cells of the rectangle belong to the domain."""
         return False
 
+    @property
+    def remembers(self) -> bool:
+        """Whether an observation is solved for once and then serves all levels: training uses it several times."""
+        return False
+
     def learn(self, field: Callable[[], Any]) -> None:
         """Takes in the Gaussian field with the covariance of the training data, `field()`; here none is needed."""
 

@@ -98,6 +98,11 @@ class GaussianResidual(nn.Module, Parametrization):
         """Whether the field is one of waves, which have no gaps."""
         return self.field is not None and self.field.fills_domain
 
+    @property
+    def remembers(self) -> bool:
+        """See `Parametrization`."""
+        return self.field is not None and self.field.remembers
+
     def learn(self, field: Callable[[], Modes]) -> None:
         """Takes the Gaussian field `field()`, which training leaves as it is."""
         self.field = field().to(next(self.parameters()).device)

@@ -37,6 +37,8 @@ class Modes(nn.Module, ABC):
 
     #: Whether all cells of the rectangle must belong to the domain.
     fills_domain: bool = False
+    #: Whether an observation is solved for once, and serves all levels from then on.
+    remembers: bool = False
     #: Random vectors that estimate the trace of the posterior covariance, to a few hundredths.
     PROBES = 16
 

@@ -52,10 +52,11 @@ class ProductModes(Modes):
         modes: The number K at most; those that carry 1e-4 of the variance together are left out in any case.
     """
 
+    remembers = True
     #: The number of modes K that is taken, at most, and the share of the variance that they may leave out.
     MODES, LEFT_OUT = 300, 1e-4
     #: Measured values in the system of an observation, and values whose variance is computed, at most.
-    BUDGET, POINTS = 3400, 256
+    BUDGET, POINTS = 3400, 128
     #: Observations that are remembered, at most.
     REMEMBERED = 256
 

@@ -30,7 +30,7 @@ class Reused:
 
     batches: Batches
     pool: int = 4
-    uses: int = 64
+    uses: int = 128
 
     def __post_init__(self) -> None:
         for name in ("pool", "uses"):
