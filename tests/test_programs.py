@@ -26,6 +26,8 @@ from programs import FEW, ROOT, SMALL, TINY, Call, is_message, process
 from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.operators import divergence
+from vecfield_diffusion.programs import infer as inference
+from vecfield_diffusion.programs import train as training
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 
 DATA = ROOT.parent / "shared" / "data"
@@ -242,6 +244,23 @@ def test_a_signal_saves_and_ends(place: Path, number: signal.Signals, code: int)
     stopped = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
     assert err == f"stopped by {stopped}: saved {last}; the same command goes on\n"
     assert load_checkpoint(place / last)["counters"]["step"] >= 5
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_data_are_made_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
+) -> None:
+    monkeypatch.setattr(training, "prepare", lambda *given: signal.raise_signal(number))
+    monkeypatch.setattr(inference, "opened", lambda *given: signal.raise_signal(number))
+    for program, said in ((training.train, "nothing to save yet"), (inference.infer, "nothing is filled yet")):
+        with pytest.raises(SystemExit) as stop:
+            program({}, tmp_path)
+        err = capsys.readouterr().err
+        assert stop.value.code == code and err.endswith(f": {said}; the same command goes on\n")
 
 
 def wait_for(child: subprocess.Popen[str]) -> Iterator[None]:

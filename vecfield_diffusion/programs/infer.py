@@ -52,7 +52,8 @@ def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
         UserError: A checkpoint, file or option that does not fit, or a result of another command in the way.
         SystemExit: A signal stopped the run (130 for Ctrl-C, 143 for SIGTERM); what was finished is kept.
     """
-    filling, work = opened(config)
+    with stoppable(lambda: "nothing is filled yet"):
+        filling, work = opened(config)
     files = Files.of(config, folder)
     if files.fields.resolve() in [file.resolve() for file in files_behind(filling.fields)]:
         raise UserError(f"output={files.fields}: this is the input, which is never written over. Give another file")

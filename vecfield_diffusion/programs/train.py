@@ -55,15 +55,16 @@ def train(config: dict[str, Any], folder: Path) -> dict[str, float]:
 
 def _trained(config: dict[str, Any], folder: Path) -> dict[str, float]:
     """See `train`; the folder is ours."""
-    run = prepare(config, folder)
-    if run.resume():
-        print(f"{folder}: going on from step {run.counters.step}")
-    run.logger.open(folder, str(folder).removeprefix("outputs/train/"), config)
-    try:
-        with stoppable(lambda: f"saved {run.last}" if run.last.exists() else "nothing to save yet"):
+    last = folder / "checkpoints" / "last.pt"
+    with stoppable(lambda: f"saved {last}" if last.exists() else "nothing to save yet"):
+        run = prepare(config, folder)
+        if run.resume():
+            print(f"{folder}: going on from step {run.counters.step}")
+        run.logger.open(folder, str(folder).removeprefix("outputs/train/"), config)
+        try:
             scores = run.train()
-    finally:
-        run.logger.close()
+        finally:
+            run.logger.close()
     print(f"{folder}: {run.counters.step} steps, {run.counters.minutes:.1f} minutes")
     print(f"next: python infer.py ckpt={folder} mask=block")
     return headline(scores)
