@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,6 +141,21 @@ def test_coordinates_are_made_up_from_the_spacing_where_the_file_has_none() -> N
     fields = build(np.zeros((1, 2, 3, 4)), dx=2.0, dy=-3.0)
     assert fields.x.tolist() == [0.0, 2.0, 4.0, 6.0] and fields.y.tolist() == [0.0, -3.0, -6.0]
     assert "1 fields 2x3x4" in fields.summary() and "dx 2, dy -3" in fields.summary()
+
+
+def test_land_is_known_by_a_mask_or_by_zeros_and_else_not() -> None:
+    velocity = np.ones((5, 2, 3, 4), dtype=np.float32)
+    velocity[:, :, 0, 1] = 0.0
+    velocity[:, :, 2, 2] = np.nan  # never measured
+    found = found_in(velocity)
+    assert found.to_fields("f.nc", land="nan").land is None
+    zeros = found.to_fields("f.nc", land="zero")
+    assert zeros.land.nonzero().tolist() == [[0, 1]] and (~zeros.grid.valid).sum() == 2
+    assert zeros.within(torch.ones(3, 4, dtype=torch.bool)).land is None
+    mask = np.ones((3, 4), dtype=bool)
+    mask[1, 3] = False
+    masked = replace(found, mask=mask).to_fields("f.nc", land="nan")
+    assert masked.land.nonzero().tolist() == [[1, 3]]
 
 
 def test_cells_that_never_move_are_land_only_on_demand(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from PIL import Image
 from programs import Call, is_message
 
 import vecfield_diffusion as vf
@@ -19,11 +21,12 @@ from vecfield_diffusion.data.sequences import LAGS, Timeline, lengthened
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.estimation import SHAPES, Estimator, taper
 from vecfield_diffusion.evaluation.interpolation import Interpolation
+from vecfield_diffusion.evaluation.plots import Moment, figure_animation
 from vecfield_diffusion.evaluation.series import along_time
 from vecfield_diffusion.evaluation.spacetime import Stationary, Values
 from vecfield_diffusion.evaluation.trial import Trial, pieces
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.programs import gaussian
+from vecfield_diffusion.programs import gaussian, infer
 from vecfield_diffusion.programs.gaussian import PLAIN, open_series
 
 T, H, W = 60, 6, 7
@@ -213,6 +216,33 @@ def test_the_command_goes_on_where_it_was_stopped(run: Call, tmp_path: Path, mon
     assert code == 0 and "going on: " in out, err
     with xr.open_dataset(tmp_path / "whole.nc") as whole, xr.open_dataset(tmp_path / "parts.nc") as parts:
         np.testing.assert_allclose(pair(parts, "_members"), pair(whole, "_members"), atol=1e-6)
+
+
+def test_a_series_is_drawn_time_by_time(run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the values that were measured and the members that were written, forecast included."""
+    given = series(16)
+    given.to_netcdf(tmp_path / "my.nc")
+    moments: dict[int, Moment] = {}
+
+    def drawn(path: Path, moment: Callable[[int], Moment], count: int, *rest: object, **options: object) -> list[int]:
+        moments.update({number: moment(number) for number in reversed(range(count))})
+        return figure_animation(path, moment, count, *rest, **options)
+
+    monkeypatch.setattr(infer, "figure_animation", drawn)
+    command = ("ckpt=none", f"input={tmp_path / 'my.nc'}", "members=3", "horizon=1", "figure=anim.gif")
+    code, out, err = run("infer", *command, f"output={tmp_path / 'a.nc'}")
+    assert code == 0 and "a.gif" in out, err
+    with Image.open(tmp_path / "a.gif") as film:
+        assert film.n_frames == 17
+    with xr.open_dataset(tmp_path / "a.nc") as filled:
+        members = np.moveaxis(np.stack([filled["ueast_members"], filled["vnorth_members"]]), 0, 2)
+    assert moments[3].date == "2022-02-04" and moments[16].date == "2022-02-17"
+    for number in (0, 3, 15):
+        np.testing.assert_array_equal(moments[number].members, members[:, number])
+        np.testing.assert_array_equal(moments[number].measured, pair(given)[number].astype(np.float32))
+    assert np.isnan(moments[16].measured).all() and not (tmp_path / "a.png").exists()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    is_message(run("infer", *command[:4], "figure=a.mp4", f"output={tmp_path / 'b.nc'}"), "figure=a.mp4", "a .gif")
 
 
 def test_what_it_cannot_do_is_said(run: Call, tmp_path: Path) -> None:

@@ -85,6 +85,8 @@ class Fields:
         scale: What the components of the file were multiplied by.
         turn: The angle `(H, W)` from east to the axis of the columns, anticlockwise in radians, by which components
             that point east and north were turned; None for none.
+        land: The cells `(H, W)` that the file says are land; None where it does not tell them from sea that no snapshot
+            measures.
         context: Names of further variables that the network is conditioned on.
         history: Earlier snapshots that the network is conditioned on, as lags.
         frames: The frames of a sequence, which is one sample; 1 for single snapshots.
@@ -122,6 +124,7 @@ class Fields:
     speeds: Collection[str] = ()
     scale: tuple[float, float] = (1.0, 1.0)
     turn: np.ndarray | None = None
+    land: Tensor | None = None
     context: Sequence[str] = ()
     history: Sequence[int] = ()
     frames: int = 1
@@ -172,7 +175,7 @@ class Fields:
 
     def within(self, valid: Tensor) -> Fields:
         """The same fields with another domain, boolean `(H, W)`."""
-        return replace(self, grid=replace(self.grid, valid=valid))
+        return replace(self, grid=replace(self.grid, valid=valid), land=None)
 
     def converted(self, units: str) -> Fields:
         """The same in other units of speed, those that an older network was trained in.

@@ -204,6 +204,7 @@ def draw_first(filling: Filling | Series, path: Path, cases: Cases, members: Ten
         coordinates=Coordinates.of(filling.fields),
         measured=cases.y[0],
         date=date_of(filling.fields, cases.numbers[0]),
+        land=filling.fields.land,
         readings={} if sensor is None else {name: read[0] for name, read in sensor.readings(cases.y).items()},
     )
 
@@ -215,9 +216,9 @@ def animate(filling: Filling | Series, path: Path, writer: FieldsWriter) -> None
         cases, members = filling.cases([position]), writer.at(position).members[:, 0]
         return Moment(date_of(filling.fields, cases.numbers[0]), cases.y[0].numpy(), members)
 
-    options = {"colour": filling.config["colour"], "coordinates": Coordinates.of(filling.fields)}
-    count = len(filling.indices)
-    shown = figure_animation(path, moment, count, filling.grid, filling.fields.units, **options)
+    fields, count = filling.fields, len(filling.indices)
+    options = {"colour": filling.config["colour"], "coordinates": Coordinates.of(fields), "land": fields.land}
+    shown = figure_animation(path, moment, count, filling.grid, fields.units, **options)
     if len(shown) < count:
         print(f"{path.name}: {len(shown)} of {count} times, every {shown[1]}th")
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from vecfield_diffusion.data.coordinates import Axis, Plane, centres, make_grid, stagger
 from vecfield_diffusion.data.fields import LAND, Coordinate, Fields, Land, MemoryReader, blocks, duplicates, valid_cells
@@ -141,6 +143,7 @@ class Found:
         grid = make_grid(
             valid_cells(reader, self.length, self.mask, first.shape, source, land), first.x, first.y, **given
         )
+        known_land = known_as_land(reader, grid.valid, masked=self.mask is not None, zeros=land == "zero")
         reader = Components([reader], gaps=True) if land == "gap" else reader
         height, width = first.shape
         x, y = first.x, first.y
@@ -161,6 +164,7 @@ class Found:
             y_attrs=y.attrs,
             component_attrs=(dict(first.attrs), dict(last.attrs)),
             scale=scale,
+            land=known_land,
             turn=turn,
             context=context,
             history=history,
@@ -336,3 +340,19 @@ def _centre_plane(plane: Plane | None, cuts: Sequence[tuple[slice, slice]]) -> P
     else:
         x = (x[cuts[0]] + x[cuts[1]]) / 2
     return Plane(x, (plane.y[cuts[0]] + plane.y[cuts[1]]) / 2, plane.degrees)
+
+
+def known_as_land(reader: Reader, valid: Tensor, *, masked: bool, zeros: bool) -> Tensor | None:
+    """The cells `(H, W)` that a set says are land; None where land and sea that is never measured look alike.
+
+    Arguments:
+        reader: The snapshots.
+        valid: The domain, boolean `(H, W)`.
+        masked: Whether the file has a mask of its own: what lies outside is land.
+        zeros: Whether cells that are always 0 are: these have numbers, and lie outside the domain all the same.
+    """
+    if masked:
+        return ~valid
+    if not zeros:
+        return None
+    return ~valid & torch.from_numpy(reader(np.zeros(1, dtype=np.int64)))[0].isfinite().all(dim=0)
