@@ -23,7 +23,7 @@ from vecfield_diffusion.evaluation.generation import UNSEEN
 from vecfield_diffusion.evaluation.generation import Generated as Generated
 from vecfield_diffusion.evaluation.scores import SCORES, columns, heading
 from vecfield_diffusion.evaluation.tables import rounded_pair
-from vecfield_diffusion.evaluation.trajectory import TimeSection
+from vecfield_diffusion.evaluation.trajectory import DRIFTERS, TimeSection
 from vecfield_diffusion.evaluation.verdicts import (
     accuracy_sentence,
     certainty_sentence,
@@ -180,6 +180,7 @@ def render(
         time_columns={name: _heading(name, units) for name in columns("series")},
         cost=_embedded(("Time on the machine that made this report", partial(plots.figure_cost, costs, styles))),
         provenance=provenance,
+        drifters=DRIFTERS,
         narrow=_NARROW,
     )
 
@@ -208,6 +209,7 @@ def _part(
         "table": _table(section),
         "generated": {} if section.generated is None else section.generated.scores,
         "in_time": section.time_lines(),
+        "step": "" if section.in_time is None else f"{section.in_time.step:.3g} {section.in_time.unit}",
         "figures": [_embedded(drawing) for drawing in drawings(section, units, styles, coordinates)],
     }
 

@@ -53,7 +53,7 @@ class Law(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Observations:
+class ObservedSeries:
     """What is observed of a series.
 
     Arguments:
@@ -102,7 +102,7 @@ class SeriesBaseline(ABC):
         """Takes from the training frames what the mean does not say."""
 
     @abstractmethod
-    def fill(self, observations: Observations, members: int = 0, seed: int = 0) -> Iterator[Law]:
+    def fill(self, observations: ObservedSeries, members: int = 0, seed: int = 0) -> Iterator[Law]:
         """Yields the law of every frame that is wanted, NaN outside the domain.
 
         Arguments:
@@ -118,7 +118,7 @@ class TimeInterpolation(SeriesBaseline):
     Beyond the first and the last observation it is the nearest one; with `past` always the last.
     """
 
-    def fill(self, observations: Observations, members: int = 0, seed: int = 0) -> Iterator[Law]:
+    def fill(self, observations: ObservedSeries, members: int = 0, seed: int = 0) -> Iterator[Law]:
         """See `SeriesBaseline.fill`."""
         for frame in observations.frames:
             known = observations.y[: frame + 1] if self.past else observations.y
@@ -141,7 +141,7 @@ class SpaceTimeInterpolation(SeriesBaseline):
         scores = ", ".join(f"{name} {score:.2f}" for name, score in choice.scores.items())
         self.learnt = f"{choice.name} (log density of hidden training values: {scores})"
 
-    def fill(self, observations: Observations, members: int = 0, seed: int = 0) -> Iterator[Law]:
+    def fill(self, observations: ObservedSeries, members: int = 0, seed: int = 0) -> Iterator[Law]:
         """See `SeriesBaseline.fill`."""
         after = 0 if self.past else REACH
         counts = np.sort(np.isfinite(observations.y).sum(axis=(1, 2, 3)))
@@ -175,7 +175,7 @@ class ExtendedEOF(SeriesBaseline):
     def _parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return self.grid.valid.cpu(), self.grid.dx.cpu(), self.grid.dy.cpu()
 
-    def fill(self, observations: Observations, members: int = 0, seed: int = 0) -> Iterator[Law]:
+    def fill(self, observations: ObservedSeries, members: int = 0, seed: int = 0) -> Iterator[Law]:
         """See `SeriesBaseline.fill`."""
         height = self.valid.shape[0]
         for frame in observations.frames:
@@ -195,7 +195,7 @@ class SpaceTimeDINEOF(SeriesBaseline):
         rows = training[np.isfinite(training).any(axis=(1, 2, 3))]
         self.rows = self._flat(rows[:: -(-len(rows) // ROWS)])
 
-    def fill(self, observations: Observations, members: int = 0, seed: int = 0) -> Iterator[Law]:
+    def fill(self, observations: ObservedSeries, members: int = 0, seed: int = 0) -> Iterator[Law]:
         """See `SeriesBaseline.fill`."""
         series = self._flat(observations.y)
         generator = np.random.default_rng(0)

@@ -115,12 +115,14 @@ class TimeSection:
 
     Attributes:
         frequency: In cycles per `unit`, from 0, `(F,)`.
+        step: The time between frames in `unit`.
         unit: Of time.
         truth: What the truth itself is like.
         found: The methods.
     """
 
     frequency: Tensor
+    step: float
     unit: str
     truth: InTime
     found: Sequence[InTime]
@@ -169,7 +171,7 @@ def time_section(truth: TrueSeries, found: Sequence[InTime]) -> TimeSection:
     """Returns what was found of the methods, beside the truth."""
     frequency, energy = _spectrum(truth, truth.fields)
     own = InTime("truth", {"mean": _correlations(truth, truth.fields)}, energy, {})
-    return TimeSection(frequency, truth.unit, own, found)
+    return TimeSection(frequency, truth.step, truth.unit, own, found)
 
 
 def _spectrum(truth: TrueSeries, series: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from vecfield_diffusion.data.sequences import Timeline, intervals
 from vecfield_diffusion.data.units import factor, says_nothing
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.comparison import Estimate
-from vecfield_diffusion.evaluation.series import Observations, SeriesBaseline
+from vecfield_diffusion.evaluation.series import ObservedSeries, SeriesBaseline
 from vecfield_diffusion.evaluation.trajectory import FEWEST
 from vecfield_diffusion.inference.cases import Cases
 
@@ -34,7 +34,7 @@ def neighbours(frames: NDArray[np.int64], offered: range, indices: Sequence[int]
     return [number for number in offered if np.abs(wanted - frames[number]).min() <= AROUND]
 
 
-def observations(cases: Cases, line: Timeline, indices: Sequence[int], floor: float) -> list[Observations]:
+def observations(cases: Cases, line: Timeline, indices: Sequence[int], floor: float) -> list[ObservedSeries]:
     """Returns what cases show of the frames of each run that holds a snapshot to be filled.
 
     Runs that are too far apart to be correlated know nothing of one another.
@@ -53,7 +53,7 @@ def observations(cases: Cases, line: Timeline, indices: Sequence[int], floor: fl
         y[at[run] - first] = cases.y[run].double().numpy()
         noise[at[run] - first] = sigma[run].square().numpy()
         wanted = [int(line.frames[number] - first) for number in indices if number in inside]
-        found += [Observations(y, noise, wanted)] if wanted else []
+        found += [ObservedSeries(y, noise, wanted)] if wanted else []
     return found
 
 
@@ -72,7 +72,7 @@ def training_frames(fields: Fields, frames: NDArray[np.int64], train: range) -> 
 
 def series_fill(
     baseline: SeriesBaseline,
-    given: Sequence[Observations],
+    given: Sequence[ObservedSeries],
     *,
     members: int = 0,
     seed: int = 0,

@@ -38,7 +38,7 @@ from vecfield_diffusion.evaluation.baselines import (
 )
 from vecfield_diffusion.evaluation.comparison import Setting
 from vecfield_diffusion.evaluation.plots import date_of
-from vecfield_diffusion.evaluation.series import SERIES_BASELINES, Observations, SeriesBaseline, fit_series
+from vecfield_diffusion.evaluation.series import SERIES_BASELINES, ObservedSeries, SeriesBaseline, fit_series
 from vecfield_diffusion.evaluation.trajectory import TrueSeries
 from vecfield_diffusion.guidance.sensors import Sensor
 from vecfield_diffusion.inference.cases import Cases, make_cases
@@ -124,7 +124,7 @@ class Study:
         """The frame of every snapshot of the data, at equal steps. Raises UserError where times jump too often."""
         return Timeline.of(self.fields)
 
-    def observations(self, mask: Mask) -> list[Observations]:
+    def observations(self, mask: Mask) -> list[ObservedSeries]:
         """What is observed of the snapshots and of those of the split around them, each through the mask anew."""
         around = self.cases(mask, neighbours(self.line.frames, self.offered, self.indices))
         return observations(around, self.line, self.indices, self.floor)
