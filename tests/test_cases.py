@@ -35,7 +35,7 @@ class Passing(Mask):
     def sequence(self, n: int, frames: int, valid: Tensor, generator: torch.Generator) -> Tensor:
         first = torch.randint(W, (n, 1), generator=generator)
         column = (first + torch.arange(frames)) % W
-        return (torch.arange(W) == column[..., None, None, None]).expand(-1, -1, 1, H, -1) & valid
+        return (torch.arange(W) == column[..., None, None, None]).expand(-1, -1, 1, H, -1) & valid.view(-1, 1, H, W)
 
     def draw(self, n: int, valid: Tensor, generator: torch.Generator) -> Tensor:
         return self.sequence(n, 1, valid, generator)[:, 0, 0]

@@ -18,6 +18,7 @@ from torch import Tensor
 from vecfield_diffusion.data.context import Context
 from vecfield_diffusion.data.draws import MaskFunction, draw_sequence, goes_on, seeded
 from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.masks import Mask
 from vecfield_diffusion.data.sequences import Integers, Runs, frame_numbers, read_sequences
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
@@ -184,14 +185,19 @@ def make_cases(
     sigma = sigma.expand(len(truth), *(1,) * (truth.ndim - 1)) if sigma.ndim == 0 else sigma
     measured = truth if sensor is None or not add_error else sensor.measure(truth, grid)
     known = measured.isfinite() & sigma.isfinite()
-    cells = known.flatten(0, -4)
-    if series and goes_on(mask):
-        masks = masks_in_time(fields, chosen, mask, grid.valid, seed=seed, along=along).flatten(0, 1)
-        shown = [part & m for part, m in zip(cells.any(dim=1, keepdim=True), masks, strict=True)]
-        shown = [without_some(part, seed, number, hide) for part, number in zip(shown, numbers, strict=True)]
+    offered = known.any(dim=-3, keepdim=True)
+    if not (series and goes_on(mask)):
+        pairs = zip(known.flatten(0, -4), numbers, strict=True)
+        cells = [observed_cells(values, mask, seed, number, hide) for values, number in pairs]
     else:
-        shown = [observed_cells(part, mask, seed, number, hide) for part, number in zip(cells, numbers, strict=True)]
-    shown = torch.stack(shown).view(*known.shape[:-3], 1, *grid.shape)
+        masks = (
+            masks_of_runs(fields, chosen, mask, grid.valid, seed=seed)
+            if along
+            else masks_of_sequences(chosen, mask, offered, seed=seed)
+        )
+        pairs = zip((masks & offered).flatten(0, 1), numbers, strict=True)
+        cells = [without_some(values, seed, number, hide) for values, number in pairs]
+    shown = torch.stack(cells).view(offered.shape)
     observed = known.all(dim=-3, keepdim=True) & shown
     single = known & ~known.all(dim=-3, keepdim=True) & shown
     y = torch.where(observed | single, measured, torch.nan)
@@ -203,30 +209,38 @@ def make_cases(
     return Cases(chosen.tolist(), truth, observed, single, y, sigma, grid, frames=frames)
 
 
-def masks_in_time(
-    fields: Fields, sequences: Integers, mask: MaskFunction, valid: Tensor, *, seed: int, along: bool = True
-) -> Tensor:
-    """Returns what a mask that goes through time observes of sequences `(N, T)`, boolean `(N, T, 1, H, W)`.
+def masks_of_runs(fields: Fields, sequences: Integers, mask: MaskFunction, valid: Tensor, *, seed: int) -> Tensor:
+    """Returns what a mask that goes through time along each run observes of sequences, boolean `(N, T, 1, H, W)`.
 
     Arguments:
         fields: The data.
-        sequences: The snapshots of each, -1 where a frame is missing.
+        sequences: The snapshots of each, `(N, T)`, -1 where a frame is missing.
         mask: What is observed.
         valid: The domain `(H, W)`.
-        seed: With the run it makes the masks of all its frames; else with the first snapshot those of a sequence.
-        along: Whether they are those of the run.
+        seed: With the run it makes the masks of all frames of the run.
     """
-    observed = torch.zeros(*sequences.shape, 1, *valid.shape, dtype=torch.bool)
-    if not along:
-        for own, row in zip(observed, sequences, strict=True):
-            number = int(row[row >= 0].min(initial=len(fields)))
-            own[:] = draw_sequence(mask, 1, len(row), valid=valid, generator=seeded(seed, number, 4))[0]
-        return observed
-    runs = Runs.of(fields)
+    observed, runs = torch.zeros(*sequences.shape, 1, *valid.shape, dtype=torch.bool), Runs.of(fields)
     for run in np.unique(runs.run[sequences[sequences >= 0]]).tolist():
         whole = draw_sequence(mask, 1, int(runs.lengths[run]), valid=valid, generator=seeded(seed, run, 3))[0]
         inside = (sequences >= 0) & (runs.run[sequences] == run)
         observed[torch.from_numpy(inside)] = whole[runs.frame[sequences[inside]]]
+    return observed
+
+
+def masks_of_sequences(sequences: Integers, mask: Mask, offered: Tensor, *, seed: int) -> Tensor:
+    """Returns what a mask that goes through time anew from the first frame of each sequence observes of it.
+
+    Arguments:
+        sequences: The snapshots of each, `(N, T)`, -1 where a frame is missing.
+        mask: What is observed.
+        offered: The cells where a value is known, boolean `(N, T, 1, H, W)`.
+        seed: With the first snapshot of a sequence it makes the masks of its frames.
+    """
+    observed = torch.zeros_like(offered)
+    for row, numbers in enumerate(sequences):
+        if offered[row].any():
+            own = seeded(seed, int(numbers[numbers >= 0][0]), 4)
+            observed[row] = mask.sequence(1, len(numbers), offered[row, :, 0], own)[0]
     return observed
 
 
