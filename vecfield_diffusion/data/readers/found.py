@@ -119,8 +119,9 @@ class Found(Contents):
         check_size(source, 40.0 * first.shape[0] * first.shape[1], f"a grid of {first.shape[0]}x{first.shape[1]} cells")
         scale, units = _scale(first.units, last.units, source)
         given = self.spacing | spacing
-        plane_dx, plane_dy = whole.plane_spacing(given)
-        given = {"dx": plane_dx, "dy": plane_dy} | given
+        if first.plane is not None and not {"dx", "dy"} <= given.keys():
+            metres = 1.0 if first.plane.degrees else first.x.metres
+            given = dict(zip(("dx", "dy"), metres * np.stack(first.plane.spacing()), strict=True)) | given
         turn = whole.turn(source)
         readers = [part.reader for part in whole.components]
         plain = len(readers) == 1 and scale == (1.0, 1.0) and turn is None
@@ -154,15 +155,6 @@ class Found(Contents):
             history=history,
             **{content.name: getattr(whole, content.name) for content in dataclasses.fields(Contents)},
         )
-
-    def plane_spacing(self, given: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """The spacing of a curvilinear grid, in metres; None where the axes give it."""
-        plane = self.components[0].plane
-        if plane is None or ("dx" in given and "dy" in given):
-            return None, None
-        dx, dy = plane.spacing()
-        metres = 1.0 if plane.degrees else self.components[0].x.metres
-        return dx * metres, dy * metres
 
     def turn(self, source: str) -> np.ndarray | None:
         """The angle to turn by components that point east and north, on a grid whose axes do not; says so."""
