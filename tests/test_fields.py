@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vecfield_diffusion.data.coordinates import Axis, along, make_grid, plane_spacing
+from vecfield_diffusion.data.coordinates import Axis, Plane, along, make_grid
 from vecfield_diffusion.data.fields import Fields, MemoryReader, blocks, duplicates, survey
 from vecfield_diffusion.data.readers.found import Component, Found
 from vecfield_diffusion.data.words import INPUT, called
@@ -214,13 +214,13 @@ def test_the_spacing_of_a_curvilinear_grid_is_the_distance_on_the_globe() -> Non
     between = EARTH_RADIUS * angle[1].mean(1)
     wrapped = (lon + 180.0) % 360.0 - 180.0
     for longitude in (lon, wrapped):
-        dx, dy = plane_spacing(longitude, lat, degrees=True)
+        dx, dy = Plane(longitude, lat, True).spacing()
         np.testing.assert_allclose(dx, EARTH_RADIUS * angle[0].mean(1), rtol=1e-7)
         np.testing.assert_allclose(-dy[[0, 3]], between[[0, 2]], rtol=1e-7)
         np.testing.assert_allclose(-dy[1:3], (between[1:] + between[:-1]) / 2, rtol=1e-7)
     lat[1] = np.nan
-    assert np.isfinite(plane_spacing(lon, lat, degrees=True)).all()
-    dx, dy = plane_spacing(3.0 * column + 4.0 * row, 4.0 * column - 3.0 * row, degrees=False)
+    assert np.isfinite(Plane(lon, lat, True).spacing()).all()
+    dx, dy = Plane(3.0 * column + 4.0 * row, 4.0 * column - 3.0 * row, False).spacing()
     assert dx.tolist() == [5.0] * 4 and dy.tolist() == [-5.0] * 4
 
 

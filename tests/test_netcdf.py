@@ -11,7 +11,7 @@ import pytest
 import torch
 import xarray as xr
 
-from vecfield_diffusion.data.coordinates import plane_spacing
+from vecfield_diffusion.data.coordinates import Plane
 from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.data.readers import open_fields
 from vecfield_diffusion.data.stored import Cached
@@ -255,7 +255,7 @@ def test_latitude_and_longitude_of_every_cell_give_the_spacing(tmp_path: Path, t
         "x": ("x", np.arange(7)),
     }
     fields = open_fields(write(tmp_path / "a.nc", pair(dims=("time", "y", "x")), coords))
-    dx, dy = plane_spacing(lon, lat, degrees=True)
+    dx, dy = Plane(lon, lat, True).spacing()
     assert fields.grid.dx.tolist() == dx.tolist() and fields.grid.dy.tolist() == dy.tolist()
     assert (fields.x_name, fields.dims) == ("x", ("time", "y", "x"))
     names, values, attrs = fields.extra_coords["nav_lon"]

@@ -13,19 +13,20 @@ from programs import FEW, SMALL, TINY, Call, is_message
 
 from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.data.masks import Full
+from vecfield_diffusion.data.statistics import LIMIT
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.cases import make_cases
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs import fill as filling
-from vecfield_diffusion.programs.plausible import LIMIT, absurd, check_members, extreme
+from vecfield_diffusion.programs.plausible import absurd, check_members, extreme
 
 SHAPE = (4, 5)
 GRID = Grid(torch.ones(SHAPE, dtype=torch.bool), 1e3, 1e3)
 STD, MEAN = 0.5, 2.0
 TRAINED = SimpleNamespace(
     grid=GRID,
-    statistics=SimpleNamespace(std=STD),
+    statistics=SimpleNamespace(std=STD, largest=2.0),
     denoiser=SimpleNamespace(normalizer=Normalizer(torch.full((2, *SHAPE), MEAN), STD)),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from programs import SMALL
 from vecfield_diffusion import commands
 from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.data.readers.hdf5 import write_hdf5
-from vecfield_diffusion.data.statistics import BEYOND, believed, leading_eigenvalue, limit_of, measure
+from vecfield_diffusion.data.statistics import Believed, believed, leading_eigenvalue, limit_of, measure
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import Grid
@@ -105,14 +106,17 @@ def test_nothing_but_fill_values_is_refused() -> None:
 
 
 def test_the_limit_of_what_is_believed() -> None:
-    """Ten times the largest value; a checkpoint of before has the mean and the std to go by."""
+    """20 std, which is further than twice the largest value unless tails are heavy; old checkpoints know no largest."""
     normalizer, statistics = measure(fields(noise()), range(N), mean_field=True)
-    assert limit_of(statistics, normalizer) == pytest.approx(BEYOND * np.abs(noise()).max(), rel=1e-6)
+    assert limit_of(statistics) == 20 * statistics.std > 2 * np.abs(noise()).max()
+    assert limit_of(replace(statistics, largest=11 * statistics.std)) == pytest.approx(22 * statistics.std)
+    held = Believed(fields(noise()).reader, 0.5, normalizer.mean.numpy())
+    far = (np.abs(noise() - normalizer.mean.numpy()) > 0.5).any(axis=1)
+    assert far.any() and np.array_equal(np.isnan(held(np.arange(N))).all(axis=1), far)
     state = statistics.state_dict()
     assert Statistics(**state) == statistics
     del state["largest"]
-    expected = BEYOND * (normalizer.mean.abs().max().item() + 10 * statistics.std)
-    assert limit_of(Statistics(**state), normalizer) == pytest.approx(expected)
+    assert limit_of(Statistics(**state)) == 20 * statistics.std
 
 
 def test_divergence_over_vorticity() -> None:

@@ -888,7 +888,7 @@ def test_sizes_are_checked_before_memory_is_taken(tmp_path: Path) -> None:
 def test_an_archive_that_unpacks_to_more_than_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "a.npz", velocity=np.zeros((40, 2, 64, 64), np.float32))
     scipy.io.savemat(tmp_path / "a.mat", {"u": np.zeros((64, 64, 40))}, do_compression=True)
-    monkeypatch.setattr("vecfield_diffusion.data.readers.reader.memory", lambda: 2e6)
+    monkeypatch.setattr("vecfield_diffusion.data.readers.reader.available", lambda: 1_000_000)
     for name in ("a.npz", "a.mat"):
         with pytest.raises(UserError, match="what it holds unpacked needs .* GB"):
             open_fields(str(tmp_path / name))

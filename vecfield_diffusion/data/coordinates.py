@@ -207,7 +207,7 @@ class Plane:
         dx, dy = np.diff(self.x, axis=axis), np.diff(self.y, axis=axis)
         if not self.degrees:
             return dx, dy
-        before, after = np.take(self.y, range(self.y.shape[axis] - 1), axis), np.delete(self.y, 0, axis)
+        before, after = np.delete(self.y, -1, axis), np.delete(self.y, 0, axis)
         return ((dx + 180.0) % 360.0 - 180.0) * np.cos(np.deg2rad((before + after) / 2)), dy
 
     def lines(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -217,8 +217,26 @@ class Plane:
         return None if lines[0] is None or lines[1] is None else lines
 
     def spacing(self) -> tuple[np.ndarray, np.ndarray]:
-        """See `plane_spacing`."""
-        return plane_spacing(self.x, self.y, self.degrees)
+        """The spacing in metres, or in the units of the file where they are a length, `dx (H,)` and `dy (H,)`.
+
+        The `distance` between neighbours, averaged over every row; `dy` at a row is the mean of those to the two beside
+        it, negative where the rows run to the right of the columns: southward, where the columns run eastward.
+        """
+        (ax, ay), (bx, by) = self.steps(1), self.steps(0)
+        across, between = (_rows_filled(self.distance(axis)) for axis in (1, 0))
+        right = np.nanmean(ax[:-1] * by[:, :-1] - ay[:-1] * bx[:, :-1]) < 0
+        dy = np.concatenate([between[:1], (between[1:] + between[:-1]) / 2, between[-1:]])
+        return across, -dy if right else dy
+
+    def distance(self, axis: int) -> np.ndarray:
+        """From every cell to the next along `axis`: the great circle (haversine formula), or the straight line."""
+        dx, dy = np.diff(self.x, axis=axis), np.diff(self.y, axis=axis)
+        if not self.degrees:
+            return np.hypot(dx, dy)
+        lat = np.deg2rad(self.y)
+        before, after = np.delete(lat, -1, axis), np.delete(lat, 0, axis)
+        chord = np.sin(np.deg2rad(dy) / 2) ** 2 + np.cos(before) * np.cos(after) * np.sin(np.deg2rad(dx) / 2) ** 2
+        return 2 * EARTH_RADIUS * np.arcsin(np.sqrt(chord))
 
     def turn(self) -> np.ndarray:
         """The angle from east to the direction of the columns, anticlockwise in radians, `(H, W)`."""
@@ -236,37 +254,6 @@ def _at_cells(steps: np.ndarray) -> np.ndarray:
     """The mean of the step before a cell and the one after it; at the ends the line through the last two steps."""
     ends = [steps[:, [0]] * 1.5 - steps[:, [1]] * 0.5, steps[:, [-1]] * 1.5 - steps[:, [-2]] * 0.5]
     return np.concatenate([ends[0], (steps[:, 1:] + steps[:, :-1]) / 2, ends[1]], axis=1)
-
-
-def plane_spacing(x: np.ndarray, y: np.ndarray, degrees: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The spacing of a curvilinear grid in metres, `dx (H,)` and `dy (H,)`.
-
-    Distances between neighbours along the great circle (haversine formula), or the straight line where the coordinates
-    are not degrees, averaged over every row; `dy` at a row is the mean of the distances to the two beside it, negative
-    where the rows run to the right of the columns: southward, where the columns run eastward.
-
-    Arguments:
-        x: The coordinate along x of every cell, `(H, W)`; longitude in degrees. NaN where unknown.
-        y: Likewise along y.
-        degrees: Whether they count degrees on the globe.
-    """
-    plane = Plane(x, y, degrees)
-    across = _rows_filled(_distance(x, y, 1, degrees))
-    between = _rows_filled(_distance(x, y, 0, degrees))
-    (ax, ay), (bx, by) = ((part[: x.shape[0] - 1, : x.shape[1] - 1] for part in plane.steps(axis)) for axis in (1, 0))
-    right = np.nanmean(ax * by - ay * bx) < 0
-    dy = np.concatenate([between[:1], (between[1:] + between[:-1]) / 2, between[-1:]])
-    return across, -dy if right else dy
-
-
-def _distance(x: np.ndarray, y: np.ndarray, axis: int, degrees: bool) -> np.ndarray:
-    dx, dy = np.diff(x, axis=axis), np.diff(y, axis=axis)
-    if not degrees:
-        return np.hypot(dx, dy)
-    lat = np.deg2rad(y)
-    before, after = (np.take(lat, range(start, lat.shape[axis] - 1 + start), axis=axis) for start in (0, 1))
-    chord = np.sin(np.deg2rad(dy) / 2) ** 2 + np.cos(before) * np.cos(after) * np.sin(np.deg2rad(dx) / 2) ** 2
-    return 2 * EARTH_RADIUS * np.arcsin(np.sqrt(chord))
 
 
 def _rows_filled(distance: np.ndarray) -> np.ndarray:

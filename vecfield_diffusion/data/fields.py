@@ -51,8 +51,38 @@ class MemoryReader:
         return self.array[indices]
 
 
+@dataclass(eq=False, kw_only=True)
+class Contents:
+    """What a set of files holds beside the velocity.
+
+    Arguments:
+        attrs: Where the data come from and their licence, as the file says.
+        global_attrs: All attributes of the file itself.
+        dims: The names that the file has for time, y and x; None where it has none.
+        extra_coords: Further coordinates by name: dimensions (as in `dims`), values, attributes. Latitude and
+            longitude `(H, W)`, the grid mapping, the level.
+        variables: Readers of the other arrays of the file, by name.
+        misfits: The shapes of those arrays that are no snapshots.
+        groups: `(N,)`, equal for snapshots that are decoded together; None where nothing needs to be decoded.
+        runs: `(N,)`, the trajectory of every snapshot, where there are several one after the other.
+        layout: What was understood of the file, for `summary`.
+        speeds: The names of those variables that are in units of speed, and so in those of the fields.
+    """
+
+    attrs: dict[str, str] = field(default_factory=dict)
+    global_attrs: dict[str, Any] = field(default_factory=dict)
+    dims: tuple[str, str, str] | None = None
+    extra_coords: dict[str, Coordinate] = field(default_factory=dict)
+    variables: Mapping[str, Reader] = field(default_factory=dict)
+    misfits: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    groups: np.ndarray | None = None
+    runs: np.ndarray | None = None
+    layout: str = ""
+    speeds: Collection[str] = ()
+
+
 @dataclass(eq=False)
-class Fields:
+class Fields(Contents):
     """N snapshots of a two-component velocity on one grid.
 
     Arguments:
@@ -70,18 +100,7 @@ class Fields:
         y_name: `y` or `lat`.
         x_attrs: Attributes of `x`.
         y_attrs: Attributes of `y`.
-        attrs: Where the data come from and their licence, as the file says.
-        global_attrs: All attributes of the file itself.
         component_attrs: The attributes of either component, without those of its storage.
-        dims: The names that the file has for time, y and x; by default `time`, `y_name`, `x_name`.
-        extra_coords: Further coordinates by name: dimensions (as in `dims`), values, attributes. Latitude and
-            longitude `(H, W)`, the grid mapping, the level.
-        variables: Readers of the other arrays of the file, by name.
-        misfits: The shapes of those arrays that are no snapshots.
-        groups: `(N,)`, equal for snapshots that are decoded together; None where nothing needs to be decoded.
-        runs: `(N,)`, the trajectory of every snapshot, where there are several one after the other.
-        layout: What was understood of the file, for `summary`.
-        speeds: The names of those variables that are in units of speed, and so in those of the fields.
         scale: What the components of the file were multiplied by.
         turn: The angle `(H, W)` from east to the axis of the columns, anticlockwise in radians, by which components
             that point east and north were turned; None for none.
@@ -91,6 +110,8 @@ class Fields:
         history: Earlier snapshots that the network is conditioned on, as lags.
         frames: The frames of a sequence, which is one sample; 1 for single snapshots.
         stride: The steps from one frame of a sequence to the next.
+
+    The others are those of `Contents`; `dims` are `time`, `y_name` and `x_name` where the file has no others.
 
     Raises:
         ValueError: A lag, a number of frames or a stride that is not a whole number of at least 1.
@@ -111,17 +132,7 @@ class Fields:
     y_name: str = "y"
     x_attrs: dict[str, Any] = field(default_factory=dict)
     y_attrs: dict[str, Any] = field(default_factory=dict)
-    attrs: dict[str, str] = field(default_factory=dict)
-    global_attrs: dict[str, Any] = field(default_factory=dict)
     component_attrs: tuple[dict[str, Any], dict[str, Any]] = field(default_factory=lambda: ({}, {}))
-    dims: tuple[str, str, str] | None = None
-    extra_coords: dict[str, Coordinate] = field(default_factory=dict)
-    variables: Mapping[str, Reader] = field(default_factory=dict)
-    misfits: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    groups: np.ndarray | None = None
-    runs: np.ndarray | None = None
-    layout: str = ""
-    speeds: Collection[str] = ()
     scale: tuple[float, float] = (1.0, 1.0)
     turn: np.ndarray | None = None
     land: Tensor | None = None
@@ -233,7 +244,7 @@ class Fields:
         raise UserError(f"{self.source} has no variable '{name}'.{nearest(name, options)} {listing}")
 
     def _costly(self, reader: Reader) -> bool:
-        static = isinstance(reader, Snapshots) and all("time" not in item.dims for item in reader.variables)
+        static = isinstance(reader, Snapshots) and "time" not in reader.variable.dims
         size = 4.0 * self.length * self.grid.valid.numel()
         return self.groups is not None and isinstance(reader, FileReader) and not static and room_for(size)
 

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.data.readers.decoding import dates_of
+from vecfield_diffusion.data.readers.reader import check_path
 from vecfield_diffusion.data.units import DEGREE, LENGTH, SPEED, factor, is_degrees
-from vecfield_diffusion.errors import UserError, nearest
+from vecfield_diffusion.errors import UserError
 
 #: The names of columns, in small letters and without units in brackets; the first that a table has is taken.
 NAMES = {
@@ -272,10 +273,7 @@ class _Table:
 def _lines(path: Path) -> list[tuple[int, str]]:
     """The lines of a text that are neither empty nor a comment, with their numbers."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"no file '{path}'.{nearest(path.name, siblings)}") from error
+        text = check_path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read '{path}' as text in UTF-8: {error}") from error
     lines = enumerate(text.splitlines(), start=1)

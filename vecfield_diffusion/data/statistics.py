@@ -7,8 +7,8 @@ N(0, sigma_max^2) keeps of a mode with eigenvalue lambda only a part of its ener
 
 And which values cannot belong to them: fill values that nobody declared (-9999, 1e20), damaged cells. The magnitudes
 max(|u|, |v|) of a flow, from eddies to jets, leave no decade empty. Where one is empty, what lies beyond it is left out
-if it is the same few numbers again and again, as fill values are, or hardly ever there, or larger than any speed. From
-then on nothing beyond ten times the largest value of the rest is believed, in training or in `input=`.
+if it is the same few numbers again and again, as fill values are, or hardly ever there, or larger than any speed; so is
+what is beyond ten times the largest of the rest. Once a network is trained, `limit_of` says what is believed.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ SNAPSHOTS = 1024
 BLOCK = 64
 #: Cells that are enough for it.
 CELLS = 256**2
-#: Values beyond this multiple of the largest of the training data are not believed.
+#: Values beyond this multiple of the largest of all others are not believed.
 BEYOND = 10.0
+#: Standard deviations of the training data from their mean beyond which a value belongs to no law of the data.
+LIMIT = 20.0
 #: Magnitudes are counted in bins of an eighth of an octave, the upper 12 bits of a float32 without its sign.
 BITS, BINS = 20, 2**11
 #: Beyond an empty decade: the share that is hardly ever there, how many numbers are few, and what no speed is.
@@ -45,16 +47,23 @@ RARE, REPEATED, NO_SPEED = 1e-4, 4, 1e9
 
 @dataclass(frozen=True)
 class Believed:
-    """A reader that gives NaN in both components of a cell where one of them is beyond a limit."""
+    """A reader that gives NaN in both components of a cell where one of them is beyond a limit.
+
+    Arguments:
+        reader: The reader.
+        limit: The magnitude.
+        mean: What it is counted from, `(2, H, W)`.
+    """
 
     reader: Reader
     limit: float
+    mean: NDArray[np.float32] | float = 0.0
 
     def __call__(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         """The snapshots `indices`, `(n, 2, H, W)`."""
         velocity = self.reader(indices)
         with np.errstate(invalid="ignore"):
-            absurd = (np.abs(velocity) > self.limit).any(axis=1, keepdims=True)
+            absurd = (np.abs(velocity - self.mean) > self.limit).any(axis=1, keepdims=True)
         return np.where(absurd, np.float32(np.nan), velocity) if absurd.any() else velocity
 
 
@@ -100,18 +109,13 @@ def believed(fields: Fields) -> tuple[Fields, str]:
     return replace(left_out, grid=replace(fields.grid, valid=fields.grid.valid & known)), note
 
 
-def within_limit(fields: Fields, limit: float) -> Fields:
-    """The fields without cells where a component is larger than `limit`."""
-    return replace(fields, reader=Believed(fields.reader, limit))
+def limit_of(statistics: Statistics) -> float:
+    """The distance from the mean beyond which no value of a component is believed, by what a network was trained on.
 
-
-def limit_of(statistics: Statistics, normalizer: Normalizer) -> float:
-    """The magnitude of a component beyond which no value is believed, by what a network was trained on.
-
-    Ten times the largest of the training data; for checkpoints that do not know it, of their mean and ten std.
+    20 standard deviations; twice the largest value of training where that is further.
     """
-    unknown = normalizer.mean.abs().max().item() + 10 * statistics.std
-    return BEYOND * (statistics.largest if math.isfinite(statistics.largest) else unknown)
+    largest = statistics.largest if math.isfinite(statistics.largest) else 0.0
+    return max(LIMIT * statistics.std, 2 * largest)
 
 
 def _bins(velocity: Tensor) -> NDArray[np.int32]:

@@ -1,8 +1,8 @@
 """How snapshots are fetched from where they are stored.
 
-A reader is a callable `indices (n,) -> float32 (n, C, H, W)` that returns a fresh array. `Snapshots` reads variables of
-one data set, `Joined` readers one after the other along time, `Stacked` readers side by side as channels, and `Cached`
-keeps what another reader decoded. A file is never mapped: one that shrinks is a message then and not a signal.
+A reader is a callable `indices (n,) -> float32 (n, C, H, W)` that returns a fresh array. `Snapshots` reads a
+variable, `Joined` readers one after the other along time, `Components` those of u and of v, and `Cached` keeps what
+another reader decoded. A file is never mapped: one that shrinks is a message then and not a signal.
 """
 
 from __future__ import annotations
@@ -68,21 +68,21 @@ class FileReader(ABC):
 
 @dataclass(eq=False)
 class Snapshots(FileReader):
-    """Variables of one data set, side by side as channels.
+    """A variable of a data set.
 
     Arguments:
-        variables: Decoded, with dimensions among time, channel, y and x.
-        shape: `(H, W)`; what a variable lacks of it is repeated.
-        limits: The least and the largest valid value of each variable.
+        variable: Decoded, with dimensions among time, channel, y and x.
+        shape: `(H, W)`; what the variable lacks of it is repeated.
+        limits: Its least and its largest valid value.
         masks: Variables, each with the value (True or False) that marks a measured cell.
         source: The file, for messages.
         stamps: The files with their state when they were opened.
         done: Lets the data set go.
     """
 
-    variables: Sequence[xr.Variable]
+    variable: xr.Variable
     shape: tuple[int, int]
-    limits: Sequence[tuple[float, float]] = ()
+    limits: tuple[float, float] = (-np.inf, np.inf)
     masks: Sequence[tuple[xr.Variable, bool]] = ()
     source: str = ""
     stamps: Mapping[str, Stamp] = field(default_factory=dict)
@@ -93,11 +93,9 @@ class Snapshots(FileReader):
         """The snapshots `indices`, `(n, C, H, W)`."""
         self._unchanged()
         with reading(self.source):
-            parts = [self._part(variable, indices) for variable in self.variables]
-            for place, (low, high) in enumerate(self.limits):
-                if np.isfinite(low) or np.isfinite(high):
-                    parts[place] = np.where((parts[place] >= low) & (parts[place] <= high), parts[place], np.nan)
-            values = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+            values = self._part(self.variable, indices)
+            if np.isfinite(self.limits).any():
+                values = np.where((values >= self.limits[0]) & (values <= self.limits[1]), values, np.nan)
             if not (values.flags.writeable and values.flags.c_contiguous):
                 values = values.copy()
             for variable, measured in self.masks:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.given_masks import unlike_training
+from vecfield_diffusion.data.statistics import limit_of
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.inference.method import Method
@@ -14,8 +15,6 @@ from vecfield_diffusion.programs.familiar import TrainingMasks
 from vecfield_diffusion.programs.method import Chooser, Observed
 from vecfield_diffusion.programs.trained import Trained, check_error
 
-#: Standard deviations of the training data from their mean beyond which a value belongs to no law of the data.
-LIMIT = 20.0
 #: The scale of what is observed over that of the training data, outside which its units are doubted.
 SLOW, FAST = 0.02, 10.0
 #: The standard deviation of a normal law over its median absolute deviation.
@@ -27,11 +26,6 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def bound(trained: Trained) -> float:
-    """Returns the largest anomaly, in physical units, that a law of the training data allows."""
-    return LIMIT * trained.statistics.std
-
-
 def anomalies(values: Tensor, trained: Trained) -> Tensor:
     """Returns values `(..., 2, H, W)` less the mean field of training."""
     return values - trained.denoiser.normalizer.mean.to(values)
@@ -39,7 +33,7 @@ def anomalies(values: Tensor, trained: Trained) -> Tensor:
 
 def absurd(cases: Cases, trained: Trained) -> Tensor:
     """Returns the cells, as `observed`, with an observed or known value that no law of the training data allows."""
-    limit = bound(trained)
+    limit = limit_of(trained.statistics)
     cells = torch.zeros_like(cases.observed)
     for values in (cases.y, cases.truth):
         cells = cells | (anomalies(values, trained).abs() > limit).any(dim=-3, keepdim=True)
@@ -120,12 +114,13 @@ class Overview:
         if source and unlike == "check":
             self._check_magnitude(fields)
         if self.absurd:
+            trained, limit = self.trained, limit_of(self.trained.statistics)
             cells, first = counted(sum(self.absurd.values()), "cell"), next(iter(self.absurd))
             count = counted(len(self.absurd), "snapshot")
             print(
                 f"note: left out: {cells} in {count}, such as {first}: values up to "
-                f"{self.worst:.3g} {fields.units} from the mean, more than {LIMIT:g} standard deviations "
-                f"({bound(self.trained):.3g}) of the training data"
+                f"{self.worst:.3g} {fields.units} from the mean, more than {limit / trained.statistics.std:.3g} "
+                f"standard deviations ({limit:.3g}) of the training data"
             )
         check_error(self.error, self.trained)
         self._say_share()
@@ -194,10 +189,12 @@ def check_members(members: Tensor, cases: Cases, trained: Trained) -> None:
             f"snapshot {number}: the method gives values that are not finite, and nothing of it is written. Try "
             "inpainting=mmps or more sampler.steps, or look at the observations"
         )
-    beyond = (anomalies(members, trained).abs() > bound(trained)).any(dim=2).any(dim=0).flatten(1).sum(dim=1)
+    limit = limit_of(trained.statistics)
+    beyond = (anomalies(members, trained).abs() > limit).any(dim=2).any(dim=0).flatten(1).sum(dim=1)
     for number, cells in zip(cases.numbers, beyond.tolist(), strict=True):
         if cells:
             print(
-                f"note: snapshot {number}: in {counted(cells, 'cell')} a member is more than {LIMIT:g} standard "
-                "deviations of the training data from the mean: do not trust it there"
+                f"note: snapshot {number}: in {counted(cells, 'cell')} a member is more than "
+                f"{limit / trained.statistics.std:.3g} standard deviations of the training data from the mean: do not "
+                "trust it there"
             )

@@ -78,7 +78,8 @@ def open_input(
         UserError: A source that cannot be read or understood.
     """
     if isinstance(source, str | Path) and Path(source).suffix.lower() in TABLES:
-        return open_table(str(source), trained, bin_length)
+        with called(INPUT):
+            return open_table(str(source), trained, bin_length)
     known = inspect.signature(open_fields).parameters
     options = {key: value for key, value in trained.config["dataset"].items() if key in known and value is not None}
     options.pop("path", None)

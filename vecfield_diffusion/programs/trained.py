@@ -16,7 +16,7 @@ from vecfield_diffusion.config.build import build, named_files
 from vecfield_diffusion.config.moved import present_names
 from vecfield_diffusion.data.context import Context
 from vecfield_diffusion.data.fields import Fields
-from vecfield_diffusion.data.statistics import limit_of, within_limit
+from vecfield_diffusion.data.statistics import Believed, limit_of
 from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
@@ -297,8 +297,8 @@ def held_out(trained: Trained, split: str, trust: Sequence[str] = (), data: str 
             f"{fields.source} has {len(fields)} snapshots now, but {trained.path} keeps {trained.split[split].start} "
             f"to {trained.split[split].stop - 1} for {split}. Restore the file, or train anew"
         )
-    limit = limit_of(trained.statistics, trained.denoiser.normalizer)
-    return within_limit(fields, limit), trained.split[split]
+    mean = trained.denoiser.normalizer.mean.cpu().float().numpy()
+    return replace(fields, reader=Believed(fields.reader, limit_of(trained.statistics), mean)), trained.split[split]
 
 
 def unfinished(trained: Trained) -> str:

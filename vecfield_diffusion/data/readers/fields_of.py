@@ -129,25 +129,25 @@ def _reader(
     variable = dataset.variables[layout.name]
     view = layout.view(variable)
     shape = view.sizes["y"], view.sizes["x"]
-    return _by_runs(view, shape, [limits_of(variable)], masks, file)
+    return _by_runs(view, shape, masks, file, limits=limits_of(variable))
 
 
 def _by_runs(
     view: xr.Variable,
     shape: tuple[int, int],
-    limits: Sequence[tuple[float, float]],
     masks: Sequence[tuple[xr.Variable, bool]],
     file: Mapping[str, Any],
+    limits: tuple[float, float] = (-np.inf, np.inf),
     runs: int | None = None,
     times: int = 1,
 ) -> Reader:
     """The reader of a variable; runs one after the other where it has any, or where the velocity has."""
     runs, times = view.sizes.get("run", runs), view.sizes.get("time", times)
     if runs is None:
-        return Snapshots([view], shape, limits, masks, **file)
+        return Snapshots(view, shape, limits, masks, **file)
     parts = [view[{"run": run}] if "run" in view.dims else view for run in range(runs)]
     cut = [[(mask[{"run": run}] if "run" in mask.dims else mask, wet) for mask, wet in masks] for run in range(runs)]
-    readers = [Snapshots([part], shape, limits, own, **file) for part, own in zip(parts, cut, strict=True)]
+    readers = [Snapshots(part, shape, limits, own, **file) for part, own in zip(parts, cut, strict=True)]
     return Joined(readers, [times] * runs)
 
 
@@ -187,7 +187,7 @@ def _other(
     variable = dataset.variables[name]
     run = next((dim for dim in dataset.sizes if dim == "run"), None)
     runs = {"runs": dataset.sizes[run], "times": dataset.sizes.get("time", 1)} if run else {}
-    reader = _by_runs(view, shape, [limits_of(variable)], (), file, **runs)
+    reader = _by_runs(view, shape, (), file, limits=limits_of(variable), **runs)
     scale = factor(units_of(variable), SPEED)
     return reader if scale in (None, 1.0) else Components([reader], (scale, scale))
 
@@ -257,7 +257,7 @@ def _domain(
     """The cells that every mask calls valid in at least one snapshot, `(H, W)`; None without a mask."""
     cells = None
     for view, wet in masks:
-        values = _by_runs(view, shape, (), (), file)(np.arange(view.sizes.get("time", 1) * view.sizes.get("run", 1)))
+        values = _by_runs(view, shape, (), file)(np.arange(view.sizes.get("time", 1) * view.sizes.get("run", 1)))
         own = (np.nan_to_num(values, nan=float(not wet)).astype(bool) == wet).any(axis=(0, 1))
         cells = own if cells is None else cells & own
     return cells

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.data.coordinates import Axis, Plane, centres, make_grid, stagger
-from vecfield_diffusion.data.fields import LAND, Coordinate, Fields, Land, MemoryReader, blocks, duplicates, valid_cells
+from vecfield_diffusion.data.fields import LAND, Contents, Fields, Land, MemoryReader, blocks, duplicates, valid_cells
 from vecfield_diffusion.data.readers.reader import check_size
 from vecfield_diffusion.data.stored import Cached, Components, FileReader, Reader, room_for
 from vecfield_diffusion.data.units import LENGTH, SPEED, factor
@@ -64,8 +65,8 @@ class Component:
         return Plane(*np.meshgrid(x * scale[0], y * scale[1]), self.x.degrees)
 
 
-@dataclass(frozen=True)
-class Found:
+@dataclass(eq=False)
+class Found(Contents):
     """What is known of a set before its grid is made.
 
     Arguments:
@@ -73,33 +74,22 @@ class Found:
         length: N.
         time: The times.
         mask: The domain `(H, W)`, where the file has one.
-        attrs: Source and licence.
         source: The path of the file.
         spacing: What the file itself says of `dx`, `dy`, `boundary_x` and `boundary_y`.
         notes: What there is to say about what was chosen.
         points: The points of a C-grid that each of the other variables lies on: `u`, `v` or `centre`.
 
-    The others are those of `Fields`.
+    The others are those of `Contents`.
     """
 
     components: tuple[Component, ...]
     length: int
     time: Axis = field(default_factory=lambda: Axis("time"))
     mask: np.ndarray | None = None
-    attrs: dict[str, str] = field(default_factory=dict)
     source: str = ""
     spacing: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    layout: str = ""
-    global_attrs: dict[str, Any] = field(default_factory=dict)
-    dims: tuple[str, str, str] | None = None
-    extra_coords: dict[str, Coordinate] = field(default_factory=dict)
-    variables: Mapping[str, Reader] = field(default_factory=dict)
-    misfits: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     points: Mapping[str, str] = field(default_factory=dict)
-    speeds: frozenset[str] = frozenset()
-    groups: np.ndarray | None = None
-    runs: np.ndarray | None = None
 
     def to_fields(
         self,
@@ -133,8 +123,9 @@ class Found:
         check_size(source, 40.0 * first.shape[0] * first.shape[1], f"a grid of {first.shape[0]}x{first.shape[1]} cells")
         scale, units = _scale(first.units, last.units, source)
         given = self.spacing | spacing
-        plane_dx, plane_dy = whole.plane_spacing(given)
-        given = {"dx": plane_dx, "dy": plane_dy} | given
+        if first.plane is not None and not {"dx", "dy"} <= given.keys():
+            metres = 1.0 if first.plane.degrees else first.x.metres
+            given = dict(zip(("dx", "dy"), metres * np.stack(first.plane.spacing()), strict=True)) | given
         turn = whole.turn(source)
         readers = [part.reader for part in whole.components]
         plain = len(readers) == 1 and scale == (1.0, 1.0) and turn is None
@@ -170,17 +161,8 @@ class Found:
             history=history,
             frames=frames,
             stride=stride,
-            **{name: getattr(whole, name) for name in SHARED},
+            **{content.name: getattr(whole, content.name) for content in dataclasses.fields(Contents)},
         )
-
-    def plane_spacing(self, given: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """The spacing of a curvilinear grid, in metres; None where the axes give it."""
-        plane = self.components[0].plane
-        if plane is None or ("dx" in given and "dy" in given):
-            return None, None
-        dx, dy = plane.spacing()
-        metres = 1.0 if plane.degrees else self.components[0].x.metres
-        return dx * metres, dy * metres
 
     def turn(self, source: str) -> np.ndarray | None:
         """The angle to turn by components that point east and north, on a grid whose axes do not; says so."""
@@ -222,10 +204,6 @@ class Found:
             stacklevel=4,
         )
         return reader
-
-
-#: What `Found` hands on to `Fields` as it is.
-SHARED = ("attrs", "global_attrs", "dims", "extra_coords", "variables", "misfits", "speeds", "groups", "runs", "layout")
 
 
 def _scale(first: str, last: str, source: str) -> tuple[tuple[float, float], str]:

@@ -131,10 +131,15 @@ def _by_position(
         if plane is not None:
             values = np.asarray(dataset.variables[plane].transpose(..., *last).values, dtype=np.float64)
             values = values.reshape(-1, *values.shape[-2:])[0]
-            changes = [np.nanmedian(np.abs(np.diff(values, axis=axis))) for axis in (0, 1)]
-            last = last[::-1] if changes[0] > 2 * changes[1] else last
+            last = last[::-1] if steeper(values) == 0 else last
     roles.update(zip(free, last, strict=True))
     loose[:] = [dim for dim in loose if dim not in last]
+
+
+def steeper(values: np.ndarray) -> int | None:
+    """The axis along which a coordinate of every cell, `(H, W)`, changes at least twice as much; None if neither."""
+    rows, columns = (np.nanmedian(np.abs(np.diff(values, axis=axis))) for axis in (0, 1))
+    return 0 if rows > 2 * columns else 1 if columns > 2 * rows else None
 
 
 def _one_place(dataset: xr.Dataset, roles: Mapping[str, str], source: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import xarray as xr
 
 from vecfield_diffusion.data.words import option
 from vecfield_diffusion.errors import UserError, nearest
+from vecfield_diffusion.memory import available
 
 #: What the libraries raise for a file that is damaged.
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, AssertionError, MemoryError)
@@ -57,22 +57,12 @@ def check_path(path: str | Path) -> Path:
     return file
 
 
-def memory() -> float:
-    """The bytes of memory of the machine, or of the control group that limits it."""
-    sizes = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
-    for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            sizes.append(float(Path(place).read_text()))
-        except (OSError, ValueError):
-            continue
-    return min(sizes)
-
-
 def check_size(source: str | Path, size: float, what: str) -> None:
-    """Raises UserError where `size` bytes are more than half of the memory, before any of it is taken."""
-    if size > memory() / 2:
+    """Raises UserError where `size` bytes are more than the memory that is free, before any of it is taken."""
+    free = available()
+    if free is not None and size > free:
         raise UserError(
-            f"'{source}': {what} needs {size / 1e9:.3g} GB, of {memory() / 1e9:.3g} GB of memory. Cut it into smaller "
+            f"'{source}': {what} needs {size / 1e9:.3g} GB, of {free / 1e9:.3g} GB of free memory. Cut it into smaller "
             "files, or write it as netCDF or HDF5, which are read piece by piece."
         )
 

@@ -9,6 +9,7 @@ from itertools import permutations
 import numpy as np
 import xarray as xr
 
+from vecfield_diffusion.data.readers.layout import steeper
 from vecfield_diffusion.data.words import option
 from vecfield_diffusion.errors import UserError
 
@@ -118,10 +119,9 @@ def _swapped(dataset: xr.Dataset, order: Sequence[str], given: Mapping[str, str 
         for name in COORDINATES[role] if given.get(role) is None else (given[role],):
             if name not in dataset.variables or dataset.variables[name].ndim != 2:
                 continue
-            values = np.asarray(dataset.variables[name].values, dtype=np.float64)
-            changes = [np.nanmean(np.abs(np.diff(values, axis=axis))) for axis in (0, 1)]
-            if changes[0] != changes[1]:
-                return (first, second)[int(np.argmax(changes))] != role
+            axis = steeper(np.asarray(dataset.variables[name].values, dtype=np.float64))
+            if axis is not None:
+                return (first, second)[axis] != role
     return None
 
 
