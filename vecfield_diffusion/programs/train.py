@@ -37,6 +37,7 @@ from vecfield_diffusion.programs.trained import choose_device, make_denoiser, ma
 from vecfield_diffusion.programs.validation import Validation
 from vecfield_diffusion.signals import stoppable
 from vecfield_diffusion.training.batches import Batches
+from vecfield_diffusion.training.reuse import Reused
 from vecfield_diffusion.training.trainer import TrainingRun, headline
 
 
@@ -180,12 +181,13 @@ def make_run(
         window=data.window,
         context=context,
     )
+    train = batches(indices=data.split["train"], augmentation=transforms)
     chosen = dict(context=context, trainer=trainer, sampler=parts["sampler"], mask=parts["mask"], config=config)
     return TrainingRun(
         trainer=trainer,
         denoiser=denoiser,
         optimizer=build(config["optimizer"], "optimizer", trusted=True, params=denoiser.parameters()),
-        batches=batches(indices=data.split["train"], augmentation=transforms),
+        batches=Reused(train) if denoiser.parametrization.remembers else train,
         validation=batches(indices=data.split["validation"], augmentation=None),
         folder=folder,
         logger=parts["logger"],
