@@ -11,6 +11,7 @@ from torch import Tensor
 from vecfield_diffusion.evaluation.comparison import Estimate, Setting, score
 from vecfield_diffusion.evaluation.lagrangian import seed_drifters, separations
 from vecfield_diffusion.evaluation.report import Section
+from vecfield_diffusion.evaluation.temporal import rotary_spectrum
 from vecfield_diffusion.evaluation.trajectory import DRIFTERS, TrueSeries, score_in_time, time_section
 from vecfield_diffusion.evaluation.verdicts import drifters_sentence
 from vecfield_diffusion.physics.grid import Grid
@@ -57,6 +58,8 @@ def test_members_that_are_drawn_anew_in_each_frame_are_seen_in_time() -> None:
     got = values(score_in_time("anew", truth, members.mean(dim=0), members).scores, "members")
     assert got["lag_correlation_1"] < 0.05
     assert got["increments_1"] == pytest.approx(2 / (2 - 2 * math.cos(0.05)), rel=0.03)
+    ours, theirs = (rotary_spectrum(part, 1.0).folded()[1][1:] for part in (members, truth.fields))  # without the mean
+    assert got["rotary_error"] == pytest.approx((ours / theirs).log10().square().mean().sqrt().item(), rel=1e-9)
     assert got["rotary_error"] > 1
 
 
