@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import Tensor
 
 from vecfield_diffusion.data.augment import Augmentation, apply
@@ -12,6 +15,7 @@ from vecfield_diffusion.data.context import Context
 from vecfield_diffusion.data.draws import draw, draw_sequence, seeded, windows
 from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.data.masks import Full, Pixels
+from vecfield_diffusion.data.stored import Snapshots
 from vecfield_diffusion.diffusion.formulations import EDM
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
@@ -185,6 +189,22 @@ def test_context_of_sequences_is_that_of_their_frames() -> None:
     assert told.shape == (2, 3, len(context), H, W) and not told[0, 2].any()
     single = context.channels(context.parts(data, [2, 3, 4, 5, 6]), normalizer)
     assert torch.equal(torch.cat([told[0, :2], told[1]]), single)
+
+
+def test_what_does_not_change_in_time_is_known_of_missing_frames() -> None:
+    data = fields(x_name="lon", y_name="lat", context=["depth", "still", "latitude", "season"])
+    moving = xr.Variable(("time", "y", "x"), np.ones((N, H, W), np.float32))
+    still = xr.Variable(("y", "x"), np.arange(H * W, dtype=np.float32).reshape(H, W))
+    data = replace(
+        data,
+        time=np.datetime64("2020-01-01") + TIME.astype(int) * np.timedelta64(1, "D"),
+        variables={"depth": Snapshots([moving], (H, W)), "still": Snapshots([still], (H, W))},
+    )
+    parts = Context.measure(data, range(N)).parts(data, np.array([[3, -1], [-1, -1]]))
+    depth, constant, latitude, season = (part.isfinite().flatten(2).all(dim=2) for part in parts)
+    assert depth.tolist() == season.tolist() == [[True, False], [False, False]]
+    assert constant.all() and latitude.all() and parts[1].shape == (2, 2, 1, H, W)
+    assert torch.equal(parts[1][1, 1, 0], torch.arange(H * W).view(H, W).float())
 
 
 def test_parts_of_a_context_are_left_out_in_all_frames_of_a_sample() -> None:

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.data.fields import Fields, Reader
+from vecfield_diffusion.data.fields import Fields, Reader, find_name
 from vecfield_diffusion.data.sequences import distinct
+from vecfield_diffusion.data.stored import Snapshots
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.errors import UserError
 
@@ -96,12 +97,16 @@ class Context:
     def parts(self, fields: Fields, indices: Sequence[int] | Tensor) -> list[Tensor]:
         """The parts as they are, `(n, c, H, W)` each, earlier fields first; NaN where unknown, or lacking.
 
-        Of sequences `(n, T)` they are `(n, T, c, H, W)`.
+        Of sequences `(n, T)` they are `(n, T, c, H, W)`; what does not change in time is known of missing frames, too.
         """
         chosen = np.asarray(indices, dtype=np.int64)
         if chosen.ndim == 2:
             numbers, lay_out = distinct(chosen)
-            return [lay_out(part) for part in self.parts(fields, numbers)]
+            still = [False] * len(self.history) + [timeless(fields, name) for name in self.names]
+            return [
+                part[:1, None].expand(*chosen.shape, -1, -1, -1) if alike else lay_out(part)
+                for part, alike in zip(self.parts(fields, numbers), still, strict=True)
+            ]
         chosen = chosen.reshape(-1)
         parts = []
         for lag in self.history:
@@ -149,6 +154,15 @@ class Context:
         if name in ANGLES:
             return values
         return (values - torch.tensor(self.mean[name]).view(-1, 1, 1)) / self.std[name]
+
+
+def timeless(fields: Fields, name: str) -> bool:
+    """Whether a variable or an angle is the same at all times, as depth and latitude are."""
+    if name in ANGLES:
+        return name != "season"
+    found = find_name(fields.variables, name)
+    reader = None if found is None else fields.variables[found]
+    return isinstance(reader, Snapshots) and all("time" not in variable.dims for variable in reader.variables)
 
 
 def part_reader(fields: Fields, name: str) -> Reader | None:
