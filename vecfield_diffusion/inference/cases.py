@@ -87,6 +87,16 @@ class Cases:
             sensor=None if self.sensor is None else self.sensor.within(~cells),
         )
 
+    def blind(self, cells: Tensor) -> Cases:
+        """Returns the same cases with nothing observed in some cells, boolean `(..., 1, H, W)`: what is known stays."""
+        return replace(
+            self,
+            observed=self.observed & ~cells,
+            single=self.single & ~cells,
+            y=self.y.masked_fill(cells, torch.nan),
+            sensor=None if self.sensor is None else self.sensor.within(~cells),
+        )
+
     def snapshots(self, chosen: Tensor) -> Cases:
         """Returns some of the frames of sequences, boolean `(N, T)`, or of snapshots, `(N,)`, as cases of snapshots.
 
