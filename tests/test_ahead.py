@@ -119,15 +119,20 @@ def test_masks_and_horizons_have_names() -> None:
     }  # fmt: skip
 
 
+def wave(hour: int) -> np.ndarray:
+    """`(2, 16, 16)`."""
+    y, x = np.mgrid[:16, :16] * 2 * np.pi / 16
+    angle = x - 0.3 * hour
+    return np.stack((np.sin(angle) * np.cos(y), -np.cos(angle) * np.sin(y)))
+
+
 @pytest.fixture(scope="module")
 def drifting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 hours of a wave that travels and noise that fades."""
     path = tmp_path_factory.mktemp("ahead") / "drifting.h5"
-    y, x = np.mgrid[:16, :16] * 2 * np.pi / 16
-    angle = x - 0.3 * np.arange(60)[:, None, None]
     with h5py.File(path, "w") as file:
         file.attrs.update({"format": "vecfield", "version": 1, "dx": 1000.0, "dy": 1000.0})
-        field = np.stack((np.sin(angle) * np.cos(y), -np.cos(angle) * np.sin(y)), axis=1)
+        field = np.stack([wave(hour) for hour in range(60)])
         file["velocity"] = (field + 0.1 * np.random.default_rng(0).standard_normal(field.shape)).astype(np.float32)
         file["time"] = np.arange(60)
         file["time"].attrs["units"] = "hours since 2024-01-01"
@@ -147,13 +152,23 @@ def test_forecasts_are_scored_by_lead(run: Call, place: Path, drifting: Path) ->
     runs = "ckpt=[outputs/train/ahead-series,outputs/train/ahead-single]"
     code, out, err = run("evaluate", runs, *common, "horizon=[1,4]", "name=ahead")
     assert code == 0, err
-    for words in ("note: ahead_1: ahead-single left out", "linear is left out of forecasts", "it is last_observed"):
+    for words in (
+        "note: ahead-single is left out of forecasts",
+        "linear is left out of forecasts",
+        "it is last_observed",
+    ):
         assert words in out, out
     table = pd.read_csv(place / "outputs/evaluate/ahead/scores.csv")
     assert set(table["mask"]) == {"ahead_1", "ahead_4", "pixels_ahead_1", "pixels_ahead_4"}
-    rmse = table[table["score"] == "rmse_component"] if "score" in table else table
-    assert {"ahead-series", "climatology", "OI in space and time"} <= set(rmse["method"])
-    assert "ahead-single" not in set(rmse["method"])
+    rmse = table[(table["metric"] == "rmse_component") & (table["region"] == "hidden")].set_index(["mask", "method"])[
+        "value"
+    ]
+    assert "ahead-single" not in set(table["method"])
+    last, cell = rmse["ahead_4", "persistence (the last observed)"], rmse["ahead_4", "last value of the cell"]
+    assert last == cell and rmse["ahead_1", "OI in space and time"] < rmse["ahead_4", "OI in space and time"] < last
+    own = np.sqrt(np.square(wave(4) - wave(0)).mean() + 2 * 0.1**2)  # of a wave four hours old, and two errors
+    assert abs(last / own - 1) < 0.02
+    assert np.isfinite(rmse["pixels_ahead_4", "ahead-series"])
     assert (place / "outputs/evaluate/ahead/report.html").is_file()
     code, out, err = run("evaluate", "ckpt=outputs/train/ahead-series", *common, "horizon=0", "name=ahead-own")
     assert code == 0, err

@@ -23,14 +23,14 @@ CPU = torch.device("cpu")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """48 hours of a wave that travels, in noise."""
     path = tmp_path_factory.mktemp("start") / "waves.h5"
-    angle = np.arange(12) * 2 * np.pi / 12 - 0.3 * np.arange(48)[:, None, None] + np.zeros((1, 12, 1))
-    noise = 0.3 * np.random.default_rng(0).standard_normal((48, 2, 12, 12))
+    angle = np.arange(16) * 2 * np.pi / 16 - 0.3 * np.arange(48)[:, None, None] + np.zeros((1, 16, 1))
+    noise = 0.3 * np.random.default_rng(0).standard_normal((48, 2, 16, 16))
     with h5py.File(path, "w") as file:
         file.attrs.update({"format": "vecfield", "version": 1, "dx": 1000.0, "dy": 1000.0})
         file["velocity"] = (np.stack((np.sin(angle), np.cos(angle)), axis=1) + noise).astype(np.float32)
         file["time"] = np.arange(48)
         file["time"].attrs["units"] = "hours since 2024-01-01"
-        file["x"], file["y"] = 1000.0 * np.arange(12), 1000.0 * np.arange(12)
+        file["x"], file["y"] = 1000.0 * np.arange(16), 1000.0 * np.arange(16)
     split = ["splits.train=0.5", "splits.validation=0.25", "splits.test=0.25", "splits.guard=0"]
     return ["dataset=file", f"dataset.path={path}", "debug=fast", *SMALL, "mean_field=true", *split]
 
@@ -45,9 +45,9 @@ def test_before_any_step_each_frame_is_estimated_as_a_snapshot(run: Call, place:
     given = series(data, "start=outputs/train/single", "name=several")
     denoiser = prepare(commands.train.config(*given), Path("outputs/train/several")).denoiser.in_float32().eval()
     single = load_trained("outputs/train/single", CPU).denoiser.in_float32().eval()
-    observation = seen(2, (3, 2, 12, 12))
+    observation = seen(2, (3, 2, 16, 16))
     observation = observation.apply(lambda part: part.float() if part.is_floating_point() else part)
-    z, s = torch.randn(2, 3, 2, 12, 12, generator=torch.Generator().manual_seed(0)), torch.tensor([0.3, 5.0])
+    z, s = torch.randn(2, 3, 2, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0.3, 5.0])
     with torch.no_grad():
         whole = denoiser(z, s, observation).flatten(0, 1)
         each = single(z.flatten(0, 1), s.repeat_interleave(3), frames_of(observation))

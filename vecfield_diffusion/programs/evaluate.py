@@ -95,11 +95,13 @@ def opened(
         if all(view.ahead for view in asked):
             raise UserError(
                 f"masks={config['masks']} horizon={config['horizon']}: a forecast takes a network of sequences, "
-                "trained with dataset.frames=5 or so and without dataset.history, and known cases"
+                "trained with dataset.frames=5 or so"
             )
         raise UserError(f"masks={names}: {' and '.join(names)} hides no cell, so that there is nothing to score")
     if any(experiment.ahead for experiment in experiments):
-        left_out(silent(wanted), of="forecasts")
+        alone = [model.name for model in study.models if model.trained.frames == 1]
+        why = "trained on snapshots, where a forecast takes dataset.frames=5 or so"
+        left_out(dict.fromkeys(alone, why) | silent(wanted), of="forecasts")
     for note in [*study.untrained, *study.helps, too_few(len(study.indices), study.independent)]:
         if note:
             print(f"note: {note}")
@@ -257,10 +259,14 @@ def compare_generated(study: Study, generated: Collection) -> Generated | None:
 
 
 def summary(sections: list[Section]) -> dict[str, float]:
-    """The CRPS of every mask and network, and as `crps` the mean over the masks of the best network."""
-    found, means, names = {}, [], sections[0].networks
+    """The CRPS of every mask and network, and as `crps` the mean over the masks of the best network.
+
+    A network of snapshots has no part in forecasts, and none in the mean where there are any.
+    """
+    found, means = {}, []
+    names = list(dict.fromkeys(name for section in sections for name in section.networks))
     for name in names:
-        values = {row.setting.mask: row.find(name).scores["hidden"]["crps"].value for row in sections}
+        values = {row.setting.mask: row.find(name).scores["hidden"]["crps"].value for row in sections if row.find(name)}
         found |= {f"{mask}/crps" if len(names) == 1 else f"{mask}/{name}/crps": crps for mask, crps in values.items()}
-        means.append(sum(values.values()) / len(values))
+        means += [sum(values.values()) / len(values)] if len(values) == len(sections) else []
     return {"crps": min(means), **found}

@@ -141,7 +141,7 @@ def correlation(found: Inspection) -> str:
 
 def series(found: Inspection) -> str:
     """Whether snapshots say something of those that follow, and what fills them then."""
-    if found.following < CORRELATED:
+    if not found.following >= CORRELATED:
         return f"none: {found.following:.2f} from one snapshot to the next, so each is filled by itself"
     return (
         f"{found.following:.2f} from one snapshot to the next: dataset.frames and model=gaussian fill it in space and "

@@ -195,11 +195,11 @@ class Study:
         return fitted
 
     def label(self, key: str, ahead: int = 0) -> str:
-        """What tables call a baseline; persistence says from when it is, in a forecast how many steps before."""
+        """What tables call a baseline; persistence says from when it is."""
         if key in SERIES_BASELINES:
             return SERIES_BASELINES[key].label
-        kind, when = BASELINES[key], f"{ahead} steps" if ahead else time_before(self.fields, self.indices)
-        return kind.named(f"{when} before" if kind.needs_previous else "")
+        when = "the last observed" if ahead else f"{time_before(self.fields, self.indices)} before"
+        return BASELINES[key].named(when if BASELINES[key].needs_previous else "")
 
     @cached_property
     def before(self) -> Tensor:

@@ -102,7 +102,7 @@ def open_experiment(study: Study, view: View) -> TwinExperiment | None:
     if not (cases.hidden & ~observed).any():
         print(f"note: the mask {name} hides no cell that is known, and is left out")
         return None
-    models = study.models if not view.ahead else foretelling(study, name)
+    models = [model for model in study.models if not view.ahead or model.trained.frames > 1]
     if not models:
         return None
     setting = Setting(
@@ -123,18 +123,3 @@ def open_experiment(study: Study, view: View) -> TwinExperiment | None:
     # What an instrument reads is no velocity of a cell, and y not what a baseline may see.
     blind = cases if study.sensor is None else replace(cases, observed=cases.observed & False)
     return TwinExperiment(setting, mask, blind, entries, view.ahead)
-
-
-def foretelling(study: Study, name: str) -> list[Network]:
-    """The networks that can foretell; a note, where it is not all, says why."""
-    models = [model for model in study.models if model.trained.frames > 1 and not past_fields(model)]
-    if len(models) < len(study.models):
-        left = ", ".join(model.name for model in study.models if model not in models)
-        what = "networks of snapshots, and those with dataset.history, foretell nothing"
-        print(f"note: {name}: {left} left out: {what}; train with dataset.frames=5 or so")
-    return models
-
-
-def past_fields(model: Network) -> bool:
-    """Whether a network is told of earlier fields beside the observation."""
-    return model.trained.context is not None and bool(model.trained.context.history)
