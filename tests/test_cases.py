@@ -141,6 +141,12 @@ def test_each_frame_has_a_number_of_its_own() -> None:
     assert part.frames == [[1, 3, 5]] and part.numbers == [[1, 3, 4]] and same(part.y, cases.y[1:])
 
 
+def test_frames_before_a_series_have_numbers_of_their_own() -> None:
+    """None is negative, and none that of a frame of the series."""
+    before = frame_numbers(fields(stride=2), [[-1, -1, 0], [-1, 1, 3]])
+    assert before.tolist() == [[2**31 - 4, 2**31 - 2, 0], [2**31 - 1, 1, 3]]
+
+
 def test_what_a_denoiser_is_conditioned_on_has_frames() -> None:
     data = fields(frames=2, context=["depth"])
     normalizer = Normalizer(torch.full((2, H, W), 0.1), 2.0)
