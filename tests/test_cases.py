@@ -105,6 +105,25 @@ def test_a_mask_that_moves_goes_on_along_the_run() -> None:
     )
 
 
+def test_a_run_is_drawn_once_whatever_is_looked_at_of_it() -> None:
+    """By one mask; another seed, and another mask, draw their own."""
+    drawn = []
+
+    class Counted(Passing):
+        def sequence(self, n: int, frames: int, valid: Tensor, generator: torch.Generator) -> Tensor:
+            drawn.append(frames)
+            return super().sequence(n, frames, valid, generator)
+
+    data, mask = fields(), Counted()
+    parts = [make_cases(data, np.array([[n, n + 1]]), mask, seed=1) for n in (0, 1, 2, 8, 9, 3)]
+    assert drawn == [9, 5]
+    for part in parts:
+        assert torch.equal(part.observed, make_cases(data, np.array(part.numbers), Passing(), seed=1).observed)
+    make_cases(data, np.array([[0, 1]]), mask, seed=2)
+    make_cases(data, np.array([[0, 1]]), Counted(), seed=1)
+    assert drawn == [9, 5, 9, 9]
+
+
 def test_a_mask_may_begin_with_each_sequence() -> None:
     data = fields()
     sequences = np.array([[0, 1], [4, 5], [8, 9]])
@@ -139,12 +158,6 @@ def test_each_frame_has_a_number_of_its_own() -> None:
     assert cases.noise_numbers == cases.frames == [[2, 4, 6], [1, 3, 5]]
     part = cases[[1]]
     assert part.frames == [[1, 3, 5]] and part.numbers == [[1, 3, 4]] and same(part.y, cases.y[1:])
-
-
-def test_frames_before_a_series_have_numbers_of_their_own() -> None:
-    """None is negative, and none that of a frame of the series."""
-    before = frame_numbers(fields(stride=2), [[-1, -1, 0], [-1, 1, 3]])
-    assert before.tolist() == [[2**31 - 4, 2**31 - 2, 0], [2**31 - 1, 1, 3]]
 
 
 def test_what_a_denoiser_is_conditioned_on_has_frames() -> None:

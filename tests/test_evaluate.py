@@ -386,6 +386,23 @@ def test_few_independent_cases_are_said_to_be_too_few(place: Path, plain: None, 
     assert "note: Too few to tell which method is better" in out and "3 unseen snapshots" in out
 
 
+@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
+def test_a_signal_while_data_are_opened_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    code: int,
+    name: str,
+) -> None:
+    monkeypatch.setattr(program, "open_study", lambda *given, **options: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as stop:
+        program.evaluate(main.config("ckpt=run"), tmp_path)
+    assert stop.value.code == code
+    said = f"stopped by {name}: no mask finished and kept in {tmp_path}; the same command goes on\n"
+    assert capsys.readouterr() == ("", said)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_what_is_finished_is_kept_and_the_same_command_goes_on(
     place: Path, run: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, code: int

@@ -306,6 +306,29 @@ def test_the_recipe_works_as_pasted(tmp_path: Path, path: str) -> None:
     assert (typed["splits"]["guard"], typed["name"]) == (5, "mine")
 
 
+def test_a_series_is_trained_on_as_sequences() -> None:
+    """Long ones where snapshots four apart resemble each other, short ones where the next alone does; else none."""
+    rng = np.random.default_rng(3)
+    noise = rng.standard_normal((300, 2, H, W), dtype=np.float32)
+
+    def fading(share: float) -> Inspection:
+        series = [noise[0]]
+        for now in noise[1:]:
+            series.append(share * series[-1] + np.float32(math.sqrt(1 - share**2)) * now)
+        return inspect(fields(np.stack(series)))
+
+    for share, frames in ((0.9, 9), (0.4, 5), (0.0, 1)):
+        found = fading(share)
+        plan, text = recipe(found, "mine", {"path": "my.nc"}), report(found)
+        assert plan.settings["dataset"].get("frames", 1) == frames
+        assert (f"dataset.frames={frames}" in plan.command()) == (frames > 1) and "dropout" not in plan.yaml()
+        assert plan.options["model"] == "gaussian" and f"{found.following:.2f} from one snapshot to the next" in text
+        assert ("infer.py ckpt=none" in text) == (frames > 1)
+    own = recipe(fading(0.9), "mine", {"path": "my.nc", "frames": 3})
+    assert own.settings["dataset"]["frames"] == 3
+    assert recipe(inspect(fields(wave(0.2, 0.5)[:12])), "mine", {}).settings.get("dataset", {}).get("frames", 1) == 1
+
+
 def test_overrides_keep_plain_words_plain() -> None:
     assert override("a.b", "x/y-1.nc") == "a.b=x/y-1.nc" and override("a", 3) == "a=3"
 

@@ -43,6 +43,7 @@ train = Program(
         "seed": "int",
         "device": _DEVICE,
         "mean_field": "bool | Literal['auto']",
+        "start": "str | None",
         "window": "tuple[int, int] | None",
     },
     spelling=Spelling(
@@ -95,7 +96,7 @@ _MASKS = Spelling(instead={"mask": "masks"}, values=_GPU)
 evaluate = Program(
     name="evaluate",
     job="vecfield_diffusion.programs.evaluate:evaluate",
-    keys=_SCORING,
+    keys={**_SCORING, "horizon": "int | list[int]"},
     examples={"ckpt": "python evaluate.py ckpt=outputs/train/run 'masks=[track,block,pixels]'"},
     lists={"masks": "mask"},
     resolves=("mask", "inpainting"),

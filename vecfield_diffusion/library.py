@@ -69,7 +69,7 @@ class Model:
             source: A path, a pattern, a Dataset (a lazy one, too) or the DataArrays of both components; None for the
                 snapshots that training kept aside.
             mask: What is observed of what is measured; by default all of it.
-            keywords: Those of `infer.py`: members, seed, time, hide, sigma_obs, sampler, inpainting, physics, ...
+            keywords: Those of `infer.py`: members, seed, time, time_context, horizon, hide, sigma_obs, sampler, ...
 
         Raises:
             UserError: A source or a keyword that does not fit.

@@ -251,6 +251,11 @@ class Inspection:
         return float(self.autocorrelation[last]) if last < len(self.autocorrelation) else 0.0
 
     @property
+    def following(self) -> float:
+        """The correlation from one snapshot to the next."""
+        return float(self.autocorrelation[1]) if len(self.autocorrelation) > 1 else 0.0
+
+    @property
     def cut_short(self) -> bool:
         """Whether the correlation has not fallen where the guard ends, at a tenth of the snapshots."""
         return self.guard == len(self.fields) // 10 and self.at_guard >= THRESHOLD

@@ -27,8 +27,8 @@ TOLERANCE = 0.1
 SHARE = 0.5
 #: What stands for the snapshot of a missing frame.
 MISSING = -1
-#: What frames before the first of a series count down from.
-BEFORE = 2**31
+#: Frames before the first of a series are counted from here.
+BEFORE = 2**32
 Integers = NDArray[np.int64]
 
 
@@ -160,7 +160,7 @@ def frame_numbers(fields: Fields, sequences: Integers | Tensor) -> Integers:
     """Returns the number of every frame of sequences `(n, T)`, missing ones included, in the series, `(n, T)`.
 
     Frames of all runs are counted one after the other; without a missing one they are the snapshots. Those before the
-    first of the series count down from `BEFORE`: no number is negative.
+    first of all have numbers from `BEFORE` on, counted backwards.
     """
     chosen = np.asarray(sequences, dtype=np.int64)
     known, columns = chosen >= 0, np.arange(chosen.shape[1])
@@ -168,7 +168,8 @@ def frame_numbers(fields: Fields, sequences: Integers | Tensor) -> Integers:
     rows, line = np.arange(len(chosen)), Runs.of(fields).line(1)
     begin, end = line[chosen[rows, first]], line[chosen[rows, last]]
     stride = np.where(last > first, (end - begin) // np.maximum(last - first, 1), fields.stride)
-    return (begin[:, None] + stride[:, None] * (columns - first[:, None])) % BEFORE
+    numbers = begin[:, None] + stride[:, None] * (columns - first[:, None])
+    return np.where(numbers < 0, BEFORE - numbers, numbers)
 
 
 # What snapshots hold, as sequences.

@@ -165,8 +165,11 @@ def render(
         network: The networks in a few words, for the title.
         notes: What a reader has to know before all numbers, such as that the snapshots are unlike those of training.
     """
-    styles = plots.method_styles(sections[0].networks, [scored.method for scored in sections[0].scored])
-    seconds = {name: [section.find(name).seconds for section in sections] for name in styles}
+    # Not all methods stand in all sections: a forecast has others.
+    methods = dict.fromkeys(scored.method for section in sections for scored in section.scored)
+    networks = dict.fromkeys(name for section in sections for name in section.networks)
+    styles = plots.method_styles(list(networks), list(methods))
+    seconds = {name: [found.seconds for section in sections if (found := section.find(name))] for name in styles}
     costs = {name: sum(found) / len(found) for name, found in seconds.items()}
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.data.context import Context
-from vecfield_diffusion.data.draws import MaskFunction, draw_sequence, goes_on, seeded
+from vecfield_diffusion.data.draws import MaskFunction, goes_on, seeded
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.masks import Mask
-from vecfield_diffusion.data.sequences import Integers, Runs, frame_numbers, read_sequences
+from vecfield_diffusion.data.sequences import Integers, frame_numbers, read_sequences
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.guidance.sensors import Sensor
+from vecfield_diffusion.inference.run_masks import masks_of_runs
 from vecfield_diffusion.physics.grid import Grid
 
 
@@ -84,6 +85,16 @@ class Cases:
             y=self.y.masked_fill(cells, torch.nan),
             observed=self.observed & ~cells,
             single=self.single & ~cells,
+            sensor=None if self.sensor is None else self.sensor.within(~cells),
+        )
+
+    def blind(self, cells: Tensor) -> Cases:
+        """Returns the same cases with nothing observed in some cells, boolean `(..., 1, H, W)`: what is known stays."""
+        return replace(
+            self,
+            observed=self.observed & ~cells,
+            single=self.single & ~cells,
+            y=self.y.masked_fill(cells, torch.nan),
             sensor=None if self.sensor is None else self.sensor.within(~cells),
         )
 
@@ -233,24 +244,6 @@ def shown_cells(
         pairs = zip((masks & offered).flatten(0, 1), numbers, strict=True)
         cells = [without_some(values, seed, number, hide) for values, number in pairs]
     return torch.stack(cells).view(offered.shape)
-
-
-def masks_of_runs(fields: Fields, sequences: Integers, mask: MaskFunction, valid: Tensor, *, seed: int) -> Tensor:
-    """Returns what a mask that goes through time along each run observes of sequences, boolean `(N, T, 1, H, W)`.
-
-    Arguments:
-        fields: The data.
-        sequences: The snapshots of each, `(N, T)`, -1 where a frame is missing.
-        mask: What is observed.
-        valid: The domain `(H, W)`.
-        seed: With the run it makes the masks of all frames of the run.
-    """
-    observed, runs = torch.zeros(*sequences.shape, 1, *valid.shape, dtype=torch.bool), Runs.of(fields)
-    for run in np.unique(runs.run[sequences[sequences >= 0]]).tolist():
-        whole = draw_sequence(mask, 1, int(runs.lengths[run]), valid=valid, generator=seeded(seed, run, 3))[0]
-        inside = (sequences >= 0) & (runs.run[sequences] == run)
-        observed[torch.from_numpy(inside)] = whole[runs.frame[sequences[inside]]]
-    return observed
 
 
 def masks_of_sequences(sequences: Integers, mask: Mask, offered: Tensor, *, seed: int) -> Tensor:

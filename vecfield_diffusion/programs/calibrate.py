@@ -15,6 +15,7 @@ from typing import Any
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.calibration import fit_factor, store_factor
+from vecfield_diffusion.programs.ahead import View
 from vecfield_diffusion.programs.filling import check_ranges
 from vecfield_diffusion.programs.method import node_of, process_of
 from vecfield_diffusion.programs.study import Study, open_study
@@ -47,7 +48,7 @@ def fit_mask(study: Study, name: str) -> None:
         raise UserError(f"masks={masks}: {name} hides nothing of its own. Name masks such as [track,block]")
     mask = study.mask(mask)
     cases = study.models[0].conditioned(study.cases(mask), study.fields, study.config, mask)
-    model = study.models[0].resolved(name, cases, study.config)
+    model = study.models[0].resolved(View(name, name, mask), cases, study.config)
     trained, method = model.trained, model.method
     with filler(study, model, cases, mask, label=name) as fill:
         members = fill(slice(None))

@@ -27,6 +27,7 @@ from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.inference.calibration import find_factor
 from vecfield_diffusion.inference.cases import Cases, with_context
 from vecfield_diffusion.inference.method import Method
+from vecfield_diffusion.programs.ahead import View
 from vecfield_diffusion.programs.baselines import REGRESSION
 from vecfield_diffusion.programs.method import build_method, fit_method, node_of, process_of, resolve_method
 from vecfield_diffusion.programs.trained import Trained, check_grid, fit_size, load_trained
@@ -73,15 +74,18 @@ class Network:
         normalizer = self.trained.denoiser.normalizer
         return with_context(cases, fields, self.trained.context, normalizer, seed=config["seed"], past=past, twin=True)
 
-    def resolved(self, name: str, cases: Cases, config: Mapping[str, Any]) -> Network:
-        """The same with nothing left open for the cases of the mask `name`: neither the method nor the factor.
+    def resolved(self, view: View, cases: Cases, config: Mapping[str, Any]) -> Network:
+        """The same with nothing left open for the cases of a mask: neither the method nor the factor.
+
+        There is no factor for forecasts, whose spread nothing fits.
 
         Raises:
             UserError: A method that cannot take the observations, or a spread that was not calibrated for them.
         """
-        method = resolve_method(config, self.method, self.trained, cases, label=name)
+        method = resolve_method(config, self.method, self.trained, cases, label=view.name)
         model = replace(self, method=method)
-        return model.calibrated(name, config) if config["calibrate"] and not self.regression else model
+        plain = not config["calibrate"] or self.regression or view.ahead
+        return model if plain else model.calibrated(view.option, config)
 
     def calibrated(self, name: str, config: Mapping[str, Any]) -> Network:
         """The same with the factor that was fitted under the mask `name`. Raises UserError where there is none."""

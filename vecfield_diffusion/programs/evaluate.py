@@ -6,6 +6,8 @@ spread put right (see `inference/calibration.py`).
 
 With `series=true` the snapshots follow one another, and what a method gives of them is scored as trajectories, too.
 
+With `horizon=` the cases are foretold from the frames that lie so many steps before them; see `ahead.py`.
+
 With `sensor=` the ensembles are conditioned on what an instrument reads of the cells that the mask shows. Cells where
 it read anything count as observed, the others are scored; baselines that cannot take such values are left out.
 """
@@ -22,7 +24,6 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion import progress
-from vecfield_diffusion.config.build import build
 from vecfield_diffusion.data.masks import Empty, Full, Mask
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.baselines import BASELINES
@@ -33,13 +34,13 @@ from vecfield_diffusion.evaluation.verdicts import too_few
 from vecfield_diffusion.inference.calibration import apply_factor
 from vecfield_diffusion.inference.cases import Cases, make_cases
 from vecfield_diffusion.inference.files import owned
+from vecfield_diffusion.programs.ahead import View, silent, views
 from vecfield_diffusion.programs.baselines import baseline_fill, chosen_baselines
 from vecfield_diffusion.programs.compared import Network
 from vecfield_diffusion.programs.fill import say_summary
 from vecfield_diffusion.programs.filling import at_once, check_ranges
 from vecfield_diffusion.programs.in_time import series_fill
-from vecfield_diffusion.programs.method import node_of
-from vecfield_diffusion.programs.study import Study, open_study
+from vecfield_diffusion.programs.study import Study, left_out, open_study
 from vecfield_diffusion.programs.twin import TwinExperiment, filler, open_experiment
 from vecfield_diffusion.programs.written import Kept, check_writable, print_scores, write_report, write_scores
 from vecfield_diffusion.signals import stoppable
@@ -61,49 +62,65 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
         SystemExit: A signal stopped the program (130 for Ctrl-C, 143 for SIGTERM).
     """
     check_ranges(config)
-    wanted = chosen_baselines(config["baselines"], sensor=bool(config["sensor"]))
-    masks = {name: build(node_of(config, "mask", name), "mask", trusted=True) for name in config["masks"]}
-    if not masks or None in masks.values():
-        raise UserError(f"masks={list(masks)}: name options of conf/mask that hide something, such as masks=[block]")
-    study = open_study(config, wanted)
-    opened = [open_experiment(study, name, mask) for name, mask in masks.items()]
-    experiments = [experiment for experiment in opened if experiment is not None]
-    if not experiments:
-        raise UserError(f"masks={list(masks)}: {' and '.join(masks)} hides no cell, so that there is nothing to score")
-    for note in [*study.untrained, *study.helps, too_few(len(study.indices), study.independent)]:
-        if note:
-            print(f"note: {note}")
-    check_writable(folder)
+    wanted, asked = chosen_baselines(config["baselines"], sensor=bool(config["sensor"])), views(config)
     sections: list[Section] = []
 
     def finished() -> str:
         done = ", ".join(section.setting.mask for section in sections) or "no mask"
         return f"{done} finished and kept in {folder}"
 
-    with owned(folder / "scores.csv", folder / "report.html"), stoppable(finished):
-        kept = Kept(folder, study.key)
-        for experiment in experiments:
-            name = experiment.setting.mask
-            sections.append(kept.find(name) or kept.add(name, scored_section(study, experiment)))
-            write_scores(folder, sections, study.fields.units)
-        print_scores(folder, sections, config["members"], study.fields.units)
-        write_report(folder, sections, study)
-        kept.clear()
+    with stoppable(finished):
+        study, experiments = opened(config, wanted, asked)
+        check_writable(folder)
+        with owned(folder / "scores.csv", folder / "report.html"):
+            kept = Kept(folder, study.key)
+            for experiment in experiments:
+                name = experiment.setting.mask
+                sections.append(kept.find(name) or kept.add(name, scored_section(study, experiment)))
+                write_scores(folder, sections, study.fields.units)
+            print_scores(folder, sections, config["members"], study.fields.units)
+            write_report(folder, sections, study)
+            kept.clear()
     return summary(sections)
+
+
+def opened(
+    config: dict[str, Any], wanted: Sequence[str], asked: Sequence[View]
+) -> tuple[Study, list[TwinExperiment]]:  # fmt: skip
+    """What is compared, and on which cases; prints what there is to say of both. Raises UserError."""
+    study = open_study(config, wanted, farthest=max(view.ahead for view in asked))
+    experiments = [found for view in asked if (found := open_experiment(study, view)) is not None]
+    if not experiments:
+        names = [view.name for view in asked]
+        if all(view.ahead for view in asked):
+            raise UserError(
+                f"masks={config['masks']} horizon={config['horizon']}: a forecast takes a network of sequences, "
+                "trained with dataset.frames=5 or so"
+            )
+        raise UserError(f"masks={names}: {' and '.join(names)} hides no cell, so that there is nothing to score")
+    if any(experiment.ahead for experiment in experiments):
+        alone = [model.name for model in study.models if model.trained.frames == 1]
+        why = "trained on snapshots, where a forecast takes dataset.frames=5 or so"
+        left_out(dict.fromkeys(alone, why) | silent(wanted), of="forecasts")
+    for note in [*study.untrained, *study.helps, too_few(len(study.indices), study.independent)]:
+        if note:
+            print(f"note: {note}")
+    return study, experiments
 
 
 def scored_section(study: Study, experiment: TwinExperiment) -> Section:
     """All methods under one mask, scored."""
     setting, generates = experiment.setting, isinstance(experiment.mask, Empty)
     generated = Collection(-(-GENERATED // len(setting.truth)) if generates else 0)
-    series = Collection(study.config["members"] if study.config["series"] else 0)
+    series = Collection(study.config["members"] if study.config["series"] and not experiment.ahead else 0)
     scored = []
     for model, cases in experiment.entries:
         keep = [series] if model.regression else [series, generated]
         scored += model_scored(study, model, cases, replace(experiment, entries=[]), keep)
     scored += baselines_scored(study, experiment, series)
     comparison = compare_generated(study, generated) if generates else None
-    in_time = scored_in_time(study, setting, series) if study.config["series"] else None
+    follows = study.config["series"] and not experiment.ahead  # forecasts are no trajectory
+    in_time = scored_in_time(study, setting, series) if follows else None
     return Section(setting, scored, experiment.networks, comparison, study.dates, study.independent, in_time)
 
 
@@ -145,7 +162,8 @@ def model_scored(
             collection.add(name, Estimate(members))
         return Estimate(members)
 
-    with filler(study, model, cases, experiment.mask, label=f"{setting.mask}, {model.name}") as fill:
+    label, ahead = f"{setting.mask}, {model.name}", experiment.ahead
+    with filler(study, model, cases, experiment.mask, label=label, ahead=ahead) as fill:
 
         def ensemble(chosen: slice) -> Estimate:
             members = fill(chosen)
@@ -166,16 +184,19 @@ def model_scored(
 
 def baselines_scored(study: Study, experiment: TwinExperiment, series: Collection) -> Iterator[Scored]:
     """The scores of every baseline that is fitted here; `series` takes in what they say."""
-    cases, mask = experiment.cases, experiment.mask
+    cases, mask, ahead = experiment.cases, experiment.mask, experiment.ahead
+    mute = silent(study.wanted) if ahead else {}
     fills: dict[str, Fill] = {}
     for key, baseline in study.baselines.items():
-        before = previous(study, cases, mask) if BASELINES[key].needs_previous else None
-        fills[study.label(key)] = partial(baseline_fill, baseline, cases, floor=study.floor, before=before)
-    if study.series_baselines:
-        given = study.observations(mask)
+        if key not in mute:
+            before = previous(study, cases, mask, ahead) if BASELINES[key].needs_previous else None
+            fills[study.label(key, ahead)] = partial(baseline_fill, baseline, cases, floor=study.floor, before=before)
+    if study.series_baselines.keys() - mute:
+        given = list(study.observations(mask, ahead))
         draws = dict(members=series.most, seed=study.config["seed"])
         for key, baseline in study.series_baselines.items():
-            fills[study.label(key)] = partial(series_fill, baseline, given, **draws)
+            if key not in mute:
+                fills[study.label(key)] = partial(series_fill, baseline, given, **draws)
     for label, fill in fills.items():
         with progress.bar(len(cases.y), "fields", f"{experiment.setting.mask}, {label}") as bar:
             fields = fill(progress=bar.update)
@@ -202,11 +223,14 @@ def scored_in_time(study: Study, setting: Setting, series: Collection) -> TimeSe
     return time_section(truth, found)
 
 
-def previous(study: Study, cases: Cases, mask: Mask) -> Tensor:
+def previous(study: Study, cases: Cases, mask: Mask, ahead: int = 0) -> Tensor:
     """The snapshot before each case as a network with history sees it, `(N, 2, H, W)`, with errors like the present.
 
     It is NaN where there is none, and where `history=masked` hides it, as the mask hides the present.
+    Of a forecast it is the last one that is observed, `ahead` steps before the case.
     """
+    if ahead:
+        return study.forerunners(mask, ahead)
     shown = mask if study.config["history"] == "masked" else Full()
     earlier = [max(number - 1, 0) for number in cases.numbers]
     options = dict(seed=study.config["seed"], sigma_obs=cases.sigma_obs, add_error=True)
@@ -235,10 +259,14 @@ def compare_generated(study: Study, generated: Collection) -> Generated | None:
 
 
 def summary(sections: list[Section]) -> dict[str, float]:
-    """The CRPS of every mask and network, and as `crps` the mean over the masks of the best network."""
-    found, means, names = {}, [], sections[0].networks
+    """The CRPS of every mask and network, and as `crps` the mean over the masks of the best network.
+
+    A network of snapshots has no part in forecasts, and none in the mean where there are any.
+    """
+    found, means = {}, []
+    names = list(dict.fromkeys(name for section in sections for name in section.networks))
     for name in names:
-        values = {row.setting.mask: row.find(name).scores["hidden"]["crps"].value for row in sections}
+        values = {row.setting.mask: row.find(name).scores["hidden"]["crps"].value for row in sections if row.find(name)}
         found |= {f"{mask}/crps" if len(names) == 1 else f"{mask}/{name}/crps": crps for mask, crps in values.items()}
-        means.append(sum(values.values()) / len(values))
+        means += [sum(values.values()) / len(values)] if len(values) == len(sections) else []
     return {"crps": min(means), **found}

@@ -40,7 +40,7 @@ def ship(options: dict[str, Any], folder: Path) -> str:
     if options["format"] == "program":
         if state.get("context"):
             raise UserError("format=program: it has no place for the context of this network. Use format=safetensors")
-        save_program(out, trained.denoiser, trained.grid, trained.units)
+        save_program(out, trained.denoiser, trained.grid, trained.units, trained.frames)
         how = f'files = {{"{PROGRAM_FILE}": ""}}; torch.export.load("{out}", extra_files=files)'
     else:
         save_weights(out, located(state, options["data"]), options["dtype"])

@@ -52,6 +52,7 @@ class Filling:
         methods: The method of each of these names, with nothing left open.
         factors: That of the spread by the same names.
         offered: The snapshots whose observations count; None for all.
+        ahead: Of forecasts, how many steps before each snapshot the last observation lies; see `Plan`.
     """
 
     config: dict[str, Any]
@@ -65,6 +66,7 @@ class Filling:
     methods: Mapping[str, Method] = field(default_factory=dict)
     factors: Mapping[str, float] = field(default_factory=dict)
     offered: Sequence[int] | None = None
+    ahead: int = 0
 
     @property
     def grid(self) -> Grid:
@@ -98,6 +100,9 @@ class Filling:
         Values that no law of the data allows are left out.
         """
         cases = self.measured(snapshots)
+        if self.ahead:
+            frames = cases.y.shape[1]
+            cases = cases.blind((torch.arange(frames) >= frames - self.plan.unseen).view(-1, 1, 1, 1))
         return self.informed(cases.without(absurd(cases, self.trained)))
 
     @property
@@ -155,6 +160,7 @@ class Filling:
             past=config["time_context"] == "past",
             length=max(1, VALUES // values),
             offered=range(count) if self.offered is None else self.offered,
+            ahead=self.ahead,
         )
 
     def pieces(self, done: set[int]) -> Iterator[tuple[str, Piece]]:

@@ -15,6 +15,7 @@ from vecfield_diffusion.data.inspection import FlowShares, Inspection, largest_r
 from vecfield_diffusion.data.splits import TimeBlocks
 from vecfield_diffusion.data.statistics import homogeneous
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.evaluation.baselines import CORRELATED
 from vecfield_diffusion.physics.parts import Part
 
 #: Fewer snapshots, fewer independent fields to test on, and speeds more times the RMS than this, are doubted.
@@ -125,6 +126,7 @@ def consequences(found: Inspection) -> dict[str, str]:
     return rows | {
         "noise": noise,
         "correlation": f"{correlation(found)}{after * bool(found.guard)}",
+        "series": series(found),
         "evidence": f"worth about {found.independent:.3g} independent fields: the correlation at all lags counts",
     }
 
@@ -135,6 +137,16 @@ def correlation(found: Inspection) -> str:
         longest = ", the longest" * found.cut_short
         return f"{found.at_guard:z.2f} after a guard of {found.guard} snapshots{longest}"
     return f"{found.at_guard:z.2f} from one snapshot to the next: no guard between the splits"
+
+
+def series(found: Inspection) -> str:
+    """Whether snapshots say something of those that follow, and what fills them then."""
+    if not found.following >= CORRELATED:
+        return f"none: {found.following:.2f} from one snapshot to the next, so each is filled by itself"
+    return (
+        f"{found.following:.2f} from one snapshot to the next: dataset.frames and model=gaussian fill it in space and "
+        "time; at once, without training, infer.py ckpt=none"
+    )
 
 
 def physics(found: Inspection) -> str:

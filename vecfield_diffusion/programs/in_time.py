@@ -6,7 +6,7 @@ the same errors. What is filled from them never sees a snapshot of training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice
 
 import numpy as np
@@ -28,10 +28,12 @@ AROUND = 32
 LEARNT = 5e6
 
 
-def neighbours(frames: NDArray[np.int64], offered: range, indices: Sequence[int]) -> list[int]:
-    """Returns the snapshots of `offered` that lie within `AROUND` frames of one of `indices`, these included."""
+def neighbours(
+    frames: NDArray[np.int64], offered: range, indices: Sequence[int], reach: int = AROUND
+) -> list[int]:  # fmt: skip
+    """Returns the snapshots of `offered` that lie within `reach` frames of one of `indices`, these included."""
     wanted = frames[np.asarray(indices)]
-    return [number for number in offered if np.abs(wanted - frames[number]).min() <= AROUND]
+    return [number for number in offered if np.abs(wanted - frames[number]).min() <= reach]
 
 
 def observations(cases: Cases, line: Timeline, indices: Sequence[int], floor: float) -> list[ObservedSeries]:
@@ -72,7 +74,7 @@ def training_frames(fields: Fields, frames: NDArray[np.int64], train: range) -> 
 
 def series_fill(
     baseline: SeriesBaseline,
-    given: Sequence[ObservedSeries],
+    given: Iterable[ObservedSeries],
     *,
     members: int = 0,
     seed: int = 0,

@@ -13,7 +13,10 @@ from typing import Any
 import yaml
 
 from vecfield_diffusion.data.inspection import Inspection
+from vecfield_diffusion.data.sequences import Sequences
 from vecfield_diffusion.data.statistics import homogeneous
+from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.evaluation.baselines import CORRELATED
 from vecfield_diffusion.programs.findings import physics
 
 #: Passes over the data that are suggested, and the minutes that they may take.
@@ -24,6 +27,8 @@ LEARNED_BY_HEART = 1000
 WINDOW, ROOM = 48, 40
 #: Fields of more cells than this are trained on in windows, whatever their number.
 WHOLE = 128**2
+#: Frames of a sequence, longer and shorter, and the splits that must hold some.
+LONG, SHORT, BLOCKS = 9, 5, ("train", "validation", "test")
 #: Share of the variance in one mode from which the structures fill the domain, and windows would cut them.
 ONE_PIECE = 0.2
 
@@ -78,18 +83,18 @@ def recipe(found: Inspection, name: str, given: Mapping[str, Any]) -> Recipe:
     """
     fields, n, window = found.fields, len(found.fields), window_for(found)
     height, width = window or fields.shape
-    batch, few = 16, n < LEARNED_BY_HEART
+    frames = frames_for(found)
+    batch = 16 if frames == 1 else 8
     steps = min(max(1000 * round(PASSES * n / batch / 1000), 4000), 100_000)
     settings = {
         "name": name,
-        "dataset": dict(given),
+        "dataset": dict(given) | ({"frames": frames} if frames > 1 and "frames" not in given else {}),
         "splits": {"guard": found.guard},
         "window": window,
         "model": {
             "channels": [48, 96, 128],
             "blocks": 1,
             "patch": 1 if height * width <= 32**2 else 2,
-            **({"dropout": 0.1} if few else {}),
         },
         "diffusion": {"noise": "log_normal", "P_mean": 0.0, "P_std": 1.8},
         "optimizer": {"lr": 1e-3},
@@ -97,7 +102,7 @@ def recipe(found: Inspection, name: str, given: Mapping[str, Any]) -> Recipe:
             "batch_size": batch,
             "max_steps": steps,
             "max_minutes": MINUTES,
-            "warmup": 1600,
+            "warmup": 100 * batch,
             "cooldown": 0.6,
             "ema": 15000,
             "validate_every": 500,
@@ -108,7 +113,7 @@ def recipe(found: Inspection, name: str, given: Mapping[str, Any]) -> Recipe:
         "": f"{n} fields of {fields.shape[0]}x{fields.shape[1]} cells, {' and '.join(fields.names)}",
         "splits.guard": f"snapshots; the correlation is {'still ' * found.cut_short}{found.at_guard:z.2f} there",
         "window": few_fields if fields.grid.valid.numel() <= WHOLE else "whole fields are too large",
-        "model.dropout": "against learning them by heart",
+        "dataset.frames": f"the correlation from one snapshot to the next is {found.following:.2f}: a series",
         "diffusion.noise": "around the levels that the gaps leave open",
         "trainer.max_steps": f"{batch * steps / n:.0f} passes, or",
         "trainer.max_minutes": "whichever ends first: the learning rate falls with it",
@@ -116,6 +121,26 @@ def recipe(found: Inspection, name: str, given: Mapping[str, Any]) -> Recipe:
     }
     settings = {key: value for key, value in settings.items() if value not in ({}, None)}
     return Recipe(name, {"dataset": "file", "model": "gaussian"}, settings, notes)
+
+
+def frames_for(found: Inspection) -> int:
+    """The frames of the sequences to train on; 1, snapshots, where these say nothing of one another.
+
+    Sequences are longer where snapshots four frames apart still do, and every split holds some.
+    """
+    rho = found.autocorrelation
+    for frames, lag in ((LONG, LONG // 2), (SHORT, 1)):
+        if lag < len(rho) and rho[lag] >= CORRELATED and all(_holds(found, name, frames) for name in BLOCKS):
+            return frames
+    return 1
+
+
+def _holds(found: Inspection, name: str, frames: int) -> bool:
+    """Whether a split holds a sequence."""
+    try:
+        return len(Sequences.of(found.fields, found.split[name], frames=frames, stride=1)) > 0
+    except (UserError, KeyError):
+        return False
 
 
 def window_for(found: Inspection) -> list[int] | None:

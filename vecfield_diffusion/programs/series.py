@@ -57,6 +57,7 @@ class Plan:
         past: Whether a snapshot is filled from what was observed until then.
         length: The frames of a piece, at most.
         offered: The snapshots that may be looked at.
+        ahead: Of forecasts, how many steps before a snapshot the last observation lies; 0 where it is not foretold.
     """
 
     fields: Fields
@@ -65,11 +66,17 @@ class Plan:
     past: bool
     length: int
     offered: Sequence[int]
+    ahead: int = 0
 
     @property
     def reach(self) -> int:
         """How many frames away the network looks."""
         return self.frames - 1
+
+    @property
+    def unseen(self) -> int:
+        """The frames at the end of a sequence that are foretold."""
+        return -(-self.ahead // self.stride)
 
     def pieces(self, wanted: Sequence[int]) -> Iterator[Piece]:
         """Yields the pieces that fill the snapshots `wanted`, those of a trajectory in the order of time."""
@@ -82,14 +89,16 @@ class Plan:
             line = np.full(frame[inside].max() - first + 1, MISSING)
             line[frame[inside] - first] = inside
             chosen = np.flatnonzero(np.isin(line, wanted))
-            yield from self._ends(line, chosen) if self.past else self._trajectories(line, chosen)
+            yield from self._ends(line, chosen) if self.past or self.ahead else self._trajectories(line, chosen)
 
     def _ends(self, line: Integers, chosen: Integers) -> Iterator[Piece]:
         """Sequences that end at the frames `chosen` of a line of frames; before its beginning all is missing."""
-        before, size = np.concatenate((np.full(self.reach, MISSING), line)), max(1, self.length // self.frames)
+        # A forecast knows as many frames before those that are foretold as the network looks back.
+        frames = np.arange(self.reach + max(1, self.unseen))
+        before, size = np.concatenate((np.full(frames[-1], MISSING), line)), max(1, self.length // len(frames))
         for first in range(0, len(chosen), size):
-            snapshots = before[chosen[first : first + size, None] + np.arange(self.frames)]
-            yield Piece(snapshots, np.zeros_like(snapshots, dtype=bool) | (np.arange(self.frames) == self.reach))
+            snapshots = before[chosen[first : first + size, None] + frames]
+            yield Piece(snapshots, np.zeros_like(snapshots, dtype=bool) | (frames == frames[-1]))
 
     def _trajectories(self, line: Integers, chosen: Integers) -> Iterator[Piece]:
         """Trajectories through the frames `chosen` of a line of frames, and as far around them as the network looks."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -42,10 +42,12 @@ from vecfield_diffusion.evaluation.series import SERIES_BASELINES, ObservedSerie
 from vecfield_diffusion.evaluation.trajectory import TrueSeries
 from vecfield_diffusion.guidance.sensors import Sensor
 from vecfield_diffusion.inference.cases import Cases, make_cases
+from vecfield_diffusion.programs.ahead import earlier, foretellable, foretold
 from vecfield_diffusion.programs.baselines import NUGGET, REGRESSION, training_fields
 from vecfield_diffusion.programs.compared import Network, load_models
 from vecfield_diffusion.programs.filling import errors
 from vecfield_diffusion.programs.in_time import (
+    AROUND,
     consecutive,
     neighbours,
     observations,
@@ -56,7 +58,7 @@ from vecfield_diffusion.programs.in_time import (
 from vecfield_diffusion.programs.trained import Trained, choose_device, held_out, unfinished
 
 #: Keys on which scores do not depend, or that name masks, each of which is kept by itself.
-FREE = ("name", "masks", "device", "batch", "options")
+FREE = ("name", "masks", "horizon", "device", "batch", "options")
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,11 @@ class Study:
             mask = OtherTimes.of(self.fields, self.reference.split["train"], time=mask.time)
         return anew(mask)
 
-    def cases(self, mask: Mask, indices: Sequence[int] | None = None) -> Cases:
-        """The snapshots, or others, through a mask, and through the instrument where there is one."""
+    def cases(self, mask: Mask, indices: Sequence[int] | None = None, *, plain: bool = False) -> Cases:
+        """The snapshots, or others, through a mask, and unless `plain` through the instrument where there is one."""
         indices = self.indices if indices is None else indices
         error = errors(self.config["sigma_obs"], self.fields, indices)
-        options = dict(seed=self.config["seed"], add_error=True, sensor=self.sensor)
+        options = dict(seed=self.config["seed"], add_error=True, sensor=None if plain else self.sensor)
         if not goes_on(mask):
             return make_cases(self.fields, indices, mask, sigma_obs=error, **options)
         error = error if isinstance(error, int | float) else error[:, None]
@@ -124,10 +126,21 @@ class Study:
         """The frame of every snapshot of the data, at equal steps. Raises UserError where times jump too often."""
         return Timeline.of(self.fields)
 
-    def observations(self, mask: Mask) -> list[ObservedSeries]:
-        """What is observed of the snapshots and of those of the split around them, each through the mask anew."""
-        around = self.cases(mask, neighbours(self.line.frames, self.offered, self.indices))
-        return observations(around, self.line, self.indices, self.floor)
+    def observations(self, mask: Mask, ahead: int = 0) -> Iterable[ObservedSeries]:
+        """What is observed of the snapshots and of those of the split around them, each through the mask anew.
+
+        Of forecasts it is, for each snapshot by itself, what is observed until `ahead` steps before it.
+        """
+        around = self.cases(mask, neighbours(self.line.frames, self.offered, self.indices, AROUND + ahead))
+        given = observations(around, self.line, self.indices, self.floor)
+        return foretold(given, ahead, AROUND) if ahead else given
+
+    def forerunners(self, mask: Mask, ahead: int) -> Tensor:
+        """What is observed of the snapshot `ahead` steps before each, `(N, 2, H, W)`, NaN where there is none."""
+        numbers = earlier(self.fields, self.indices, ahead)
+        known = self.cases(mask, numbers.clip(min=0).tolist(), plain=True).y
+        inside = torch.from_numpy((numbers >= self.offered.start) & (numbers < self.offered.stop))
+        return torch.where(inside.view(-1, 1, 1, 1), known, torch.nan)
 
     @property
     def floor(self) -> float:
@@ -181,12 +194,12 @@ class Study:
                 print(f"{key}: {baseline.learnt}")
         return fitted
 
-    def label(self, key: str) -> str:
+    def label(self, key: str, ahead: int = 0) -> str:
         """What tables call a baseline; persistence says from when it is."""
         if key in SERIES_BASELINES:
             return SERIES_BASELINES[key].label
-        kind = BASELINES[key]
-        return kind.named(f"{time_before(self.fields, self.indices)} before" if kind.needs_previous else "")
+        when = "the last observed" if ahead else f"{time_before(self.fields, self.indices)} before"
+        return BASELINES[key].named(when if BASELINES[key].needs_previous else "")
 
     @cached_property
     def before(self) -> Tensor:
@@ -222,13 +235,14 @@ class Study:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def open_study(config: dict[str, Any], wanted: Sequence[str], split: str = "test") -> Study:
+def open_study(config: dict[str, Any], wanted: Sequence[str], split: str = "test", *, farthest: int = 0) -> Study:
     """The networks, and the snapshots of a split of the data that they were trained on.
 
     Arguments:
         config: The keys of `evaluate.py`.
         wanted: The names of baselines.
         split: `train`, `validation` or `test`.
+        farthest: The steps of the longest forecast: snapshots have others so long before them in the split.
 
     Raises:
         UserError: Checkpoints, data or options that do not fit.
@@ -240,7 +254,9 @@ def open_study(config: dict[str, Any], wanted: Sequence[str], split: str = "test
     if config["series"]:
         indices = consecutive(Timeline.of(fields).frames, offered, count, fields.source)
     else:
-        spaced = [offered[i * len(offered) // count] for i in range(count)]
+        foreseen = foretellable(fields, offered, farthest)
+        count = min(count, len(foreseen))
+        spaced = [foreseen[i * len(foreseen) // count] for i in range(count)]
         indices = [i for i in spaced if fields.read([i]).isfinite().any()]
     if not indices:
         raise UserError(f"{fields.source}: none of the snapshots that training kept aside measures anything")
@@ -255,8 +271,8 @@ def open_study(config: dict[str, Any], wanted: Sequence[str], split: str = "test
     return study
 
 
-def left_out(reasons: Mapping[str, str]) -> None:
-    """Prints why baselines are left out."""
+def left_out(reasons: Mapping[str, str], of: str = "") -> None:
+    """Prints why baselines are left out, where it is so of something alone, of what."""
     for reason in dict.fromkeys(reasons.values()):
         keys = [key for key, why in reasons.items() if why == reason]
-        print(f"note: {', '.join(keys)} {'is' if len(keys) == 1 else 'are'} left out: {reason}")
+        print(f"note: {', '.join(keys)} {'is' if len(keys) == 1 else 'are'} left out{of and f' of {of}'}: {reason}")

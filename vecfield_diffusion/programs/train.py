@@ -33,6 +33,7 @@ from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.gaussian_field import gaussian_field
 from vecfield_diffusion.programs.run_folder import check_folder, coordinates, describe, keep_config, kept_config
 from vecfield_diffusion.programs.small import mirrors, regularised
+from vecfield_diffusion.programs.start import begin_from
 from vecfield_diffusion.programs.trained import choose_device, make_denoiser, make_network
 from vecfield_diffusion.programs.validation import Validation
 from vecfield_diffusion.signals import stoppable
@@ -117,6 +118,8 @@ def prepare(config: dict[str, Any], folder: Path) -> TrainingRun:
         context=data.context,
         trusted=True,
     )
+    if config["start"] is not None and not check_folder(config, folder):
+        begin_from(denoiser, config["start"], device)
     denoiser.parametrization.learn(lambda: gaussian_field(fields, data.split["train"], data.normalizer, data.window))
     announce(denoiser, data.statistics, transforms.names)
     keep_config(config, folder)

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
+import torch
 from torch import Tensor
 
 from vecfield_diffusion import progress
 from vecfield_diffusion.data.masks import Mask
 from vecfield_diffusion.evaluation.comparison import Setting
 from vecfield_diffusion.inference.cases import Cases
+from vecfield_diffusion.programs.ahead import View
 from vecfield_diffusion.programs.compared import Network
 from vecfield_diffusion.programs.fill import Gathered, fill_cases, run
 from vecfield_diffusion.programs.filling import Filling
@@ -28,6 +30,7 @@ class TwinExperiment:
         setting: The cases as methods are scored on them.
         mask: What is observed.
         cases: The same as the baselines see them.
+        ahead: How many steps they lie ahead of the last frame that is observed; 0 where they are observed.
         entries: The models with nothing left open, and the cases with what each is conditioned on.
     """
 
@@ -35,6 +38,7 @@ class TwinExperiment:
     mask: Mask
     cases: Cases
     entries: list[tuple[Network, Cases]]
+    ahead: int = 0
 
     @property
     def networks(self) -> list[str]:
@@ -45,12 +49,12 @@ class TwinExperiment:
 
 @contextmanager
 def filler(
-    study: Study, model: Network, cases: Cases, mask: Mask, *, label: str
+    study: Study, model: Network, cases: Cases, mask: Mask, *, label: str, ahead: int = 0
 ) -> Iterator[Callable[[slice], Tensor]]:
     """Gives what returns the members `(M, n, 2, H, W)` of the cases of a slice, under a progress bar of that label.
 
     A network of sequences fills the whole series when it is first asked: one trajectory for each member, or, from the
-    past alone, the end of a sequence for each case.
+    past alone and in forecasts, the end of a sequence for each case.
 
     Arguments:
         study: What is compared.
@@ -58,13 +62,14 @@ def filler(
         cases: The cases with what it is conditioned on.
         mask: What is observed of the snapshots around them.
         label: Of the bar.
+        ahead: Of forecasts, how many steps before each case the last observation lies.
     """
     config, method = study.config | ({"members": 1} if model.regression else {}), model.method
     if model.trained.frames > 1:
 
         @cache
         def series() -> Tensor:
-            own = dict(names=[label], methods={label: method}, offered=study.offered)
+            own = dict(names=[label], methods={label: method}, offered=study.offered, ahead=ahead)
             fields, indices = as_seen_by(model.trained, study.fields), study.indices
             filling = Filling(config | {"hide": 0.0}, model.trained, fields, indices, mask, method, twin=True, **own)
             sink = Gathered()
@@ -79,22 +84,27 @@ def filler(
         yield lambda chosen: fill_cases(config, cases=cases[chosen], **known)
 
 
-def open_experiment(study: Study, name: str, mask: Mask) -> TwinExperiment | None:
-    """The cases of a mask, with nothing left open; None, with a note, where it hides nothing that is known.
+def open_experiment(study: Study, view: View) -> TwinExperiment | None:
+    """The cases of a mask, with nothing left open; None, with a note, where there is nothing to score.
 
     Arguments:
         study: What is compared.
-        name: Of the mask.
-        mask: What is observed.
+        view: What is observed.
 
     Raises:
         UserError: A method that does not go with the mask, or a spread that was not calibrated for it.
     """
-    config, reference, mask = study.config, study.reference, study.mask(mask)
-    cases = study.cases(mask)
+    config, reference, name = study.config, study.reference, view.name
+    mask = view.mask if view.whole else study.mask(view.mask)
+    cases = seen = study.cases(mask)
+    if view.ahead:
+        cases = seen.blind(torch.ones(1, 1, 1, 1, dtype=torch.bool))
     observed = cases.observed | cases.single.any(dim=1, keepdim=True)
     if not (cases.hidden & ~observed).any():
         print(f"note: the mask {name} hides no cell that is known, and is left out")
+        return None
+    models = [model for model in study.models if not view.ahead or model.trained.frames > 1]
+    if not models:
         return None
     setting = Setting(
         mask=name,
@@ -107,9 +117,10 @@ def open_experiment(study: Study, name: str, mask: Mask) -> TwinExperiment | Non
         ensemble=config["members"],
     )
     entries = []
-    for model in study.models:
-        own = model.conditioned(cases, study.fields, config, mask)
-        entries.append((model.resolved(name, own, config), own))
+    for model in models:
+        # The method is chosen by what is observed, of a forecast in the frames before the case.
+        own = model.conditioned(seen, study.fields, config, mask)
+        entries.append((model.resolved(view, own, config), own if not view.ahead else cases))
     # What an instrument reads is no velocity of a cell, and y not what a baseline may see.
     blind = cases if study.sensor is None else replace(cases, observed=cases.observed & False)
-    return TwinExperiment(setting, mask, blind, entries)
+    return TwinExperiment(setting, mask, blind, entries, view.ahead)

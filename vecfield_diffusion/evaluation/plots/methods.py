@@ -64,7 +64,8 @@ def figure_scores(
         styles: See `method_styles`.
         width: `WIDE` or `NARROW`.
     """
-    names = sorted(styles, key=lambda name: -next(iter(scores.values()))[name][0])
+    first = next(iter(scores.values()))
+    names = sorted(first, key=lambda name: -first[name][0])
     figure, axes = panels(len(scores), 0.9 + 0.28 * len(names), width)
     for axis, (score, values) in zip(axes, scores.items(), strict=True):
         for at, name in enumerate(names):

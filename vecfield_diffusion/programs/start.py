@@ -1,0 +1,59 @@
+"""Where the weights of a new run come from: a network of snapshots that was trained before, or chance."""
+
+from __future__ import annotations
+
+import torch
+
+from vecfield_diffusion.diffusion.denoiser import Denoiser
+from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.models.unet import load_snapshots
+from vecfield_diffusion.programs.trained import Trained, load_trained
+
+#: Weights that are not those of the network: what is learnt from the data of each run anew.
+LEARNT = ("field.", "gating.")
+
+
+def begin_from(denoiser: Denoiser, start: str, device: torch.device) -> None:
+    """Gives a network of sequences the averaged weights of one of snapshots, and prints so.
+
+    Layers along time stay what they begin as: they change nothing, so that each frame is estimated as a snapshot. The
+    Gaussian field of `model=gaussian` and its gate are those of the new run.
+
+    Arguments:
+        denoiser: With fresh weights, before it has learnt from its data.
+        start: A run folder, a checkpoint file or a shipped name.
+        device: Where the denoiser is.
+
+    Raises:
+        UserError: No checkpoint there, or one of another kind or size.
+    """
+    trained = load_trained(start, device)
+    check_alike(denoiser, trained, start)
+    network, weights = denoiser.network, trained.denoiser.network.state_dict()
+    state = {name: value for name, value in network.state_dict().items() if name.startswith(LEARNT)}
+    state |= {name: value for name, value in weights.items() if not name.startswith(LEARNT)}
+    try:
+        load_snapshots(network, state)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"start={start}: {reason}") from error
+    print(f"begins with the weights of {trained.path} (step {trained.step}), each frame as a snapshot")
+
+
+def check_alike(denoiser: Denoiser, trained: Trained, start: str) -> None:
+    """Raises UserError where a network is none of snapshots, or of another kind than the one that begins with it."""
+    if trained.frames > 1:
+        raise UserError(
+            f"start={start}: it was trained on sequences of {trained.frames} frames. Give a network of snapshots, "
+            "dataset.frames=1"
+        )
+    for key, ours, theirs in (
+        ("model", denoiser.network, trained.denoiser.network),
+        ("diffusion", denoiser.diffusion, trained.denoiser.diffusion),
+    ):
+        if type(ours) is not type(theirs):
+            known = type(theirs).__name__
+            raise UserError(
+                f"start={start}: it was trained with another {key}=, {known} and not {type(ours).__name__}. Give the "
+                "same options as that run"
+            )
