@@ -1,4 +1,4 @@
-"""The README is true: its commands compose, its code runs, its length is kept."""
+"""README and docs are true: their commands compose, their code runs, the length of the README is kept."""
 
 import math
 import os
@@ -60,7 +60,8 @@ def test_every_option_that_the_table_names_exists():
 
 
 def test_pictures_and_length():
-    assert all((ROOT / path).is_file() for path in re.findall(r"\]\(([^)]*)\)", TEXT))
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        assert all((page.parent / path).is_file() for path in re.findall(r"\]\(([^)]*)\)", page.read_text())), page
     assert len(TEXT.splitlines()) <= 175
 
 

@@ -352,6 +352,22 @@ def test_networks_of_one_file_are_compared_whatever_frames_they_see(
         assert code == 0, err
 
 
+def test_a_time_without_measurements_is_filled_from_others(
+    run: Call, place: Path, trained: str, drifting: Path
+) -> None:
+    """By itself, too, where a network of snapshots finds nothing to fill it from."""
+    gone = drifting.with_name("gone.h5")
+    gone.write_bytes(drifting.read_bytes())
+    with h5py.File(gone, "r+") as file:
+        file["velocity"][11] = np.nan
+    options = ["time=11", "members=2", "sampler.steps=2", "name=gone"]
+    code, out, err = run("infer", f"ckpt={trained}", f"input={gone}", *options)
+    assert (
+        code == 0 and "note: filled from other times alone: 1 snapshot without an observed cell, such as 11" in out
+    ), err
+    assert bool(xr.open_dataset(place / "outputs/infer/gone/fields.nc").u.notnull().all())
+
+
 def test_a_network_of_sequences_is_scored_as_trajectories(run: Call, place: Path, trained: str) -> None:
     """The observed cells of the scored snapshots are those that all other methods see."""
     options = ["masks=[track]", "cases=6", "series=true", "members=2", "sampler.steps=2", "name=series"]

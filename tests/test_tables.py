@@ -32,6 +32,7 @@ def test_value_and_interval_end_at_the_same_digit(value: float, half: float, tex
 
 def test_without_an_interval_three_digits_stand() -> None:
     assert rounded(0.123456) == rounded(0.123456, 0.123456, 0.123456) == rounded(0.123456, 0.1, math.inf) == "0.123"
+    assert rounded(0.123456, 0.123456 - 2e-17, 0.123456 + 2e-17) == "0.123"  # an interval of rounding alone
     assert (rounded(math.nan), rounded(math.inf, 1, 2), rounded(-math.inf)) == ("–", "∞", "-∞")
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+#: An interval below this share of its value is rounding: a single block leaves nothing to chance.
+ROUNDING = 1e-9
+
 
 def rounded(value: float, low: float = math.nan, high: float = math.nan, sign: str = "±") -> str:
     """Returns a value with half its interval, both to the digit that the interval leaves certain: `0.901 ± 0.004`.
@@ -31,7 +34,7 @@ def rounded_pair(value: float, low: float = math.nan, high: float = math.nan) ->
     if not math.isfinite(value):
         return ("–" if math.isnan(value) else "∞" if value > 0 else "-∞"), ""
     half = (high - low) / 2
-    if not (math.isfinite(half) and half > 0):
+    if not (math.isfinite(half) and half > ROUNDING * abs(value)):
         return f"{value:.3g}", ""
     largest = max(abs(value), half)
     power = math.floor(math.log10(largest))

@@ -156,18 +156,22 @@ class Overview:
     def check_work(self, *, drawn: bool, sensor: bool) -> None:
         """Raises UserError where there is nothing to fill, or nothing to fill it from.
 
+        A network of sequences fills from other times what has no observation of its own.
+
         Arguments:
             drawn: Whether nothing is meant to be observed.
             sensor: Whether observed cells may still be unknown.
         """
         lacking = [number for number, known in zip(self.numbers, self.known, strict=True) if not known]
         if lacking and not drawn:
-            if len(lacking) == len(self.numbers):
+            alone = self.trained.frames == 1
+            if alone and len(lacking) == len(self.numbers):
                 raise UserError(
                     f"snapshot {lacking[0]} has no observed cell: choose another time=, or draw with mask=none"
                 )
             count = counted(len(lacking), "snapshot")
-            print(f"note: drawn freely: {count} without an observed cell, such as {lacking[0]}")
+            how = "drawn freely" if alone else "filled from other times alone"
+            print(f"note: {how}: {count} without an observed cell, such as {lacking[0]}")
         if self.filled and not sensor:
             raise UserError(
                 "nothing to fill: every cell is observed (cells that the file never measures are taken for land, "
