@@ -11,21 +11,26 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+import yaml
 from programs import SMALL, Call, is_message
 from test_windows import Steady
 
 from vecfield_diffusion.data.fields import Fields, MemoryReader
+from vecfield_diffusion.data.masks import Empty
 from vecfield_diffusion.diffusion.formulations import EDM
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.guidance.inpainting import Conditional
-from vecfield_diffusion.inference.cases import make_cases
+from vecfield_diffusion.guidance.linear import cells
+from vecfield_diffusion.guidance.sensors import Component
+from vecfield_diffusion.inference.cases import Cases, make_cases
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs import series
 from vecfield_diffusion.programs.fill import Gathered, fill_piece, write_piece
 from vecfield_diffusion.programs.series import Piece, Plan
 from vecfield_diffusion.samplers.deterministic import DPMpp2M
+from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def fields_of(time: list[int], values: np.ndarray | None = None) -> Fields:
@@ -109,7 +114,7 @@ def filled(length: int, members: int) -> tuple[torch.Tensor, SimpleNamespace]:
     def known(snapshots: np.ndarray) -> object:
         return make_cases(fields, snapshots, mask, seed=1, sigma_obs=0.2, add_error=True)
 
-    statistics = SimpleNamespace(std=1.0)
+    statistics = SimpleNamespace(std=1.0, largest=5.0)
     trained = SimpleNamespace(denoiser=Exact(), grid=fields.grid, window=(1, 2), frames=8, statistics=statistics)
     config = {"members": members, "seed": 5, "batch": members}
     place = {number: number for number in range(50)}
@@ -118,7 +123,7 @@ def filled(length: int, members: int) -> tuple[torch.Tensor, SimpleNamespace]:
     pieces = list(Plan(fields, 8, 1, past=False, length=length, offered=range(50)).pieces(range(50)))
     assert (len(pieces) > 1) == (length < 50)
     for piece in pieces:
-        done = fill_piece(filling, method, piece, sink, lambda count: None)
+        done = fill_piece(filling, method, piece, sink)
         write_piece(sink, piece.positions(place), *done, factor=1.0, done=sink.done())
     return sink.whole().double(), known(np.arange(50)[None])
 
@@ -143,6 +148,49 @@ def test_a_series_in_pieces_has_the_posterior_of_the_whole() -> None:
     ratio = (steps / expected).mean(dim=1)
     assert ratio.min() > 0.7 and ratio.max() < 1.4
     assert abs(ratio.mean() - 1) < 0.04
+
+
+@pytest.mark.parametrize("sensor", [None, Component("u")])
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_a_piece_goes_on_from_what_was_sampled_before(
+    monkeypatch: pytest.MonkeyPatch, sensor: Component | None, factor: float
+) -> None:
+    """Each member by itself, its spread as it was before it was corrected, whatever an instrument reads."""
+    values = torch.randn(7, 2, 1, 2, generator=torch.Generator().manual_seed(0))
+    fields = fields_of(list(range(7)), values.numpy())
+    sampled = torch.randn(3, 7, 2, 1, 2, generator=torch.Generator().manual_seed(1))
+    statistics = SimpleNamespace(std=1.0, largest=5.0)
+    trained = SimpleNamespace(grid=fields.grid, denoiser=Exact(), statistics=statistics)
+    known = make_cases(fields, np.arange(7)[None], Empty(), seed=0)
+    place = {number: number for number in range(7)}
+    common = dict(config={"members": 3}, trained=trained, grid=fields.grid)
+    filling = SimpleNamespace(**common, place=place, known=lambda snapshots: known[:])
+    sink, kept = Gathered(), np.array([[True, True, False, False, False, False, False]])
+    piece = Piece(np.arange(7)[None], kept)
+    write_piece(sink, [0, 1], sampled[:, :2], known.snapshots(torch.from_numpy(kept)), factor=factor, done=set())
+    seen = []
+
+    def fill(
+        config: object, *, cases: Cases, members: int, first: int, method: Method, **others: object
+    ) -> torch.Tensor:
+        given = cases.sensor or method.sensor
+        normalizer = Normalizer(torch.zeros(2, 1, 2), 2.0)
+        observation = cases.observation(normalizer, torch.device("cpu"))
+        rows = (
+            [cells(observation)]
+            if given is None
+            else given.select(torch.tensor([0])).rows(observation, normalizer, None)
+        )
+        y = rows[-1].y
+        assert torch.equal(rows[-1].forward(y if given is None else torch.cat([y, y], dim=1)), y)
+        assert rows[-1].present[:, :2].all() and not rows[-1].present[:, 2:].any()
+        seen.append(2.0 * y[0, :2])
+        return sampled[first : first + 1, None]
+
+    monkeypatch.setattr("vecfield_diffusion.programs.fill.fill_cases", fill)
+    piece = Piece(np.arange(7)[None], ~kept, known=2)
+    fill_piece(filling, Method(DPMpp2M(2), Conditional(), sensor=sensor), piece, sink, factor=factor)
+    torch.testing.assert_close(torch.stack(seen), sampled[:, :2])
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +281,75 @@ def test_later_observations_do_not_reach_the_past(run: Call, place: Path, traine
         found[name] = xr.open_dataset(place / f"outputs/infer/past-{name}/fields.nc").u_members.values
     np.testing.assert_array_equal(found["long"], found["short"])
     assert np.abs(found["long"] - found["both"]).max() > 1e-3
+
+
+def test_the_first_snapshot_is_filled_from_the_past(run: Call, place: Path, trained: str, drifting: Path) -> None:
+    """Before it all is missing: frames whose noise is that of no frame of the series."""
+    options = ["hide=0.5", "time=0:2", "members=2", "sampler.steps=2", "time_context=past", "name=first"]
+    code, _, err = run("infer", f"ckpt={trained}", f"input={drifting}", *options)
+    assert code == 0, err
+    with xr.open_dataset(place / "outputs/infer/first/fields.nc") as filled:
+        assert filled.sizes["time"] == 2 and bool(filled.u_members.notnull().all())
+
+
+@pytest.mark.parametrize("asked", [["mask=ahead", "mask.horizon=3"], ["mask=MASKS"], ["mask=block", "mask.time=fixed"]])
+def test_masks_that_go_through_time_fill_a_series(
+    run: Call, place: Path, trained: str, drifting: Path, asked: list[str]
+) -> None:
+    """What the output says is observed is what the mask shows along the whole run, missing hour included."""
+    masks = np.random.default_rng(0).random((41, 16, 16)) < 0.4
+    np.save(place / "masks.npy", masks)
+    asked = [option.replace("MASKS", "masks.npy") for option in asked]
+    options = ["members=2", "sampler.steps=2", "inpainting=conditional", "name=through"]
+    code, _, err = run("infer", f"ckpt={trained}", f"input={drifting}", *asked, *options)
+    assert code == 0, err
+    with xr.open_dataset(place / "outputs/infer/through/fields.nc") as filled:
+        observed = filled.observed.values.astype(bool)
+    if asked[0] == "mask=ahead":
+        np.testing.assert_array_equal(observed.all(axis=(-1, -2)).reshape(len(observed), -1)[:, 0], np.arange(40) < 37)
+    elif asked[0] == "mask=block":
+        assert (observed == observed[:1]).all() and not observed.all()
+    else:
+        np.testing.assert_array_equal(observed.reshape(40, 16, 16), np.delete(masks, 17, axis=0))
+
+
+def test_a_series_of_another_step_is_met_with_a_note(run: Call, trained: str, drifting: Path) -> None:
+    """Every second hour is not what a network of hours knows; an hour is."""
+    slow = drifting.with_name("slow.h5")
+    with h5py.File(drifting) as whole, h5py.File(slow, "w") as file:
+        file.attrs.update(whole.attrs)
+        for name in ("velocity", "time"):
+            file[name] = whole[name][:17:2]
+            file[name].attrs.update(whole[name].attrs)
+        file["x"], file["y"] = whole["x"][:], whole["y"][:]
+    common = [f"ckpt={trained}", "hide=0.5", "time=0", "members=2", "sampler.steps=2", "name=slow"]
+    _, out, err = run("infer", *common, f"input={slow}")
+    assert "are 2 h apart" in out and "trained on 1 h" in out, (out, err)
+    assert "apart, those that" not in run("infer", *common, f"input={drifting}")[1]
+
+
+def test_parts_of_another_kind_are_refused(run: Call, place: Path, trained: str) -> None:
+    """A likelihood of sequences, and a weaker network of snapshots beside one of sequences."""
+    is_message(run("infer", f"ckpt={trained}", "likelihood=exact", "mask=none"), "likelihood is that of snapshots")
+    weaker = ["guidance=autoguidance", "guidance.ckpt=outputs/train/run"]
+    is_message(run("infer", f"ckpt={trained}", *weaker), "guidance.ckpt=outputs/train/run")
+
+
+def test_networks_of_one_file_are_compared_whatever_frames_they_see(
+    run: Call, place: Path, trained: str, drifting: Path
+) -> None:
+    """Also one that an older version trained, whose configuration does not know of frames."""
+    options = ["dataset=file", f"dataset.path={drifting}", "debug=fast", *SMALL, "name=snapshots"]
+    split = ["splits.train=0.5", "splits.validation=0.2", "splits.test=0.3", "splits.guard=0"]
+    assert run("train", *options, *split)[0] == 0
+    state = load_checkpoint(place / "outputs/train/snapshots/checkpoints/last.pt")
+    config = yaml.safe_load(state["config"])
+    config["dataset"] = {key: value for key, value in config["dataset"].items() if key not in ("frames", "stride")}
+    save_checkpoint(place / "older.pt", {**state, "config": yaml.safe_dump(config)})
+    for other in ("outputs/train/snapshots", "older.pt"):
+        options = ["masks=[block]", "cases=4", "members=2", "sampler.steps=2", "name=both", "baselines=[climatology]"]
+        code, _, err = run("evaluate", f"ckpt=[{trained},{other}]", f"data={drifting}", *options)
+        assert code == 0, err
 
 
 def test_a_network_of_sequences_is_scored_as_trajectories(run: Call, place: Path, trained: str) -> None:

@@ -48,6 +48,11 @@ def goes_on(mask: MaskFunction) -> bool:
     return isinstance(mask, Mask) and mask.way != "anew"
 
 
+def says_so(mask: MaskFunction) -> bool:
+    """Whether a mask goes through time because it is told to, or knows no other way: snapshots see it so, too."""
+    return isinstance(mask, Mask) and goes_on(mask) and (mask.time != "auto" or "anew" not in mask.ways)
+
+
 def window_grid(grid: Grid, size: tuple[int, int]) -> Grid:
     """A grid of `size` with the mean spacings of `grid`, which goes on beyond its borders."""
     return Grid(torch.ones(size, dtype=torch.bool), grid.dx.mean(), grid.dy.mean())

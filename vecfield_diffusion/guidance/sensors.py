@@ -18,7 +18,7 @@ from torch import Tensor
 from vecfield_diffusion.axes import u_and_v
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
-from vecfield_diffusion.guidance.linear import Components, LinearObservation, cells, footprint, radial
+from vecfield_diffusion.guidance.linear import FLOOR, Components, LinearObservation, cells, footprint, radial
 from vecfield_diffusion.physics.grid import Grid
 
 
@@ -255,6 +255,28 @@ class Footprint(Sensor):
         mean = normalizer.mean[None].to(observation.y) / normalizer.std.to(observation.y)
         shifted = observation.y + mean - averages.forward(mean)
         return [LinearObservation(averages.forward, shifted, averages.sigma, averages.present)]
+
+
+class Continued(Sensor):
+    """An instrument, and the first frames of sequences, which are known whole, whatever it reads of them.
+
+    Arguments:
+        sensor: The instrument.
+        fields: The frames, `(N, K, 2, H, W)` in physical units, NaN where they are not known.
+    """
+
+    def __init__(self, sensor: Sensor, fields: Tensor) -> None:
+        self.name, self.sensor, self.fields = sensor.name, sensor, fields
+
+    def select(self, cases: Tensor) -> Continued:
+        """See `Sensor`."""
+        return Continued(self.sensor.select(cases), self.fields[cases.cpu()])
+
+    def rows(self, observation: Observation, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
+        """Returns the rows of the instrument, then the values of the frames."""
+        y, frames = normalizer.normalize(self.fields.to(observation.y)), self.fields.shape[1]
+        known = LinearObservation(lambda x: x[:, :frames], y, y.new_full((1,), FLOOR), y.isfinite())
+        return [*self.sensor.rows(observation, normalizer, grid), known]
 
 
 def plane_bearing(x: Tensor, y: Tensor, east: float, north: float) -> Tensor:

@@ -196,19 +196,7 @@ def make_cases(
     sigma = sigma.expand(len(truth), *(1,) * (truth.ndim - 1)) if sigma.ndim == 0 else sigma
     measured = truth if sensor is None or not add_error else sensor.measure(truth, grid)
     known = measured.isfinite() & sigma.isfinite()
-    offered = known.any(dim=-3, keepdim=True)
-    if not (series and goes_on(mask)):
-        pairs = zip(known.flatten(0, -4), numbers, strict=True)
-        cells = [observed_cells(values, mask, seed, number, hide) for values, number in pairs]
-    else:
-        masks = (
-            masks_of_runs(fields, chosen, mask, grid.valid, seed=seed)
-            if along
-            else masks_of_sequences(chosen, mask, offered, seed=seed)
-        )
-        pairs = zip((masks & offered).flatten(0, 1), numbers, strict=True)
-        cells = [without_some(values, seed, number, hide) for values, number in pairs]
-    shown = torch.stack(cells).view(offered.shape)
+    shown = shown_cells(fields, chosen, mask, known, valid=grid.valid, seed=seed, hide=hide, along=along)
     observed = known.all(dim=-3, keepdim=True) & shown
     single = known & ~known.all(dim=-3, keepdim=True) & shown
     y = torch.where(observed | single, measured, torch.nan)
@@ -218,6 +206,44 @@ def make_cases(
         y = y + sigma * torch.stack(draws).view(truth.shape)
     frames = frame_numbers(fields, chosen).tolist() if series else None
     return Cases(chosen.tolist(), truth, observed, single, y, sigma, grid, frames=frames)
+
+
+def shown_cells(
+    fields: Fields,
+    chosen: Integers,
+    mask: MaskFunction,
+    known: Tensor,
+    *,
+    valid: Tensor,
+    seed: int,
+    hide: float = 0.0,
+    along: bool = True,
+) -> Tensor:
+    """Returns the cells that are observed of those where any value is known, boolean `(N, 1, H, W)`.
+
+    Arguments:
+        fields: The data.
+        chosen: The snapshots `(N,)`, or those of sequences `(N, T)`, -1 where a frame is missing.
+        mask: What is observed.
+        known: Where values are known, boolean `(N, C, H, W)`, of sequences with T after N.
+        valid: The domain `(H, W)`.
+        seed: See `make_cases`, as the others.
+        hide: See there.
+        along: See there.
+    """
+    offered, numbers = known.any(dim=-3, keepdim=True), chosen.ravel().tolist()
+    if not (chosen.ndim == 2 and goes_on(mask)):
+        pairs = zip(known.flatten(0, -4), numbers, strict=True)
+        cells = [observed_cells(values, mask, seed, number, hide) for values, number in pairs]
+    else:
+        masks = (
+            masks_of_runs(fields, chosen, mask, valid, seed=seed)
+            if along
+            else masks_of_sequences(chosen, mask, offered, seed=seed)
+        )
+        pairs = zip((masks & offered).flatten(0, 1), numbers, strict=True)
+        cells = [without_some(values, seed, number, hide) for values, number in pairs]
+    return torch.stack(cells).view(offered.shape)
 
 
 def masks_of_sequences(sequences: Integers, mask: Mask, offered: Tensor, *, seed: int) -> Tensor:

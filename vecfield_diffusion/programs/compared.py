@@ -6,6 +6,7 @@ alone. It is evaluated once, whatever the sampler and the number of members, and
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 
+from vecfield_diffusion.config.build import resolve
+from vecfield_diffusion.config.moved import present_names
 from vecfield_diffusion.config.sweep import read
 from vecfield_diffusion.data.draws import MaskFunction
 from vecfield_diffusion.data.fields import Fields
@@ -194,16 +197,10 @@ def numbered(place: str) -> list[tuple[str, str]]:
 
 def check_alike(trained: Mapping[str, Trained]) -> None:
     """Raises UserError where networks were not trained on the same snapshots of the same data."""
-
-    def data(network: Trained) -> dict[str, Any]:
-        # What a network is conditioned on beside the observation may differ, and how many frames it sees.
-        conditions = ("history", "context", "frames", "stride")
-        return {key: value for key, value in network.config["dataset"].items() if key not in conditions}
-
     (name, first), *others = trained.items()
     for other, network in others:
         for what, ours, theirs in (
-            ("data", data(first), data(network)),
+            ("data", data_of(first), data_of(network)),
             ("units", first.units, network.units),
             ("grid", first.grid.shape, network.grid.shape),
             ("split", first.split, network.split),
@@ -213,6 +210,16 @@ def check_alike(trained: Mapping[str, Trained]) -> None:
                     f"ckpt=[{name},{other}]: networks are compared on the same unseen snapshots, but these were "
                     f"trained with another {what}, {difference(ours, theirs)}. Evaluate each by itself"
                 )
+
+
+def data_of(network: Trained) -> dict[str, Any]:
+    """What says which snapshots a network was trained on; a key that an older version did not know has its default."""
+    node = present_names(network.config["dataset"])
+    known = inspect.signature(resolve(node["_target_"], trust=network.trust)).parameters.values()
+    node = {key.name: key.default for key in known if key.default is not key.empty} | node
+    # What a network is conditioned on, and how many frames it sees at once, may differ; flows that are made go by them.
+    free = {"history", "context"} | (set() if node.get("trajectory", 0) is None else {"frames", "stride"})
+    return {key: value for key, value in node.items() if key not in free}
 
 
 def difference(ours: Any, theirs: Any) -> str:

@@ -27,6 +27,7 @@ from vecfield_diffusion import __version__, progress
 from vecfield_diffusion.data.draws import MaskFunction
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.guidance.sensors import Continued
 from vecfield_diffusion.inference.calibration import apply_factor
 from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.inference.ensemble import sample_ensemble
@@ -104,15 +105,23 @@ def run(filling: Filling, sink: Sink, label: str = "filling") -> dict[str, dict[
         for name, piece in work:
             positions = piece.positions(filling.place)
             bar.update(0, snapshot=f"{positions[0] + 1} of {len(filling.indices)}")
-            members, cases = fill_piece(filling, filling.methods[name], piece, sink, bar.update)
-            write_piece(sink, positions, members, cases, factor=filling.factors.get(name, 1.0), done=sink.done())
+            factor = filling.factors.get(name, 1.0)
+            method = filling.methods[name]
+            members, cases = fill_piece(filling, method, piece, sink, factor=factor, progress=bar.update)
+            write_piece(sink, positions, members, cases, factor=factor, done=sink.done())
     for method in filling.methods.values():
         say_summary(method)
     return {}
 
 
 def fill_piece(
-    filling: Filling, method: Method, piece: Piece, sink: Sink, progress: Callable[[int], None]
+    filling: Filling,
+    method: Method,
+    piece: Piece,
+    sink: Sink,
+    *,
+    factor: float = 1.0,
+    progress: Callable[[int], None] = lambda count: None,
 ) -> tuple[Tensor, Cases]:
     """Returns the members `(M, n, 2, H, W)` of the snapshots that are kept of a piece, and their cases.
 
@@ -121,6 +130,7 @@ def fill_piece(
         method: With nothing left open.
         piece: The snapshots or sequences.
         sink: Has the frames that the piece before has filled.
+        factor: That of their spread.
         progress: Called with the number of snapshots or frames that an evaluation worked on.
 
     Raises:
@@ -136,8 +146,15 @@ def fill_piece(
     fill = partial(fill_cases, config, trained=trained, method=method, progress=report)
     if piece.known:
         before = filled_before(filling, piece, sink)
-        after = (fill(cases=cases.given(fields), members=1, first=m) for m, fields in enumerate(before))
-        members = torch.cat(list(after))
+        if factor != 1:  # what was kept has its spread corrected already
+            observed = (cases.observed | cases.single)[:, : piece.known]
+            before = apply_factor(before, 1 / factor, observed, cases.sigma_obs[:, : piece.known])
+        sensor = cases.sensor or method.sensor
+        after = (
+            cases.given(fields) if sensor is None else replace(cases, sensor=Continued(sensor, fields))
+            for fields in before
+        )
+        members = torch.cat([fill(cases=known, members=1, first=m) for m, known in enumerate(after)])
     else:
         members = fill(cases=cases)
     kept = torch.from_numpy(piece.kept)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.config.build import build
-from vecfield_diffusion.data.draws import MaskFunction
+from vecfield_diffusion.data.draws import MaskFunction, goes_on, says_so
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.masks import Empty
 from vecfield_diffusion.data.sequences import Integers
@@ -23,7 +23,7 @@ from vecfield_diffusion.evaluation.plots import MOVING, check_moving
 from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.guidance.sensors import Sensor
 from vecfield_diffusion.inference.calibration import find_factor
-from vecfield_diffusion.inference.cases import Cases, make_cases, observed_cells, with_context
+from vecfield_diffusion.inference.cases import Cases, make_cases, shown_cells, with_context
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.method import agreed, build_method, choices, fit_method, node_of, process_of
@@ -92,12 +92,7 @@ class Filling:
 
     def cases(self, positions: Sequence[int]) -> Cases:
         """Returns the cases of some of the snapshots that are filled, always the same."""
-        numbers = np.array([self.indices[position] for position in positions])
-        if self.trained.frames == 1:
-            return self.known(numbers)
-        # The masks of a series may go through time, those of snapshots by themselves do not.
-        cases = self.known(numbers[:, None])
-        return cases.snapshots(torch.ones(len(numbers), 1, dtype=torch.bool))
+        return self.known([self.indices[position] for position in positions])
 
     def known(self, snapshots: Sequence[int] | Integers) -> Cases:
         """Returns the cases of snapshots `(N,)`, or of sequences of them `(N, P)`, with all that is known of them.
@@ -110,8 +105,16 @@ class Filling:
             cases = cases.blind((torch.arange(frames) >= frames - self.plan.unseen).view(-1, 1, 1, 1))
         return self.informed(cases.without(absurd(cases, self.trained)))
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the mask of a snapshot has to do with those of others: a network of snapshots is told so."""
+        return goes_on(self.mask) if self.trained.frames > 1 else says_so(self.mask)
+
     def measured(self, snapshots: Sequence[int] | Integers) -> Cases:
         """Returns the cases of snapshots or sequences as the source and the mask have them."""
+        snapshots = np.asarray(snapshots, dtype=np.int64)
+        if snapshots.ndim == 1 and self.goes_on:
+            return self.measured(snapshots[:, None]).snapshots(torch.ones(len(snapshots), 1, dtype=torch.bool))
         config, trained, sensor = self.config, self.trained, self.method.sensor
         cases = make_cases(
             self.fields,
@@ -128,10 +131,10 @@ class Filling:
             return cases
         # The fields of the file stand for their coordinates alone.
         sensor = sensor.recorded(lambda name: read_variable(self.fields, name, snapshots))
-        known = sensor.cells & trained.grid.valid & cases.sigma_obs.isfinite().all(dim=1, keepdim=True)
-        pairs = zip(known, cases.numbers, strict=True)
-        chosen = [observed_cells(cells, self.mask, config["seed"], number, config["hide"]) for cells, number in pairs]
-        return cases.seen_through(sensor.within(torch.stack(chosen)))
+        known = sensor.cells & trained.grid.valid & cases.sigma_obs.isfinite().all(dim=-3, keepdim=True)
+        given = {"valid": trained.grid.valid, "seed": config["seed"], "hide": config["hide"]}
+        shown = shown_cells(self.fields, snapshots, self.mask, known, **given)
+        return cases.seen_through(sensor.within(shown))
 
     def informed(self, cases: Cases) -> Cases:
         """Returns the cases with what the network is conditioned on beside the observation."""
@@ -197,7 +200,7 @@ def open_filling(
     mask = mask or build(config["mask"], "mask", trusted=True)
     trained = trained or load_trained(config["ckpt"], device, config["trust"])
     method = build_method(config, trained, device)
-    check_likelihood(config, method, mask)
+    check_likelihood(config, method, mask, trained)
     source = config["input"] if source is None else source
     check_time(config, trained)
     print(f"{trained.path}: step {trained.step}, {type(trained.denoiser.diffusion).__name__}")
@@ -266,10 +269,15 @@ def check_time(config: Mapping[str, Any], trained: Trained) -> None:
         raise UserError(f"horizon must be >= 0, got {config['horizon']}")
 
 
-def check_likelihood(config: Mapping[str, Any], method: Method, mask: MaskFunction | None) -> None:
+def check_likelihood(config: Mapping[str, Any], method: Method, mask: MaskFunction | None, trained: Trained) -> None:
     """Raises UserError where a density is asked for that there is not."""
     if config["likelihood"] == "none":
         return
+    if trained.frames > 1:
+        raise UserError(
+            f"likelihood is that of snapshots, and {trained.path} is a network of sequences of {trained.frames}: leave "
+            "it out, or give a network that was trained with dataset.frames=1"
+        )
     if not method.plain:
         raise UserError(
             "likelihood is that of the network: it goes with inpainting=conditional physics=none guidance=none alone"

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vecfield_diffusion import progress
 from vecfield_diffusion.config.build import build
+from vecfield_diffusion.data.draws import MaskFunction, says_so
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.masks import load_mask
 from vecfield_diffusion.data.sequences import Timeline, lengthened
@@ -34,7 +36,6 @@ from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.filling import check_ranges, errors
 from vecfield_diffusion.programs.method import node_of
 from vecfield_diffusion.programs.source import TABLES, Source, files_behind, open_source, times
-from vecfield_diffusion.training.batches import MaskFunction
 
 #: Of the printed table.
 COLUMNS = ("method", "rmse_component", "crps", "coverage_90", "spread_skill")
@@ -95,8 +96,12 @@ class Series:
         return self._read([self.indices[position] for position in positions])
 
     def _read(self, snapshots: list[int]) -> Cases:
-        config, sigma = self.config, errors(self.config["sigma_obs"], self.fields, snapshots)
-        return make_cases(self.fields, snapshots, self.mask, seed=config["seed"], sigma_obs=sigma, hide=config["hide"])
+        config, through = self.config, says_so(self.mask)
+        chosen = np.array(snapshots)[:, None] if through else np.array(snapshots)
+        sigma = errors(config["sigma_obs"], self.fields, chosen)
+        options = dict(seed=config["seed"], sigma_obs=sigma, hide=config["hide"])
+        cases = make_cases(self.fields, chosen, self.mask, **options)
+        return cases.snapshots(torch.ones(len(snapshots), 1, dtype=torch.bool)) if through else cases
 
     def run(self, sink: FieldsWriter | Buffer) -> dict[str, dict[str, float]]:
         """Fills every snapshot that is not there yet; returns what the trial found.
@@ -166,7 +171,7 @@ class Series:
         estimator = Estimator(self.grid.periodic, self.line.lags, noise=error)
         shown = np.where(hidden[:, None], np.nan, known)
         choice: Choice = choose(shown, valid, estimator, seed=seed)
-        scores = ", ".join(f"{name} {score:.2f}" for name, score in choice.scores.items())
+        scores = "; ".join(f"{name} {score:.2f}" for name, score in choice.scores.items())
         print(f"field in space and time: {choice.name} (log density of hidden values: {scores})")
         if not hidden.any():
             print("note: the gaps of no time hide anything of another, so what the result is worth is not known")

@@ -46,6 +46,8 @@ def build_method(config: Mapping[str, Any], trained: Trained, device: torch.devi
         raise UserError(f"guidance.ckpt={ckpt}: it was trained on another grid or in other units")
     if weak.denoiser.diffusion.coupled != trained.denoiser.diffusion.coupled:
         raise UserError(f"guidance.ckpt={ckpt}: one of both networks is an interpolant, one is not")
+    if (weak.frames, weak.stride) != (trained.frames, trained.stride):
+        raise UserError(f"guidance.ckpt={ckpt}: both networks must have the same dataset.frames and dataset.stride")
     if weak.context != trained.context:
         raise UserError(f"guidance.ckpt={ckpt}: both networks must have the same dataset.context")
     return replace(method, guidance=method.guidance.loaded(weak.denoiser), weak=weak)

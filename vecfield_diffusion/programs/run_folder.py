@@ -13,6 +13,7 @@ import yaml
 from vecfield_diffusion.atomic import write_text_atomic
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.fingerprint import fingerprint
+from vecfield_diffusion.data.sequences import Runs
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.training.loggers import records
 
@@ -84,7 +85,11 @@ def coordinates(fields: Fields) -> dict[str, Any]:
 def describe(fields: Fields, split: Mapping[str, range]) -> dict[str, Any]:
     """Returns what a checkpoint remembers of the data: a run goes on with the same, and what is unseen stays unseen."""
     blocks = {name: [block.start, block.stop] for name, block in split.items()}
-    return {"length": len(fields), "units": fields.units, "split": blocks, "fingerprint": fingerprint(fields)}
+    found = {"length": len(fields), "units": fields.units, "split": blocks, "fingerprint": fingerprint(fields)}
+    if fields.frames == 1 or fields.time is None:
+        return found
+    runs = Runs.of(fields)
+    return found | {"step": runs.step, "time_units": runs.unit}
 
 
 def kept_config(folder: Path) -> Mapping[str, Any]:

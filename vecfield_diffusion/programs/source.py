@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.data.masks import load_mask
 from vecfield_diffusion.data.points import open_points
 from vecfield_diffusion.data.readers import files_of, open_fields
-from vecfield_diffusion.data.sequences import Integers, distinct, lengthened
+from vecfield_diffusion.data.sequences import TOLERANCE, Integers, Runs, distinct, lengthened
+from vecfield_diffusion.data.units import factor
 from vecfield_diffusion.data.words import INPUT, called
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.programs.trained import Trained, check_grid, held_out
@@ -157,9 +159,10 @@ def chosen_snapshots(
         fields, offered = held_out(trained, "test", config["trust"], config["data"])
     if config["domain"] is not None:
         fields = fields.within(load_mask(config["domain"], fields.shape))
-    fields = fields.converted(trained.units)
+    fields = as_seen_by(trained, fields.converted(trained.units))
     print(fields.summary())
     check_grid(fields, trained)
+    say_step(fields, trained)
     chosen = config["time"]
     if chosen is None:
         chosen = 0 if source is None else "all"
@@ -170,6 +173,31 @@ def chosen_snapshots(
         indices += range(len(fields), len(fields) + config["horizon"])
         fields, offered = lengthened(fields, config["horizon"]), range(offered.start, indices[-1] + 1)
     return fields, list(dict.fromkeys(indices)), offered
+
+
+def as_seen_by(trained: Trained, fields: Fields) -> Fields:
+    """Returns fields that a network of sequences sees as such, whatever they were opened as."""
+    if trained.frames == 1:
+        return fields
+    return replace(fields, history=(), frames=trained.frames, stride=trained.stride)
+
+
+def say_step(fields: Fields, trained: Trained) -> None:
+    """Prints a note where the snapshots lie farther or less far apart in time than those that a network was trained on.
+
+    Nothing is said of a network of snapshots, nor where either step is not known.
+    """
+    if trained.step_of_time is None or fields.time is None or len(fields) < 2:
+        return
+    runs, (step, unit) = Runs.of(fields), trained.step_of_time
+    scale = 1.0 if runs.unit == unit else factor(runs.unit, unit)
+    if scale is None or not step > 0 or abs(scale * runs.step / step - 1) <= TOLERANCE:
+        return
+    now, then = (f"{value:.4g} {name}".strip() for value, name in ((runs.step, runs.unit), (step, unit)))
+    print(
+        f"note: the times of {fields.source} are {now} apart, those that {trained.path} was trained on {then}: fields "
+        "change by another amount from one to the next than it has learned"
+    )
 
 
 def times(chosen: int | list[int] | str, fields: Fields, offered: range) -> list[int]:

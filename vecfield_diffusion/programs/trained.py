@@ -28,7 +28,7 @@ from vecfield_diffusion.inference.windows import Windowed
 from vecfield_diffusion.models.budget import Budget
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.resources import resource
-from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint
+from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint, step_in
 
 #: Where shipped networks lie: in a wheel inside the package, in a checkout beside it.
 PRETRAINED = [resource("pretrained")]
@@ -101,7 +101,8 @@ class Trained:
     `coordinates` are `x` and `y` with their names, as `Fields` has them, where the checkpoint knows them; `context` is
     what the network is conditioned on beside observations; `window` is the size of its fields, where they were windows;
     `calibration` are the factors of its spread, see `inference/calibration.py`; `trust` and `files` are the modules and
-    the files that its configuration may name.
+    the files that its configuration may name; `step_of_time` is how far its snapshots lay apart, with the unit, where
+    it is one of sequences and knows it.
     """
 
     denoiser: Denoiser
@@ -117,6 +118,7 @@ class Trained:
     calibration: Sequence[Mapping[str, Any]] = ()
     trust: Sequence[str] = ()
     files: Sequence[str] = ()
+    step_of_time: tuple[float, str] | None = None
 
     @property
     def name(self) -> str:
@@ -220,6 +222,7 @@ def restored(state: Mapping[str, Any], path: Path, device: torch.device, trust: 
         calibration=present_names(state.get("calibration", ())),
         trust=tuple(trust),
         files=allowed_files(path),
+        step_of_time=step_in(state["data"]),
     )
 
 

@@ -18,6 +18,7 @@ from vecfield_diffusion.programs.ahead import View
 from vecfield_diffusion.programs.compared import Network
 from vecfield_diffusion.programs.fill import Gathered, fill_cases, run
 from vecfield_diffusion.programs.filling import Filling
+from vecfield_diffusion.programs.source import as_seen_by
 from vecfield_diffusion.programs.study import Study
 
 
@@ -69,7 +70,7 @@ def filler(
         @cache
         def series() -> Tensor:
             own = dict(names=[label], methods={label: method}, offered=study.offered, ahead=ahead)
-            fields, indices = study.fields, study.indices
+            fields, indices = as_seen_by(model.trained, study.fields), study.indices
             filling = Filling(config | {"hide": 0.0}, model.trained, fields, indices, mask, method, twin=True, **own)
             sink = Gathered()
             run(filling, sink, label)

@@ -111,6 +111,11 @@ def find_checkpoint(place: str | Path) -> Path:
     return best if best.exists() else last
 
 
+def step_in(data: Mapping[str, Any]) -> tuple[float, str] | None:
+    """Returns how far the snapshots of training lay apart, with its unit; None where a checkpoint does not say so."""
+    return (float(data["step"]), str(data["time_units"])) if "step" in data else None
+
+
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Returns in words how the data of a run differ from those that it began with; empty where they do not.
 
