@@ -195,3 +195,6 @@ def test_forecasts_are_scored_by_lead(run: Call, place: Path, drifting: Path) ->
     is_message(
         run("evaluate", "ckpt=outputs/train/ahead-single", "masks=[ahead]", "cases=4"), "takes a network of sequences"
     )
+    given = ("ckpt=outputs/train/ahead-series", "masks=[ahead]", "cases=4")
+    is_message(run("evaluate", *given, "horizon=40"), "horizon=40: none of the 18 snapshots", "a shorter one")
+    is_message(run("evaluate", *given, "horizon=[]"), "horizon=[]", "horizon=[1,3,6]")

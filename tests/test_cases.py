@@ -107,16 +107,17 @@ def test_a_mask_that_moves_goes_on_along_the_run() -> None:
 
 def test_a_run_is_drawn_once_whatever_is_looked_at_of_it() -> None:
     """By one mask; another seed, and another mask, draw their own."""
-    drawn = []
+    drawn, seeds = [], []
 
     class Counted(Passing):
         def sequence(self, n: int, frames: int, valid: Tensor, generator: torch.Generator) -> Tensor:
             drawn.append(frames)
+            seeds.append(generator.initial_seed())
             return super().sequence(n, frames, valid, generator)
 
     data, mask = fields(), Counted()
     parts = [make_cases(data, np.array([[n, n + 1]]), mask, seed=1) for n in (0, 1, 2, 8, 9, 3)]
-    assert drawn == [9, 5]
+    assert drawn == [9, 5] and seeds == [seeded(1, run, 3).initial_seed() for run in (0, 1)]
     for part in parts:
         assert torch.equal(part.observed, make_cases(data, np.array(part.numbers), Passing(), seed=1).observed)
     make_cases(data, np.array([[0, 1]]), mask, seed=2)

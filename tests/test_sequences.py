@@ -11,7 +11,7 @@ import torch
 
 from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.data.readers import open_fields
-from vecfield_diffusion.data.sequences import Runs, Sequences, frame_numbers, read_sequences
+from vecfield_diffusion.data.sequences import BEFORE, Runs, Sequences, frame_numbers, read_sequences
 from vecfield_diffusion.data.splits import TimeBlocks
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import Grid
@@ -178,4 +178,4 @@ def test_frames_before_the_first_have_numbers_of_their_own() -> None:
     data = fields(np.arange(6.0))
     numbers = frame_numbers(data, np.array([[-1, -1, 0, 1], [-1, 0, 1, 2], [2, 3, 4, 5]]))
     assert numbers.min() >= 0 and numbers[:, 2:].tolist() == [[0, 1], [1, 2], [4, 5]]
-    assert numbers[0, 1] == numbers[1, 0] != numbers[0, 0] and numbers[:2, 0].min() > 10**9
+    assert numbers[0, 1] == numbers[1, 0] != numbers[0, 0] and numbers[:2, 0].min() > BEFORE

@@ -255,6 +255,11 @@ def open_study(config: dict[str, Any], wanted: Sequence[str], split: str = "test
         indices = consecutive(Timeline.of(fields).frames, offered, count, fields.source)
     else:
         foreseen = foretellable(fields, offered, farthest)
+        if not foreseen:
+            raise UserError(
+                f"horizon={config['horizon']}: none of the {len(offered)} snapshots of {fields.source} that training "
+                f"kept aside has another one {farthest} steps before it among them. Give a shorter one"
+            )
         count = min(count, len(foreseen))
         spaced = [foreseen[i * len(foreseen) // count] for i in range(count)]
         indices = [i for i in spaced if fields.read([i]).isfinite().any()]
