@@ -125,6 +125,27 @@ def test_a_share_of_what_a_run_shows_is_hidden() -> None:
     assert counts == [[[13, 13]], [[7, 7]]]  # of 5 x 3 cells two are land; round(6.5) are hidden
 
 
+def test_every_snapshot_has_an_error_of_its_own() -> None:
+    cases = make_cases(fields(), [0, 1], Full(), seed=0, sigma_obs=0.5, add_error=True)
+    first, second = (part[part.isfinite()] for part in cases.y - cases.truth)
+    assert not torch.equal(first, second) and first.std() > 0.3 and second.std() > 0.3
+
+
+def test_frames_that_are_given_are_known_without_error() -> None:
+    """Where they are finite; single components of theirs are no longer alone, and later frames stay as they are."""
+    cases = make_cases(fields(), np.array([[5, 6, 7]]), Full(), seed=0, sigma_obs=0.5)
+    assert cases.single[0, 0].any()
+    sampled = torch.full((1, 1, 2, H, W), 7.0)
+    sampled[..., 4, 4] = torch.nan
+    given = cases.given(sampled)
+    known = sampled.isfinite().all(dim=2, keepdim=True)
+    assert torch.equal(given.observed[:, :1], known | cases.observed[:, :1])
+    assert not given.single.any() and (given.y[:, :1][known.expand_as(sampled)] == 7).all()
+    assert (given.sigma_obs[:, :1][known] == 0).all() and (given.sigma_obs[:, :1][~known] == 0.5).all()
+    assert given.sigma_obs[:, 1:].unique().tolist() == [0.5]
+    assert same(given.y[:, 1:], cases.y[:, 1:]) and torch.equal(given.observed[:, 1:], cases.observed[:, 1:])
+
+
 def test_a_run_is_drawn_once_whatever_is_looked_at_of_it() -> None:
     """By one mask; another seed, and another mask, draw their own."""
     drawn = []

@@ -255,6 +255,11 @@ def open_study(config: dict[str, Any], wanted: Sequence[str], split: str = "test
         indices = consecutive(Timeline.of(fields).frames, offered, count, fields.source)
     else:
         foreseen = foretellable(fields, offered, farthest)
+        if not foreseen:
+            raise UserError(
+                f"horizon={farthest}: none of the {len(offered)} snapshots that training kept aside has one of its run "
+                "so many steps before it. Give fewer"
+            )
         count = min(count, len(foreseen))
         spaced = [foreseen[i * len(foreseen) // count] for i in range(count)]
         indices = [i for i in spaced if fields.read([i]).isfinite().any()]
