@@ -330,6 +330,17 @@ def test_a_network_of_snapshots_sees_masks_as_they_are_told_to_go(run: Call, pla
         assert (observed == observed[:1]).all() == same and len(observed) > 2
 
 
+def test_a_network_that_was_trained_to_foretell_fills(run: Call, place: Path, drifting: Path) -> None:
+    """Its masks are those of sequences, also where they are compared with what is to be filled."""
+    split = ["splits.train=0.5", "splits.validation=0.2", "splits.test=0.3", "splits.guard=0", "name=foretells"]
+    given = ["dataset=file", f"dataset.path={drifting}", "dataset.frames=3", "debug=fast", *SMALL, *split]
+    code, _, err = run("train", *given, "mask=ahead")
+    assert code == 0, err
+    few = ["time=5", "hide=0.5", "members=2", "sampler.steps=2", "name=foretold"]
+    code, out, err = run("infer", "ckpt=outputs/train/foretells", f"input={drifting}", *few)
+    assert code == 0 and "inpainting=" in out, err
+
+
 def test_a_series_of_another_step_is_met_with_a_note(run: Call, trained: str, drifting: Path) -> None:
     """Every second hour is not what a network of hours knows; an hour is."""
     slow = drifting.with_name("slow.h5")
@@ -383,6 +394,13 @@ def test_what_takes_a_network_of_sequences_is_said(run: Call, trained: str, drif
     """A negative horizon is none; too many frames have no sequence."""
     is_message(run("infer", f"ckpt={trained}", f"input={drifting}", "horizon=-2"), "horizon must be >= 0, got -2")
     options = ["dataset=file", f"dataset.path={drifting}", "debug=fast", *SMALL, "name=long"]
+    foreign = [
+        "model=foreign",
+        "model.network={_target_: torch.nn.Conv2d, in_channels: 6, out_channels: 2, kernel_size: 1}",
+    ]
+    foreign += ["model.arguments={input: input}", "dataset.frames=3"]
+    plain = [option for option in options if not option.startswith("model.")]
+    is_message(run("train", *plain, *foreign), "model.frames must be 1", "another library takes snapshots")
     is_message(run("train", *options, "dataset.frames=30"), "no sequence of 30 frames", "dataset.frames")
 
 
