@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -21,7 +22,9 @@ from vecfield_diffusion.evaluation.series import ObservedSeries, TimeInterpolati
 from vecfield_diffusion.evaluation.spacetime import Stationary
 from vecfield_diffusion.inference.cases import make_cases
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.programs import filling
 from vecfield_diffusion.programs.ahead import earlier, foretellable, foretold, silent, view, views
+from vecfield_diffusion.programs.filling import Filling
 from vecfield_diffusion.programs.in_time import AROUND, series_fill
 from vecfield_diffusion.programs.series import Plan
 
@@ -103,6 +106,22 @@ def test_blind_cases_keep_what_is_known() -> None:
     assert ahead.y[:, 2].isnan().all() and ahead.truth.nan_to_num(-1).equal(cases.truth.nan_to_num(-1))
 
 
+@pytest.mark.parametrize(("ahead", "stride", "hidden"), [(0, 1, 0), (2, 1, 2), (3, 2, 2)])
+def test_a_network_sees_nothing_of_what_is_foretold(
+    monkeypatch: pytest.MonkeyPatch, ahead: int, stride: int, hidden: int
+) -> None:
+    """Of the last frames of a sequence, whatever the data hold there."""
+    monkeypatch.setattr(filling, "absurd", lambda cases, trained: torch.zeros_like(cases.observed))
+    fields, config = fields_of(list(range(12))), dict(members=2, seed=0, sigma_obs=0.1, hide=0.0, history="masked")
+    normalizer = SimpleNamespace(normalizer=None)
+    trained = SimpleNamespace(frames=3, stride=stride, grid=fields.grid, context=None, denoiser=normalizer)
+    given = config | {"time_context": "both"}, trained, fields, [11], Full(), SimpleNamespace(sensor=None)
+    cases = Filling(*given, twin=True, ahead=ahead).known(np.arange(12 - 4 * stride, 12, stride)[None])
+    seen = cases.observed.flatten(2).any(dim=2)[0].tolist()
+    assert seen == [True] * (4 - hidden) + [False] * hidden
+    assert (cases.y.isfinite() == cases.observed).all() and cases.truth.isfinite().all()
+
+
 def test_masks_and_horizons_have_names() -> None:
     whole, seen = Ahead(3), Ahead(2, mask=Pixels(0.1))
     assert (view("ahead", whole, 0).name, view("ahead", whole, 0).ahead, view("ahead", whole, 0).whole) == (
@@ -176,3 +195,6 @@ def test_forecasts_are_scored_by_lead(run: Call, place: Path, drifting: Path) ->
     is_message(
         run("evaluate", "ckpt=outputs/train/ahead-single", "masks=[ahead]", "cases=4"), "takes a network of sequences"
     )
+    given = ("ckpt=outputs/train/ahead-series", "masks=[ahead]", "cases=4")
+    is_message(run("evaluate", *given, "horizon=40"), "horizon=40: none of the 18 snapshots", "a shorter one")
+    is_message(run("evaluate", *given, "horizon=[]"), "horizon=[]", "horizon=[1,3,6]")

@@ -182,3 +182,5 @@ def test_the_script_fits_on_the_validation_snapshots(
     ):
         code = calibrate("ckpt=outputs/train/run", f"masks=[{mask}]", "cases=2", "inpainting=conditional", *FEW)
         is_message((code, "", capsys.readouterr().err), part)
+    code = calibrate("ckpt=outputs/train/run", "masks=[pixels]", "horizon=2", *FEW)
+    is_message((code, "", capsys.readouterr().err), "horizon=2: the spread of forecasts is not calibrated")

@@ -229,6 +229,7 @@ MASKS = "Options: block, file, none."
         ("window=[64,", "cannot read 'window=[64,'"),
         ("window=[64, seed=3]", "cannot read 'window=[64,'"),
         ("+options=3", "unknown key options"),
+        ("sensors.size=3", "sensors.size: masks=[...] takes options as they are. Write one of your own into DIR/"),
         ("sampler.mask=3", "unknown key sampler.mask."),
         ("mask.size=5 sampler.stepz=3", "unknown key sampler.stepz. Did you mean 'sampler.steps'?"),
         ("mask=file mask.path=1e3", "mask.path=1000.0: expected text, got 1000.0. Text that reads as a number"),

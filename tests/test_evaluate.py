@@ -20,13 +20,13 @@ import xarray as xr
 import yaml
 from programs import FEW, SMALL, TINY, Call, is_message
 from torch import Tensor
-from vecfield_diffusion.programs.timeline import Timeline
 
 from vecfield_diffusion.commands import evaluate as main
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.config.program import option
 from vecfield_diffusion.data.gaps import OtherTimes
 from vecfield_diffusion.data.readers.hdf5 import write_hdf5
+from vecfield_diffusion.data.sequences import Timeline
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import EDM
 from vecfield_diffusion.diffusion.normalizer import Normalizer

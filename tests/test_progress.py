@@ -61,8 +61,11 @@ def test_a_limit_in_minutes_may_say_the_share() -> None:
     clock.now = 30.0
     work.update(10, share=0.5)
     assert work.line() == "10 of 1000 steps (50%), 0.333 per s, 30 s left"
+    clock.now = 60.0
+    work.update(10, share=1.06)
+    assert work.line() == "20 of 1000 steps (100%), 0.333 per s, 0 s left"
     unknown = Progress(None, "evaluations", clock=clock)
-    clock.now = 31.0
+    clock.now = 61.0
     unknown.update(3)
     assert unknown.line() == "3 evaluations, 3 per s"
 

@@ -17,10 +17,18 @@ from vecfield_diffusion.programs import infer, train
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 EXTENDING = (ROOT / "docs" / "extending.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL)
+SERIES = (ROOT / "docs" / "series.md").read_text()
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """The language and the lines of each block of code."""
+    return re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
+
+
+BLOCKS = blocks(TEXT)
 COMMANDS = [
     line
-    for _, block in [*BLOCKS, *re.findall(r"```(\w*)\n(.*?)```", EXTENDING, re.DOTALL)]
+    for _, block in [*BLOCKS, *blocks(EXTENDING), *blocks(SERIES)]
     for line in re.findall(r"python (?:train|infer|evaluate)\.py[^#\n]*", block)
     if "..." not in line
 ]

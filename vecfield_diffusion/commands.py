@@ -90,13 +90,13 @@ infer = Program(
 )
 
 _SCORING = {**SAMPLING, "ckpt": "str | list[str]", "masks": "list[str]", "cases": "int", "baselines": "str | list[str]"}
-_SCORING |= {"time_context": "Literal['both', 'past']", "series": "bool"}
+_SCORING |= {"time_context": "Literal['both', 'past']", "series": "bool", "horizon": "int | list[int]"}
 _MASKS = Spelling(instead={"mask": "masks"}, values=_GPU)
 
 evaluate = Program(
     name="evaluate",
     job="vecfield_diffusion.programs.evaluate:evaluate",
-    keys={**_SCORING, "horizon": "int | list[int]"},
+    keys=_SCORING,
     examples={"ckpt": "python evaluate.py ckpt=outputs/train/run 'masks=[track,block,pixels]'"},
     lists={"masks": "mask"},
     resolves=("mask", "inpainting"),

@@ -116,7 +116,7 @@ class Progress:
     def _part(self) -> float | None:
         """Returns the share of the work that is done."""
         if self._share is not None:
-            return self._share
+            return min(1.0, self._share)  # a limit in minutes is met in the middle of a step
         return min(1.0, self.done / self.total) if self.total else None
 
     def _report(self) -> None:

@@ -118,6 +118,7 @@ class Reader:
         override = self.composer.parse(text)
         key = override.key_or_group
         self._refuse_answered(override)
+        self._refuse_options(key)
         if "=" in text and key in self.spelling.instead and not self.composer.has([], key):
             return self._meant(self._note(text, f"{self.spelling.instead[key]}={text.partition('=')[2]}"))
         if override.is_delete():
@@ -132,6 +133,16 @@ class Reader:
                 raise UserError(f"{override.input_line}: {self.spelling.answers[last]}")
         elif key in self.spelling.answers and override.is_sweep_override() and not self.multirun:
             raise UserError(f"{override.input_line} holds several options: {self.spelling.answers[key]}")
+
+    def _refuse_options(self, key: str) -> None:
+        """Refuses a key of an option where the program takes the names of options alone."""
+        group, _, rest = key.partition(".")
+        if rest and group in self.spelling.instead and not self.composer.has([], key):
+            several = self.spelling.instead[group]
+            raise UserError(
+                f"{key}: {several}=[...] takes options as they are. Write one of your own into DIR/{group}/NAME.yaml, "
+                f"and add --config-dir DIR '{several}=[NAME]'"
+            )
 
     def _file(self, override: Override) -> list[str]:
         group, value = override.key_or_group, override.value()

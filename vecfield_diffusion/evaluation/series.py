@@ -138,7 +138,7 @@ class SpaceTimeInterpolation(SeriesBaseline):
             raise ValueError(f"fewer than {ENOUGH} training fields")
         choice = choose(training, self.valid, Estimator(self.grid.periodic, self.lags))
         self.field = choice.field
-        scores = ", ".join(f"{name} {score:.2f}" for name, score in choice.scores.items())
+        scores = "; ".join(f"{name} {score:.2f}" for name, score in choice.scores.items())
         self.learnt = f"{choice.name} (log density of hidden training values: {scores})"
 
     def fill(self, observations: ObservedSeries, members: int = 0, seed: int = 0) -> Iterator[Law]:

@@ -146,35 +146,33 @@ class Estimate(NamedTuple):
         used: The measured cells that counted, `(T, H, W)`.
         mean: The posterior mean `(T, 2, H, W)`.
         among: The posterior covariance of the functionals, `(K, K)`.
-        some: Values at random.
-        variance: The posterior variance of these.
+        variance: The posterior variance of single values.
     """
 
     used: Tensor
     mean: Tensor
     among: Tensor
-    some: Values
     variance: Tensor
 
 
 def interpolate(
-    covariance: Covariance, known: Known, across: Tensor, prior: Tensor, *, budget: int, points: int
+    covariance: Covariance, known: Known, some: Values, across: Tensor, prior: Tensor, *, budget: int
 ) -> Estimate:
     """Returns the posterior given what is known: the exact one, where no more than `budget` values were measured.
 
     Arguments:
         covariance: Of the field.
         known: The measured values.
+        some: Values whose variance is computed.
         across: S V, the covariance of the field with the functionals, `(K, T, 2, H, W)`.
         prior: V^T S V, `(K, K)`.
         budget: Values that count at most: those nearest to what was not measured.
-        points: Values whose variance is computed, at most.
     """
     used = nearest(known.observed, known.valid & ~known.observed, budget // 2)
-    values, some = Values.where(used), some_of(Values.where(known.valid), points)
+    values = Values.where(used)
     variance = some.of(covariance.variance().expand_as(known.y))
     if not len(values.frame):
-        return Estimate(used, torch.zeros_like(known.y), prior, some, variance)
+        return Estimate(used, torch.zeros_like(known.y), prior, variance)
     system = covariance.between(values, values)
     noise = values.of(known.noise[:, None].expand_as(known.y))
     system.diagonal().add_(noise.clamp(min=ROUNDED * system.diagonal().max()))
@@ -185,7 +183,7 @@ def interpolate(
     right = torch.cat([values.of(across.permute(1, 2, 3, 4, 0)), covariance.between(values, some)], dim=1)
     half = torch.linalg.solve_triangular(factor, right, upper=False)
     functionals, single = half.split([len(across), len(variance)], dim=1)
-    return Estimate(used, mean, prior - functionals.T @ functionals, some, variance - single.square().sum(dim=0))
+    return Estimate(used, mean, prior - functionals.T @ functionals, variance - single.square().sum(dim=0))
 
 
 def nearest(observed: Tensor, hidden: Tensor, count: int) -> Tensor:

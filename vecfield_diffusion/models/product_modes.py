@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.axes import column, total
-from vecfield_diffusion.models.measured import ROUNDED, Covariance, Known, interpolate
+from vecfield_diffusion.models.measured import ROUNDED, Covariance, Known, Values, interpolate, some_of
 from vecfield_diffusion.models.modes import MeanVariance, Modes
 from vecfield_diffusion.models.products import Table
 
@@ -55,8 +55,10 @@ class ProductModes(Modes):
     remembers = True
     #: The number of modes K that is taken, at most, and the share of the variance that they may leave out.
     MODES, LEFT_OUT = 300, 1e-4
-    #: Measured values in the system of an observation, and values whose variance is computed, at most.
-    BUDGET, POINTS = 3400, 128
+    #: Measured values in the system of an observation: all if they are at most so many, else those that tell most.
+    SPARSE, BUDGET = 6000, 3400
+    #: Values whose variance is computed, at most, of those that were measured and of those that were not.
+    POINTS = 128
     #: Observations that are remembered, at most.
     REMEMBERED = 256
 
@@ -121,7 +123,7 @@ class ProductModes(Modes):
         posteriors = [self.posterior(*parts) for parts in zip(known, observed, noise, valid, strict=True)]
         if all(each is posteriors[0] for each in posteriors):  # members of one observation share what it says
             posteriors = posteriors[:1]
-        first, roots, gains, rate = (torch.stack(parts) for parts in zip(*posteriors, strict=True))
+        first, roots, gains, rate, share = (torch.stack(parts) for parts in zip(*posteriors, strict=True))
         level = column(s.double().square(), z)
         left = 1 / (1 + gains / level.view(-1, 1))
 
@@ -138,7 +140,7 @@ class ProductModes(Modes):
         small = worth * square * (innovation - step(innovation))
         small = worth * table.filtered(small, rest / (rest * mean_square + level))
         mean = first + small + step(innovation - small)
-        beside = (mean_square * rest * level / (mean_square * rest + level)).mean(dim=(1, 2, 3, 4))
+        beside = share * (mean_square * rest * level / (mean_square * rest + level)).mean(dim=(1, 2, 3, 4))
         # Their trace over the valid values, that of X^T (V^T A^T A V) X / (1 + nu / s^2) = nu / (1 + nu / s^2).
         trace = (gains * left).sum(dim=1) / (2 * cells)
         return torch.where(valid, self.mean + self.scale * mean, 0.0).to(z.dtype), (trace + beside).to(z.dtype)
@@ -150,7 +152,9 @@ class ProductModes(Modes):
         found = self.remembered.pop(key, None)
         if found is None:
             cells = (part.expand(len(y), 1, *y.shape[-2:])[:, 0] for part in parts[1:])
-            found = self.prior().given(Known(y, *cells), self.scale.square(), self.BUDGET, self.POINTS)
+            known = Known(y, *cells)
+            budget = self.BUDGET if 2 * int(known.observed.sum()) > self.SPARSE else self.SPARSE
+            found = self.prior().given(known, self.scale.square(), budget, self.POINTS)
         self.remembered[key] = found
         for old in list(self.remembered)[: -self.REMEMBERED]:
             del self.remembered[old]
@@ -164,13 +168,15 @@ class Posterior(NamedTuple):
         mean: m_y, `(T, 2, H, W)`.
         roots: X, `(K, K)`.
         gains: nu, `(K,)`.
-        rate: What y adds to the precision of each coefficient of the rest, a number.
+        rate: What y adds to the precision of each coefficient of the rest where nothing was measured, a number.
+        share: The mean variance of the rest over that where nothing was measured, a number.
     """
 
     mean: Tensor
     roots: Tensor
     gains: Tensor
     rate: Tensor
+    share: Tensor
 
 
 @dataclass(frozen=True)
@@ -203,26 +209,35 @@ class Prior:
 
     def given(self, known: Known, square: Tensor, budget: int, points: int) -> Posterior:
         """Returns the posterior given what is known, for the squared scale of every cell, `(H, W)`."""
-        table = self.table
-        found = interpolate(self.covariance, known, self.across, self.among, budget=budget, points=points)
+        table, hidden = self.table, known.valid & ~known.observed
+        parts = [some_of(Values.where(cells), points) for cells in (hidden, known.observed)]
+        some = Values(*(torch.cat(both) for both in zip(*parts, strict=True)))
+        found = interpolate(self.covariance, known, some, self.across, self.among, budget=budget)
         values, vectors = torch.linalg.eigh(found.among)
         root = vectors * values.clamp(min=0.0).sqrt()
-        mean, variance, unused = found.mean, found.variance, known.observed & ~found.used
+        left = found.variance - (table.rows(some) @ root).square().sum(dim=1)
+        mean, unused = found.mean, known.observed & ~found.used
         if unused.any():
             spread = table.rest.mean()
-            weight = torch.where(unused, 1 / (known.noise + spread).clamp(min=ROUNDED * variance.max()), 0.0)
+            weight = torch.where(unused, 1 / (known.noise + spread).clamp(min=ROUNDED * found.variance.max()), 0.0)
             inner = torch.eye(len(root)).to(root) + root.T @ table.gram(weight) @ root
             root = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), root.T, upper=False).T
             missed = weight[:, None] * (known.y - mean)
             mean = mean + table.field((table.coefficients(missed[None]) @ root) @ root.T)[0]
             # Cells among measured ones: each is nearly what was measured there.
             mean = torch.where(unused[:, None], torch.lerp(mean, known.y, (spread * weight)[:, None]), mean)
-            inside, noise = (found.some.of(part[:, None].expand_as(mean)) for part in (unused, known.noise))
-            variance = torch.where(inside, noise.minimum(variance), variance)
+            inside, noise = (some.of(part[:, None].expand_as(mean)) for part in (unused, known.noise))
+            left = torch.where(inside, left.minimum(noise), left)
         gains, turned = torch.linalg.eigh(root.T @ table.gram(known.valid * square) @ root)
-        weight = found.some.of(square.expand_as(mean))
-        left = weight * (variance - (table.rows(found.some) @ root).square().sum(dim=1))
-        return Posterior(mean, root @ turned, gains.clamp(min=0.0), precision(table.rest, left.sum() / weight.sum()))
+        weight = some.of(square.expand_as(mean))
+        sums = [(part * weight).split([len(each.frame) for each in parts]) for part in (left, torch.ones_like(left))]
+        # Where nothing was measured the rest is nearly free; the mean over all would have it small there, too.
+        (free, kept), (cells, others) = (tuple(part.sum() for part in each) for each in sums)
+        rate = precision(table.rest, free / cells if cells > 0 else kept / others)
+        counts = [cells.sum() / max(len(part.frame), 1) for cells, part in zip((hidden, known.observed), parts, strict=True)]
+        whole = (table.rest / (1 + rate * table.rest)).mean() * (known.valid * square).sum()
+        share = (counts[0] * free + counts[1] * kept) / whole.clamp(min=torch.finfo(whole.dtype).tiny)
+        return Posterior(mean, root @ turned, gains.clamp(min=0.0), rate, share)
 
 
 def precision(variances: Tensor, mean: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ def calibrate(config: dict[str, Any], folder: Path) -> None:
     for key, kind, wanted in (("ckpt", str, "one run"), ("sigma_obs", int | float, "a number")):
         if not isinstance(config[key], kind):
             raise UserError(f"{key}={config[key]}: expected {wanted} to calibrate")
+    if config["horizon"] != 0:
+        raise UserError(f"horizon={config['horizon']}: the spread of forecasts is not calibrated. Leave it out")
     study = open_study({**config, "calibrate": False}, [], "validation")
     if len(study.models) > 1:
         raise UserError(f"ckpt={config['ckpt']}: expected one run to calibrate, found {len(study.models)}")

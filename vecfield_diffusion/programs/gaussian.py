@@ -171,7 +171,7 @@ class Series:
         estimator = Estimator(self.grid.periodic, self.line.lags, noise=error)
         shown = np.where(hidden[:, None], np.nan, known)
         choice: Choice = choose(shown, valid, estimator, seed=seed)
-        scores = ", ".join(f"{name} {score:.2f}" for name, score in choice.scores.items())
+        scores = "; ".join(f"{name} {score:.2f}" for name, score in choice.scores.items())
         print(f"field in space and time: {choice.name} (log density of hidden values: {scores})")
         if not hidden.any():
             print("note: the gaps of no time hide anything of another, so what the result is worth is not known")

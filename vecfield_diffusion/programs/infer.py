@@ -185,7 +185,8 @@ def say(filling: Filling | Series, results: Mapping[str, Any]) -> None:
             f"data blurred by {filling.trained.denoiser.diffusion.sigma_min:.3g}"
         )
     regions = [{"cells": name, **results[name]} for name in ("hidden", "observed") if name in results]
-    if regions:
+    # Where nothing is hidden, values that are kept agree with themselves alone.
+    if "hidden" in results or (regions and filling.config["sigma_obs"] != 0):
         print(table(regions, ["cells", *columns("fill")]))
     print(f"divergence of the members: {results['all']['divergence_rms']:.3g} per s (RMS)")
 

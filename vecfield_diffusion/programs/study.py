@@ -257,8 +257,8 @@ def open_study(config: dict[str, Any], wanted: Sequence[str], split: str = "test
         foreseen = foretellable(fields, offered, farthest)
         if not foreseen:
             raise UserError(
-                f"horizon={farthest}: none of the {len(offered)} snapshots that training kept aside has one of its run "
-                "so many steps before it. Give fewer"
+                f"horizon={config['horizon']}: none of the {len(offered)} snapshots of {fields.source} that training "
+                f"kept aside has another one {farthest} steps before it among them. Give a shorter one"
             )
         count = min(count, len(foreseen))
         spaced = [foreseen[i * len(foreseen) // count] for i in range(count)]
