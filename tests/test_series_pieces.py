@@ -400,7 +400,7 @@ def test_what_takes_a_network_of_sequences_is_said(run: Call, trained: str, drif
     ]
     foreign += ["model.arguments={input: input}", "dataset.frames=3"]
     plain = [option for option in options if not option.startswith("model.")]
-    is_message(run("train", *plain, *foreign), "model.frames must be 1", "another library takes snapshots")
+    is_message(run("train", *plain, *foreign), "model.frames: must be 1", "another library takes snapshots")
     is_message(run("train", *options, "dataset.frames=30"), "no sequence of 30 frames", "dataset.frames")
 
 
