@@ -25,6 +25,7 @@ from vecfield_diffusion.commands import evaluate as main
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.config.program import option
 from vecfield_diffusion.data.gaps import OtherTimes
+from vecfield_diffusion.data.masks import Full
 from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.data.sequences import Timeline
 from vecfield_diffusion.diffusion.denoiser import Denoiser
@@ -52,6 +53,7 @@ from vecfield_diffusion.programs.in_time import (
 )
 from vecfield_diffusion.programs.method import process_of
 from vecfield_diffusion.programs.trained import Trained, held_out, load_trained, unfinished
+from vecfield_diffusion.programs.twin import TwinExperiment
 from vecfield_diffusion.programs.written import Kept
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -89,7 +91,7 @@ def constant() -> tuple[Trained, Cases]:
     generator = torch.Generator().manual_seed(0)
     normalizer = Normalizer(torch.zeros(2, H, W, dtype=torch.float64), STD).double()
     denoiser = Denoiser(Constant(), EDM(sigma_max=20.0), normalizer).eval()
-    config = {"window": None, "trainer": {"condition_dropout": 0.1, "sigma_obs": 1.0}}
+    config = {"window": None, "dataset": {}, "trainer": {"condition_dropout": 0.1, "sigma_obs": 1.0}}
     trained = Trained(denoiser, GRID, SimpleNamespace(std=STD), "m s-1", {}, config, Path("run.pt"), 7)
     truth = (STD * TAU * torch.randn(N, 2, 1, 1, dtype=torch.float64, generator=generator)).expand(N, 2, H, W)
     observed = torch.rand(N, 1, H, W, generator=generator) < 0.4
@@ -106,7 +108,8 @@ def scored(name: str, trained: Trained, cases: Cases, **options: Any) -> tuple[l
     setting = Setting("mine", cases.numbers, cases.truth, cases.observed, GRID, torch.zeros(2, H, W), STD, 4)
     collected = Collection(100)
     study, model = SimpleNamespace(config=config), Network(name, trained, method, **options)
-    return list(model_scored(study, model, cases, setting, [collected])), collected.found
+    experiment = TwinExperiment(setting, Full(), cases, [])
+    return list(model_scored(study, model, cases, experiment, [collected])), collected.found
 
 
 def test_the_regression_in_a_residual_is_one_evaluation_of_the_mean() -> None:

@@ -234,7 +234,9 @@ class Prior:
         # Where nothing was measured the rest is nearly free; the mean over all would have it small there, too.
         (free, kept), (cells, others) = (tuple(part.sum() for part in each) for each in sums)
         rate = precision(table.rest, free / cells if cells > 0 else kept / others)
-        counts = [cells.sum() / max(len(part.frame), 1) for cells, part in zip((hidden, known.observed), parts, strict=True)]
+        counts = [
+            cells.sum() / max(len(part.frame), 1) for cells, part in zip((hidden, known.observed), parts, strict=True)
+        ]
         whole = (table.rest / (1 + rate * table.rest)).mean() * (known.valid * square).sum()
         share = (counts[0] * free + counts[1] * kept) / whole.clamp(min=torch.finfo(whole.dtype).tiny)
         return Posterior(mean, root @ turned, gains.clamp(min=0.0), rate, share)
