@@ -81,9 +81,10 @@ def test_frames_of_sequences_are_the_cases_of_their_snapshots() -> None:
 def test_a_mask_that_moves_goes_on_along_the_run() -> None:
     """A frame is seen alike in all sequences that hold it, and the mask goes on over a missing frame."""
     data = fields()
-    cases = make_cases(data, Sequences.of(data, frames=4).indices, Passing(), seed=1)
+    cases = make_cases(data, Sequences.of(data, frames=4).indices, Passing(), seed=2)
     runs = Runs.of(data)
-    first = [int(torch.randint(W, (1, 1), generator=seeded(1, run, 3))) for run in (0, 1)]
+    first = [int(torch.randint(W, (1, 1), generator=seeded(2, run, 3))) for run in (0, 1)]
+    assert first[0] != first[1]
     checked = set()
     for row, numbers in enumerate(cases.numbers):
         for frame, number in enumerate(numbers):
@@ -97,12 +98,52 @@ def test_a_mask_that_moves_goes_on_along_the_run() -> None:
             assert torch.equal(cases.observed[row, frame, 0], expected)
             checked.add(number)
     assert checked == set(range(N))
-    some = make_cases(data, np.array([[8, 9, 10], [1, 2, 3]]), Passing(), seed=1, hide=0.5)
-    whole = make_cases(data, np.array([[0, 1, 2, 3, -1, 4, 5, 6, 7]]), Passing(), seed=1, hide=0.5)
+    some = make_cases(data, np.array([[8, 9, 10], [1, 2, 3]]), Passing(), seed=2, hide=0.5)
+    whole = make_cases(data, np.array([[0, 1, 2, 3, -1, 4, 5, 6, 7]]), Passing(), seed=2, hide=0.5)
     assert torch.equal(some.observed[1], whole.observed[0, 1:4])
     assert (
-        0 < some.observed.sum() < make_cases(data, np.array([[8, 9, 10], [1, 2, 3]]), Passing(), seed=1).observed.sum()
+        0 < some.observed.sum() < make_cases(data, np.array([[8, 9, 10], [1, 2, 3]]), Passing(), seed=2).observed.sum()
     )
+
+
+def test_masks_of_sequences_by_themselves_see_what_each_frame_offers() -> None:
+    """Time 2 measured nothing: neither it nor a frame that is missing offers a cell, and the others go on."""
+    mask = Pixels(0.5, time="fixed")
+    cases = make_cases(fields(), np.array([[2, -1], [2, 3]]), mask, seed=0, along=False)
+    assert cases.observed.flatten(2).any(dim=2).tolist() == [[False, False], [False, True]]
+
+
+def test_a_share_of_what_a_run_shows_is_hidden() -> None:
+    """Cells whose error is not known show nothing that could be hidden."""
+    sigma = torch.zeros(1, 2, 1, H, W)
+    sigma[..., 3:] = torch.nan
+    shown = [
+        make_cases(fields(), np.array([[0, 1]]), Full(time="fixed"), seed=0, sigma_obs=sigma, hide=hide).observed
+        for hide in (0.0, 0.5)
+    ]
+    counts = [part.flatten(2).sum(dim=2).tolist() for part in shown]
+    assert counts == [[[13, 13]], [[7, 7]]]  # of 5 x 3 cells two are land; round(6.5) are hidden
+
+
+def test_every_snapshot_has_an_error_of_its_own() -> None:
+    cases = make_cases(fields(), [0, 1], Full(), seed=0, sigma_obs=0.5, add_error=True)
+    first, second = (part[part.isfinite()] for part in cases.y - cases.truth)
+    assert not torch.equal(first, second) and first.std() > 0.3 and second.std() > 0.3
+
+
+def test_frames_that_are_given_are_known_without_error() -> None:
+    """Where they are finite; single components of theirs are no longer alone, and later frames stay as they are."""
+    cases = make_cases(fields(), np.array([[5, 6, 7]]), Full(), seed=0, sigma_obs=0.5)
+    assert cases.single[0, 0].any()
+    sampled = torch.full((1, 1, 2, H, W), 7.0)
+    sampled[..., 4, 4] = torch.nan
+    given = cases.given(sampled)
+    known = sampled.isfinite().all(dim=2, keepdim=True)
+    assert torch.equal(given.observed[:, :1], known | cases.observed[:, :1])
+    assert not given.single.any() and (given.y[:, :1][known.expand_as(sampled)] == 7).all()
+    assert (given.sigma_obs[:, :1][known] == 0).all() and (given.sigma_obs[:, :1][~known] == 0.5).all()
+    assert given.sigma_obs[:, 1:].unique().tolist() == [0.5]
+    assert same(given.y[:, 1:], cases.y[:, 1:]) and torch.equal(given.observed[:, 1:], cases.observed[:, 1:])
 
 
 def test_a_run_is_drawn_once_whatever_is_looked_at_of_it() -> None:

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from vecfield_diffusion.data.augment import Augmentation
 from vecfield_diffusion.data.context import Context
 from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.data.masks import Full, Pixels
+from vecfield_diffusion.data.readers import open_fields
+from vecfield_diffusion.data.sequences import lengthened
 from vecfield_diffusion.diffusion.formulations import EDM
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.errors import UserError
@@ -170,3 +173,19 @@ def test_cases_are_told_the_past_as_it_is_or_through_masks():
     # The mask of the past is that of the earlier snapshot as a case of its own.
     earlier = make_cases(data, [7], Pixels(0.25), seed=2)
     assert torch.equal(masked[1, 2].bool(), earlier.observed[0, 0])
+
+
+def test_depth_of_a_file_is_known_of_missing_frames_and_of_a_horizon(tmp_path):
+    """What changes in time is not: the second hour is missing, and nothing is known of the one after the last."""
+    hours = np.datetime64("2024-01-01", "h") + np.array([0, 2, 3]) * np.timedelta64(1, "h")
+    dims, size = ("time", "y", "x"), (3, 4, 5)
+    data = xr.Dataset(
+        {name: (dims, RNG.normal(size=size).astype(np.float32), {"units": "m s-1"}) for name in ("u", "v")}
+        | {"depth": (dims[1:], np.full(size[1:], 9.0)), "heat": (dims, np.full(size, 3.0))},
+        {"time": hours, "y": ("y", 1e3 * np.arange(4), {"units": "m"}), "x": ("x", 1e3 * np.arange(5), {"units": "m"})},
+    )
+    data.to_netcdf(tmp_path / "sea.nc")
+    longer = lengthened(open_fields(tmp_path / "sea.nc", context=["depth", "heat"], frames=4), 1)
+    depth, heat = Context.measure(longer, range(3)).parts(longer, np.array([[0, -1, 1, 3]]))
+    assert (depth == 9.0).all() and depth.shape == heat.shape == (1, 4, 1, 4, 5)
+    assert heat[0, :, 0, 0, 0].nan_to_num(-1.0).tolist() == [3.0, -1.0, 3.0, -1.0]

@@ -75,6 +75,19 @@ def config(**keywords: object) -> dict:
     return commands.infer.config("ckpt=none", *(f"{key}={value}" for key, value in keywords.items()))
 
 
+def test_a_mask_that_is_told_to_goes_through_time() -> None:
+    """It is drawn anew for each day otherwise, as a forecast's, which knows no other way, cannot be."""
+    whole = series().fillna(0.1)
+
+    def observed(**options: str) -> np.ndarray:
+        return open_series(config(**options), source=whole).cases(range(T)).observed.numpy()
+
+    anew, fixed = observed(mask="block"), observed(mask="block", **{"mask.time": "fixed"})
+    assert (fixed == fixed[:1]).all() and not fixed.all() and not (anew == anew[:1]).all()
+    ahead = observed(mask="ahead", **{"mask.horizon": "2"})
+    assert ahead[:-2].all() and not ahead[-2:].any()
+
+
 def fields_of(time: np.ndarray | None, runs: np.ndarray | None = None, n: int = 6) -> Fields:
     grid = Grid(torch.ones(2, 3, dtype=torch.bool))
     reader = MemoryReader(np.ones((n, 2, 2, 3), dtype=np.float32))

@@ -79,6 +79,13 @@ def test_runs_missing_frames_and_strides_have_pieces_of_their_own() -> None:
     assert lines == [[1, -1, -1, 2, 3]]
 
 
+def test_snapshots_that_see_the_same_frames_are_one_trajectory() -> None:
+    """The network looks three frames away: six steps apart they share a frame's surroundings, seven apart none."""
+    for other, lines in ((16, [(7, 19)]), (17, [(7, 13), (14, 20)])):
+        found = list(plan(list(range(60)), length=1000).pieces([10, other]))
+        assert [(piece.snapshots[0, 0], piece.snapshots[0, -1]) for piece in found] == lines
+
+
 def test_from_the_past_alone_every_snapshot_ends_a_sequence() -> None:
     """Nothing that comes later is in it; before the beginning all is missing."""
     pieces = list(plan(list(range(10)), past=True, length=8).pieces([0, 2, 9]))
@@ -313,6 +320,27 @@ def test_masks_that_go_through_time_fill_a_series(
         np.testing.assert_array_equal(observed.reshape(40, 16, 16), np.delete(masks, 17, axis=0))
 
 
+def test_a_network_of_snapshots_sees_masks_as_they_are_told_to_go(run: Call, place: Path) -> None:
+    for option, same in (("mask.time=fixed", True), ("mask.time=auto", False)):
+        few = ["time=all", "members=2", "sampler.steps=2", "inpainting=conditional", "name=told"]
+        code, _, err = run("infer", "ckpt=outputs/train/run", "mask=block", option, *few)
+        assert code == 0, err
+        with xr.open_dataset(place / "outputs/infer/told/fields.nc") as filled:
+            observed = filled.observed.values
+        assert (observed == observed[:1]).all() == same and len(observed) > 2
+
+
+def test_a_network_that_was_trained_to_foretell_fills(run: Call, place: Path, drifting: Path) -> None:
+    """Its masks are those of sequences, also where they are compared with what is to be filled."""
+    split = ["splits.train=0.5", "splits.validation=0.2", "splits.test=0.3", "splits.guard=0", "name=foretells"]
+    given = ["dataset=file", f"dataset.path={drifting}", "dataset.frames=3", "debug=fast", *SMALL, *split]
+    code, _, err = run("train", *given, "mask=ahead")
+    assert code == 0, err
+    few = ["time=5", "hide=0.5", "members=2", "sampler.steps=2", "name=foretold"]
+    code, out, err = run("infer", "ckpt=outputs/train/foretells", f"input={drifting}", *few)
+    assert code == 0 and "inpainting=" in out, err
+
+
 def test_a_series_of_another_step_is_met_with_a_note(run: Call, trained: str, drifting: Path) -> None:
     """Every second hour is not what a network of hours knows; an hour is."""
     slow = drifting.with_name("slow.h5")
@@ -382,6 +410,13 @@ def test_what_takes_a_network_of_sequences_is_said(run: Call, trained: str, drif
     """A negative horizon is none; too many frames have no sequence."""
     is_message(run("infer", f"ckpt={trained}", f"input={drifting}", "horizon=-2"), "horizon must be >= 0, got -2")
     options = ["dataset=file", f"dataset.path={drifting}", "debug=fast", *SMALL, "name=long"]
+    foreign = [
+        "model=foreign",
+        "model.network={_target_: torch.nn.Conv2d, in_channels: 6, out_channels: 2, kernel_size: 1}",
+    ]
+    foreign += ["model.arguments={input: input}", "dataset.frames=3"]
+    plain = [option for option in options if not option.startswith("model.")]
+    is_message(run("train", *plain, *foreign), "model.frames: must be 1", "another library takes snapshots")
     is_message(run("train", *options, "dataset.frames=30"), "no sequence of 30 frames", "dataset.frames")
 
 

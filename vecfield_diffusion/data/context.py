@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vecfield_diffusion.data.fields import Fields, Reader, find_name
 from vecfield_diffusion.data.sequences import distinct
-from vecfield_diffusion.data.stored import Snapshots
+from vecfield_diffusion.data.stored import still
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.errors import UserError
 
@@ -161,8 +161,7 @@ def timeless(fields: Fields, name: str) -> bool:
     if name in ANGLES:
         return name != "season"
     found = find_name(fields.variables, name)
-    reader = None if found is None else fields.variables[found]
-    return isinstance(reader, Snapshots) and all("time" not in variable.dims for variable in reader.variables)
+    return found is not None and still(fields.variables[found])
 
 
 def part_reader(fields: Fields, name: str) -> Reader | None:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.data.stored import Cached, Components, FileReader, Reader, Snapshots, room_for, turned
+from vecfield_diffusion.data.stored import Cached, Components, FileReader, Reader, room_for, still, turned
 from vecfield_diffusion.data.units import SPEED, factor, same_units
 from vecfield_diffusion.data.words import components, option
 from vecfield_diffusion.errors import UserError, nearest
@@ -244,9 +244,8 @@ class Fields(Contents):
         raise UserError(f"{self.source} has no variable '{name}'.{nearest(name, options)} {listing}")
 
     def _costly(self, reader: Reader) -> bool:
-        static = isinstance(reader, Snapshots) and "time" not in reader.variable.dims
         size = 4.0 * self.length * self.grid.valid.numel()
-        return self.groups is not None and isinstance(reader, FileReader) and not static and room_for(size)
+        return self.groups is not None and isinstance(reader, FileReader) and not still(reader) and room_for(size)
 
     def coordinates(self, indices: Sequence[int]) -> dict[str, tuple[np.ndarray | None, dict[str, Any]]]:
         """Names of the dimensions time, y and x, each with its values at the snapshots `indices` and its attributes."""

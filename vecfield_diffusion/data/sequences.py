@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.data.stored import still
 from vecfield_diffusion.errors import UserError
 
 #: Frames that a correlation is followed over, at most: see `evaluation.estimation.Estimator`.
@@ -278,7 +279,9 @@ def lengthened(fields: Fields, horizon: int) -> Fields:
         raise UserError(f"horizon={horizon}: {fields.source} has no times to go on from")
     step = np.sort(np.diff(fields.time))[(len(fields) - 1) // 2]
     time = np.concatenate((fields.time, fields.time[-1] + step * np.arange(1, horizon + 1)))
-    wrapped: Mapping[str, Any] = {name: Lengthened(reader, len(fields)) for name, reader in fields.variables.items()}
+    wrapped: Mapping[str, Any] = {
+        name: reader if still(reader) else Lengthened(reader, len(fields)) for name, reader in fields.variables.items()
+    }
     runs = None if fields.runs is None else np.concatenate((fields.runs, np.repeat(fields.runs[-1:], horizon)))
     reader = Lengthened(fields.reader, len(fields))
     return replace(

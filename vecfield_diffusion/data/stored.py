@@ -129,6 +129,12 @@ class Snapshots(FileReader):
         return {**self.__dict__, "_still": {}, "done": None}
 
 
+def still(reader: Reader) -> bool:
+    """Whether a reader gives the same at all times, as that of a depth does."""
+    parts = (reader.variable, *(mask for mask, _ in reader.masks)) if isinstance(reader, Snapshots) else ()
+    return bool(parts) and all("time" not in part.dims for part in parts)
+
+
 def arranged(variable: xr.Variable) -> np.ndarray:
     """The values as float32 `(n, C, H, W)`, of size 1 along axes that the variable does not have."""
     kept = [axis for axis in ORDER if axis in variable.dims]

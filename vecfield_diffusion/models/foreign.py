@@ -65,6 +65,7 @@ class Foreign(nn.Module):
         halo: Cells by which periodic axes are continued in any case, on each side: a network that knows nothing of
             the period is then free of a seam if it looks no further.
         trial: Rows and columns of the field that it is tried on; for a network that takes one size alone, that size.
+        frames: The frames of a sample: one, for such networks take snapshots.
 
     Raises:
         ValueError: A number out of range, an unknown source or argument, no argument that holds the field, or a trial
@@ -83,8 +84,11 @@ class Foreign(nn.Module):
         padding: Literal["zero", "edge"] = "zero",
         halo: int = 0,
         trial: tuple[int, int] = (32, 32),
+        frames: int = 1,
     ) -> None:
         super().__init__()
+        if frames > 1:
+            raise ValueError(f"frames must be 1: a network of another library takes snapshots, got {frames}")
         check_numbers(in_channels, multiple, padding, halo, trial)
         check_arguments(network, arguments)
         self.network, self.arguments, self.output = network, dict(arguments), output

@@ -15,7 +15,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from vecfield_diffusion.config.build import build
-from vecfield_diffusion.data.draws import draw, windows
+from vecfield_diffusion.data.draws import draw, draw_sequence, says_so, windows
 from vecfield_diffusion.data.given_masks import shares_of
 from vecfield_diffusion.programs.trained import Trained
 
@@ -52,8 +52,13 @@ class TrainingMasks:
     def observed(self) -> Tensor:
         """The masks `(DRAWS, 1, h, w)`. Raises UserError where the configuration of the training names none."""
         domain = self.domain  # its random numbers come first
-        mask = build(self.trained.config["mask"], "mask", trust=self.trained.trust)
-        return draw(mask, DRAWS, domain, self.generator)
+        mask, frames = build(self.trained.config["mask"], "mask", trust=self.trained.trust), self.trained.frames
+        if frames == 1 or not says_so(mask):
+            return draw(mask, DRAWS, domain, self.generator)
+        # One frame of each sequence; the first, which is known if any is, for one that shows nothing.
+        drawn = draw_sequence(mask, DRAWS, frames, valid=domain, generator=self.generator)
+        one = drawn[torch.arange(DRAWS), torch.arange(DRAWS) % frames]
+        return torch.where(one.flatten(1).any(dim=1).view(-1, 1, 1, 1), one, drawn[:, 0])
 
     @property
     def shares(self) -> tuple[float, float]:
