@@ -230,13 +230,15 @@ class Prior:
             left = torch.where(inside, left.minimum(noise), left)
         gains, turned = torch.linalg.eigh(root.T @ table.gram(known.valid * square) @ root)
         weight = some.of(square.expand_as(mean))
-        sums = [(part * weight).split([len(each.frame) for each in parts]) for part in (left, torch.ones_like(left))]
-        # Where nothing was measured the rest is nearly free; the mean over all would have it small there, too.
-        (free, kept), (cells, others) = (tuple(part.sum() for part in each) for each in sums)
-        rate = precision(table.rest, free / cells if cells > 0 else kept / others)
-        counts = [cells.sum() / max(len(part.frame), 1) for cells, part in zip((hidden, known.observed), parts)]
-        whole = (table.rest / (1 + rate * table.rest)).mean() * (known.valid * square).sum()
-        share = (counts[0] * free + counts[1] * kept) / whole.clamp(min=torch.finfo(whole.dtype).tiny)
+        lengths = [len(part.frame) for part in parts]
+        (free, kept), (over, others) = (
+            [part.sum() for part in each.split(lengths)] for each in (weight * left, weight)
+        )  # fmt: skip
+        # Where nothing was measured the rest is nearly free; the mean over all values would have it small there, too.
+        rate = precision(table.rest, free / over if lengths[0] else kept / others)
+        every = (hidden.sum() / max(lengths[0], 1), known.observed.sum() / max(lengths[1], 1))
+        whole = (known.valid * square).sum() * (table.rest / (1 + rate * table.rest)).mean()
+        share = (every[0] * free + every[1] * kept) / whole.clamp(min=torch.finfo(whole.dtype).tiny)
         return Posterior(mean, root @ turned, gains.clamp(min=0.0), rate, share)
 
 
