@@ -95,6 +95,7 @@ def levels(s: float, n: int = 3) -> torch.Tensor:
 def test_the_posterior_is_the_dense_one_over_all_frames(kind, budget, monkeypatch):
     """Also where the values beyond the budget enter with the modes."""
     monkeypatch.setattr(ProductModes, "BUDGET", budget)
+    monkeypatch.setattr(ProductModes, "SPARSE", budget)
     prior = PRIORS[kind]
     field, given = product_modes(prior, T), data(prior.valid)
     for s in LEVELS:
@@ -128,14 +129,14 @@ def test_with_few_modes_y_alone_still_has_its_dense_posterior(kind):
         field.modes.fill_(modes)
         z = torch.from_numpy(prior.mean) + 1e6 * given[0]
         mean, variance = field(z * given[-1], levels(1e6), *given[1:])
-        below, _ = field(given[0], levels(0.5), *given[1:])
+        below, _ = field(given[0], levels(1.0), *given[1:])
         exact = [posterior(prior, 1e6, *(part[i] for part in (z, *given[1:]))) for i in range(3)]
         misses.append(0.0)
         for i in range(3):
             inside = given[-1][i].expand_as(below[i])
             torch.testing.assert_close(mean[i][inside], exact[i][0][inside], rtol=0, atol=1e-4)
             torch.testing.assert_close(variance[i], exact[i][1], rtol=1e-4, atol=0.0)
-            lower = posterior(prior, 0.5, *(part[i] for part in given))[0]
+            lower = posterior(prior, 1.0, *(part[i] for part in given))[0]
             misses[-1] += (below[i] - lower)[inside].square().mean().item() ** 0.5
     assert misses[0] > misses[1] > 1e6 * misses[2]
 
@@ -149,6 +150,41 @@ def test_the_deviation_by_some_of_the_values_is_off_by_a_few_hundredths(monkeypa
     for i in range(3):
         spread = posterior(prior, 1e3, *(part[i] for part in given))[1]
         assert abs(variance[i].sqrt() / spread.sqrt() - 1) < 0.05
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_all_values_count_where_they_are_sparse(sparse, training, monkeypatch):
+    """After training, however few there may be of dense ones, whose mean then is not the exact one by few modes."""
+    prior = PRIORS["ornstein-uhlenbeck around land"]
+    given = data(prior.valid, 1)
+    monkeypatch.setattr(ProductModes, "BUDGET", 20)
+    monkeypatch.setattr(ProductModes, "SPARSE", 2 * int(given[2].sum()) - (not sparse))
+    field = product_modes(prior, T)
+    field.modes.fill_(8)
+    for mode in (not training, training):  # what is remembered of one is not taken for the other
+        mean, _ = field.train(mode)(1e6 * given[0], levels(1e6, 1), *given[1:])
+    exact = posterior(prior, 1e6, 1e6 * given[0][0], *(part[0] for part in given[1:]))[0]
+    miss = (mean[0] - exact)[given[-1][0].expand_as(exact)].abs().max()
+    assert miss < 1e-4 if sparse and not training else miss > 0.01
+
+
+@pytest.mark.parametrize("s", LEVELS)
+def test_what_is_hidden_of_white_fields_keeps_its_variance(s):
+    """With a few modes, each a cell that is measured, and no errors: a hidden value is its noisy one, filtered."""
+    lags = np.zeros((T, 2, 2, 2 * H, W))
+    lags[0, [0, 1], [0, 1], 0, 0] = 2.0
+    field = product_modes(Stationary(lags, np.zeros((2, H, W)), EVERYWHERE), T)
+    z, y, observed, _, domain = data(EVERYWHERE)
+    field.modes.fill_(8)
+    modes = field.prior().table.field(torch.ones(1, 8, dtype=torch.float64))[:, :, :1] != 0
+    observed = observed | modes
+    mean, variance = field(z, levels(s), y, observed, torch.zeros(3, T, 1, H, W), domain)
+    filtered = 2.0 / (2.0 + s**2)
+    # An error of 0 counts as 1e-9 of the variance, beside s^2 at the least.
+    torch.testing.assert_close(mean, torch.where(observed, y, filtered * z), rtol=0, atol=1e-8 * (1 + 2 / s**2))
+    hidden = 1 - observed.double().mean(dim=(1, 2, 3, 4))
+    torch.testing.assert_close(variance, hidden * filtered * s**2, rtol=1e-6, atol=0.0)
 
 
 def test_an_observation_is_solved_for_once(monkeypatch):
@@ -167,12 +203,17 @@ def test_an_observation_is_solved_for_once(monkeypatch):
     assert len(solved) == 3
     again = field(z[[0, 0, 1]], levels(0.3), *(part[[0, 0, 1]] for part in given))[0]
     assert len(solved) == 3 and torch.equal(again[2], first[1])
+    field.load_state_dict({name: value.clone() for name, value in field.state_dict().items()})
+    field(z, levels(0.3), *given)
+    assert len(solved) == 3
     moved = [*given[:2], given[2] + 0.1, given[3]]
     field(z, levels(0.3), *moved)
     assert len(solved) == 6
     monkeypatch.setattr(ProductModes, "REMEMBERED", 2)
     field(z, levels(0.3), *moved)
     assert len(field.remembered) == 2
+    field.load_state_dict(field.state_dict() | {"mean": field.mean + 1})
+    assert not field.remembered
 
 
 def test_values_near_hidden_cells_count_first():

@@ -55,7 +55,8 @@ class ProductModes(Modes):
     remembers = True
     #: The number of modes K that is taken, at most, and the share of the variance that they may leave out.
     MODES, LEFT_OUT = 300, 1e-4
-    #: Measured values in the system of an observation: all if they are at most so many, else those that tell most.
+    #: Measured values in the system of an observation: after training all if they are at most `SPARSE`, whose system
+    #: takes seconds; else those that tell most.
     SPARSE, BUDGET = 6000, 3400
     #: Values whose variance is computed, at most, of those that were measured and of those that were not.
     POINTS = 128
@@ -101,8 +102,11 @@ class ProductModes(Modes):
         return self
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        # Every validation loads averages and what they are of: the same field, of which all is remembered.
+        before = {name: buffer.clone() for name, buffer in self.named_buffers(recurse=False)}
         super()._load_from_state_dict(state, prefix, *rest)
-        self._forget()
+        if not all(torch.equal(buffer, before[name]) for name, buffer in self.named_buffers(recurse=False)):
+            self._forget()
 
     def prior(self) -> Prior:
         """Returns what follows from the covariance of xi, on the device of the field."""
@@ -148,13 +152,14 @@ class ProductModes(Modes):
     def posterior(self, y: Tensor, observed: Tensor, noise: Tensor, valid: Tensor) -> Posterior:
         """Returns what is remembered of one observation, in units of xi; shapes as for a sample of `Modes`."""
         parts = (y, observed, noise, valid)
-        key = hashlib.sha256(b"".join(part.detach().cpu().contiguous().numpy().tobytes() for part in parts)).digest()
+        sparse = not self.training and 2 * int(observed.sum()) <= self.SPARSE
+        budget = self.SPARSE if sparse else self.BUDGET
+        told = b"".join(part.detach().cpu().contiguous().numpy().tobytes() for part in parts)
+        key = hashlib.sha256(told + str(budget).encode()).digest()
         found = self.remembered.pop(key, None)
         if found is None:
             cells = (part.expand(len(y), 1, *y.shape[-2:])[:, 0] for part in parts[1:])
-            known = Known(y, *cells)
-            budget = self.BUDGET if 2 * int(known.observed.sum()) > self.SPARSE else self.SPARSE
-            found = self.prior().given(known, self.scale.square(), budget, self.POINTS)
+            found = self.prior().given(Known(y, *cells), self.scale.square(), budget, self.POINTS)
         self.remembered[key] = found
         for old in list(self.remembered)[: -self.REMEMBERED]:
             del self.remembered[old]
@@ -230,14 +235,15 @@ class Prior:
             left = torch.where(inside, left.minimum(noise), left)
         gains, turned = torch.linalg.eigh(root.T @ table.gram(known.valid * square) @ root)
         weight = some.of(square.expand_as(mean))
-        sums = [(part * weight).split([len(each.frame) for each in parts]) for part in (left, torch.ones_like(left))]
-        # Where nothing was measured the rest is nearly free; the mean over all would have it small there, too.
-        (free, kept), (cells, others) = (tuple(part.sum() for part in each) for each in sums)
-        rate = precision(table.rest, free / cells if cells > 0 else kept / others)
-        pairs = zip((hidden, known.observed), parts, strict=True)
-        counts = [cells.sum() / max(len(part.frame), 1) for cells, part in pairs]
-        whole = (table.rest / (1 + rate * table.rest)).mean() * (known.valid * square).sum()
-        share = (counts[0] * free + counts[1] * kept) / whole.clamp(min=torch.finfo(whole.dtype).tiny)
+        lengths = [len(part.frame) for part in parts]
+        (free, kept), (over, others) = (
+            [part.sum() for part in each.split(lengths)] for each in (weight * left, weight)
+        )  # fmt: skip
+        # Where nothing was measured the rest is nearly free; the mean over all values would have it small there, too.
+        rate = precision(table.rest, free / over if lengths[0] else kept / others)
+        every = (hidden.sum() / max(lengths[0], 1), known.observed.sum() / max(lengths[1], 1))
+        whole = (known.valid * square).sum() * (table.rest / (1 + rate * table.rest)).mean()
+        share = (every[0] * free + every[1] * kept) / whole.clamp(min=torch.finfo(whole.dtype).tiny)
         return Posterior(mean, root @ turned, gains.clamp(min=0.0), rate, share)
 
 
