@@ -54,8 +54,8 @@ def is_degrees(units: str) -> bool:
 
 def turned_degrees(units: str) -> str | None:
     """The units that count the other way where these count westward or southward, as `degrees_west` does."""
-    found = re.fullmatch(r"deg(?:ree)?s?[ _]?(w|s)(?:est|outh)?", units.strip().lower())
-    return None if found is None else {"w": "degrees_east", "s": "degrees_north"}[found[1]]
+    found = re.fullmatch(r"[Dd]eg(?:rees?)?[ _]?(?:([Ww]est|W)|[Ss]outh|S)", units.strip())
+    return None if found is None else "degrees_east" if found[1] else "degrees_north"
 
 
 def says_nothing(units: str) -> bool:
