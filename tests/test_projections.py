@@ -76,6 +76,24 @@ def test_east_is_where_a_point_goes_that_goes_east(
     assert np.abs(np.exp(1j * found) - np.exp(1j * expected)) < 2e-6
 
 
+@pytest.mark.parametrize(("lon", "lat"), [(0.1, 0.9), (-0.6, 0.7), (0.5, 1.2)])
+def test_east_on_a_rotated_grid(lon: float, lat: float) -> None:
+    pole_lon, pole_lat = np.deg2rad([-162.0, 39.25])
+
+    def rotated(lon: float) -> np.ndarray:
+        along, away = np.cos(lat) * np.cos(lon - pole_lon), np.cos(lat) * np.sin(lon - pole_lon)
+        height = np.sin(lat) * np.sin(pole_lat) + along * np.cos(pole_lat)
+        return np.array(
+            [np.arctan2(-away, np.sin(lat) * np.cos(pole_lat) - along * np.sin(pole_lat)), np.arcsin(height)]
+        )
+
+    here, there = rotated(lon), rotated(lon + STEP)
+    attrs = {"grid_mapping_name": "rotated_latitude_longitude", "grid_north_pole_latitude": 39.25}
+    axes = [Axis(name, np.rad2deg(at) + np.arange(-2.0, 3.0), {}, True) for name, at in zip("xy", here, strict=True)]
+    step = (there - here) * (np.cos(here[1]), 1.0)
+    assert abs(angle_of(attrs, *axes)[2, 2] + np.arctan2(step[1], step[0])) < 2e-6
+
+
 def data_on(attrs: dict, title: str = "eastward") -> xr.Dataset:
     """East everywhere, on 8 x 9 cells of 25 km."""
     names = {"eastward": ("eastward", "northward"), "x": ("x", "y")}[title]
