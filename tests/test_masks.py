@@ -218,7 +218,7 @@ def test_mask_files_that_do_not_fit(tmp_path: Path) -> None:
         "objects.npy": "cannot read the mask",
         "broken.png": "cannot read the mask",
         "broken.npy": "cannot read the mask",
-        "broken.h5": "not an HDF5 file",
+        "broken.h5": "cannot read the mask.*no file that can be read here",
         "smal.npy": "no mask file.*Did you mean 'small.npy'",
         "mask.txt": "unknown kind.*npy",
     }

@@ -175,6 +175,9 @@ def test_positions_in_other_units(tmp_path: Path) -> None:
     path.write_text(f"lon [rad],lat [degrees north],u,v\n{np.deg2rad(2.0)},1,3,4\n")
     points = open_points(path, angles)
     assert np.argwhere(np.isfinite(values(points)[0, 0])).tolist() == [[1, 2]]
+    path.write_text("lon [degrees west],lat [deg S],u,v\n-2,-1,3,4\n")
+    points = open_points(path, angles)
+    assert np.argwhere(np.isfinite(values(points)[0, 0])).tolist() == [[1, 2]]
     path.write_text("x [px],y [mm],u,v\n2,1,3,4\n")
     with pytest.raises(UserError, match=r"column 'x \[px\]' has units 'px', which are not a length as the grid has"):
         open_points(path, lengths)

@@ -19,6 +19,7 @@ from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.readers import files_of, open_fields
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import EARTH_RADIUS
+from vecfield_diffusion.programs.filling import errors
 
 TRIALS = Path(__file__).parents[2] / "shared" / "trials" / "make.py"
 N, H, W, RMS, WEST, SOUTH = 12, 9, 11, 0.3, 10.0, 30.0
@@ -238,6 +239,21 @@ def test_a_fill_value_that_is_text_is_its_number(tmp_path: Path, value: str | by
         open_fields(data)
 
 
+def test_slope_and_intercept_of_old_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = base()
+    for name in "uv":
+        numbers = np.round((data[name].values - 0.5) / 1e-4).astype("i2")
+        data[name] = (data[name].dims, numbers, {**data[name].attrs, "slope": 1e-4, "Intercept": 0.5})
+    fields = open_fields(saved(tmp_path, data))
+    check(fields, RIGHT)
+    np.testing.assert_allclose(fields.read([3]).numpy()[0], np.stack(flow(), 1)[3], atol=6e-5)
+    assert "'u' is packed by slope and intercept: taken as slope * number" in capsys.readouterr().out
+    assert not {"slope", "Intercept"} & fields.component_attrs[0].keys()
+    data.u.attrs = {"units": "m s-1", "scale": 1e-4}
+    with pytest.raises(UserError, match="'u' holds integers with the attribute scale=0.0001, which nothing says"):
+        open_fields(data)
+
+
 # A3: axes.
 
 
@@ -311,6 +327,47 @@ def test_matlab_cells_and_structures(tmp_path: Path, kind: str) -> None:
     assert (fields.grid.dx[0], fields.grid.dy[0]) == (0.5, pytest.approx(0.7))
 
 
+def test_outliers_and_pixels_of_piv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    u, v = flow()
+    x, y = np.meshgrid(16.0 * np.arange(W), 16.0 * np.arange(H))
+    series = {"u_original": 2 * u, "v_original": 2 * v, "u_filtered": u, "v_filtered": v, "x": [x] * N, "y": [y] * N}
+    arrays = {name: np.empty((N, 1), object) for name in series}
+    for name, cells in series.items():
+        for k in range(N):
+            arrays[name][k, 0] = cells[k]
+    path = str(tmp_path / "a.mat")
+    scipy.io.savemat(path, {**arrays, "units": "[px] respectively [px/frame]"})
+    with pytest.raises(UserError, match="the coordinate x has units 'px', which are no length.*dataset.dx="):
+        open_fields(path)
+    fields = open_fields(path, dx=0.01, dy=0.01)
+    assert fields.units == "px/frame" and "others: dataset.u=u_original" in capsys.readouterr().out
+    np.testing.assert_array_equal(fields.read(range(N)).numpy(), np.stack([u, v], 1))
+    scipy.io.savemat(path, {**arrays, "units": "[mm] respectively [cm/s]"})
+    fields = open_fields(path)
+    assert fields.grid.dx[0].item() == pytest.approx(0.016)
+    np.testing.assert_allclose(fields.read(range(N)).numpy(), np.stack([u, v], 1) / 100, rtol=1e-6)
+
+
+@pytest.mark.parametrize("matlab", [True, False])
+@pytest.mark.parametrize("options", [{}, {"group": "data"}, {"u": "data/u", "v": "data/v"}])
+@pytest.mark.parametrize("first", ["y", "x"])
+def test_a_structure_of_matlab_73(tmp_path: Path, first: str, options: dict[str, str], matlab: bool) -> None:
+    u, v = flow()
+    order = (0, 1, 2) if first == "y" else (0, 2, 1)
+    arrays = {"u": u.transpose(order), "v": v.transpose(order), "time": np.arange(N)[None]}
+    arrays |= {"lon": WEST + 0.1 * np.arange(W)[None], "lat": SOUTH + 0.1 * np.arange(H)[None]}
+    path = str(tmp_path / "a.mat")
+    with h5py.File(path, "w", userblock_size=512) as file:
+        group = file.create_group("data")
+        for name, array in arrays.items():
+            group[name] = array
+            if matlab:
+                group[name].attrs["MATLAB_class"] = np.bytes_("double")
+    fields = open_fields(path, **options)
+    check(fields, RIGHT)
+    np.testing.assert_array_equal(fields.read(range(N)).numpy(), np.stack([u, v], 1))
+
+
 @pytest.mark.parametrize("sizes", [(N, H, W), (5, 8, 8)])
 def test_arrays_without_names_of_dimensions(sizes: tuple[int, int, int], capsys: pytest.CaptureFixture[str]) -> None:
     u, v = flow(*sizes)
@@ -328,6 +385,7 @@ def test_arrays_without_names_of_dimensions(sizes: tuple[int, int, int], capsys:
     [
         *(("cm/s", 100), ("cm s-1", 100), ("ms-1", 1), ("m.s-1", 1), ("m s^{-1}", 1), ("meters/second", 1)),
         *(("knots", 1 / 0.5144444), ("km/h", 3.6), ("mm/s", 1000), ("metersecond-1", 1), ("m/sec", 1)),
+        *(("0.01 m s-1", 100), ("1e-2 m s-1", 100), ("10-2 m/s", 100), ("10^-2 m/s", 100), ("m s-1 * 0.1", 10)),
     ],
 )
 def test_velocities_are_in_metres_per_second_inside_and_restored_outside(units: str, scale: float) -> None:
@@ -369,6 +427,22 @@ def test_what_has_no_units_stays_as_it_is_and_two_kinds_are_refused() -> None:
         open_fields(data, u="u", v="v")
     data["v"].attrs["units"] = "mm/frame"
     assert open_fields(data).units == "mm/frame"
+
+
+@pytest.mark.parametrize("units", ["0.1 knock", "9**9**9**9", "10 mm/frame"])
+def test_units_with_a_factor_that_is_not_understood_are_refused(units: str) -> None:
+    with pytest.raises(UserError, match="begin with a number and are not understood. Mend the attribute `units`"):
+        open_fields(base(units=units))
+
+
+@pytest.mark.parametrize("units", ["%", "1", "degC"])
+def test_an_error_whose_units_are_no_speed_is_refused(units: str) -> None:
+    data = base().assign(err=(("time", "lat", "lon"), np.full((N, H, W), 10.0), {"units": units}))
+    fields = open_fields(data)
+    with pytest.raises(UserError, match=f"'err' in memory has units '{units}'. Expected an error in units of speed"):
+        errors("err", fields, [0])
+    data.err.attrs["units"] = "cm s-1"
+    assert errors("err", open_fields(data), [0]).unique().item() == pytest.approx(0.1)
 
 
 # A5: what is no time.
@@ -586,7 +660,44 @@ def test_components_that_are_a_third_of_a_cell_apart_are_refused() -> None:
         open_fields(data)
 
 
+@pytest.mark.parametrize("name", ["time_v", "t2"])
+def test_components_of_other_times_are_refused(tmp_path: Path, name: str) -> None:
+    data = base()
+    late = data.v.rename(time=name)
+    late[name] = (name, np.arange(N) + 0.5, data.time.attrs)
+    apart = data.drop_vars("v").assign(v=late)
+    with pytest.raises(
+        UserError, match=r"u and v are at different times \(12 from 2020-01-01T00:00 and 12 from .*T12:00"
+    ):
+        open_fields(saved(tmp_path, apart))
+    late[name] = (name, np.arange(N), data.time.attrs)
+    fields = open_fields(data.drop_vars("v").assign(v=late))
+    np.testing.assert_array_equal(fields.read(range(N)).numpy(), np.stack(flow(), 1))
+
+
 # A7: coordinates.
+
+
+@pytest.mark.parametrize(("axis", "units"), [("lon", "degrees_west"), ("lat", "degrees_south"), ("lon", "degree_W")])
+def test_degrees_that_count_the_other_way(axis: str, units: str) -> None:
+    data = base()
+    data[axis] = (axis, 0.0 - data[axis].values, {"units": units})
+    check(open_fields(data), {**RIGHT, "dx": open_fields(base()).grid.dx[0].item()})
+    fields, plain = open_fields(data), open_fields(base())
+    np.testing.assert_allclose(fields.grid.dy, plain.grid.dy)
+    assert fields.x_attrs == plain.x_attrs and fields.y_attrs == plain.y_attrs
+    turned = curvilinear(base(), 10, 30, 0.3)
+    other = turned.copy(deep=True)
+    plane = f"nav_{axis}"
+    other[plane] = (("y", "x"), 0.0 - turned[plane].values, {**turned[plane].attrs, "units": units})
+    np.testing.assert_array_equal(open_fields(other).turn, open_fields(turned).turn)
+
+
+def test_longitudes_of_every_cell_with_latitudes_of_every_row() -> None:
+    data = curvilinear(base(), 10, 30, 0.0).drop_vars("nav_lat")
+    data = data.assign_coords(latitude=("y", SOUTH + 0.1 * np.arange(H), {"units": "degrees_north"}))
+    with pytest.raises(UserError, match="latitude is in degrees along one dimension.*Expected longitude and latitude"):
+        open_fields(data)
 
 
 @pytest.mark.parametrize(

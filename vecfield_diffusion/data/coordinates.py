@@ -155,6 +155,13 @@ def _check_axes(x: Axis, y: Axis, step_x: float | np.ndarray | None, spaced: boo
             f"or give one spacing in metres: {option('dx')}"
         )
     if x.degrees != y.degrees and not spaced:
+        lone, other = (x, y) if x.degrees else (y, x)
+        if other.values is None:
+            raise UserError(
+                f"{lone.called} is in degrees along one dimension, and nothing of one dimension goes with it along "
+                f"{other.called}. Expected longitude and latitude of one dimension each, or both of every cell (y, x); "
+                f"else give the spacing in metres: {option('dx')} {option('dy')}"
+            )
         raise UserError(
             f"{x.called} and {y.called} must both be in degrees or both in metres. Name other coordinates, or give the "
             f"spacing in metres: {option('dx')} {option('dy')}"

@@ -15,7 +15,7 @@ A velocity is in m s-1 and along the axes of the grid, whatever its file has; `r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -66,7 +66,7 @@ class Contents:
         groups: `(N,)`, equal for snapshots that are decoded together; None where nothing needs to be decoded.
         runs: `(N,)`, the trajectory of every snapshot, where there are several one after the other.
         layout: What was understood of the file, for `summary`.
-        speeds: The names of those variables that are in units of speed, and so in those of the fields.
+        variable_units: The units of those variables in the file; those of speed are in those of the fields here.
     """
 
     attrs: dict[str, str] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Contents:
     groups: np.ndarray | None = None
     runs: np.ndarray | None = None
     layout: str = ""
-    speeds: Collection[str] = ()
+    variable_units: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -201,7 +201,7 @@ class Fields(Contents):
             raise UserError(f"{self.source} is in {self.units}, which cannot be converted to {units}")
         ratio = own / wanted
         readers = {
-            name: Components([reader], (ratio, ratio)) if name in self.speeds else reader
+            name: reader if factor(self.units_of(name), SPEED) is None else Components([reader], (ratio, ratio))
             for name, reader in self.variables.items()
         }
         scale = (self.scale[0] * ratio, self.scale[1] * ratio)
@@ -242,6 +242,10 @@ class Fields(Contents):
             )
         options = [*self.variables, *(each.rpartition("/")[2] for each in self.variables)]
         raise UserError(f"{self.source} has no variable '{name}'.{nearest(name, options)} {listing}")
+
+    def units_of(self, name: str) -> str:
+        """The units that the file gives to another array, empty where it gives none."""
+        return self.variable_units.get(find_name(self.variable_units, name) or "", "")
 
     def _costly(self, reader: Reader) -> bool:
         size = 4.0 * self.length * self.grid.valid.numel()

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import tokenize
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 import xarray as xr
 from PIL import Image
 from torch import Tensor
 
-from vecfield_diffusion.data.readers.hdf5 import check_file, open_file
+from vecfield_diffusion.data.readers import open_dataset
+from vecfield_diffusion.data.readers.reader import UNREADABLE as DAMAGED
 from vecfield_diffusion.errors import UserError, nearest
 
 
@@ -122,27 +120,9 @@ def _npy(file: Path) -> dict[str, np.ndarray]:
     return {"": np.load(file, allow_pickle=False)}
 
 
-def _npz(file: Path) -> dict[str, np.ndarray]:
-    with np.load(file, allow_pickle=False) as archive:
-        return dict(archive)
-
-
-def _hdf5(file: Path) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {}
-
-    def note(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        if isinstance(item, h5py.Dataset) and item.dtype.kind in "fiub":
-            arrays[name] = item[()]
-
-    with open_file(check_file(file)) as stream:
-        stream.visititems(note)
-    return arrays
-
-
-def _netcdf(file: Path) -> dict[str, np.ndarray]:
-    open_file(check_file(file)).close()
-    with xr.open_dataset(file, engine="h5netcdf", decode_times=False, phony_dims="access") as dataset:
-        return {str(name): variable.values for name, variable in dataset.data_vars.items()}
+def _stored(file: Path) -> dict[str, np.ndarray]:
+    dataset = xr.decode_cf(open_dataset(file)[0], decode_times=False)
+    return {str(name): array.values for name, array in dataset.data_vars.items() if array.dtype.kind in "fiub"}
 
 
 def _png(file: Path) -> dict[str, np.ndarray]:
@@ -150,18 +130,6 @@ def _png(file: Path) -> dict[str, np.ndarray]:
         return {"": np.asarray(picture.convert("L")) > 127}
 
 
-#: What the readers raise for a file that is damaged, of another kind, or too large to be a mask.
-UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    MemoryError,
-    SyntaxError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-READERS = {".npy": _npy, ".npz": _npz, ".h5": _hdf5, ".hdf5": _hdf5, ".nc": _netcdf, ".png": _png}
+#: What is raised for a file that is damaged, of another kind, or too large to be a mask.
+UNREADABLE = (*DAMAGED, UserError, SyntaxError, tokenize.TokenError, Image.DecompressionBombError)
+READERS = {".npy": _npy, ".npz": _stored, ".h5": _stored, ".hdf5": _stored, ".nc": _stored, ".png": _png}

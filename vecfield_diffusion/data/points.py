@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.data.readers.decoding import dates_of
 from vecfield_diffusion.data.readers.reader import check_path
-from vecfield_diffusion.data.units import DEGREE, LENGTH, SPEED, factor, is_degrees
+from vecfield_diffusion.data.units import DEGREE, LENGTH, SPEED, factor, is_degrees, turned_degrees
 from vecfield_diffusion.errors import UserError
 
 #: The names of columns, in small letters and without units in brackets; the first that a table has is taken.
@@ -107,6 +107,7 @@ def open_points(path: str | Path, on: Fields, bin: float | None = None) -> Field
         x_attrs=ATTRIBUTES.get(on.x_name, {}),
         y_attrs=ATTRIBUTES.get(on.y_name, {}),
         variables={"error": MemoryReader(sigma), "count": MemoryReader(count)},
+        variable_units={},
         layout=f"{', '.join(names)} of {len(known)} points ({fate}; speeds up to {speed:.3g}, errors {errors})",
     )
 
@@ -228,7 +229,7 @@ class _Table:
         """
         values, units = self.numbers(role), self.units(role)
         if not units or (metres is None and is_degrees(units)):
-            return values
+            return values if turned_degrees(units) is None else -values
         kinds = ("an angle as the grid has", "degrees") if metres is None else ("a length as the grid has", "m or km")
         scale = self._factor(role, DEGREE if metres is None else LENGTH, f"not {kinds[0]}", kinds[1], "the grid")
         return values * scale / (1.0 if metres is None else metres)

@@ -18,6 +18,7 @@ from vecfield_diffusion.data.draws import MaskFunction, goes_on, says_so
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.masks import Empty
 from vecfield_diffusion.data.sequences import Integers
+from vecfield_diffusion.data.units import SPEED, factor, same_units
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.plots import MOVING, check_moving
 from vecfield_diffusion.guidance.inpainting import Conditional
@@ -304,6 +305,14 @@ def errors(sigma_obs: float | str | list[str], fields: Fields, indices: Sequence
     names = [sigma_obs] if isinstance(sigma_obs, str) else sigma_obs
     if len(names) not in (1, 2):
         raise UserError(f"sigma_obs={sigma_obs}: expected a number, a variable of the file, or one for u and one for v")
+    for name in names:
+        units = fields.units_of(name)
+        own = str(fields.component_attrs[0].get("units", ""))
+        if units and factor(units, SPEED) is None and not same_units(units, own):
+            raise UserError(
+                f"sigma_obs={name}: '{name}' in {fields.source} has units '{units}'. Expected an error in units of "
+                "speed, such as m s-1: convert it, or give a number in m s-1"
+            )
     found = torch.cat([read_variable(fields, name, indices).narrow(-3, 0, 1) for name in names], dim=-3)
     if (found < 0).any():
         worst = found.nan_to_num().min()

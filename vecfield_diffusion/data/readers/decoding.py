@@ -12,25 +12,42 @@ import pandas as pd
 import xarray as xr
 
 from vecfield_diffusion.data.readers.reader import plain
+from vecfield_diffusion.data.units import turned_degrees
 from vecfield_diffusion.errors import UserError
 
 PACKING = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
 NUMBERS = PACKING[:4]
 #: Attributes that speak of how an array is stored, or of arrays that are not kept with it.
-STORAGE = (*PACKING, "valid_min", "valid_max", "valid_range", "coordinates", "ancillary_variables", "cell_measures")
+STORAGE = (
+    *PACKING,
+    "slope",
+    "intercept",
+    "Slope",
+    "Intercept",
+    "valid_min",
+    "valid_max",
+    "valid_range",
+    "coordinates",
+    "ancillary_variables",
+    "cell_measures",
+)
 LABELS = ("units", "long_name", "standard_name", "axis", "calendar")
 
 
-def decoded(dataset: xr.Dataset, names: Sequence[str], source: str) -> xr.Dataset:
-    """The data set with packed numbers and fill values decoded by xarray, still lazy; times stay as they are.
+def decoded(dataset: xr.Dataset, names: Sequence[str], source: str) -> tuple[xr.Dataset, tuple[str, ...]]:
+    """The data set with packed numbers and fill values decoded by xarray, still lazy, and what there is to say of it.
+
+    Times stay as they are. Coordinates that count westward or southward count eastward and northward.
 
     Raises:
         UserError: Packing that is text, or that xarray does not understand.
     """
-    encoding, closing = dataset.encoding, dataset.close
+    encoding, closing, notes = dataset.encoding, dataset.close, ()
     dataset = dataset.copy()
     for name in sorted(dataset.variables, key=lambda name: name not in names):
         variable = dataset.variables[name]
+        if variable.dtype.kind in "iu" and _packed_otherwise(variable, name, names, source) and name in names:
+            notes += (f"'{name}' is packed by slope and intercept: taken as slope * number + intercept",)
         for key in NUMBERS if variable.dtype.kind in "fiu" else ():
             value = variable.attrs.get(key)
             if value is None or np.asarray(value).dtype.kind in "fiu":
@@ -52,9 +69,35 @@ def decoded(dataset: xr.Dataset, names: Sequence[str], source: str) -> xr.Datase
             result = xr.decode_cf(dataset, decode_times=False, decode_timedelta=False)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{source}: the attributes of its variables cannot be understood: {error}") from error
+    for name, variable in result.variables.items():
+        units = turned_degrees(str(plain(variable.attrs.get("units", ""))))
+        if units is not None and variable.dtype.kind in "fiu":
+            result[name] = (variable.dims, -variable.values.astype(np.float64), {**variable.attrs, "units": units})
     result.encoding = dict(encoding)
     result.set_close(closing)
-    return result
+    return result, notes
+
+
+def _packed_otherwise(variable: xr.Variable, name: str, names: Sequence[str], source: str) -> bool:
+    """Whether integers are packed by slope and intercept, as old satellite files are: these get the names of CF.
+
+    Raises:
+        UserError: One of `names` has a `scale`, which no convention says how to apply.
+    """
+    own = {str(key).lower(): key for key in variable.attrs}
+    if "scale_factor" in variable.attrs:
+        return False
+    if "slope" in own:
+        variable.attrs["scale_factor"] = plain(variable.attrs[own["slope"]])
+        variable.attrs["add_offset"] = plain(variable.attrs.get(own.get("intercept"), 0.0))
+        return True
+    scale = variable.attrs.get(own.get("scale"), 1.0)
+    if np.asarray(scale).dtype.kind in "fiu" and np.any(np.asarray(scale) != 1) and name in names:
+        raise UserError(
+            f"{source}: '{name}' holds integers with the attribute {own['scale']}={plain(scale)}, which nothing says "
+            "how to apply. If value = number * scale: rename it, `ncrename -a .scale,scale_factor FILE`."
+        )
+    return False
 
 
 def limits_of(variable: xr.Variable) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import xarray as xr
 from vecfield_diffusion.data.fields import find_name
 from vecfield_diffusion.data.readers.decoding import PACKING, decoded, limits_of
 from vecfield_diffusion.data.readers.found import Found
+from vecfield_diffusion.data.readers.joined import merged
 from vecfield_diffusion.data.readers.layout import Layout, dims_of, layout_of, length_of, planes_of
 from vecfield_diffusion.data.readers.places import component_at, extra_coords_of, spacing_of, time_axis
 from vecfield_diffusion.data.readers.reader import plain
@@ -39,9 +40,13 @@ def understand(dataset: xr.Dataset, options: Options, source: str, stamps: Mappi
         _same_shape(dataset, names, source)
         dataset, more = named(dataset, names, given, both, source)
         notes += more
-    dataset = decoded(dataset, names, source)
+    whole, (dataset, more) = dataset, decoded(dataset, names, source)
+    notes += more
     layouts = [layout_of(dataset, name, both, options, source) for name in names]
     first = layouts[0]
+    if first.dims.get("time") != layouts[-1].dims.get("time"):
+        halves = (understand(whole, replace(options, only=name), source, stamps) for name in names)
+        return replace(merged(*halves), notes=notes)
     length, runs = length_of(dataset, first), _runs(dataset, first)
     views = {str(name): first.view(item) for name, item in dataset.variables.items()}
     views = {name: view for name, view in views.items() if view is not None}
@@ -77,7 +82,7 @@ def understand(dataset: xr.Dataset, options: Options, source: str, stamps: Mappi
         layout=f"{stored}{', '.join(names)} ({','.join(map(str, variable.shape))})",
         global_attrs=attrs,
         variables=others,
-        speeds=frozenset(name for name in others if factor(units_of(dataset.variables[name]), SPEED) is not None),
+        variable_units={name: units_of(dataset.variables[name]) for name in others},
         points={name: part[0] for name, part in placed.items()},
         misfits={str(name): item.shape for name, item in dataset.variables.items() if str(name) not in others},
         groups=_groups([dataset.variables[name] for name in names], layouts, length),

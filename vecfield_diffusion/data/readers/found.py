@@ -17,7 +17,7 @@ from vecfield_diffusion.data.coordinates import Axis, Plane, centres, make_grid,
 from vecfield_diffusion.data.fields import LAND, Contents, Fields, Land, MemoryReader, blocks, duplicates, valid_cells
 from vecfield_diffusion.data.readers.reader import check_size
 from vecfield_diffusion.data.stored import Cached, Components, FileReader, Reader, room_for
-from vecfield_diffusion.data.units import LENGTH, SPEED, factor
+from vecfield_diffusion.data.units import LENGTH, SPEED, factor, has_factor
 from vecfield_diffusion.data.words import components, option
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.progress import over
@@ -37,6 +37,7 @@ class Component:
         globe: Longitude and latitude of every cell, where the file has them.
         attrs: Its attributes, without those of its storage.
         eastward: Whether it points east or north, whatever the axes of the grid do.
+        angle: From east to the axis x, anticlockwise in radians `(H, W)`, where the grid mapping tells it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Component:
     globe: Plane | None = None
     attrs: Mapping[str, Any] = field(default_factory=dict)
     eastward: bool = False
+    angle: np.ndarray | None = None
 
     @property
     def units(self) -> str:
@@ -167,11 +169,14 @@ class Found(Contents):
     def turn(self, source: str) -> np.ndarray | None:
         """The angle to turn by components that point east and north, on a grid whose axes do not; says so."""
         first = self.components[0]
-        if first.globe is None or first.globe.lines() is not None:
+        if first.angle is not None:
+            turn = first.angle
+        elif first.globe is None or first.globe.lines() is not None:
             return None
-        turn = first.globe.turn()
-        step = first.x.step() if first.plane is None else None
-        turn = turn + np.pi if isinstance(step, float) and step < 0 else turn
+        else:
+            turn = first.globe.turn()
+            step = first.x.step() if first.plane is None else None
+            turn = turn + np.pi if isinstance(step, float) and step < 0 else turn
         turn = (turn + np.pi) % (2 * np.pi) - np.pi
         low, high = np.rad2deg(turn.min()), np.rad2deg(turn.max())
         if max(abs(low), abs(high)) < 0.1:
@@ -208,6 +213,11 @@ class Found(Contents):
 
 def _scale(first: str, last: str, source: str) -> tuple[tuple[float, float], str]:
     """What brings either component to m s-1, and the units that follow: those of the file where they are no speed."""
+    if has_factor(first) or has_factor(last):
+        raise UserError(
+            f"{source}: the units '{first if has_factor(first) else last}' begin with a number and are not understood. "
+            "Mend the attribute `units`, e.g. to `cm s-1`."
+        )
     scales = factor(first, SPEED), factor(last, SPEED)
     if None not in scales:
         if set(scales) != {1.0}:
@@ -294,7 +304,8 @@ def collocated(found: Found, source: str) -> Found:
     others = {name: Components([item], cuts=[cuts[found.points[name]]]) for name, item in found.variables.items()}
     x, y = (_between(axis, part) for axis, part in ((v.x, columns), (u.y, rows)))
     planes = {name: _centre_plane(getattr(u, name), cut_u) for name in ("plane", "globe")}
-    shared = {"shape": shape, "x": x, "y": y, **planes}
+    angle = None if u.angle is None else np.angle(np.exp(1j * u.angle[cut_u[0]]) + np.exp(1j * u.angle[cut_u[1]]))
+    shared = {"shape": shape, "x": x, "y": y, "angle": angle, **planes}
     dims = found.dims
     return replace(
         found,

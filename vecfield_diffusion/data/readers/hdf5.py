@@ -34,7 +34,7 @@ from xarray.core.indexing import (
 )
 
 from vecfield_diffusion.atomic import replacing
-from vecfield_diffusion.data.readers.reader import Format, check_path, plain
+from vecfield_diffusion.data.readers.reader import Format, plain
 from vecfield_diffusion.data.stored import reading
 from vecfield_diffusion.data.words import option
 from vecfield_diffusion.errors import UserError
@@ -45,25 +45,6 @@ MANY = 8
 #: Attributes that hold dimension scales together.
 SCALES = ("DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME", "DIMENSION_LABELS")
 Boundary = Literal["periodic", "wall", "open"]
-
-
-def check_file(path: str | Path) -> Path:
-    """The path of an existing HDF5 (or netCDF-4) file.
-
-    Raises:
-        UserError: No such file, a folder, a file that cannot be read, netCDF-3, or no HDF5 at all.
-    """
-    file = check_path(path)
-    with file.open("rb") as stream:
-        magic = stream.read(3)
-    if magic == b"CDF":
-        raise UserError(
-            f"'{path}' is netCDF-3 (classic), not netCDF-4 / HDF5. Convert it, e.g. `nccopy -k nc4 in.nc out.nc`, "
-            f"and give the new file: {option('path', 'out.nc')}"
-        )
-    if not h5py.is_hdf5(file):
-        raise UserError(f"'{path}' is not an HDF5 file. Expected HDF5 or netCDF-4: {option('path')}")
-    return file
 
 
 def open_file(path: str | Path) -> h5py.File:

@@ -11,7 +11,7 @@ from vecfield_diffusion.data.coordinates import Plane, stagger
 from vecfield_diffusion.data.readers.found import Component, Found
 from vecfield_diffusion.data.stored import Components, Joined, Reader
 from vecfield_diffusion.data.units import SPEED, factor, same_units
-from vecfield_diffusion.data.words import option
+from vecfield_diffusion.data.words import components, option
 from vecfield_diffusion.errors import UserError
 
 
@@ -92,10 +92,11 @@ def merged(first: Found, second: Found) -> Found:
     times = [part.time.values for part in (first, second)]
     same = [time is None for time in times] in ([True, True], [False, False]) and first.length == second.length
     if not same or (times[0] is not None and not np.array_equal(*times)):
+        begin = ["" if time is None else f" from {str(time[0])[:16]}" for time in times]
         raise UserError(
-            f"{first.source} and {second.source} hold one component each ({first.components[0].name}, "
-            f"{second.components[0].name}), but at different times ({first.length} and {second.length}). Give files of "
-            "the same times."
+            f"{' and '.join(dict.fromkeys((first.source, second.source)))}: the components {first.components[0].name} "
+            f"and {second.components[0].name} are at different times ({first.length}{begin[0]} and "
+            f"{second.length}{begin[1]}). Interpolate one to the times of the other, or name others: {components()}"
         )
     u, v = first.components[0], second.components[0]
     places = u.place(), v.place()
@@ -109,6 +110,7 @@ def merged(first: Found, second: Found) -> Found:
         components=first.components + second.components,
         layout=f"{first.layout} and {second.layout}",
         variables={**second.variables, **first.variables},
+        variable_units={**second.variable_units, **first.variable_units},
         points={**dict.fromkeys(second.variables, "v"), **dict.fromkeys(first.variables, "u")},
         groups=groups[0] if groups else None,
     )

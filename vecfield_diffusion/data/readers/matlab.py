@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,8 +28,15 @@ def read(path: Path, group: str | None = None) -> xr.Dataset:
         variables = scipy.io.loadmat(path)
     except (*UNREADABLE, zlib.error) as error:
         raise UserError(f"'{path}' is a damaged MATLAB file: {error}. Copy or download it again.") from error
-    arrays = {name: array.T for name, array in _numbers(variables) if array.dtype.kind in "fiub"}
-    return unnamed(arrays, "MATLAB", turned=True)
+    found = dict(_numbers(variables))
+    arrays = {name: array.T for name, array in found.items() if array.dtype.kind in "fiub"}
+    dataset = unnamed(arrays, "MATLAB", turned=True)
+    units = re.findall(r"\[(.*?)\]", " ".join(map(str, np.ravel(found.get("units", "")))))
+    if len(units) == 2:  # as PIVlab has them: "[px] respectively [px/frame]"
+        for name, variable in dataset.variables.items():
+            variable.attrs |= {"units": units[0]} if name in ("x", "y") else {}
+            variable.attrs |= {"units": units[1]} if re.match(r"[uv](_|$)", str(name)) else {}
+    return dataset
 
 
 def _numbers(variables: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:

@@ -22,6 +22,8 @@ from vecfield_diffusion.data.readers.layout import (
     meaning_of,
     planes_of,
 )
+from vecfield_diffusion.data.readers.projections import angle_of
+from vecfield_diffusion.data.readers.reader import plain
 from vecfield_diffusion.data.readers.roles import Options, find, units_of
 from vecfield_diffusion.data.stored import Reader
 from vecfield_diffusion.data.units import factor, is_degrees
@@ -42,7 +44,7 @@ def component_at(dataset: xr.Dataset, layout: Layout, options: Options, reader: 
     shape = tuple(variable.sizes[layout.dims[axis]] for axis in ("y", "x"))
     lines = {axis: _axis(dataset, layout, axis, getattr(options, axis), source) for axis in ("x", "y")}
     planes = planes_of(dataset, layout.name, layout.dims, options)
-    plane, globe = None, _rotated(dataset, variable, lines)
+    plane, globe = None, None
     if planes:
         x, y = (_plane_values(dataset, layout, planes[axis], source) for axis in ("x", "y"))
         degrees = meaning_of(dataset, planes["x"]) == "lon" or is_degrees(units_of(dataset.variables[planes["x"]]))
@@ -70,21 +72,21 @@ def component_at(dataset: xr.Dataset, layout: Layout, options: Options, reader: 
     attrs = described(variable)
     title = f"{layout.name} {attrs.get('standard_name', attrs.get('long_name', ''))}".lower()
     east = any(word in title for word in EAST)
-    return Component(layout.name, reader, shape, lines["x"], lines["y"], plane, globe, attrs, east)
-
-
-def _rotated(dataset: xr.Dataset, variable: xr.Variable, lines: Mapping[str, Axis]) -> Plane | None:
-    """Longitude and latitude of the cells of a rotated grid, where the grid mapping says where its north pole is."""
-    mapping = dataset.variables.get(described(variable).get("grid_mapping"))
-    keys = [f"grid_north_pole_{name}" for name in ("latitude", "longitude")]
-    if mapping is None or not set(keys) <= mapping.attrs.keys() or any(line.values is None for line in lines.values()):
-        return None
-    pole_lat, pole_lon = (np.deg2rad(float(mapping.attrs[key])) for key in keys)
-    x, y = np.meshgrid(*(np.deg2rad(np.asarray(lines[axis].values, dtype=np.float64)) for axis in ("x", "y")))
-    east = np.cos(y) * np.cos(x) * np.sin(pole_lat) - np.sin(y) * np.cos(pole_lat)
-    north = np.sin(y) * np.sin(pole_lat) + np.cos(y) * np.cos(x) * np.cos(pole_lat)
-    lon = pole_lon + np.pi + np.arctan2(np.cos(y) * np.sin(x), east)
-    return Plane((np.rad2deg(lon) + 180.0) % 360.0 - 180.0, np.rad2deg(np.arcsin(np.clip(north, -1.0, 1.0))), True)
+    # As GRIB says of winds on the grid of a model, whatever they are called.
+    east = east and attrs.get("GRIB_uvRelativeToGrid") != 1
+    mapping = dataset.variables.get(str(attrs.get("grid_mapping", "")).partition(":")[0])
+    angle = None
+    if mapping is not None and globe is None and not any(line.name in ("lon", "lat") for line in lines.values()):
+        try:
+            angle = angle_of({key: plain(value) for key, value in mapping.attrs.items()}, lines["x"], lines["y"])
+        except LookupError as error:
+            if east:
+                raise UserError(
+                    f"{source}: '{layout.name}' points east or north on a projection, whose angle to the grid cannot "
+                    f"be told: {error}. Add longitude and latitude of every cell (y, x) to the file, or turn the "
+                    "components and call them x and y (`standard_name`)."
+                ) from error
+    return Component(layout.name, reader, shape, lines["x"], lines["y"], plane, globe, attrs, east, angle)
 
 
 def _axis(dataset: xr.Dataset, layout: Layout, axis: str, given: str | None, source: str) -> Axis:

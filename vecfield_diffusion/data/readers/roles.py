@@ -60,12 +60,14 @@ NEITHER = re.compile(
 )
 OTHERS = re.compile(r"amplitude|phase\b|standard[ _](error|deviation)|variance|uncertainty|stress", re.IGNORECASE)
 BOTH = ("velocity", "velocities", "vel", "uv", "flow")
+#: What PIV measured before its outliers were taken out, which gives way to any other pair.
+RAW = ("u_original", "v_original")
 USUAL = (
     *(("u", "v"), ("U", "V"), ("uo", "vo"), ("ugos", "vgos"), ("u10", "v10"), ("water_u", "water_v")),
     *(("uwnd", "vwnd"), ("ua", "va"), ("uas", "vas"), ("x_wind_10m", "y_wind_10m"), ("u_velocity", "v_velocity")),
     *(("velocity_x", "velocity_y"), ("vx", "vy"), ("Vx", "Vy"), ("ux", "uy"), ("U10", "V10"), ("UVEL", "VVEL")),
     *(("vozocrtx", "vomecrty"), ("u_eastward", "v_northward"), ("EWCT", "NSCT"), ("ssu", "ssv"), ("U1", "V1")),
-    *(("Uwind", "Vwind"), ("u_original", "v_original"), ("ucur", "vcur"), ("UGRD", "VGRD")),
+    *(("Uwind", "Vwind"), ("u_filtered", "v_filtered"), RAW, ("ucur", "vcur"), ("UGRD", "VGRD")),
 )
 
 
@@ -104,6 +106,7 @@ def choose_pair(dataset: xr.Dataset, options: Options, source: str) -> tuple[tup
             f"points, {components()}, or one array (N, 2, H, W), {option('velocity')}, out of: "
             f"{', '.join(f'{name} {item.shape}' for name, item in fields.items()) or 'no gridded variable at all'}."
         )
+    pairs = [pair for pair in pairs if not pair[0].endswith(RAW[0])] or pairs
     if len(pairs) > 1:
         raise UserError(f"{source}: {len(pairs)} pairs could be the velocity. Choose one: {_listing(pairs)}")
     names = {**titled, **dict.fromkeys(_by_name(candidates), "")}
@@ -171,8 +174,9 @@ def _alike(first: str, second: str) -> bool:
 
 
 def _by_name(fields: Mapping[str, xr.Variable], alike: bool = False) -> list[tuple[str, str]]:
-    ends = {name.rpartition("/")[2]: name for name in fields}
-    usual = [(ends[u], ends[v]) for u, v in USUAL if u in ends and v in ends and "/" not in ends[u] + ends[v]]
+    groups = dict.fromkeys(name[: len(name) - len(name.rpartition("/")[2])] for name in fields)
+    groups = [""] if "" in groups and any(u in fields and v in fields for u, v in USUAL) else groups
+    usual = [(group + u, group + v) for group in groups for u, v in USUAL if {group + u, group + v} <= fields.keys()]
     words = ((name, name.replace(x, y)) for name in fields for x, y in WORDS if x in name)
     pairs = usual or [pair for pair in dict.fromkeys(words) if pair[1] in fields]
     clean = [name for name in fields if not NEITHER.search(name)]

@@ -60,7 +60,9 @@ def named(
         UserError: A shape that cannot be a velocity.
     """
     shape = dataset.variables[components[0]].shape
-    known = {role: size for role in COORDINATES if (size := _known(dataset, role, given.get(role))) is not None}
+    group = components[0].rpartition("/")[0]
+    lines = {role: _candidates(dataset, role, given.get(role), group) for role in COORDINATES}
+    known = {role: size for role, names in lines.items() if (size := _known(dataset, names)) is not None}
     choices = orders(shape, both, bool(dataset.encoding.get("turned")))
     layouts = [dict(zip(order, shape, strict=True)) for order in choices]
     fitting = [
@@ -68,7 +70,7 @@ def named(
         for order, sizes in zip(choices, layouts, strict=True)
         if all(sizes.get(role, 1) == size for role, size in known.items())
     ]
-    planes = [order for order in fitting if (swapped := _swapped(dataset, order, given)) is not None and not swapped]
+    planes = [order for order in fitting if (swapped := _swapped(dataset, order, lines)) is not None and not swapped]
     order = next(iter(planes or fitting or choices), None)
     if order is None or min(shape, default=0) < 1:
         raise UserError(
@@ -102,22 +104,28 @@ def named(
     return result, () if sure else (note,)
 
 
-def _known(dataset: xr.Dataset, role: str, given: str | None) -> int | None:
-    """The size of an axis that has a coordinate of one dimension: as named, else the first with a usual name."""
-    for name in COORDINATES[role] if given is None else (given,):
-        if name in dataset.variables and dataset.variables[name].dtype.kind in "fiuM":
+def _candidates(dataset: xr.Dataset, role: str, given: str | None, group: str) -> list[str]:
+    """What may be the coordinate along an axis: as named, else by usual names, in the group of the velocity first."""
+    names = COORDINATES[role] if given is None else (given,)
+    return [name for name in (*(f"{group}/{name}" for name in names), *names) if name in dataset.variables]
+
+
+def _known(dataset: xr.Dataset, names: Sequence[str]) -> int | None:
+    """The size of an axis that has a coordinate of one dimension: the first of the candidates."""
+    for name in names:
+        if dataset.variables[name].dtype.kind in "fiuM":
             long = [size for size in dataset.variables[name].shape if size > 1]
             if len(long) == 1:
                 return long[0]
     return None
 
 
-def _swapped(dataset: xr.Dataset, order: Sequence[str], given: Mapping[str, str | None]) -> bool | None:
+def _swapped(dataset: xr.Dataset, order: Sequence[str], lines: Mapping[str, Sequence[str]]) -> bool | None:
     """Whether a coordinate of every cell says that x and y are the other way round; None where there is none."""
     first, second = [axis for axis in order if axis in ("y", "x")]
     for role in ("x", "y"):
-        for name in COORDINATES[role] if given.get(role) is None else (given[role],):
-            if name not in dataset.variables or dataset.variables[name].ndim != 2:
+        for name in lines[role]:
+            if dataset.variables[name].ndim != 2 or min(dataset.variables[name].shape) < 2:
                 continue
             axis = steeper(np.asarray(dataset.variables[name].values, dtype=np.float64))
             if axis is not None:
@@ -136,7 +144,10 @@ def _axes(
     full = [axis for axis in order if axis in ("time", "y", "x")]
     flat = [axis for axis in full if axis != "time"]
     second = int(full[0] == "time")
-    own = next((role for role, names in COORDINATES.items() if name in (given.get(role), *names)), None)
+    own = next(
+        (role for role, names in COORDINATES.items() if name == given.get(role) or name.rpartition("/")[2] in names),
+        None,
+    )
     candidates = [full, flat, *([[own]] if own else []), ["time"], ["x"], ["y"]]
     candidates += [[*full[:second], "channels", *full[second:]], ["channels", *flat]]
     for squeezed in (False, True):
