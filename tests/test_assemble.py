@@ -55,10 +55,10 @@ def test_held_out_data_are_in_the_units_of_the_network(monkeypatch):
     """A network that was trained in cm/s finds the same file, which is read in m/s now, in cm/s."""
     old = SimpleNamespace(**{**vars(TRAINED), "units": "cm s-1"})
     known = fields()
-    known.reader.array[:] = 0.25
+    known.reader.array[:] = 0.0625
     monkeypatch.setattr(assemble, "build", lambda *args, **options: known)
     found, _ = assemble.held_out(old, "test")
-    assert found.units == "cm s-1" and (found.read([7]) == 25.0).all()
+    assert found.units == "cm s-1" and (found.read([7]) == 6.25).all()
 
 
 def trained_on(mean=0.0, boundary="open", window=None):
@@ -66,7 +66,7 @@ def trained_on(mean=0.0, boundary="open", window=None):
     normalizer = Normalizer(torch.full((2, 4, 6), mean), 0.5)
     denoiser = Denoiser(torch.nn.Identity(), EDM(sigma_max=10.0), normalizer)
     statistics = Statistics(0.5, 1.0, 10.0, 0.0, 0.0)
-    return assemble.Trained(denoiser, grid, statistics, "m s-1", {}, {"window": window}, "run/best.pt", 1)
+    return assemble.Trained(denoiser, grid, statistics, "m s-1", {}, {"window": window, "dataset": {}}, "run/best.pt", 1)
 
 
 @pytest.mark.parametrize(

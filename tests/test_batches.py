@@ -198,7 +198,7 @@ def test_what_does_not_change_in_time_is_known_of_missing_frames() -> None:
     data = replace(
         data,
         time=np.datetime64("2020-01-01") + TIME.astype(int) * np.timedelta64(1, "D"),
-        variables={"depth": Snapshots([moving], (H, W)), "still": Snapshots([still], (H, W))},
+        variables={"depth": Snapshots(moving, (H, W)), "still": Snapshots(still, (H, W))},
     )
     parts = Context.measure(data, range(N)).parts(data, np.array([[3, -1], [-1, -1]]))
     depth, constant, latitude, season = (part.isfinite().flatten(2).all(dim=2) for part in parts)

@@ -270,7 +270,7 @@ def test_what_it_cannot_do_is_said(run: Call, tmp_path: Path) -> None:
     is_message(run("infer", *given, "guidance=autoguidance", "guidance.ckpt=x"), "guidance: takes a network")
     is_message(run("infer", *given, "horizon=-1"), "horizon must be >= 0, got -1")
     is_message(run("infer", *given, "mask=none"), "only 0 of its times measured anything")
-    is_message(run("infer", "ckpt=outputs/train/run", "horizon=2"), "horizon=2", "it goes with ckpt=none")
+    is_message(run("infer", "ckpt=outputs/train/run", "horizon=2"), "horizon=2", "Give ckpt=none, or a network")
     with pytest.raises(UserError, match="points in a table have no grid"):
         vf.fill("points.csv")
 

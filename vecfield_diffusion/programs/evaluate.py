@@ -25,23 +25,21 @@ from torch import Tensor
 
 from vecfield_diffusion import progress
 from vecfield_diffusion.data.masks import Empty, Full, Mask
-from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.baselines import BASELINES
 from vecfield_diffusion.evaluation.comparison import Estimate, Scored, Setting, score
 from vecfield_diffusion.evaluation.report import Generated, Section
 from vecfield_diffusion.evaluation.trajectory import TimeSection, score_in_time, time_section
-from vecfield_diffusion.evaluation.verdicts import too_few
 from vecfield_diffusion.inference.calibration import apply_factor
 from vecfield_diffusion.inference.cases import Cases, make_cases
 from vecfield_diffusion.inference.files import owned
-from vecfield_diffusion.programs.ahead import View, silent, views
+from vecfield_diffusion.programs.ahead import silent, views
 from vecfield_diffusion.programs.baselines import baseline_fill, chosen_baselines
 from vecfield_diffusion.programs.compared import Network
 from vecfield_diffusion.programs.fill import say_summary
 from vecfield_diffusion.programs.filling import at_once, check_ranges
 from vecfield_diffusion.programs.in_time import series_fill
-from vecfield_diffusion.programs.study import Study, left_out, open_study
-from vecfield_diffusion.programs.twin import TwinExperiment, filler, open_experiment
+from vecfield_diffusion.programs.study import Study
+from vecfield_diffusion.programs.twin import TwinExperiment, filler, open_experiments
 from vecfield_diffusion.programs.written import Kept, check_writable, print_scores, write_report, write_scores
 from vecfield_diffusion.signals import stoppable
 
@@ -70,7 +68,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
         return f"{done} finished and kept in {folder}"
 
     with stoppable(finished):
-        study, experiments = opened(config, wanted, asked)
+        study, experiments = open_experiments(config, wanted, asked)
         check_writable(folder)
         with owned(folder / "scores.csv", folder / "report.html"):
             kept = Kept(folder, study.key)
@@ -82,30 +80,6 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
             write_report(folder, sections, study)
             kept.clear()
     return summary(sections)
-
-
-def opened(
-    config: dict[str, Any], wanted: Sequence[str], asked: Sequence[View]
-) -> tuple[Study, list[TwinExperiment]]:  # fmt: skip
-    """What is compared, and on which cases; prints what there is to say of both. Raises UserError."""
-    study = open_study(config, wanted, farthest=max(view.ahead for view in asked))
-    experiments = [found for view in asked if (found := open_experiment(study, view)) is not None]
-    if not experiments:
-        names = [view.name for view in asked]
-        if all(view.ahead for view in asked):
-            raise UserError(
-                f"masks={config['masks']} horizon={config['horizon']}: a forecast takes a network of sequences, "
-                "trained with dataset.frames=5 or so"
-            )
-        raise UserError(f"masks={names}: {' and '.join(names)} hides no cell, so that there is nothing to score")
-    if any(experiment.ahead for experiment in experiments):
-        alone = [model.name for model in study.models if model.trained.frames == 1]
-        why = "trained on snapshots, where a forecast takes dataset.frames=5 or so"
-        left_out(dict.fromkeys(alone, why) | silent(wanted), of="forecasts")
-    for note in [*study.untrained, *study.helps, too_few(len(study.indices), study.independent)]:
-        if note:
-            print(f"note: {note}")
-    return study, experiments
 
 
 def scored_section(study: Study, experiment: TwinExperiment) -> Section:

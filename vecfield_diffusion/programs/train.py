@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
 
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.data.augment import Transforms
-from vecfield_diffusion.data.context import Context
-from vecfield_diffusion.data.draws import seeded, window_grid, windows
-from vecfield_diffusion.data.fields import Fields
-from vecfield_diffusion.data.sequences import Runs, Sequences
-from vecfield_diffusion.data.splits import compare_blocks, independent
-from vecfield_diffusion.data.statistics import believed, homogeneous, measure, whole
+from vecfield_diffusion.data.draws import window_grid
+from vecfield_diffusion.data.splits import independent
+from vecfield_diffusion.data.statistics import homogeneous
 from vecfield_diffusion.diffusion.denoiser import Denoiser
-from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
+from vecfield_diffusion.diffusion.normalizer import Statistics
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.inpainting import Conditional
-from vecfield_diffusion.guidance.physics import NoPhysics
 from vecfield_diffusion.inference.files import owned
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.models.base import Parametrization
@@ -35,6 +30,7 @@ from vecfield_diffusion.programs.run_folder import check_folder, coordinates, de
 from vecfield_diffusion.programs.small import mirrors, regularised
 from vecfield_diffusion.programs.start import begin_from
 from vecfield_diffusion.programs.trained import choose_device, make_denoiser, make_network
+from vecfield_diffusion.programs.training_data import TrainingData, open_data
 from vecfield_diffusion.programs.validation import Validation
 from vecfield_diffusion.signals import stoppable
 from vecfield_diffusion.training.batches import Batches
@@ -70,27 +66,6 @@ def _trained(config: dict[str, Any], folder: Path) -> dict[str, float]:
     print(f"{folder}: {run.counters.step} steps, {run.counters.minutes:.1f} minutes")
     print(f"next: python infer.py ckpt={folder} mask=block")
     return headline(scores)
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """The data as training sees them.
-
-    Attributes:
-        fields: The fields.
-        split: The snapshots of `train`, `validation` and `test`.
-        window: The size of the windows that the network sees; None for whole fields.
-        normalizer: Physical to normalised units.
-        statistics: What the training snapshots say of themselves.
-        context: What the network is conditioned on beside the observation.
-    """
-
-    fields: Fields
-    split: dict[str, range]
-    window: tuple[int, int] | None
-    normalizer: Normalizer
-    statistics: Statistics
-    context: Context | None
 
 
 def prepare(config: dict[str, Any], folder: Path) -> TrainingRun:
@@ -139,25 +114,6 @@ def without_auto(config: dict[str, Any], folder: Path, data: TrainingData, domai
     if said:
         print(said)
     return config
-
-
-def open_data(config: Mapping[str, Any], parts: Mapping[str, Any]) -> TrainingData:
-    """Returns the data, divided and measured, and prints what they are. Raises UserError."""
-    fields, left_out = believed(build(config["dataset"], "dataset", trusted=True))
-    if left_out:
-        print(f"note: {fields.source}: {left_out}")
-    split = parts["splits"].split(fields)
-    print(fields.summary())
-    if fields.frames > 1:
-        print(Runs.of(fields).words)
-        print("; ".join(f"{name}: {Sequences.of(fields, split[name]).words}" for name in ("train", "validation")))
-    print("snapshots: " + ", ".join(f"{name} {block.start}-{block.stop - 1}" for name, block in split.items()))
-    for note in compare_blocks(fields, split):
-        print(f"note: {note}")
-    window = checked_window(config["window"], fields, parts["physics"])
-    cut = cutter(fields.grid, window, config["seed"])
-    normalizer, statistics = measure(fields, split["train"], config["mean_field"], cut)
-    return TrainingData(fields, split, window, normalizer, statistics, Context.measure(fields, split["train"]))
 
 
 def make_run(
@@ -229,26 +185,6 @@ def make_parts(config: dict[str, Any]) -> dict[str, Any]:
     build(config["optimizer"], "optimizer", trusted=True, params=[torch.nn.Parameter(torch.zeros(1))])
     torch.manual_seed(config["seed"])
     return parts
-
-
-def checked_window(window: list[int] | None, fields: Fields, physics: NoPhysics) -> tuple[int, int] | None:
-    """Returns the window, which must lie within the fields; None for none. Raises UserError."""
-    if window is None:
-        return None
-    height, width = fields.shape
-    if not (8 <= window[0] <= height and 8 <= window[1] <= width):
-        raise UserError(f"window={list(window)}: expected [height, width] from 8 to the {height}x{width} of the fields")
-    if not physics.plain:
-        raise UserError("window does not go with physics in training: a window does not know its own spacings")
-    return window[0], window[1]
-
-
-def cutter(grid: Grid, window: tuple[int, int] | None, seed: int) -> Callable[[Tensor], Tensor]:
-    """Returns what a network sees of whole fields: a random window of each, or all of it."""
-    if window is None:
-        return whole
-    generator = seeded(seed, 2)
-    return lambda fields: windows(grid, window, len(fields), generator)(fields)
 
 
 def with_levels(config: dict[str, Any], sigma_max: float) -> dict[str, Any]:

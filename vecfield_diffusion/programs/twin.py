@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vecfield_diffusion import progress
 from vecfield_diffusion.data.masks import Mask
+from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.comparison import Setting
+from vecfield_diffusion.evaluation.verdicts import too_few
 from vecfield_diffusion.inference.cases import Cases
-from vecfield_diffusion.programs.ahead import View
+from vecfield_diffusion.programs.ahead import View, silent
 from vecfield_diffusion.programs.compared import Network
 from vecfield_diffusion.programs.fill import Gathered, fill_cases, run
 from vecfield_diffusion.programs.filling import Filling
 from vecfield_diffusion.programs.source import as_seen_by
-from vecfield_diffusion.programs.study import Study
+from vecfield_diffusion.programs.study import Study, left_out, open_study
 
 
 @dataclass(frozen=True)
@@ -124,3 +127,27 @@ def open_experiment(study: Study, view: View) -> TwinExperiment | None:
     # What an instrument reads is no velocity of a cell, and y not what a baseline may see.
     blind = cases if study.sensor is None else replace(cases, observed=cases.observed & False)
     return TwinExperiment(setting, mask, blind, entries, view.ahead)
+
+
+def open_experiments(
+    config: dict[str, Any], wanted: Sequence[str], asked: Sequence[View]
+) -> tuple[Study, list[TwinExperiment]]:  # fmt: skip
+    """What is compared, and on which cases; prints what there is to say of both. Raises UserError."""
+    study = open_study(config, wanted, farthest=max(view.ahead for view in asked))
+    experiments = [found for view in asked if (found := open_experiment(study, view)) is not None]
+    if not experiments:
+        names = [view.name for view in asked]
+        if all(view.ahead for view in asked):
+            raise UserError(
+                f"masks={config['masks']} horizon={config['horizon']}: a forecast takes a network of sequences, "
+                "trained with dataset.frames=5 or so"
+            )
+        raise UserError(f"masks={names}: {' and '.join(names)} hides no cell, so that there is nothing to score")
+    if any(experiment.ahead for experiment in experiments):
+        alone = [model.name for model in study.models if model.trained.frames == 1]
+        why = "trained on snapshots, where a forecast takes dataset.frames=5 or so"
+        left_out(dict.fromkeys(alone, why) | silent(wanted), of="forecasts")
+    for note in [*study.untrained, *study.helps, too_few(len(study.indices), study.independent)]:
+        if note:
+            print(f"note: {note}")
+    return study, experiments
