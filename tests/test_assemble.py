@@ -66,7 +66,8 @@ def trained_on(mean=0.0, boundary="open", window=None):
     normalizer = Normalizer(torch.full((2, 4, 6), mean), 0.5)
     denoiser = Denoiser(torch.nn.Identity(), EDM(sigma_max=10.0), normalizer)
     statistics = Statistics(0.5, 1.0, 10.0, 0.0, 0.0)
-    return assemble.Trained(denoiser, grid, statistics, "m s-1", {}, {"window": window, "dataset": {}}, "run/best.pt", 1)
+    config = {"window": window, "dataset": {}}
+    return assemble.Trained(denoiser, grid, statistics, "m s-1", {}, config, "run/best.pt", 1)
 
 
 @pytest.mark.parametrize(
