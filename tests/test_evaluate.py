@@ -398,7 +398,7 @@ def test_a_signal_while_data_are_opened_is_one_line(
     code: int,
     name: str,
 ) -> None:
-    monkeypatch.setattr(program, "open_study", lambda *given, **options: signal.raise_signal(number))
+    monkeypatch.setattr(program, "open_experiments", lambda *given, **options: signal.raise_signal(number))
     with pytest.raises(SystemExit) as stop:
         program.evaluate(main.config("ckpt=run"), tmp_path)
     assert stop.value.code == code
