@@ -31,6 +31,7 @@ from vecfield_diffusion.data.sequences import Timeline
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import EDM
 from vecfield_diffusion.diffusion.normalizer import Normalizer
+from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.comparison import Estimate, Scored, Setting
 from vecfield_diffusion.evaluation.metrics import scores
 from vecfield_diffusion.evaluation.report import Section
@@ -404,6 +405,19 @@ def test_a_signal_while_data_are_opened_is_one_line(
     assert stop.value.code == code
     said = f"stopped by {name}: no mask finished and kept in {tmp_path}; the same command goes on\n"
     assert capsys.readouterr() == ("", said)
+
+
+def test_a_place_that_cannot_be_written_is_met_before_anything_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file stands where the folder should be; root may write anywhere else."""
+    (tmp_path / "taken").write_text("")
+    scored: list[object] = []
+    monkeypatch.setattr(program, "open_experiments", lambda *given, **options: (SimpleNamespace(key="k"), [1]))
+    monkeypatch.setattr(program, "scored_section", lambda *given: scored.append(given))
+    with pytest.raises(UserError, match="nothing can be written there"):
+        program.evaluate(main.config("ckpt=run"), tmp_path / "taken" / "results")
+    assert not scored
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
