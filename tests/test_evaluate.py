@@ -31,7 +31,6 @@ from vecfield_diffusion.data.sequences import Timeline
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import EDM
 from vecfield_diffusion.diffusion.normalizer import Normalizer
-from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.comparison import Estimate, Scored, Setting
 from vecfield_diffusion.evaluation.metrics import scores
 from vecfield_diffusion.evaluation.report import Section
@@ -407,19 +406,6 @@ def test_a_signal_while_data_are_opened_is_one_line(
     assert capsys.readouterr() == ("", said)
 
 
-def test_a_place_that_cannot_be_written_is_met_before_anything_is_scored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A file stands where the folder should be; root may write anywhere else."""
-    (tmp_path / "taken").write_text("")
-    scored: list[object] = []
-    monkeypatch.setattr(program, "open_experiments", lambda *given, **options: (SimpleNamespace(key="k"), [1]))
-    monkeypatch.setattr(program, "scored_section", lambda *given: scored.append(given))
-    with pytest.raises(UserError, match="nothing can be written there"):
-        program.evaluate(main.config("ckpt=run"), tmp_path / "taken" / "results")
-    assert not scored
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_what_is_finished_is_kept_and_the_same_command_goes_on(
     place: Path, run: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, code: int
@@ -491,8 +477,8 @@ def test_a_folder_that_cannot_be_written_is_met_before_the_first_mask(
     ("times", "words"),
     [
         (["2020-01-01", "2020-01-02", "2020-01-03"], "1 day"),
-        (["2020-01-01T00", "2020-01-01T06", "2020-01-03T06"], "6 h to 2 days"),
-        (["2020-01-01T00:00", "2020-01-01T00:30", "2020-01-01T01:00"], "30 min"),
+        (["2020-01-01T00", "2020-01-01T06", "2020-01-03T06"], "6 hours to 2 days"),
+        (["2020-01-01T00:00", "2020-01-01T00:30", "2020-01-01T01:00"], "30 minutes"),
     ],
 )
 def test_from_when_persistence_is(times: list[str], words: str) -> None:

@@ -285,9 +285,3 @@ def test_more_times_than_memory_holds(tmp_path: Path) -> None:
     axis = {"x": np.arange(1000.0) / 10, "y": np.arange(1000.0) / 10, "valid": valid}
     with pytest.raises(UserError, match="300 times on 1000x1000 cells are too many .* bin=24"):
         points(tmp_path, text, **axis)
-
-
-def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
-    """Neither is taken in silence."""
-    with pytest.raises(UserError, match="2 columns are called 'u', expected one u"):
-        points(tmp_path, "lon,lat,u,v,u\n11.2,51.4,1,10,9\n")

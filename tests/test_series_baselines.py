@@ -86,7 +86,7 @@ def test_the_field_in_space_and_time_is_learnt_from_training() -> None:
     draw = prior.mean + prior.draw(630, np.random.default_rng(3))
     grid = Grid(torch.from_numpy(land()))
     found = SpaceTimeInterpolation().fit(np.where(prior.valid, draw[:600], np.nan), grid)
-    assert "(log density of hidden training values: separable " in found.learnt
+    assert "(log density of hidden values: separable " in found.learnt
     hidden = random(30, 1, H, W, seed=4) > 0
     y = np.where(hidden | ~prior.valid, np.nan, draw[600:])
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vecfield_diffusion.data.augment import Augmentation
 from vecfield_diffusion.data.fields import Fields, blocks
+from vecfield_diffusion.data.sequences import duration
 from vecfield_diffusion.data.splits import (
     THRESHOLD,
     TimeBlocks,
@@ -355,14 +356,6 @@ def times(fields: Fields) -> Times:
         repeated=int((steps == 0).sum()),
         backward=int((steps < 0).sum()),
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the largest unit that they fill, such as `6 hours`."""
-    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= length:
-            return f"{seconds / length:g} {unit}{'s' * (seconds != length)}"
-    return f"{seconds:g} s"
 
 
 def complete(fields: Fields, missing: Sequence[float], part: Part) -> Tensor:

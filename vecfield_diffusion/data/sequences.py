@@ -248,6 +248,14 @@ def intervals(fields: Fields) -> tuple[NDArray[np.float64], str]:
     return steps.astype(np.float64), f" {unit}".rstrip()
 
 
+def duration(seconds: float) -> str:
+    """Returns seconds in the largest unit that they fill, such as `6 hours`."""
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            return f"{seconds / length:g} {unit}{'s' * (seconds != length)}"
+    return f"{seconds:g} s"
+
+
 def _lags(frames: int) -> int:
     return max(2, min(LAGS, 2 * frames // 3))
 

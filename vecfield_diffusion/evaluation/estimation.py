@@ -286,6 +286,12 @@ class Choice:
     scores: dict[str, float]
     spread: float
 
+    @property
+    def words(self) -> str:
+        """The kind, and the scores of all kinds, to be printed."""
+        scores = "; ".join(f"{name} {score:.2f}" for name, score in self.scores.items())
+        return f"{self.name} (log density of hidden values: {scores})"
+
 
 def choose(
     series: Floats,

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vecfield_diffusion.data.sequences import LAGS
 from vecfield_diffusion.evaluation.baseline import mean_field
 from vecfield_diffusion.evaluation.covariance import Floats
 from vecfield_diffusion.evaluation.estimation import Estimator, choose
@@ -32,8 +33,6 @@ from vecfield_diffusion.physics.grid import Grid
 
 #: Frames with observations before and after the one that is filled.
 REACH = 4
-#: Frames that correlations are followed over, at most.
-LAGS = 160
 #: Frames that are filled at once where members of them are drawn.
 BLOCK = 4
 #: Values that optimal interpolation is given of them: all if they are at most so many, else those that tell most.
@@ -138,8 +137,7 @@ class SpaceTimeInterpolation(SeriesBaseline):
             raise ValueError(f"fewer than {ENOUGH} training fields")
         choice = choose(training, self.valid, Estimator(self.grid.periodic, self.lags))
         self.field = choice.field
-        scores = "; ".join(f"{name} {score:.2f}" for name, score in choice.scores.items())
-        self.learnt = f"{choice.name} (log density of hidden training values: {scores})"
+        self.learnt = choice.words
 
     def fill(self, observations: ObservedSeries, members: int = 0, seed: int = 0) -> Iterator[Law]:
         """See `SeriesBaseline.fill`."""

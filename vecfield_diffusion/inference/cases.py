@@ -168,6 +168,7 @@ def make_cases(
     sensor: Sensor | None = None,
     hide: float = 0.0,
     along: bool = True,
+    through: bool = False,
 ) -> Cases:
     """Returns a case for each snapshot or sequence, with what `mask` does not observe hidden.
 
@@ -186,6 +187,7 @@ def make_cases(
         hide: The share of the observed cells that is hidden, to be scored.
         along: Whether a mask that goes through time does so along the whole run; else it begins with each sequence,
             as it must where the last frames of each are to be foretold.
+        through: Whether snapshots, too, are seen through what such a mask observes along their run.
     """
     chosen = np.asarray(indices, dtype=np.int64)
     series, numbers = chosen.ndim == 2, chosen.ravel().tolist()
@@ -196,7 +198,8 @@ def make_cases(
     sigma = sigma.expand(len(truth), *(1,) * (truth.ndim - 1)) if sigma.ndim == 0 else sigma
     measured = truth if sensor is None or not add_error else sensor.measure(truth, grid)
     known = measured.isfinite() & sigma.isfinite()
-    shown = shown_cells(fields, chosen, mask, known, valid=grid.valid, seed=seed, hide=hide, along=along)
+    drawn = {"valid": grid.valid, "seed": seed, "hide": hide, "along": along, "through": through}
+    shown = shown_cells(fields, chosen, mask, known, **drawn)
     observed = known.all(dim=-3, keepdim=True) & shown
     single = known & ~known.all(dim=-3, keepdim=True) & shown
     y = torch.where(observed | single, measured, torch.nan)
@@ -218,6 +221,7 @@ def shown_cells(
     seed: int,
     hide: float = 0.0,
     along: bool = True,
+    through: bool = False,
 ) -> Tensor:
     """Returns the cells that are observed of those where any value is known, boolean `(N, 1, H, W)`.
 
@@ -230,18 +234,19 @@ def shown_cells(
         seed: See `make_cases`, as the others.
         hide: See there.
         along: See there.
+        through: See there.
     """
     offered, numbers = known.any(dim=-3, keepdim=True), chosen.ravel().tolist()
-    if not (chosen.ndim == 2 and goes_on(mask)):
+    if not (goes_on(mask) and (through or chosen.ndim == 2)):
         pairs = zip(known.flatten(0, -4), numbers, strict=True)
         cells = [observed_cells(values, mask, seed, number, hide) for values, number in pairs]
     else:
         masks = (
-            masks_of_runs(fields, chosen, mask, valid, seed=seed)
+            masks_of_runs(fields, chosen.reshape(len(chosen), -1), mask, valid, seed=seed)
             if along
             else masks_of_sequences(chosen, mask, offered, seed=seed)
         )
-        pairs = zip((masks & offered).flatten(0, 1), numbers, strict=True)
+        pairs = zip(masks.flatten(0, 1) & offered.flatten(0, -4), numbers, strict=True)
         cells = [without_some(values, seed, number, hide) for values, number in pairs]
     return torch.stack(cells).view(offered.shape)
 

@@ -114,8 +114,6 @@ class Filling:
     def measured(self, snapshots: Sequence[int] | Integers) -> Cases:
         """Returns the cases of snapshots or sequences as the source and the mask have them."""
         snapshots = np.asarray(snapshots, dtype=np.int64)
-        if snapshots.ndim == 1 and self.goes_on:
-            return self.measured(snapshots[:, None]).snapshots(torch.ones(len(snapshots), 1, dtype=torch.bool))
         config, trained, sensor = self.config, self.trained, self.method.sensor
         cases = make_cases(
             self.fields,
@@ -127,13 +125,14 @@ class Filling:
             grid=trained.grid,
             sensor=sensor,
             hide=config["hide"],
+            through=self.goes_on,
         )
         if sensor is None or not sensor.velocity:
             return cases
         # The fields of the file stand for their coordinates alone.
         sensor = sensor.recorded(lambda name: read_variable(self.fields, name, snapshots))
         known = sensor.cells & trained.grid.valid & cases.sigma_obs.isfinite().all(dim=-3, keepdim=True)
-        given = {"valid": trained.grid.valid, "seed": config["seed"], "hide": config["hide"]}
+        given = {"valid": trained.grid.valid, "seed": config["seed"], "hide": config["hide"], "through": self.goes_on}
         shown = shown_cells(self.fields, snapshots, self.mask, known, **given)
         return cases.seen_through(sensor.within(shown))
 

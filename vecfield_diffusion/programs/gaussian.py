@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vecfield_diffusion import progress
 from vecfield_diffusion.config.build import build
@@ -97,11 +96,8 @@ class Series:
 
     def _read(self, snapshots: list[int]) -> Cases:
         config, through = self.config, says_so(self.mask)
-        chosen = np.array(snapshots)[:, None] if through else np.array(snapshots)
-        sigma = errors(config["sigma_obs"], self.fields, chosen)
-        options = dict(seed=config["seed"], sigma_obs=sigma, hide=config["hide"])
-        cases = make_cases(self.fields, chosen, self.mask, **options)
-        return cases.snapshots(torch.ones(len(snapshots), 1, dtype=torch.bool)) if through else cases
+        options = dict(sigma_obs=errors(config["sigma_obs"], self.fields, snapshots), hide=config["hide"])
+        return make_cases(self.fields, snapshots, self.mask, seed=config["seed"], through=through, **options)
 
     def run(self, sink: FieldsWriter | Buffer) -> dict[str, dict[str, float]]:
         """Fills every snapshot that is not there yet; returns what the trial found.
@@ -171,8 +167,7 @@ class Series:
         estimator = Estimator(self.grid.periodic, self.line.lags, noise=error)
         shown = np.where(hidden[:, None], np.nan, known)
         choice: Choice = choose(shown, valid, estimator, seed=seed)
-        scores = "; ".join(f"{name} {score:.2f}" for name, score in choice.scores.items())
-        print(f"field in space and time: {choice.name} (log density of hidden values: {scores})")
+        print(f"field in space and time: {choice.words}")
         if not hidden.any():
             print("note: the gaps of no time hide anything of another, so what the result is worth is not known")
             return self._way(choice.field, measured), 1.0, {}

@@ -70,8 +70,7 @@ def sequence_field(
     """
     estimator, whole = Estimator(periodic), window is None
     choice = choose(series, valid, estimator, **({} if whole else {"local": (False,), "ranks": ()}))
-    scores = "; ".join(f"{name} {score:.2f}" for name, score in choice.scores.items())
-    print(f"field in space and time of {len(series)} frames: {choice.name} (log density of hidden values: {scores})")
+    print(f"field in space and time of {len(series)} frames: {choice.words}")
     if whole:
         return product_modes(choice.field, frames, stride)
     lags = spaced(choice.field.lags, frames, stride)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from vecfield_diffusion.data.fields import Fields
-from vecfield_diffusion.data.sequences import Timeline, intervals
+from vecfield_diffusion.data.sequences import Timeline, duration, intervals
 from vecfield_diffusion.data.units import factor, says_nothing
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.comparison import Estimate
@@ -141,17 +141,9 @@ def step_of(fields: Fields) -> tuple[float, str, float | None]:
 
 
 def time_before(fields: Fields, indices: Sequence[int]) -> str:
-    """Returns how long before some snapshots those before them lie, in words: `1 day`, `1 h to 3 h`, `1 snapshot`."""
+    """Returns how long before some snapshots those before them lie, such as `1 hour to 3 hours`, or `1 snapshot`."""
     later = np.array([index for index in indices if index > 0], dtype=np.int64)
     if fields.time is None or fields.time.dtype.kind != "M" or not len(later):
         return "1 snapshot"
     seconds = (fields.time[later] - fields.time[later - 1]) / np.timedelta64(1, "s")
-    return " to ".join(dict.fromkeys(_duration(float(value)) for value in (seconds.min(), seconds.max())))
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "day"), (3600, "h"), (60, "min"), (1, "s")):
-        if seconds >= size:
-            count = f"{seconds / size:.3g}"
-            return f"{count} {unit}" + ("s" if unit == "day" and count != "1" else "")
-    return f"{seconds:.3g} s"
+    return " to ".join(dict.fromkeys(duration(float(value)) for value in (seconds.min(), seconds.max())))

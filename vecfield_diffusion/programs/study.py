@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vecfield_diffusion import __version__
 from vecfield_diffusion.data.context import Context
-from vecfield_diffusion.data.draws import anew, goes_on
+from vecfield_diffusion.data.draws import anew
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.fingerprint import fingerprint
 from vecfield_diffusion.data.gaps import OtherTimes
@@ -115,11 +114,7 @@ class Study:
         indices = self.indices if indices is None else indices
         error = errors(self.config["sigma_obs"], self.fields, indices)
         options = dict(seed=self.config["seed"], add_error=True, sensor=None if plain else self.sensor)
-        if not goes_on(mask):
-            return make_cases(self.fields, indices, mask, sigma_obs=error, **options)
-        error = error if isinstance(error, int | float) else error[:, None]
-        cases = make_cases(self.fields, np.asarray(indices)[:, None], mask, sigma_obs=error, **options)
-        return cases.snapshots(torch.ones(len(indices), 1, dtype=torch.bool))
+        return make_cases(self.fields, indices, mask, sigma_obs=error, through=True, **options)
 
     @cached_property
     def line(self) -> Timeline:
