@@ -27,8 +27,13 @@ format: $(READY)  ## format the code and mend what ruff can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+docs: $(READY)  ## build the site into docs/_build
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(PY) -m sphinx --fail-on-warning --quiet docs docs/_build
+	@echo open docs/_build/index.html
+
 clean:  ## remove the environment and all caches; data and runs stay
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis docs/_build
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt | $(PY)
@@ -44,4 +49,4 @@ $(PY):
 hooks: $(READY)  ## run `make lint` before each commit
 	$(PY) -m pre_commit install
 
-.PHONY: help demo test quick hooks lint format clean
+.PHONY: help demo test quick hooks lint format docs clean

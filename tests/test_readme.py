@@ -16,8 +16,7 @@ from vecfield_diffusion.programs import infer, train
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
-EXTENDING = (ROOT / "docs" / "extending.md").read_text()
-SERIES = (ROOT / "docs" / "series.md").read_text()
+PAGES = {page.stem: page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))}
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -28,7 +27,7 @@ def blocks(text: str) -> list[tuple[str, str]]:
 BLOCKS = blocks(TEXT)
 COMMANDS = [
     line
-    for _, block in [*BLOCKS, *blocks(EXTENDING), *blocks(SERIES)]
+    for _, block in [*BLOCKS, *(block for page in PAGES.values() for block in blocks(page))]
     for line in re.findall(r"python (?:train|infer|evaluate)\.py[^#\n]*", block)
     if "..." not in line
 ]
@@ -92,7 +91,7 @@ def test_library_example_runs(run_folder):
 
 @pytest.mark.parametrize("name", ["Trigonometric", "Affine"])
 def test_own_formulations_train_from_the_command_line(run_folder, tmp_path, monkeypatch, name):
-    (code,) = re.findall(r"```python\n(.*?)```", EXTENDING, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGES["extending"], re.DOTALL)
     (tmp_path / "mine.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
