@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracle import GaussianConditional, GaussianPrior, gaussian_law, physics_rows
 
-from vecfield_diffusion.diffusion.formulations import karras
+from vecfield_diffusion.diffusion.base import karras
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.guidance import posterior
