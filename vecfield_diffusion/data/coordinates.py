@@ -1,4 +1,4 @@
-"""Coordinates as files have them, and the grid that follows: spacing in metres, staggering, the turn against east."""
+"""Coordinates as files have them, and the grid that follows: spacing in metres, the turn against east."""
 
 from __future__ import annotations
 
@@ -209,6 +209,10 @@ class Plane:
             )
         return cls(x, y, degrees)
 
+    def same(self, other: Plane) -> bool:
+        """Whether both have the same coordinates to the last bit."""
+        return np.array_equal(self.x, other.x, equal_nan=True) and np.array_equal(self.y, other.y, equal_nan=True)
+
     def steps(self, axis: int) -> tuple[np.ndarray, np.ndarray]:
         """From every cell to the next along `axis`, eastward and northward, in degrees of latitude or in lengths."""
         dx, dy = np.diff(self.x, axis=axis), np.diff(self.y, axis=axis)
@@ -294,55 +298,6 @@ def _extended(line: np.ndarray, places: np.ndarray) -> np.ndarray:
     whole[before] = line[a] + (before - a) * (line[b] - line[a]) / (b - a)
     whole[after] = line[z] + (after - z) * (line[z] - line[y]) / (z - y)
     return whole
-
-
-def stagger(first: Plane, second: Plane) -> tuple[float, float] | None:
-    """How far the points of `first` lie from those of `second`, in cells along x and y; None where that varies.
-
-    `(0, 0)` is one grid, `(0.5, -0.5)` a C-grid whose u lies on the far and `(-0.5, 0.5)` one whose u lies on the near
-    side of the cells (Arakawa and Lamb 1977).
-    """
-    height, width = (min(sizes) for sizes in zip(first.x.shape, second.x.shape, strict=True))
-    here, there = (Plane(p.x[:height, :width], p.y[:height, :width], p.degrees) for p in (first, second))
-    (ax, ay), (bx, by) = ((part[: height - 1, : width - 1] for part in here.steps(axis)) for axis in (1, 0))
-    dx, dy = here.x - there.x, here.y - there.y
-    if here.degrees:
-        dx = ((dx + 180.0) % 360.0 - 180.0) * np.cos(np.deg2rad(here.y))
-    dx, dy = dx[: height - 1, : width - 1], dy[: height - 1, : width - 1]
-    area = ax * by - ay * bx
-    shares = np.stack([(dx * by - dy * bx) / area, (ax * dy - ay * dx) / area])
-    shares = shares[:, np.isfinite(shares).all(axis=0)]
-    if not shares.size:
-        return None
-    middle = np.median(shares, axis=1)
-    even = np.median(np.abs(shares - middle[:, None]), axis=1).max() < 0.05
-    near = np.round(2 * middle) / 2
-    return (float(near[0]), float(near[1])) if even and np.abs(near - middle).max() < 0.1 else None
-
-
-def centres(shapes: tuple[tuple[int, int], tuple[int, int]], offset: tuple[float, float]) -> tuple[Any, ...]:
-    """How a C-grid is brought to the centres that have u and v on both sides.
-
-    Arguments:
-        shapes: `(H, W)` of u and of v.
-        offset: See `stagger`, with u first.
-
-    Returns:
-        For u and for v the two slices of (y, x) whose mean is taken, and the slices of the centres in the columns of v
-        and in the rows of u.
-    """
-    (height_u, width_u), (height_v, width_v) = shapes
-    far = offset[0] > 0
-    width, height = (
-        (min(width_u, width_v) - 1, min(height_u, height_v) - 1)
-        if far
-        else (min(width_u - 1, width_v), min(height_v - 1, height_u))
-    )
-    start = 1 if far else 0
-    columns, rows = slice(start, start + width), slice(start, start + height)
-    before = -1 if far else 1
-    shifted_x, shifted_y = (slice(s.start + before, s.stop + before) for s in (columns, rows))
-    return [(rows, columns), (rows, shifted_x)], [(rows, columns), (shifted_y, columns)], columns, rows
 
 
 def to_degrees(values: np.ndarray, units: str) -> np.ndarray:

@@ -28,6 +28,7 @@ from vecfield_diffusion.data.readers.joined import joined, merged
 from vecfield_diffusion.data.readers.netcdf import read_url
 from vecfield_diffusion.data.readers.reader import Format, check_path
 from vecfield_diffusion.data.readers.roles import Options, choose_pair
+from vecfield_diffusion.data.readers.staggered import collocated
 from vecfield_diffusion.data.readers.zarr import is_store, read
 from vecfield_diffusion.data.stored import Stamp, reading, stamp
 from vecfield_diffusion.data.words import components, option
@@ -112,7 +113,7 @@ def open_fields(
         found = find_all(files_of(name), options, group)
     spacing = {"dx": dx, "dy": dy, "boundary_x": boundary_x, "boundary_y": boundary_y}
     samples = {"context": context, "history": history, "frames": frames, "stride": stride}
-    return found.to_fields(name, land=land, preload_gb=preload_gb, **samples, **spacing)
+    return collocated(found, name).to_fields(name, land=land, preload_gb=preload_gb, spacing=spacing, **samples)
 
 
 def _pair(u: xr.DataArray, v: xr.DataArray, options: Options) -> Found:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vecfield_diffusion.data.coordinates import Plane, stagger
+from vecfield_diffusion.data.coordinates import Plane
 from vecfield_diffusion.data.readers.found import Component, Found
 from vecfield_diffusion.data.stored import Components, Joined, Reader
 from vecfield_diffusion.data.units import SPEED, factor, same_units
@@ -48,6 +48,7 @@ def joined(parts: Sequence[Found]) -> Found:
         variables={name: Joined([part.variables[name] for part in parts], lengths) for name in common},
         groups=_numbered(parts, "groups"),
         runs=_numbered(parts, "runs"),
+        closing=tuple(close for part in parts for close in part.closing),
     )
 
 
@@ -102,8 +103,6 @@ def merged(first: Found, second: Found) -> Found:
     places = u.place(), v.place()
     if u.shape == v.shape and (places[0] is None) != (places[1] is None):
         raise UserError(_differ(first, second, "coordinates", *("some" if place else "none" for place in places)))
-    if u.shape == v.shape and None not in places and stagger(*places) is None:
-        raise UserError(_differ(first, second, "points", *_spans(places)))
     groups = [part.groups for part in (first, second) if part.groups is not None]
     return replace(
         first,
@@ -111,6 +110,7 @@ def merged(first: Found, second: Found) -> Found:
         layout=f"{first.layout} and {second.layout}",
         variables={**second.variables, **first.variables},
         variable_units={**second.variable_units, **first.variable_units},
+        closing=first.closing + second.closing,
         points={**dict.fromkeys(second.variables, "v"), **dict.fromkeys(first.variables, "u")},
         groups=groups[0] if groups else None,
     )
