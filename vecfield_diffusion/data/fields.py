@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.data.stored import Cached, Components, Reader, room_for, still, turned
+from vecfield_diffusion.data.stored import Cached, Combined, Reader, room_for, still, turned
 from vecfield_diffusion.data.units import SPEED, factor, same_units
 from vecfield_diffusion.data.words import components, option
 from vecfield_diffusion.errors import UserError, nearest
@@ -201,11 +201,11 @@ class Fields(Contents):
             raise UserError(f"{self.source} is in {self.units}, which cannot be converted to {units}")
         ratio = own / wanted
         readers = {
-            name: reader if factor(self.units_of(name), SPEED) is None else Components([reader], (ratio, ratio))
+            name: reader if factor(self.units_of(name), SPEED) is None else Combined([reader], (ratio, ratio))
             for name, reader in self.variables.items()
         }
         scale = (self.scale[0] * ratio, self.scale[1] * ratio)
-        reader = Components([self.reader], (ratio, ratio))
+        reader = Combined([self.reader], (ratio, ratio))
         return replace(self, reader=reader, variables=readers, scale=scale, units=units)
 
     def restore(self, velocity: np.ndarray) -> np.ndarray:

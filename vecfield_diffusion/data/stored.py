@@ -1,7 +1,7 @@
 """How snapshots are fetched from where they are stored.
 
 A reader is a callable `indices (n,) -> float32 (n, C, H, W)` that returns a fresh array. `Snapshots` reads a
-variable, `Joined` readers one after the other along time, `Components` those of u and of v, and `Cached` keeps what
+variable, `Joined` readers one after the other along time, `Combined` those of u and of v, and `Cached` keeps what
 another reader decoded. A file is never mapped: one that shrinks is a message then and not a signal.
 """
 
@@ -150,7 +150,7 @@ class Joined:
 
 
 @dataclass(eq=False)
-class Components:
+class Combined:
     """The two components of a velocity: brought to common points, to m s-1 and to the axes of the grid.
 
     Arguments:

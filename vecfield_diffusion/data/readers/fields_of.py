@@ -19,7 +19,7 @@ from vecfield_diffusion.data.readers.places import component_at, extra_coords_of
 from vecfield_diffusion.data.readers.reader import plain
 from vecfield_diffusion.data.readers.roles import BOTH, Options, choose_pair, find, units_of
 from vecfield_diffusion.data.readers.sizes import anonymous, named, orders
-from vecfield_diffusion.data.stored import Components, Joined, Reader, Snapshots, Stamp
+from vecfield_diffusion.data.stored import Combined, Joined, Reader, Snapshots, Stamp
 from vecfield_diffusion.data.units import SPEED, factor
 from vecfield_diffusion.data.words import components, option
 from vecfield_diffusion.errors import UserError
@@ -189,7 +189,7 @@ def _placed(dataset: xr.Dataset, layouts: Sequence[Layout]) -> dict[str, tuple[s
 def _in_metres(reader: Reader, units: str) -> Reader:
     """The reader of another variable; one in units of speed is converted to m s-1, as the velocity is."""
     scale = factor(units, SPEED)
-    return reader if scale in (None, 1.0) else Components([reader], (scale, scale))
+    return reader if scale in (None, 1.0) else Combined([reader], (scale, scale))
 
 
 def _groups(variables: Sequence[xr.Variable], layouts: Sequence[Layout], length: int) -> np.ndarray | None:

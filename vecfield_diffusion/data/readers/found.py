@@ -16,7 +16,7 @@ import torch
 from vecfield_diffusion.data.coordinates import Axis, Plane, make_grid
 from vecfield_diffusion.data.fields import LAND, Contents, Fields, Land, MemoryReader, blocks, duplicates, valid_cells
 from vecfield_diffusion.data.readers.reader import check_size
-from vecfield_diffusion.data.stored import Cached, Components, Reader, room_for
+from vecfield_diffusion.data.stored import Cached, Combined, Reader, room_for
 from vecfield_diffusion.data.units import LENGTH, SPEED, factor, has_factor
 from vecfield_diffusion.data.words import components, option
 from vecfield_diffusion.errors import UserError
@@ -131,7 +131,7 @@ class Found(Contents):
         turn = self.turn(source)
         readers = [part.reader for part in self.components]
         plain = len(readers) == 1 and scale == (1.0, 1.0) and turn is None
-        reader = readers[0] if plain else Components(readers, scale, turn=turn)
+        reader = readers[0] if plain else Combined(readers, scale, turn=turn)
         reader = self.fetching(reader, source, preload_gb)
         (height, width), x, y = first.shape, first.x, first.y
         grid = make_grid(valid_cells(reader, self.length, self.mask, first.shape, source, land), x, y, **given)
@@ -139,7 +139,7 @@ class Found(Contents):
         known_land = ~grid.valid if self.mask is not None else None
         if self.mask is None and land == "zero":
             known_land = ~grid.valid & torch.from_numpy(np.isfinite(reader(np.zeros(1, dtype=np.int64)))[0].all(axis=0))
-        reader = Components([reader], gaps=True) if land == "gap" else reader
+        reader = Combined([reader], gaps=True) if land == "gap" else reader
         return Fields(
             reader=reader,
             length=self.length,

@@ -9,7 +9,7 @@ import numpy as np
 
 from vecfield_diffusion.data.coordinates import Plane
 from vecfield_diffusion.data.readers.found import Component, Found
-from vecfield_diffusion.data.stored import Components, Joined, Reader
+from vecfield_diffusion.data.stored import Combined, Joined, Reader
 from vecfield_diffusion.data.units import SPEED, factor, same_units
 from vecfield_diffusion.data.words import components, option
 from vecfield_diffusion.errors import UserError
@@ -57,7 +57,7 @@ def _in_units(part: Component, own: Component) -> Reader:
     if part.units == own.units or same_units(part.units, own.units):
         return part.reader
     ratio = factor(part.units, SPEED) / factor(own.units, SPEED)
-    return Components([part.reader], (ratio, ratio))
+    return Combined([part.reader], (ratio, ratio))
 
 
 def _numbered(parts: Sequence[Found], name: str) -> np.ndarray | None:

@@ -75,6 +75,14 @@ def unnamed(arrays: Mapping[str, np.ndarray], kind: str, turned: bool = False) -
     return dataset
 
 
+def rebuilt(dataset: xr.Dataset, variables: Mapping[str, xr.Variable]) -> xr.Dataset:
+    """The data set with other variables, of the same file."""
+    result = xr.Dataset(variables, attrs=dataset.attrs)
+    result.encoding = dataset.encoding
+    result.set_close(dataset.close)
+    return result
+
+
 def plain(value: Any) -> Any:  # noqa: ANN401
     """An attribute as text, a number or an array of numbers."""
     if isinstance(value, bytes):

@@ -9,7 +9,7 @@ import numpy as np
 
 from vecfield_diffusion.data.coordinates import Axis, Plane
 from vecfield_diffusion.data.readers.found import Component, Found
-from vecfield_diffusion.data.stored import Components
+from vecfield_diffusion.data.stored import Combined
 from vecfield_diffusion.data.words import components, option
 from vecfield_diffusion.errors import UserError
 
@@ -65,11 +65,11 @@ def collocated(found: Found, source: str) -> Found:
     return replace(
         found,
         components=tuple(
-            replace(part, reader=Components([part.reader], cuts=[cuts[name]]), **shared)
+            replace(part, reader=Combined([part.reader], cuts=[cuts[name]]), **shared)
             for name, part in (("u", u), ("v", v))
         ),
         extra_coords={name: extra for name, extra in found.extra_coords.items() if not extra[0]},
-        variables={name: Components([item], cuts=[cuts[found.points[name]]]) for name, item in found.variables.items()},
+        variables={name: Combined([item], cuts=[cuts[found.points[name]]]) for name, item in found.variables.items()},
         dims=None if found.dims is None else (found.dims[0], u.y.label or "y", v.x.label or "x"),
     )
 
