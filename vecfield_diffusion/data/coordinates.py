@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
-from vecfield_diffusion.data.units import DEGREE, LENGTH, factor, says_nothing
+from vecfield_diffusion.data.units import DEGREE, LENGTH, factor
 from vecfield_diffusion.data.words import option
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import EARTH_RADIUS, Grid
@@ -69,7 +70,7 @@ class Axis:
         Raises:
             UserError: No number at all, or degrees that no globe has.
         """
-        if self.values is None or self.name == "time":
+        if self.values is None:
             return self
         values = np.asarray(self.values, dtype=np.float64)
         if not np.isfinite(values).all():
@@ -252,12 +253,9 @@ class Plane:
     def turn(self) -> np.ndarray:
         """The angle from east to the direction of the columns, anticlockwise in radians, `(H, W)`."""
         east, north = self.steps(1)
-        # Where the place of a cell is unknown, the columns run as they do elsewhere in its row, or in the grid.
+        # Where the place of a cell is unknown, the columns run as they do elsewhere in its row, or in the nearest.
         for part in (east, north):
-            known = np.isfinite(part)
-            sums = np.where(known, part, 0.0).sum(1) / np.maximum(known.sum(1), 1)
-            rows = np.where(known.any(1), sums, part[known].mean())
-            part[~known] = np.broadcast_to(rows[:, None], part.shape)[~known]
+            np.copyto(part, _rows_filled(part)[:, None], where=~np.isfinite(part))
         return np.arctan2(_at_cells(north), _at_cells(east))
 
 
@@ -268,7 +266,7 @@ def _at_cells(steps: np.ndarray) -> np.ndarray:
 
 
 def _rows_filled(distance: np.ndarray) -> np.ndarray:
-    """The mean of every row, where a row without any takes that of the nearest ones."""
+    """The mean of what is known of every row, where a row without any takes that of the nearest ones."""
     known = np.isfinite(distance)
     mean = np.where(known, distance, 0.0).sum(1) / np.maximum(known.sum(1), 1)
     rows = np.flatnonzero(known.any(1))
@@ -284,23 +282,13 @@ def along(plane: np.ndarray, axis: int) -> np.ndarray | None:
     line = np.where(known, plane, 0.0).sum(axis=1 - axis) / np.maximum(count, 1)
     places = np.flatnonzero(count)
     if len(places) < len(line):
-        line = _extended(line, places)
+        line = make_interp_spline(places, line[places], k=1)(np.arange(len(line)))
     step = np.abs(np.diff(line)).min(initial=np.inf)
     spread = np.nanmax(np.abs(plane - np.expand_dims(line, 1 - axis)))
     return line if spread <= 1e-3 * step else None
 
 
-def _extended(line: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """A line that is known at `places`: straight between them, and on either side as between the two outermost."""
-    whole = np.interp(np.arange(len(line)), places, line[places])
-    (a, b), (y, z) = places[:2], places[-2:]
-    before, after = np.arange(a), np.arange(z + 1, len(line))
-    whole[before] = line[a] + (before - a) * (line[b] - line[a]) / (b - a)
-    whole[after] = line[z] + (after - z) * (line[z] - line[y]) / (z - y)
-    return whole
-
-
 def to_degrees(values: np.ndarray, units: str) -> np.ndarray:
     """Longitudes or latitudes in degrees, whether the file counts degrees or radians."""
     scale = factor(units, DEGREE)
-    return values if scale is None or says_nothing(units) and scale == 1.0 else np.asarray(values) * scale
+    return values if scale is None else np.asarray(values) * scale
