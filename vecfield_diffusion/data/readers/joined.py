@@ -23,11 +23,8 @@ def joined(parts: Sequence[Found]) -> Found:
     """
     if len(parts) == 1:
         return parts[0]
-    times = None
-    if (
-        all(part.time.values is not None for part in parts)
-        and len({part.time.values.dtype.kind for part in parts}) == 1
-    ):
+    times, kinds = None, {None if part.time.values is None else part.time.values.dtype.kind for part in parts}
+    if len(kinds) == 1 and None not in kinds:
         parts = sorted(parts, key=lambda part: part.time.values[0])
         times = [part.time.values for part in parts]
     first, lengths = parts[0], [part.length for part in parts]
