@@ -124,12 +124,7 @@ def arranged(variable: xr.Variable) -> np.ndarray:
 
 
 class Joined:
-    """Readers one after the other along time.
-
-    Arguments:
-        readers: The readers.
-        lengths: The snapshots of each.
-    """
+    """Readers one after the other along time, of so many snapshots each."""
 
     def __init__(self, readers: Sequence[Reader], lengths: Sequence[int]) -> None:
         self.readers = tuple(readers)
@@ -195,11 +190,7 @@ class Cached:
 
     It goes as float32 into a temporary file without a name, which vanishes with the process, however that ends; each
     process has its own. Snapshots that lie in one chunk are decoded together. A disk that fills ends the keeping, not
-    the reading.
-
-    Arguments:
-        reader: The reader.
-        groups: `(N,)`, the same number for snapshots that are decoded together.
+    the reading. `groups (N,)` has the same number for snapshots that are decoded together.
     """
 
     _file: BinaryIO | None = None

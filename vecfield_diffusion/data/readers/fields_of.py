@@ -112,7 +112,7 @@ def _components(dataset: xr.Dataset, options: Options, source: str) -> tuple[tup
             turned = bool(dataset.encoding.get("turned"))
             if not anonymous(dataset, name) or orders(numeric[name].shape, True, turned):
                 return (name,), True, ()
-    names, notes = choose_pair(dataset, options, source)
+    names, notes = choose_pair(dataset.variables, options, source)
     return names, False, notes
 
 
