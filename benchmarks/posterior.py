@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.diffusion.formulations import karras
+from vecfield_diffusion.diffusion.base import karras
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.evaluation.tables import table

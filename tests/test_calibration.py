@@ -10,7 +10,7 @@ import torch
 from oracle import GaussianConditional, GaussianPrior
 from scipy.stats import chisquare
 
-from vecfield_diffusion.diffusion.formulations import karras
+from vecfield_diffusion.diffusion.base import karras
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.samplers.deterministic import DPMpp2M

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vecfield_diffusion.data.coordinates import Axis, Plane, along, make_grid
-from vecfield_diffusion.data.fields import Fields, MemoryReader, blocks, duplicates, survey
+from vecfield_diffusion.data.fields import Fields, MemoryReader, blocks, duplicates, measured_cells
 from vecfield_diffusion.data.readers.found import Component, Found
 from vecfield_diffusion.data.words import INPUT, called
 from vecfield_diffusion.errors import UserError
@@ -23,7 +23,7 @@ def found_in(velocity: np.ndarray, mask: np.ndarray | None = None) -> Found:
 
 
 def build(velocity: np.ndarray, mask: np.ndarray | None = None, **spacing: float) -> Fields:
-    return found_in(velocity, mask).to_fields("memory", **spacing)
+    return found_in(velocity, mask).to_fields("memory", spacing=spacing)
 
 
 def test_a_gap_in_one_component_is_a_gap_in_both_and_only_in_that_snapshot() -> None:
@@ -82,7 +82,7 @@ def test_nothing_valid_is_refused() -> None:
         build(np.zeros((2, 2, 3, 3))).read([2])
 
 
-def test_blocks_cover_all_snapshots_once_and_a_survey_stops_when_all_cells_are_seen() -> None:
+def test_blocks_cover_all_snapshots_once_and_reading_stops_when_all_cells_are_seen() -> None:
     cells = 2**20
     parts = list(blocks(11, cells))
     assert max(map(len, parts)) == 4 and np.concatenate(parts).tolist() == list(range(11))
@@ -92,7 +92,7 @@ def test_blocks_cover_all_snapshots_once_and_a_survey_stops_when_all_cells_are_s
         calls.append(indices)
         return np.zeros((len(indices), 2, 1024, 1024), dtype=np.float32)
 
-    assert survey(reader, 11, np.ones((1024, 1024), dtype=bool), still=False).seen.all() and len(calls) == 1
+    assert measured_cells(reader, 11, np.ones((1024, 1024), dtype=bool), still=False)[0].all() and len(calls) == 1
 
 
 def test_spacing_from_metres_kilometres_and_degrees() -> None:

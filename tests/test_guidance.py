@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracle import GaussianPrior
 
-from vecfield_diffusion.diffusion.formulations import karras
+from vecfield_diffusion.diffusion.base import karras
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.guidance.inpainting import Conditional, RePaint

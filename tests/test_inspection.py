@@ -21,14 +21,14 @@ from vecfield_diffusion import commands
 from vecfield_diffusion.config.overrides import Composer
 from vecfield_diffusion.config.program import CONF
 from vecfield_diffusion.data.fields import Fields, MemoryReader
-from vecfield_diffusion.data.inspection import (
+from vecfield_diffusion.data.readers.hdf5 import write_hdf5
+from vecfield_diffusion.data.sequences import duration
+from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.evaluation.inspection import (
     Inspection,
     inspect,
     largest_region,
 )
-from vecfield_diffusion.data.readers.hdf5 import write_hdf5
-from vecfield_diffusion.data.sequences import duration
-from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.parts import fullest_part, largest_rectangle
 from vecfield_diffusion.programs import inspect as program

@@ -7,7 +7,7 @@ import torch
 from oracle import GaussianPrior
 from torch import nn
 
-from vecfield_diffusion.diffusion.formulations import karras
+from vecfield_diffusion.diffusion.base import karras
 from vecfield_diffusion.samplers.likelihood import log_likelihood
 
 S_MIN = 0.05

@@ -9,12 +9,13 @@ import pytest
 import torch
 from oracle import GaussianConditional, GaussianPrior, gaussian_law, physics_rows
 
-from vecfield_diffusion.diffusion.formulations import karras
+from vecfield_diffusion.diffusion.base import karras
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.guidance import posterior
 from vecfield_diffusion.guidance.linear import LinearObservation, cells, footprint, radial, stack
-from vecfield_diffusion.guidance.posterior import DPS, MMPS, PiGDM, Solver, Tangent
+from vecfield_diffusion.guidance.posterior import DPS, MMPS, PiGDM
+from vecfield_diffusion.guidance.solver import Solver, Tangent
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.samplers.deterministic import DPMpp2M, Euler, Heun
 

@@ -10,7 +10,8 @@ import torch
 from oracle import GaussianPrior
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vecfield_diffusion.diffusion.formulations import DDPM, EDM, karras
+from vecfield_diffusion.diffusion.base import karras
+from vecfield_diffusion.diffusion.formulations import DDPM, EDM
 from vecfield_diffusion.samplers.deterministic import DPMpp2M, Euler, Heun, Midpoint
 from vecfield_diffusion.samplers.stochastic import (
     DDIM,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracle import GaussianPrior, IndependentPrior, gaussian_law
 
-from vecfield_diffusion.diffusion.formulations import karras
+from vecfield_diffusion.diffusion.base import karras
 from vecfield_diffusion.samplers.deterministic import Euler
 from vecfield_diffusion.samplers.stochastic import (
     DDIM,

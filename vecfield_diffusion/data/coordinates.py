@@ -1,4 +1,4 @@
-"""Coordinates as files have them, and the grid that follows: spacing in metres, staggering, the turn against east."""
+"""Coordinates as files have them, and the grid that follows: spacing in metres, the turn against east."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
-from vecfield_diffusion.data.units import DEGREE, LENGTH, factor, says_nothing
+from vecfield_diffusion.data.units import DEGREE, LENGTH, factor
 from vecfield_diffusion.data.words import option
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import EARTH_RADIUS, Grid
@@ -69,7 +70,7 @@ class Axis:
         Raises:
             UserError: No number at all, or degrees that no globe has.
         """
-        if self.values is None or self.name == "time":
+        if self.values is None:
             return self
         values = np.asarray(self.values, dtype=np.float64)
         if not np.isfinite(values).all():
@@ -209,6 +210,10 @@ class Plane:
             )
         return cls(x, y, degrees)
 
+    def same(self, other: Plane) -> bool:
+        """Whether both have the same coordinates to the last bit."""
+        return np.array_equal(self.x, other.x, equal_nan=True) and np.array_equal(self.y, other.y, equal_nan=True)
+
     def steps(self, axis: int) -> tuple[np.ndarray, np.ndarray]:
         """From every cell to the next along `axis`, eastward and northward, in degrees of latitude or in lengths."""
         dx, dy = np.diff(self.x, axis=axis), np.diff(self.y, axis=axis)
@@ -248,12 +253,9 @@ class Plane:
     def turn(self) -> np.ndarray:
         """The angle from east to the direction of the columns, anticlockwise in radians, `(H, W)`."""
         east, north = self.steps(1)
-        # Where the place of a cell is unknown, the columns run as they do elsewhere in its row, or in the grid.
+        # Where the place of a cell is unknown, the columns run as they do elsewhere in its row, or in the nearest.
         for part in (east, north):
-            known = np.isfinite(part)
-            sums = np.where(known, part, 0.0).sum(1) / np.maximum(known.sum(1), 1)
-            rows = np.where(known.any(1), sums, part[known].mean())
-            part[~known] = np.broadcast_to(rows[:, None], part.shape)[~known]
+            np.copyto(part, _rows_filled(part)[:, None], where=~np.isfinite(part))
         return np.arctan2(_at_cells(north), _at_cells(east))
 
 
@@ -264,7 +266,7 @@ def _at_cells(steps: np.ndarray) -> np.ndarray:
 
 
 def _rows_filled(distance: np.ndarray) -> np.ndarray:
-    """The mean of every row, where a row without any takes that of the nearest ones."""
+    """The mean of what is known of every row, where a row without any takes that of the nearest ones."""
     known = np.isfinite(distance)
     mean = np.where(known, distance, 0.0).sum(1) / np.maximum(known.sum(1), 1)
     rows = np.flatnonzero(known.any(1))
@@ -280,72 +282,13 @@ def along(plane: np.ndarray, axis: int) -> np.ndarray | None:
     line = np.where(known, plane, 0.0).sum(axis=1 - axis) / np.maximum(count, 1)
     places = np.flatnonzero(count)
     if len(places) < len(line):
-        line = _extended(line, places)
+        line = make_interp_spline(places, line[places], k=1)(np.arange(len(line)))
     step = np.abs(np.diff(line)).min(initial=np.inf)
     spread = np.nanmax(np.abs(plane - np.expand_dims(line, 1 - axis)))
     return line if spread <= 1e-3 * step else None
 
 
-def _extended(line: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """A line that is known at `places`: straight between them, and on either side as between the two outermost."""
-    whole = np.interp(np.arange(len(line)), places, line[places])
-    (a, b), (y, z) = places[:2], places[-2:]
-    before, after = np.arange(a), np.arange(z + 1, len(line))
-    whole[before] = line[a] + (before - a) * (line[b] - line[a]) / (b - a)
-    whole[after] = line[z] + (after - z) * (line[z] - line[y]) / (z - y)
-    return whole
-
-
-def stagger(first: Plane, second: Plane) -> tuple[float, float] | None:
-    """How far the points of `first` lie from those of `second`, in cells along x and y; None where that varies.
-
-    `(0, 0)` is one grid, `(0.5, -0.5)` a C-grid whose u lies on the far and `(-0.5, 0.5)` one whose u lies on the near
-    side of the cells (Arakawa and Lamb 1977).
-    """
-    height, width = (min(sizes) for sizes in zip(first.x.shape, second.x.shape, strict=True))
-    here, there = (Plane(p.x[:height, :width], p.y[:height, :width], p.degrees) for p in (first, second))
-    (ax, ay), (bx, by) = ((part[: height - 1, : width - 1] for part in here.steps(axis)) for axis in (1, 0))
-    dx, dy = here.x - there.x, here.y - there.y
-    if here.degrees:
-        dx = ((dx + 180.0) % 360.0 - 180.0) * np.cos(np.deg2rad(here.y))
-    dx, dy = dx[: height - 1, : width - 1], dy[: height - 1, : width - 1]
-    area = ax * by - ay * bx
-    shares = np.stack([(dx * by - dy * bx) / area, (ax * dy - ay * dx) / area])
-    shares = shares[:, np.isfinite(shares).all(axis=0)]
-    if not shares.size:
-        return None
-    middle = np.median(shares, axis=1)
-    even = np.median(np.abs(shares - middle[:, None]), axis=1).max() < 0.05
-    near = np.round(2 * middle) / 2
-    return (float(near[0]), float(near[1])) if even and np.abs(near - middle).max() < 0.1 else None
-
-
-def centres(shapes: tuple[tuple[int, int], tuple[int, int]], offset: tuple[float, float]) -> tuple[Any, ...]:
-    """How a C-grid is brought to the centres that have u and v on both sides.
-
-    Arguments:
-        shapes: `(H, W)` of u and of v.
-        offset: See `stagger`, with u first.
-
-    Returns:
-        For u and for v the two slices of (y, x) whose mean is taken, and the slices of the centres in the columns of v
-        and in the rows of u.
-    """
-    (height_u, width_u), (height_v, width_v) = shapes
-    far = offset[0] > 0
-    width, height = (
-        (min(width_u, width_v) - 1, min(height_u, height_v) - 1)
-        if far
-        else (min(width_u - 1, width_v), min(height_v - 1, height_u))
-    )
-    start = 1 if far else 0
-    columns, rows = slice(start, start + width), slice(start, start + height)
-    before = -1 if far else 1
-    shifted_x, shifted_y = (slice(s.start + before, s.stop + before) for s in (columns, rows))
-    return [(rows, columns), (rows, shifted_x)], [(rows, columns), (shifted_y, columns)], columns, rows
-
-
 def to_degrees(values: np.ndarray, units: str) -> np.ndarray:
     """Longitudes or latitudes in degrees, whether the file counts degrees or radians."""
     scale = factor(units, DEGREE)
-    return values if scale is None or says_nothing(units) and scale == 1.0 else np.asarray(values) * scale
+    return values if scale is None else np.asarray(values) * scale

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.data.stored import Cached, Components, FileReader, Reader, room_for, still, turned
+from vecfield_diffusion.data.stored import Cached, Combined, Reader, room_for, still, turned
 from vecfield_diffusion.data.units import SPEED, factor, same_units
 from vecfield_diffusion.data.words import components, option
 from vecfield_diffusion.errors import UserError, nearest
@@ -201,11 +201,11 @@ class Fields(Contents):
             raise UserError(f"{self.source} is in {self.units}, which cannot be converted to {units}")
         ratio = own / wanted
         readers = {
-            name: reader if factor(self.units_of(name), SPEED) is None else Components([reader], (ratio, ratio))
+            name: reader if factor(self.units_of(name), SPEED) is None else Combined([reader], (ratio, ratio))
             for name, reader in self.variables.items()
         }
         scale = (self.scale[0] * ratio, self.scale[1] * ratio)
-        reader = Components([self.reader], (ratio, ratio))
+        reader = Combined([self.reader], (ratio, ratio))
         return replace(self, reader=reader, variables=readers, scale=scale, units=units)
 
     def restore(self, velocity: np.ndarray) -> np.ndarray:
@@ -249,7 +249,8 @@ class Fields(Contents):
 
     def _costly(self, reader: Reader) -> bool:
         size = 4.0 * self.length * self.grid.valid.numel()
-        return self.groups is not None and isinstance(reader, FileReader) and not still(reader) and room_for(size)
+        stored = self.groups is not None and not isinstance(reader, MemoryReader)
+        return stored and not still(reader) and room_for(size)
 
     def coordinates(self, indices: Sequence[int]) -> dict[str, tuple[np.ndarray | None, dict[str, Any]]]:
         """Names of the dimensions time, y and x, each with its values at the snapshots `indices` and its attributes."""
@@ -295,23 +296,10 @@ def blocks(length: int, cells: int) -> Iterator[np.ndarray]:
         yield np.arange(start, min(start + size, length))
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What a set says of its cells.
-
-    Arguments:
-        seen: The cells that at least one snapshot measures, boolean `(H, W)`.
-        still: Those of them where both components are exactly 0 whenever they are measured.
-        looked: The snapshots that were read to find out.
-    """
-
-    seen: np.ndarray
-    still: np.ndarray
-    looked: int
-
-
-def survey(reader: Reader, length: int, candidates: np.ndarray, still: bool = True) -> Survey:
-    """Which of the cells `candidates (H, W)` are ever measured, and which never move.
+def measured_cells(
+    reader: Reader, length: int, candidates: np.ndarray, still: bool = True
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Which of the cells `candidates (H, W)` are ever measured, which of them are always 0, and how many were read.
 
     Reads no further than it must: with no gaps and no still cells the first block answers. Where `still` is False, it
     does not read on to be sure that a cell never moves.
@@ -325,7 +313,7 @@ def survey(reader: Reader, length: int, candidates: np.ndarray, still: bool = Tr
         looked += len(indices)
         if seen[candidates].all() and (moved[seen].all() or not still):
             break
-    return Survey(seen, seen & ~moved, looked)
+    return seen, seen & ~moved, looked
 
 
 def valid_cells(
@@ -346,22 +334,23 @@ def valid_cells(
         )
     # A set that stays on the disk is read to its end for this only if the answer matters.
     whole = land == "zero" or (land == "auto" and isinstance(reader, MemoryReader))
-    found = survey(reader, length, np.ones(shape, dtype=bool) if mask is None else mask, whole)
-    if not found.seen.any():
+    seen, zero, looked = measured_cells(reader, length, np.ones(shape, dtype=bool) if mask is None else mask, whole)
+    if not seen.any():
         raise UserError(
             f"{source}: no snapshot has a cell where both components are numbers: all values are NaN, fill values "
             f"or masked. Choose other variables ({components()}) or another file ({option('path')})"
         )
-    if land == "auto" and found.still.any() and not found.still[found.seen].all():
-        when = "all times" if found.looked == length else f"the first {found.looked} times"
+    if land == "auto" and zero.any() and not zero[seen].all():
+        when = "all times" if looked == length else f"the first {looked} times"
         print(
-            f"note: {source}: {found.still.sum()} cells are exactly 0 in both components at {when}. If that is land: "
+            f"note: {source}: {zero.sum()} cells are exactly 0 in both components at {when}. If that is land: "
             f"{option('land', 'zero')}; if it is gaps: {option('land', 'gap')}"
         )
-    domain = found.seen if mask is None else mask
-    if land == "zero" and not (domain & ~found.still).any():
+    domain = seen if mask is None else mask
+    domain = domain & ~zero if land == "zero" else domain
+    if not domain.any():
         raise UserError(f"{source}: every cell is exactly 0 at all times, so {option('land', 'zero')} leaves none.")
-    return torch.from_numpy(domain & ~found.still if land == "zero" else domain)
+    return torch.from_numpy(domain)
 
 
 def duplicates(velocity: np.ndarray) -> list[tuple[int, int]]:

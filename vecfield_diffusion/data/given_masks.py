@@ -65,15 +65,9 @@ def load_mask(path: str, shape: tuple[int, int], variable: str | None = None) ->
 
 
 def load_masks(path: str, shape: tuple[int, int], variable: str | None = None) -> Tensor:
-    """The masks of a file, boolean `(T, H, W)`: one for each time where a time axis stands first, else one alone.
+    """The masks of a file as `load_mask` reads them, `(T, H, W)`: one for each time where that axis is first, else one.
 
-    Arguments:
-        path: The file.
-        shape: The `(H, W)` that the masks must have.
-        variable: The array; by default the first of two dimensions, else the first of three.
-
-    Raises:
-        UserError: As for `load_mask`.
+    `variable` is by default the first of two dimensions, else the first of three.
     """
     return _load(path, shape, variable, dimensions={2: "two", 3: "three"})
 

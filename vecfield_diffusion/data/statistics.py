@@ -47,13 +47,7 @@ RARE, REPEATED, NO_SPEED = 1e-4, 4, 1e9
 
 @dataclass(frozen=True)
 class Believed:
-    """A reader that gives NaN in both components of a cell where one of them is beyond a limit.
-
-    Arguments:
-        reader: The reader.
-        limit: The magnitude.
-        mean: What it is counted from, `(2, H, W)`.
-    """
+    """A reader that gives NaN in both components of a cell where one is further than `limit` from `mean (2, H, W)`."""
 
     reader: Reader
     limit: float

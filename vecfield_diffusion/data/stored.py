@@ -1,7 +1,7 @@
 """How snapshots are fetched from where they are stored.
 
 A reader is a callable `indices (n,) -> float32 (n, C, H, W)` that returns a fresh array. `Snapshots` reads a
-variable, `Joined` readers one after the other along time, `Components` those of u and of v, and `Cached` keeps what
+variable, `Joined` readers one after the other along time, `Combined` those of u and of v, and `Cached` keeps what
 another reader decoded. A file is never mapped: one that shrinks is a message then and not a signal.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,24 +49,8 @@ def reading(path: str | Path) -> Iterator[None]:
         raise UserError(f"'{path}' is damaged: {error}. Copy or download it again.") from error
 
 
-class FileReader(ABC):
-    """A reader that leaves the snapshots where they are stored."""
-
-    @abstractmethod
-    def __call__(self, indices: np.ndarray) -> np.ndarray:
-        """The snapshots `indices (n,)`, a fresh float32 array `(n, C, H, W)`, NaN where missing.
-
-        Raises:
-            UserError: The file cannot be opened, its data are damaged, or it has changed.
-        """
-
-    @abstractmethod
-    def close(self) -> None:
-        """Lets the files go; the next call opens them again."""
-
-
 @dataclass(eq=False)
-class Snapshots(FileReader):
+class Snapshots:
     """A variable of a data set.
 
     Arguments:
@@ -77,7 +60,6 @@ class Snapshots(FileReader):
         masks: Variables, each with the value (True or False) that marks a measured cell.
         source: The file, for messages.
         stamps: The files with their state when they were opened.
-        done: Lets the data set go.
     """
 
     variable: xr.Variable
@@ -86,11 +68,14 @@ class Snapshots(FileReader):
     masks: Sequence[tuple[xr.Variable, bool]] = ()
     source: str = ""
     stamps: Mapping[str, Stamp] = field(default_factory=dict)
-    done: Callable[[], None] | None = None
     _still: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
-        """The snapshots `indices`, `(n, C, H, W)`."""
+        """The snapshots `indices`, `(n, C, H, W)`.
+
+        Raises:
+            UserError: The file cannot be opened, its data are damaged, or it has changed.
+        """
         self._unchanged()
         with reading(self.source):
             values = self._part(self.variable, indices)
@@ -120,13 +105,8 @@ class Snapshots(FileReader):
         wide = values.shape[2:] == self.shape
         return values if wide else np.broadcast_to(values, (len(indices), values.shape[1], *self.shape))
 
-    def close(self) -> None:
-        """Lets the file go."""
-        if self.done is not None:
-            self.done()
-
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_still": {}, "done": None}
+        return {**self.__dict__, "_still": {}}
 
 
 def still(reader: Reader) -> bool:
@@ -143,13 +123,8 @@ def arranged(variable: xr.Variable) -> np.ndarray:
     return np.expand_dims(values, tuple(place for place, axis in enumerate(ORDER) if axis not in kept))
 
 
-class Joined(FileReader):
-    """Readers one after the other along time.
-
-    Arguments:
-        readers: The readers.
-        lengths: The snapshots of each.
-    """
+class Joined:
+    """Readers one after the other along time, of so many snapshots each."""
 
     def __init__(self, readers: Sequence[Reader], lengths: Sequence[int]) -> None:
         self.readers = tuple(readers)
@@ -168,13 +143,9 @@ class Joined(FileReader):
             values[rows] = parts[number]
         return values
 
-    def close(self) -> None:
-        """Lets the files go."""
-        close(self.readers)
-
 
 @dataclass(eq=False)
-class Components(FileReader):
+class Combined:
     """The two components of a velocity: brought to common points, to m s-1 and to the axes of the grid.
 
     Arguments:
@@ -206,10 +177,6 @@ class Components(FileReader):
             np.copyto(values, np.nan, where=(values == 0).all(axis=1, keepdims=True))
         return values if self.turn is None else turned(values, self.turn)
 
-    def close(self) -> None:
-        """Lets the files go."""
-        close(self.readers)
-
 
 def turned(velocity: np.ndarray, angle: np.ndarray) -> np.ndarray:
     """Components `(..., 2, H, W)` along axes that are turned anticlockwise by `angle (H, W)`; -angle turns back."""
@@ -218,28 +185,17 @@ def turned(velocity: np.ndarray, angle: np.ndarray) -> np.ndarray:
     return np.stack([cos * u + sin * v, cos * v - sin * u], axis=-3)
 
 
-def close(readers: Sequence[Reader]) -> None:
-    """Lets the files of those readers go that have any."""
-    for reader in readers:
-        if isinstance(reader, FileReader):
-            reader.close()
-
-
-class Cached(FileReader):
+class Cached:
     """Keeps what another reader decoded, so that every snapshot is decoded once.
 
     It goes as float32 into a temporary file without a name, which vanishes with the process, however that ends; each
     process has its own. Snapshots that lie in one chunk are decoded together. A disk that fills ends the keeping, not
-    the reading.
-
-    Arguments:
-        reader: The reader.
-        groups: `(N,)`, the same number for snapshots that are decoded together.
+    the reading. `groups (N,)` has the same number for snapshots that are decoded together.
     """
 
     _file: BinaryIO | None = None
 
-    def __init__(self, reader: FileReader, groups: np.ndarray) -> None:
+    def __init__(self, reader: Reader, groups: np.ndarray) -> None:
         self.reader, self.groups = reader, groups
         self._forget()
 
@@ -282,10 +238,6 @@ class Cached(FileReader):
         self._map: np.ndarray | None = None
         self._kept = np.zeros(len(self.groups), dtype=bool)
         self._process: int | None = None
-
-    def close(self) -> None:
-        """Lets the files go; what was decoded stays."""
-        self.reader.close()
 
     def __del__(self) -> None:
         if self._file is not None:

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 Prediction = Literal["noise", "sample", "velocity", "score", "edm"]
 ScheduleName = Literal["native", "karras", "log_snr", "uniform_t"]
+#: Whether c_in and c_noise are those of the paper; see `formulations`.
+Inputs = Literal["published", "unit"]
+SigmaMax = float | Literal["auto"]
 #: A number, or one for each sample.
 Level = TypeVar("Level", float, Tensor)
 
@@ -299,3 +302,25 @@ def karras(sigma_min: float, sigma_max: float, steps: int, rho: float = 7.0) -> 
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     roots = sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))
     return to_zero(roots**rho)
+
+
+def levels_in_order(sigma_min: float, sigma_max: SigmaMax) -> tuple[float, float]:
+    """Returns both levels. Raises ValueError where they are not numbers in order."""
+    if sigma_max == "auto":
+        raise ValueError("sigma_max must be a number here: 'auto' needs data, see data.statistics.measure")
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"sigma_min must be above 0 and below sigma_max={sigma_max}, got {sigma_min}")
+    return sigma_min, sigma_max
+
+
+def cut_normal(u: Tensor, name: str, mean: float, std: float, low: float, high: float) -> Tensor:
+    """Returns numbers of the normal law cut to [low, high], none heaped up at its ends, from `u` uniform in [0, 1).
+
+    Raises:
+        ValueError: Next to nothing of the law lies in the range; `name` is what the mean is called.
+    """
+    ends = (torch.tensor([low, high], dtype=torch.float64) - mean) / std
+    first, last = torch.special.ndtr(ends).tolist()
+    if last - first < 1e-6:
+        raise ValueError(f"{name} must lie near the range of the levels, {low:.3g} to {high:.3g}, got {mean}")
+    return mean + std * torch.special.ndtri((first + u * (last - first)).double())

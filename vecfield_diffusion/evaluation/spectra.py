@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.data.inspection import largest_rectangle
 from vecfield_diffusion.evaluation.physical import measured
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.physics.parts import largest_rectangle
 
 #: The share of the energy of its peak below which a spectrum has ended, and the share of the shells before to compare.
 EMPTY, SHARE = 1e-6, 0.75

@@ -11,11 +11,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from vecfield_diffusion.data.fields import Fields
-from vecfield_diffusion.data.inspection import FlowShares, Inspection, largest_region
-from vecfield_diffusion.data.splits import TimeBlocks
 from vecfield_diffusion.data.statistics import homogeneous
-from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.baselines import CORRELATED
+from vecfield_diffusion.evaluation.inspection import FlowShares, Inspection, largest_region
 from vecfield_diffusion.physics.parts import Part
 
 #: Fewer snapshots, fewer independent fields to test on, and speeds more times the RMS than this, are doubted.
@@ -206,7 +204,7 @@ def _doubts_of_times(found: Inspection) -> Iterator[str]:
         yield "one snapshot: gaps and the outside cannot be told apart, and nothing can be trained on it alone"
         return
     if not found.split:
-        yield _no_split(found)
+        yield found.too_few
     if found.cut_short:
         yield (
             f"the correlation is still {found.at_guard:z.2f} after a tenth of the snapshots, {found.guard}, the "
@@ -222,15 +220,6 @@ def _doubts_of_times(found: Inspection) -> Iterator[str]:
     yield from found.unlike
     if len(fields) < FEW:
         yield f"{len(fields)} snapshots are few: the network will learn them by heart; watch val/loss"
-
-
-def _no_split(found: Inspection) -> str:
-    """Why the snapshots are not enough for three blocks."""
-    try:
-        TimeBlocks(guard=found.guard).split(found.fields)
-    except UserError as error:
-        return str(error).removeprefix(f"{found.fields.source}: ")
-    return ""
 
 
 def _doubts_of_grid(found: Inspection) -> Iterator[str]:

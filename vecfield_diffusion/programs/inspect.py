@@ -15,10 +15,10 @@ from typing import Any
 
 from vecfield_diffusion.atomic import write_text_atomic
 from vecfield_diffusion.config.build import build
-from vecfield_diffusion.data import inspection
 from vecfield_diffusion.data.fields import Fields
-from vecfield_diffusion.data.inspection import Inspection
 from vecfield_diffusion.data.readers import open_fields
+from vecfield_diffusion.evaluation import inspection
+from vecfield_diffusion.evaluation.inspection import Inspection
 from vecfield_diffusion.evaluation.plots import figure_inspection
 from vecfield_diffusion.programs.findings import report
 from vecfield_diffusion.programs.recipe import Recipe, experiment_name, one_alone, recipe

@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
-from vecfield_diffusion.data.inspection import Inspection
 from vecfield_diffusion.data.sequences import Sequences
 from vecfield_diffusion.data.statistics import homogeneous
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.baselines import CORRELATED
+from vecfield_diffusion.evaluation.inspection import Inspection
 from vecfield_diffusion.programs.findings import physics
 
 #: Passes over the data that are suggested, and the minutes that they may take.

@@ -17,7 +17,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import xarray as xr
 
@@ -26,14 +25,14 @@ from vecfield_diffusion.data.readers.fields_of import understand
 from vecfield_diffusion.data.readers.found import Found
 from vecfield_diffusion.data.readers.joined import joined, merged
 from vecfield_diffusion.data.readers.netcdf import read_url
-from vecfield_diffusion.data.readers.reader import Format, check_path
+from vecfield_diffusion.data.readers.reader import Boundary, Format, check_path
 from vecfield_diffusion.data.readers.roles import Options, choose_pair
+from vecfield_diffusion.data.readers.staggered import collocated
 from vecfield_diffusion.data.readers.zarr import is_store, read
 from vecfield_diffusion.data.stored import Stamp, reading, stamp
 from vecfield_diffusion.data.words import components, option
 from vecfield_diffusion.errors import UserError
 
-Boundary = Literal["periodic", "wall", "open"]
 _MODULES = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
 FORMATS: list[Format] = sorted((m.FORMAT for m in _MODULES if "FORMAT" in vars(m)), key=lambda known: known.rank)
 SUFFIXES = tuple(dict.fromkeys(suffix for known in FORMATS for suffix in known.suffixes))
@@ -107,12 +106,12 @@ def open_fields(
         found = _pair(*path, options)
     else:
         name = str(path)
-        if u is not None and v is not None and group is None and "/" in u and _grouped(name, u, v):
-            group, options = u.rpartition("/")[0], replace(options, u=u.rpartition("/")[2], v=v.rpartition("/")[2])
+        if u is not None and v is not None and group is None:
+            group, options = _grouped(name, options)
         found = find_all(files_of(name), options, group)
     spacing = {"dx": dx, "dy": dy, "boundary_x": boundary_x, "boundary_y": boundary_y}
     samples = {"context": context, "history": history, "frames": frames, "stride": stride}
-    return found.to_fields(name, land=land, preload_gb=preload_gb, **samples, **spacing)
+    return collocated(found, name).to_fields(name, land=land, preload_gb=preload_gb, spacing=spacing, **samples)
 
 
 def _pair(u: xr.DataArray, v: xr.DataArray, options: Options) -> Found:
@@ -122,12 +121,14 @@ def _pair(u: xr.DataArray, v: xr.DataArray, options: Options) -> Found:
     return merged(*(understand(p, replace(options, only=name), name) for name, p in zip(names, parts, strict=True)))
 
 
-def _grouped(path: str, u: str, v: str) -> bool:
-    """Whether both components lie in one group of files whose dimensions have names."""
-    if URL.match(path) or u.rpartition("/")[0] != v.rpartition("/")[0]:
-        return False
+def _grouped(path: str, options: Options) -> tuple[str | None, Options]:
+    """The group of files whose dimensions have names that `group/u` and `group/v` lie in, and what is left to say."""
+    (group, _, u), (other, _, v) = options.u.rpartition("/"), options.v.rpartition("/")
+    if not group or group != other or URL.match(path):
+        return None, options
     file = files_of(path)[0]
-    return isinstance(file, Path) and file.is_file() and format_of(file).name == "netCDF"
+    named = file.is_file() and format_of(file).name == "netCDF"
+    return (group, replace(options, u=u, v=v)) if named else (None, options)
 
 
 def files_of(path: str | Path | xr.Dataset | Sequence[xr.DataArray]) -> list[Path]:
@@ -195,34 +196,27 @@ def find_all(paths: Sequence[Path], options: Options, group: str | None = None) 
         UserError: One cannot be read or understood, or they do not belong together.
     """
     files = [(str(path), *open_dataset(path, group)) for path in paths]
+
+    def together(own: Options, holding: str | None = None) -> Found:
+        parts = []
+        for source, dataset, stamps in files:
+            if holding is None or holding in dataset.variables:
+                with reading(source):
+                    parts.append(understand(dataset, own, source, stamps))
+        return joined(parts)
+
     halves = _halves([dataset for _, dataset, _ in files], options, files[0][0]) if len(files) > 1 else None
     if halves is None:
-        return joined([_understood(*file, options) for file in files])
-    parts = []
-    for name in halves:
-        holding = [file for file in files if name in file[1].variables]
-        parts.append(joined([_understood(*file, replace(options, only=name)) for file in holding]))
-    return merged(*parts)
-
-
-def _understood(source: str, dataset: xr.Dataset, stamps: dict[str, Stamp], options: Options) -> Found:
-    with reading(source):
-        return understand(dataset, options, source, stamps)
+        return together(options)
+    return merged(*(together(replace(options, only=name), name) for name in halves))
 
 
 def _halves(datasets: Sequence[xr.Dataset], options: Options, source: str) -> tuple[str, str] | None:
     """The two components, where no file has both."""
     together = {name: item for dataset in datasets for name, item in dataset.variables.items()}
     try:
-        pair, _ = choose_pair(_Together(together), options, source)
+        pair, _ = choose_pair(together, options, source)
     except UserError:
         return None
     have = [tuple(name in dataset.variables for name in pair) for dataset in datasets]
     return pair if (True, True) not in have and {(True, False), (False, True)} <= set(have) else None
-
-
-class _Together:
-    """The variables of several data sets, whose dimensions need not agree."""
-
-    def __init__(self, variables: dict) -> None:
-        self.variables = variables

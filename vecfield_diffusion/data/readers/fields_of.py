@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from vecfield_diffusion.data.readers.places import component_at, extra_coords_of
 from vecfield_diffusion.data.readers.reader import plain
 from vecfield_diffusion.data.readers.roles import BOTH, Options, choose_pair, find, units_of
 from vecfield_diffusion.data.readers.sizes import anonymous, named, orders
-from vecfield_diffusion.data.stored import Components, Joined, Reader, Snapshots, Stamp
+from vecfield_diffusion.data.stored import Combined, Joined, Reader, Snapshots, Stamp
 from vecfield_diffusion.data.units import SPEED, factor
 from vecfield_diffusion.data.words import components, option
 from vecfield_diffusion.errors import UserError
@@ -47,17 +48,18 @@ def understand(dataset: xr.Dataset, options: Options, source: str, stamps: Mappi
     if first.dims.get("time") != layouts[-1].dims.get("time"):
         halves = (understand(whole, replace(options, only=name), source, stamps) for name in names)
         return replace(merged(*halves), notes=notes)
-    length, runs = length_of(dataset, first), _runs(dataset, first)
+    length, sizes = length_of(dataset, first), dataset.variables[names[0]].sizes
     views = {str(name): first.view(item) for name, item in dataset.variables.items()}
     views = {name: view for name, view in views.items() if view is not None}
-    still_file = {"source": source, "stamps": dict(stamps or {}), "done": dataset.close}
+    runs, times = (sizes.get(first.dims.get(axis)) for axis in ("run", "time"))
+    read = partial(_reader, runs=runs, times=times or 1, source=source, stamps=dict(stamps or {}))
     masks = _masks(dataset, options, views, first, source)
-    still = [(views[name], wet) for name, wet in masks if name != "observed"]
     moving = [(views[name], wet) for name, wet in masks if {"time", "run"} & set(views[name].dims)]
-    components = tuple(
-        component_at(dataset, layout, options, reader=_reader(dataset, layout, moving, still_file), source=source)
-        for layout in layouts
-    )
+    components = []
+    for name, layout in zip(names, layouts, strict=True):
+        variable = dataset.variables[name]
+        reader = read(view := layout.view(variable), (view.sizes["y"], view.sizes["x"]), limits_of(variable), moving)
+        components.append(component_at(dataset, layout, options, reader=reader, source=source))
     for component in components:
         if min(component.shape) < 3 or length < 1:
             raise UserError(
@@ -69,12 +71,15 @@ def understand(dataset: xr.Dataset, options: Options, source: str, stamps: Mappi
     variable = dataset.variables[names[0]]
     stored = "" if not dataset.encoding.get("kind") else f"{dataset.encoding['kind']}, "
     placed = _placed(dataset, layouts)
-    others = {name: _other(dataset, name, *part[1:], still_file) for name, part in placed.items()}
+    others = {
+        name: _in_metres(read(view, shape, limits_of(dataset.variables[name])), units_of(dataset.variables[name]))
+        for name, (_, view, shape) in placed.items()
+    }
     return Found(
-        components=components,
+        components=tuple(components),
         length=length,
         time=time_axis(dataset, first, options, source),
-        mask=_domain(still, components[0].shape, still_file),
+        mask=_domain([(views[name], wet) for name, wet in masks if name != "observed"], components[0].shape, read),
         attrs={name.replace("license", "licence"): str(attrs[name]) for name in ORIGINS if name in attrs},
         source=source,
         spacing=spacing_of(attrs, source),
@@ -86,7 +91,8 @@ def understand(dataset: xr.Dataset, options: Options, source: str, stamps: Mappi
         points={name: part[0] for name, part in placed.items()},
         misfits={str(name): item.shape for name, item in dataset.variables.items() if str(name) not in others},
         groups=_groups([dataset.variables[name] for name in names], layouts, length),
-        runs=runs,
+        runs=_runs(dataset, runs, times),
+        closing=(dataset.close,),
         **(extra if not dataset.encoding.get("unnamed") else {}),
     )
 
@@ -106,7 +112,7 @@ def _components(dataset: xr.Dataset, options: Options, source: str) -> tuple[tup
             turned = bool(dataset.encoding.get("turned"))
             if not anonymous(dataset, name) or orders(numeric[name].shape, True, turned):
                 return (name,), True, ()
-    names, notes = choose_pair(dataset, options, source)
+    names, notes = choose_pair(dataset.variables, options, source)
     return names, False, notes
 
 
@@ -119,40 +125,35 @@ def _same_shape(dataset: xr.Dataset, names: Sequence[str], source: str) -> None:
         )
 
 
-def _runs(dataset: xr.Dataset, layout: Layout) -> np.ndarray | None:
-    sizes = dataset.variables[layout.name].sizes
-    runs, times = (sizes.get(layout.dims.get(axis), 1) for axis in ("run", "time"))
+def _runs(dataset: xr.Dataset, runs: int | None, times: int | None) -> np.ndarray | None:
     own = dataset.variables.get("run") if dataset.encoding.get("native") else None
-    if own is not None and own.shape == (times,):
+    if own is not None and own.shape == (times or 1,):
         return np.asarray(own.values)
-    return np.repeat(np.arange(runs), times) if runs > 1 else None
+    return np.repeat(np.arange(runs), times or 1) if runs is not None and runs > 1 else None
 
 
 def _reader(
-    dataset: xr.Dataset, layout: Layout, masks: Sequence[tuple[xr.Variable, bool]], file: Mapping[str, Any]
-) -> Reader:
-    variable = dataset.variables[layout.name]
-    view = layout.view(variable)
-    shape = view.sizes["y"], view.sizes["x"]
-    return _by_runs(view, shape, masks, file, limits=limits_of(variable))
-
-
-def _by_runs(
     view: xr.Variable,
     shape: tuple[int, int],
-    masks: Sequence[tuple[xr.Variable, bool]],
-    file: Mapping[str, Any],
     limits: tuple[float, float] = (-np.inf, np.inf),
-    runs: int | None = None,
-    times: int = 1,
+    masks: Sequence[tuple[xr.Variable, bool]] = (),
+    *,
+    runs: int | None,
+    times: int,
+    source: str,
+    stamps: Mapping[str, Stamp],
 ) -> Reader:
-    """The reader of a variable; runs one after the other where it has any, or where the velocity has."""
-    runs, times = view.sizes.get("run", runs), view.sizes.get("time", times)
+    """The reader of a variable; runs one after the other where the velocity has any."""
     if runs is None:
-        return Snapshots(view, shape, limits, masks, **file)
-    parts = [view[{"run": run}] if "run" in view.dims else view for run in range(runs)]
-    cut = [[(mask[{"run": run}] if "run" in mask.dims else mask, wet) for mask, wet in masks] for run in range(runs)]
-    readers = [Snapshots(part, shape, limits, own, **file) for part, own in zip(parts, cut, strict=True)]
+        return Snapshots(view, shape, limits, masks, source, stamps)
+
+    def of(run: int, variable: xr.Variable) -> xr.Variable:
+        return variable[{"run": run}] if "run" in variable.dims else variable
+
+    readers = [
+        Snapshots(of(run, view), shape, limits, [(of(run, mask), wet) for mask, wet in masks], source, stamps)
+        for run in range(runs)
+    ]
     return Joined(readers, [times] * runs)
 
 
@@ -185,16 +186,10 @@ def _placed(dataset: xr.Dataset, layouts: Sequence[Layout]) -> dict[str, tuple[s
     return placed
 
 
-def _other(
-    dataset: xr.Dataset, name: str, view: xr.Variable, shape: tuple[int, int], file: Mapping[str, Any]
-) -> Reader:
+def _in_metres(reader: Reader, units: str) -> Reader:
     """The reader of another variable; one in units of speed is converted to m s-1, as the velocity is."""
-    variable = dataset.variables[name]
-    run = next((dim for dim in dataset.sizes if dim == "run"), None)
-    runs = {"runs": dataset.sizes[run], "times": dataset.sizes.get("time", 1)} if run else {}
-    reader = _by_runs(view, shape, (), file, limits=limits_of(variable), **runs)
-    scale = factor(units_of(variable), SPEED)
-    return reader if scale in (None, 1.0) else Components([reader], (scale, scale))
+    scale = factor(units, SPEED)
+    return reader if scale in (None, 1.0) else Combined([reader], (scale, scale))
 
 
 def _groups(variables: Sequence[xr.Variable], layouts: Sequence[Layout], length: int) -> np.ndarray | None:
@@ -232,22 +227,21 @@ def _masks(
     be; in another one an array of such a name may be anything, and is a mask only if it has the shape of one.
     """
     given = {"valid": options.valid, "invalid": options.invalid, "observed": None}
-    native = bool(dataset.encoding.get("native"))
-    wanted = {"valid": {"y", "x"}, "observed": {"time", "y", "x"}}
-    if "turned" in dataset.encoding:
-        for key in ("valid", "observed"):
-            fits = key in views and wanted[key] <= set(views[key].dims) | (
-                {"time"} if length_of(dataset, layout) == 1 else set()
-            )
-            if given[key] is None and key in dataset.variables and (fits or native):
-                given[key] = key
+    planes = {"y", "x"}
+    need = {**dict.fromkeys(given, planes), "observed": planes | {"time"} if length_of(dataset, layout) > 1 else planes}
+
+    def fits(key: str, name: str) -> bool:
+        return name in views and need[key] <= set(views[name].dims)
+
+    for key in ("valid", "observed") if "turned" in dataset.encoding else ():
+        known = key in dataset.variables and (fits(key, key) or dataset.encoding.get("native"))
+        given[key] = key if given[key] is None and known else given[key]
     masks = [(key, find(dataset, key, name, source)) for key, name in given.items() if name is not None]
     sizes = dataset.variables[layout.name].sizes
-    moving = [sizes[layout.dims[axis]] for axis in ("time", "y", "x") if axis in layout.dims]
+    moving = tuple(sizes[layout.dims[axis]] for axis in ("time", "y", "x") if axis in layout.dims)
     for key, name in masks:
-        need = {axis for axis in wanted.get(key, {"y", "x"}) if axis in layout.dims}
-        if name not in views or not need <= set(views[name].dims):
-            shapes = dict.fromkeys([tuple(moving[-2:]), tuple(moving)] if key != "observed" else [tuple(moving)])
+        if not fits(key, name):
+            shapes = dict.fromkeys([moving] if key == "observed" else [moving[-2:], moving])
             remedy = option(key) if key != "observed" else "write it anew or take it out of the file."
             raise UserError(
                 f"{source}: the mask '{name}' has shape {dataset.variables[name].shape}. Expected "
@@ -257,12 +251,12 @@ def _masks(
 
 
 def _domain(
-    masks: Sequence[tuple[xr.Variable, bool]], shape: tuple[int, int], file: Mapping[str, Any]
+    masks: Sequence[tuple[xr.Variable, bool]], shape: tuple[int, int], read: Callable[..., Reader]
 ) -> np.ndarray | None:
     """The cells that every mask calls valid in at least one snapshot, `(H, W)`; None without a mask."""
     cells = None
     for view, wet in masks:
-        values = _by_runs(view, shape, (), file)(np.arange(view.sizes.get("time", 1) * view.sizes.get("run", 1)))
+        values = read(view, shape)(np.arange(view.sizes.get("time", 1) * view.sizes.get("run", 1)))
         own = (np.nan_to_num(values, nan=float(not wet)).astype(bool) == wet).any(axis=(0, 1))
         cells = own if cells is None else cells & own
     return cells

@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from vecfield_diffusion.data.coordinates import Axis, Plane, centres, make_grid, stagger
+from vecfield_diffusion.data.coordinates import Axis, Plane, make_grid
 from vecfield_diffusion.data.fields import LAND, Contents, Fields, Land, MemoryReader, blocks, duplicates, valid_cells
 from vecfield_diffusion.data.readers.reader import check_size
-from vecfield_diffusion.data.stored import Cached, Components, FileReader, Reader, room_for
+from vecfield_diffusion.data.stored import Cached, Combined, Reader, room_for
 from vecfield_diffusion.data.units import LENGTH, SPEED, factor, has_factor
 from vecfield_diffusion.data.words import components, option
 from vecfield_diffusion.errors import UserError
@@ -80,6 +80,7 @@ class Found(Contents):
         spacing: What the file itself says of `dx`, `dy`, `boundary_x` and `boundary_y`.
         notes: What there is to say about what was chosen.
         points: The points of a C-grid that each of the other variables lies on: `u`, `v` or `centre`.
+        closing: Lets go of each of the files, which open again when they are needed.
 
     The others are those of `Contents`.
     """
@@ -92,6 +93,7 @@ class Found(Contents):
     spacing: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     points: Mapping[str, str] = field(default_factory=dict)
+    closing: tuple[Callable[[], None], ...] = ()
 
     def to_fields(
         self,
@@ -99,13 +101,12 @@ class Found(Contents):
         *,
         land: Land = "auto",
         preload_gb: float = 2.0,
-        context: Sequence[str] = (),
-        history: Sequence[int] = (),
-        frames: int = 1,
-        stride: int = 1,
-        **spacing: float | str | np.ndarray | None,
+        spacing: Mapping[str, Any] = MappingProxyType({}),
+        **samples: Any,  # noqa: ANN401
     ) -> Fields:
-        """The fields of the file `source`; `spacing` are the last four arguments of `make_grid`.
+        """The fields of the file `source`, both components on the same points.
+
+        `spacing` are the last four arguments of `make_grid`, `samples` those of `Fields`.
 
         Raises:
             UserError: No valid cell, or coordinates that give no grid.
@@ -120,26 +121,25 @@ class Found(Contents):
         spacing = {name: value for name, value in spacing.items() if value is not None}
         if isinstance(spacing.get("dx"), int | float) and spacing["dx"] < 0:
             print(f"note: {source}: dx={spacing['dx']:g} is below 0: the columns run against x")
-        whole = collocated(self, source)
-        first, last = whole.components[0], whole.components[-1]
+        first, last = self.components[0], self.components[-1]
         check_size(source, 40.0 * first.shape[0] * first.shape[1], f"a grid of {first.shape[0]}x{first.shape[1]} cells")
         scale, units = _scale(first.units, last.units, source)
         given = self.spacing | spacing
         if first.plane is not None and not {"dx", "dy"} <= given.keys():
             metres = 1.0 if first.plane.degrees else first.x.metres
             given = dict(zip(("dx", "dy"), metres * np.stack(first.plane.spacing()), strict=True)) | given
-        turn = whole.turn(source)
-        readers = [part.reader for part in whole.components]
+        turn = self.turn(source)
+        readers = [part.reader for part in self.components]
         plain = len(readers) == 1 and scale == (1.0, 1.0) and turn is None
-        reader = readers[0] if plain else Components(readers, scale, turn=turn)
-        reader = whole.fetching(reader, source, preload_gb)
-        grid = make_grid(
-            valid_cells(reader, self.length, self.mask, first.shape, source, land), first.x, first.y, **given
-        )
-        known_land = known_as_land(reader, grid.valid, masked=self.mask is not None, zeros=land == "zero")
-        reader = Components([reader], gaps=True) if land == "gap" else reader
-        height, width = first.shape
-        x, y = first.x, first.y
+        reader = readers[0] if plain else Combined(readers, scale, turn=turn)
+        reader = self.fetching(reader, source, preload_gb)
+        (height, width), x, y = first.shape, first.x, first.y
+        grid = make_grid(valid_cells(reader, self.length, self.mask, first.shape, source, land), x, y, **given)
+        # Land and sea that is never measured look alike, but for a mask of the file, and for cells that have numbers.
+        known_land = ~grid.valid if self.mask is not None else None
+        if self.mask is None and land == "zero":
+            known_land = ~grid.valid & torch.from_numpy(np.isfinite(reader(np.zeros(1, dtype=np.int64)))[0].all(axis=0))
+        reader = Combined([reader], gaps=True) if land == "gap" else reader
         return Fields(
             reader=reader,
             length=self.length,
@@ -147,7 +147,7 @@ class Found(Contents):
             x=np.arange(width) * grid.dx.mean().item() if x.values is None else x.values,
             y=np.arange(height) * grid.dy.mean().item() if y.values is None else y.values,
             source=source,
-            names=(f"{first.name}[0]", f"{first.name}[1]") if len(whole.components) == 1 else (first.name, last.name),
+            names=(f"{first.name}[0]", f"{first.name}[1]") if len(readers) == 1 else (first.name, last.name),
             units=units,
             time=self.time.values,
             time_attrs=self.time.attrs,
@@ -159,11 +159,8 @@ class Found(Contents):
             scale=scale,
             land=known_land,
             turn=turn,
-            context=context,
-            history=history,
-            frames=frames,
-            stride=stride,
-            **{content.name: getattr(whole, content.name) for content in dataclasses.fields(Contents)},
+            **samples,
+            **{content.name: getattr(self, content.name) for content in dataclasses.fields(Contents)},
         )
 
     def turn(self, source: str) -> np.ndarray | None:
@@ -197,7 +194,10 @@ class Found(Contents):
         height, width = self.components[0].shape
         size = 8.0 * self.length * height * width
         if size <= preload_gb * 1e9:
-            return MemoryReader(_preloaded(reader, self.length, (height, width), source))
+            velocity = _preloaded(reader, self.length, (height, width), source)
+            for close in self.closing:
+                close()
+            return MemoryReader(velocity)
         if self.groups is None:
             return reader
         if room_for(size):
@@ -236,8 +236,6 @@ def _preloaded(reader: Reader, length: int, shape: tuple[int, int], source: str)
     parts = list(blocks(length, shape[0] * shape[1]))
     for indices in over(parts, "blocks", f"reading {source}"):
         velocity[indices[0] : indices[-1] + 1] = reader(indices)
-    if isinstance(reader, FileReader):
-        reader.close()
     if pairs := duplicates(velocity):
         listing = ", ".join(f"{second} = {first}" for first, second in pairs[:8])
         more = f" and {len(pairs) - 8} more" if len(pairs) > 8 else ""
@@ -255,93 +253,3 @@ def order_of(found: Found) -> tuple[str, ...]:
     if not len(bad):
         return ()
     return (f"{len(bad)} times are not after the one before them, such as {times[bad[0] + 1]} at place {bad[0] + 1}",)
-
-
-def collocated(found: Found, source: str) -> Found:
-    """The set with both components on the same points; a C-grid is brought to the centres, which is said.
-
-    Raises:
-        UserError: The components lie on points that do not belong together.
-    """
-    if len(found.components) == 1:
-        return found
-    u, v = found.components
-    places = u.place(), v.place()
-    offset = (0.0, 0.0) if places[0] is None and places[1] is None and u.shape == v.shape else None
-    if None not in places and places[0].degrees == places[1].degrees:
-        same = u.shape == v.shape and all(
-            np.array_equal(getattr(places[0], axis), getattr(places[1], axis), equal_nan=True) for axis in ("x", "y")
-        )
-        offset = (0.0, 0.0) if same else stagger(*places)
-    elif None in places and u.shape[0] - v.shape[0] == v.shape[1] - u.shape[1] != 0:
-        # Without coordinates the sizes tell: ROMS has u and v between the centres, WRF on either side of them.
-        offset = {1: (0.5, -0.5), -1: (-0.5, 0.5)}.get(u.shape[0] - v.shape[0])
-    elif u.shape == v.shape:
-        offset = (0.0, 0.0)
-    if offset == (0.0, 0.0) and u.shape == v.shape:
-        return found
-    if offset not in ((0.5, -0.5), (-0.5, 0.5)):
-        raise UserError(
-            f"{source}: '{u.name}' {u.shape} and '{v.name}' {v.shape} do not lie on the same points, nor on those of a "
-            "C-grid (half a cell apart, each along its own axis). Expected two components on the same points: "
-            f"interpolate them to the centres of the cells, or choose others: {components()}"
-        )
-    if found.mask is not None:
-        raise UserError(
-            f"{source}: a mask ({option('valid')}, {option('invalid')}) cannot be brought to the centres of a C-grid. "
-            "Leave it out, mark land by NaN in the components, or bring all to the centres first."
-        )
-    cut_u, cut_v, columns, rows = centres((u.shape, v.shape), offset)
-    shape = rows.stop - rows.start, columns.stop - columns.start
-    if min(shape) < 2:
-        raise UserError(f"{source}: a C-grid of {u.shape} and {v.shape} points has no 2x2 cells with both components.")
-    print(
-        f"note: {source}: '{u.name}' and '{v.name}' lie half a cell apart (a C-grid): brought to the "
-        f"{shape[0]}x{shape[1]} centres between them by means of two"
-    )
-    parts = [Components([part.reader], cuts=[cut]) for part, cut in ((u, cut_u), (v, cut_v))]
-    cuts = {"u": cut_u, "v": cut_v, "centre": [(rows, columns)]}
-    others = {name: Components([item], cuts=[cuts[found.points[name]]]) for name, item in found.variables.items()}
-    x, y = (_between(axis, part) for axis, part in ((v.x, columns), (u.y, rows)))
-    planes = {name: _centre_plane(getattr(u, name), cut_u) for name in ("plane", "globe")}
-    angle = None if u.angle is None else np.angle(np.exp(1j * u.angle[cut_u[0]]) + np.exp(1j * u.angle[cut_u[1]]))
-    shared = {"shape": shape, "x": x, "y": y, "angle": angle, **planes}
-    dims = found.dims
-    return replace(
-        found,
-        components=(replace(u, reader=parts[0], **shared), replace(v, reader=parts[1], **shared)),
-        extra_coords={name: extra for name, extra in found.extra_coords.items() if not extra[0]},
-        variables=others,
-        dims=None if dims is None else (dims[0], y.label or "y", x.label or "x"),
-    )
-
-
-def _between(axis: Axis, part: slice) -> Axis:
-    return axis if axis.values is None else replace(axis, values=np.asarray(axis.values)[part])
-
-
-def _centre_plane(plane: Plane | None, cuts: Sequence[tuple[slice, slice]]) -> Plane | None:
-    if plane is None:
-        return None
-    x = plane.x
-    if plane.degrees:
-        x = x[cuts[0]] + ((x[cuts[1]] - x[cuts[0]] + 180.0) % 360.0 - 180.0) / 2
-    else:
-        x = (x[cuts[0]] + x[cuts[1]]) / 2
-    return Plane(x, (plane.y[cuts[0]] + plane.y[cuts[1]]) / 2, plane.degrees)
-
-
-def known_as_land(reader: Reader, valid: Tensor, *, masked: bool, zeros: bool) -> Tensor | None:
-    """The cells `(H, W)` that a set says are land; None where land and sea that is never measured look alike.
-
-    Arguments:
-        reader: The snapshots.
-        valid: The domain, boolean `(H, W)`.
-        masked: Whether the file has a mask of its own: what lies outside is land.
-        zeros: Whether cells that are always 0 are: these have numbers, and lie outside the domain all the same.
-    """
-    if masked:
-        return ~valid
-    if not zeros:
-        return None
-    return ~valid & torch.from_numpy(reader(np.zeros(1, dtype=np.int64)))[0].isfinite().all(dim=0)

@@ -18,7 +18,7 @@ import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import h5py
 import numpy as np
@@ -34,7 +34,7 @@ from xarray.core.indexing import (
 )
 
 from vecfield_diffusion.atomic import replacing
-from vecfield_diffusion.data.readers.reader import Format, plain
+from vecfield_diffusion.data.readers.reader import Boundary, Format, plain
 from vecfield_diffusion.data.stored import reading
 from vecfield_diffusion.data.words import option
 from vecfield_diffusion.errors import UserError
@@ -44,7 +44,6 @@ VERSION = 1
 MANY = 8
 #: Attributes that hold dimension scales together.
 SCALES = ("DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME", "DIMENSION_LABELS")
-Boundary = Literal["periodic", "wall", "open"]
 
 
 def open_file(path: str | Path) -> h5py.File:
@@ -66,11 +65,7 @@ def open_file(path: str | Path) -> h5py.File:
 class InFile(BackendArray):
     """An array of an HDF5 file, read row by row, where a row is what one index along the first axis has.
 
-    Arguments:
-        file: The file, which every process opens at the first use; only those used last stay open.
-        name: The array.
-        shape: Its sizes.
-        dtype: Of its numbers.
+    Every process opens the file at the first use; only those used last stay open.
     """
 
     file: CachingFileManager
@@ -157,7 +152,7 @@ def _text(name: str | bytes) -> str:
 
 def attributes(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
     """The attributes, where units that are called otherwise are `units`."""
-    attrs = {name: item.attrs[name] for name in item.attrs if name not in SCALES}
+    attrs = {name: value for name, value in item.attrs.items() if name not in SCALES}
     return usual_units({name: "" if isinstance(value, h5py.Empty) else value for name, value in attrs.items()})
 
 
@@ -223,7 +218,7 @@ def write_hdf5(
         target.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(content, "w") as file:
             file.attrs.update(attrs)
-            _write_velocity(file, [velocity] if hasattr(velocity, "ndim") else velocity, units)
+            _write_velocity(file, [velocity] if isinstance(velocity, np.ndarray | Tensor) else velocity, units)
             _write_extras(file, extras)
             if time is not None and time_units:
                 file["time"].attrs["units"] = time_units
@@ -253,14 +248,13 @@ def _write_velocity(file: h5py.File, parts: Iterable[np.ndarray | Tensor], units
 
 def _write_extras(file: h5py.File, extras: dict[str, np.ndarray | Tensor | None]) -> None:
     length, _, height, width = file["velocity"].shape
-    shapes = {"x": [(width,)], "y": [(height,)], "time": [(length,)], "run": [(length,)], "valid": [(height, width)]}
-    shapes["valid"].append((length, height, width))
+    shapes = {"x": (width,), "y": (height,), "time": (length,), "run": (length,), "valid": (height, width)}
     for name, extra in extras.items():
         if extra is None:
             continue
         array = np.asarray(extra, dtype=bool if name == "valid" else None)
-        if array.shape not in shapes[name]:
-            raise ValueError(f"write_hdf5: {name} must be of shape {shapes[name][0]}, got {array.shape}")
+        if array.shape != shapes[name] and (name != "valid" or array.shape != (length, height, width)):
+            raise ValueError(f"write_hdf5: {name} must be of shape {shapes[name]}, got {array.shape}")
         file.create_dataset(name, data=array)
 
 

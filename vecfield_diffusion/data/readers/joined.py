@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from vecfield_diffusion.data.coordinates import Plane, stagger
+from vecfield_diffusion.data.coordinates import Plane
 from vecfield_diffusion.data.readers.found import Component, Found
-from vecfield_diffusion.data.stored import Components, Joined, Reader
+from vecfield_diffusion.data.stored import Combined, Joined, Reader
 from vecfield_diffusion.data.units import SPEED, factor, same_units
 from vecfield_diffusion.data.words import components, option
 from vecfield_diffusion.errors import UserError
@@ -23,17 +23,14 @@ def joined(parts: Sequence[Found]) -> Found:
     """
     if len(parts) == 1:
         return parts[0]
-    times = [part.time.values for part in parts]
-    if all(time is not None and len(time) for time in times) and len({time.dtype.kind for time in times}) == 1:
-        parts = [parts[place] for place in sorted(range(len(parts)), key=lambda place: times[place][0])]
+    times, kinds = None, {None if part.time.values is None else part.time.values.dtype.kind for part in parts}
+    if len(kinds) == 1 and None not in kinds:
+        parts = sorted(parts, key=lambda part: part.time.values[0])
         times = [part.time.values for part in parts]
-    else:
-        times = None
     first, lengths = parts[0], [part.length for part in parts]
     for part in parts[1:]:
         _check_alike(first, part)
     common = [name for name in first.variables if all(name in part.variables for part in parts)]
-    values = None if times is None else np.concatenate(times)
     components = tuple(
         replace(own, reader=Joined([_in_units(part.components[place], own) for part in parts], lengths))
         for place, own in enumerate(first.components)
@@ -42,12 +39,13 @@ def joined(parts: Sequence[Found]) -> Found:
         first,
         components=components,
         length=sum(lengths),
-        time=replace(first.time, values=values),
+        time=replace(first.time, values=None if times is None else np.concatenate(times)),
         notes=first.notes + _overlaps(parts, times),
         layout=f"{len(parts)} files of {first.layout}",
         variables={name: Joined([part.variables[name] for part in parts], lengths) for name in common},
         groups=_numbered(parts, "groups"),
         runs=_numbered(parts, "runs"),
+        closing=tuple(close for part in parts for close in part.closing),
     )
 
 
@@ -56,7 +54,7 @@ def _in_units(part: Component, own: Component) -> Reader:
     if part.units == own.units or same_units(part.units, own.units):
         return part.reader
     ratio = factor(part.units, SPEED) / factor(own.units, SPEED)
-    return Components([part.reader], (ratio, ratio))
+    return Combined([part.reader], (ratio, ratio))
 
 
 def _numbered(parts: Sequence[Found], name: str) -> np.ndarray | None:
@@ -90,8 +88,7 @@ def merged(first: Found, second: Found) -> Found:
         UserError: Their times differ.
     """
     times = [part.time.values for part in (first, second)]
-    same = [time is None for time in times] in ([True, True], [False, False]) and first.length == second.length
-    if not same or (times[0] is not None and not np.array_equal(*times)):
+    if first.length != second.length or (times[0] is None) != (times[1] is None) or not np.array_equal(*times):
         begin = ["" if time is None else f" from {str(time[0])[:16]}" for time in times]
         raise UserError(
             f"{' and '.join(dict.fromkeys((first.source, second.source)))}: the components {first.components[0].name} "
@@ -102,8 +99,6 @@ def merged(first: Found, second: Found) -> Found:
     places = u.place(), v.place()
     if u.shape == v.shape and (places[0] is None) != (places[1] is None):
         raise UserError(_differ(first, second, "coordinates", *("some" if place else "none" for place in places)))
-    if u.shape == v.shape and None not in places and stagger(*places) is None:
-        raise UserError(_differ(first, second, "points", *_spans(places)))
     groups = [part.groups for part in (first, second) if part.groups is not None]
     return replace(
         first,
@@ -111,6 +106,7 @@ def merged(first: Found, second: Found) -> Found:
         layout=f"{first.layout} and {second.layout}",
         variables={**second.variables, **first.variables},
         variable_units={**second.variable_units, **first.variable_units},
+        closing=first.closing + second.closing,
         points={**dict.fromkeys(second.variables, "v"), **dict.fromkeys(first.variables, "u")},
         groups=groups[0] if groups else None,
     )
@@ -125,30 +121,33 @@ def _spans(places: Sequence[Plane]) -> list[str]:
 
 def _check_alike(first: Found, second: Found) -> None:
     """Raises UserError where two files do not have one grid, one name for each component and units of one kind."""
-    names = [[part.name for part in found.components] for found in (first, second)]
+    names = [", ".join(part.name for part in found.components) for found in (first, second)]
     if names[0] != names[1]:
-        raise UserError(_differ(first, second, "components", *(", ".join(each) for each in names)))
-    for here, there in zip(first.components, second.components, strict=True):
-        if here.shape != there.shape:
-            raise UserError(_differ(first, second, "cells", here.shape, there.shape))
-        speeds = [factor(part.units, SPEED) is None for part in (here, there)]
-        if here.units != there.units and any(speeds):
-            raise UserError(_differ(first, second, "units", here.units, there.units))
+        raise UserError(_differ(first, second, "components", *names))
+    for parts in zip(first.components, second.components, strict=True):
+        shapes, units = [part.shape for part in parts], [part.units for part in parts]
+        if shapes[0] != shapes[1]:
+            raise UserError(_differ(first, second, "cells", *shapes))
+        if units[0] != units[1] and None in (factor(unit, SPEED) for unit in units):
+            raise UserError(_differ(first, second, "units", *units))
         for role in ("x", "y"):
-            lines = [getattr(part, role).values for part in (here, there)]
-            if (lines[0] is None) != (lines[1] is None) or (
-                lines[0] is not None and not np.allclose(*lines, rtol=1e-6, equal_nan=True)
-            ):
+            lines = [getattr(part, role).values for part in parts]
+            if not _near(*lines, rtol=1e-6):
                 ends = [None if line is None else f"{line[0]:g} to {line[-1]:g}" for line in lines]
                 raise UserError(_differ(first, second, role, *ends))
-        planes = [part.plane if part.plane is not None else part.globe for part in (here, there)]
+        planes = [part.plane if part.plane is not None else part.globe for part in parts]
         if None not in planes and not all(
-            np.allclose(getattr(planes[0], axis), getattr(planes[1], axis), rtol=1e-5, atol=1e-5, equal_nan=True)
-            for axis in ("x", "y")
+            _near(*(getattr(plane, axis) for plane in planes), rtol=1e-5, atol=1e-5) for axis in ("x", "y")
         ):
             raise UserError(_differ(first, second, "the coordinates of the cells", *_spans(planes)))
     if (first.mask is None) != (second.mask is None) or not np.array_equal(first.mask, second.mask):
         raise UserError(_differ(first, second, "masks", "one", "another"))
+
+
+def _near(one: np.ndarray | None, other: np.ndarray | None, **tolerance: float) -> bool:
+    if one is None or other is None:
+        return one is None and other is None
+    return np.allclose(one, other, equal_nan=True, **tolerance)
 
 
 def _differ(first: Found, second: Found, what: str, here: object, there: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cftime
@@ -56,8 +56,7 @@ def layout_of(dataset: xr.Dataset, name: str, both: bool, options: Options, sour
         UserError: One that has no meaning here, or several values of one that a snapshot has one of.
     """
     variable = dataset.variables[name]
-    sizes, roles, chosen = dict(variable.sizes), {}, {}
-    others: dict[str, list[str]] = {}
+    sizes, roles, others, chosen = dict(variable.sizes), {}, {}, {}
     covered = _covered(dataset, name)
     for dim in sizes:
         role = _role(dataset, str(dim), options)
@@ -67,16 +66,16 @@ def layout_of(dataset: xr.Dataset, name: str, both: bool, options: Options, sour
         if both and (dim == "channel" or (role is None and sizes[dim] == 2 and "channel" not in roles)):
             roles["channel"] = dim
         elif role == "run" and options.member is not None:
-            others.setdefault("member", []).append(dim)
+            others[dim] = "member"
         elif role in AXES and role not in roles:
             roles[role] = dim
         else:
-            others.setdefault(role or "", []).append(dim)
-    loose = [dim for dim in others.get("", []) if sizes[dim] > 1] + others.get("x", []) + others.get("y", [])
-    loose.sort(key=list(sizes).index)
-    _by_position(dataset, name, roles, loose, sizes)
-    for dim in [dim for dims in others.values() for dim in dims if dim not in roles.values()]:
-        role = next(role for role, dims in others.items() if dim in dims)
+            others[dim] = role or ""
+    loose = [dim for dim, role in others.items() if role in ("x", "y") or (role == "" and sizes[dim] > 1)]
+    roles |= _by_position(dataset, name, roles, loose, sizes)
+    for dim, role in others.items():
+        if dim in roles.values():
+            continue
         if sizes[dim] > 1 and not {"x", "y"} <= roles.keys():
             role = "point"
         elif role in AXES:  # a second time, such as the step of a forecast
@@ -119,21 +118,20 @@ def meaning_of(dataset: xr.Dataset, name: str) -> str | None:
 
 
 def _by_position(
-    dataset: xr.Dataset, name: str, roles: dict[str, str], loose: list[str], sizes: Mapping[str, int]
-) -> None:
-    """Gives the last dimensions that nothing names to y and x: as the coordinates of every cell say, else in order."""
+    dataset: xr.Dataset, name: str, roles: Mapping[str, str], loose: Sequence[str], sizes: Mapping[str, int]
+) -> dict[str, str]:
+    """The last dimensions that nothing names, as y and x: as the coordinates of every cell say, else in order."""
     free = [role for role in ("y", "x") if role not in roles]
     last = [dim for dim in loose if dim in list(sizes)[-2:] or len(free) == 1][-len(free) :] if free else []
     if len(last) < len(free):
-        return
+        return {}
     if len(last) == 2:
         plane = planes_of(dataset, name, {"y": last[0], "x": last[1]}, None).get("x")
         if plane is not None:
             values = np.asarray(dataset.variables[plane].transpose(..., *last).values, dtype=np.float64)
             values = values.reshape(-1, *values.shape[-2:])[0]
             last = last[::-1] if steeper(values) == 0 else last
-    roles.update(zip(free, last, strict=True))
-    loose[:] = [dim for dim in loose if dim not in last]
+    return dict(zip(free, last, strict=True))
 
 
 def steeper(values: np.ndarray) -> int | None:

@@ -30,7 +30,6 @@ from vecfield_diffusion.data.units import factor, is_degrees
 from vecfield_diffusion.data.words import option
 from vecfield_diffusion.errors import UserError
 
-SPACING = ("dx", "dy", "boundary_x", "boundary_y")
 EAST = ("eastward", "northward", "zonal", "meridional", "true east", "true north")
 
 
@@ -53,20 +52,20 @@ def component_at(dataset: xr.Dataset, layout: Layout, options: Options, reader: 
         except UserError as error:
             raise UserError(f"{source}: {planes['x']}, {planes['y']}: {error}") from error
         globe = plane if degrees else None
+        told = {axis: labels(dataset.variables[name]) for axis, name in planes.items()}
         # A coordinate of one dimension goes first if it has units; without, it only counts the cells.
         if any(line.values is not None and line.units not in ("", "1") for line in lines.values()):
             plane = None
         elif (straight := plane.lines()) is not None:
-            names = {"x": "lon", "y": "lat"} if degrees else {"x": "x", "y": "y"}
+            names = ("lon", "lat") if degrees else ("x", "y")
             lines = {
-                axis: Axis(names[axis], line, labels(dataset.variables[planes[axis]]), degrees, planes[axis])
-                for axis, line in zip(("x", "y"), straight, strict=True)
+                axis: Axis(name, line, told[axis], degrees, planes[axis])
+                for axis, name, line in zip(("x", "y"), names, straight, strict=True)
             }
             plane = globe = None
         else:
-            lines = {axis: replace(line, name=axis, degrees=False) for axis, line in lines.items()}
             lines = {
-                axis: line if degrees else replace(line, attrs=labels(dataset.variables[planes[axis]]))
+                axis: replace(line, name=axis, degrees=False, attrs=line.attrs if degrees else told[axis])
                 for axis, line in lines.items()
             }
     attrs = described(variable)
@@ -152,29 +151,25 @@ def spacing_of(attrs: Mapping[str, Any], source: str) -> dict[str, Any]:
     Raises:
         UserError: A spacing that is no number.
     """
-    spacing = {name: attrs[name] for name in SPACING if name in attrs}
-    for name in ("dx", "dy"):
-        if name in spacing and (
-            np.asarray(spacing[name]).dtype.kind not in "fiu" or not np.isfinite(spacing[name]).all()
-        ):
-            raise UserError(f"{source}: its attribute {name} is '{spacing[name]}', expected metres: {option(name)}")
-    kinds = {"periodic", "wall", "open"}
-    return {name: value for name, value in spacing.items() if name in ("dx", "dy") or value in kinds}
+    lengths = {name: attrs[name] for name in ("dx", "dy") if name in attrs}
+    for name, length in lengths.items():
+        if np.asarray(length).dtype.kind not in "fiu" or not np.isfinite(length).all():
+            raise UserError(f"{source}: its attribute {name} is '{length}', expected metres: {option(name)}")
+    kinds = {name: attrs.get(name) for name in ("boundary_x", "boundary_y")}
+    return lengths | {name: kind for name, kind in kinds.items() if kind in ("periodic", "wall", "open")}
 
 
 def time_axis(dataset: xr.Dataset, layout: Layout, options: Options, source: str) -> Axis:
     """The times of the snapshots: dates where they can be decoded, else the numbers of the file."""
-    name = options.time if options.time is not None else line_of(dataset, layout, "time", None)
     if options.time is not None:
         name = find(dataset, "time", options.time, source)
-    length = length_of(dataset, layout)
-    if name is None and "time" not in layout.dims:
-        name = next(
-            (str(n) for n, item in dataset.variables.items() if item.ndim == 0 and meaning_of(dataset, n) == "time"),
-            None,
-        )
+    else:
+        lone = [] if "time" in layout.dims else [name for name, item in dataset.variables.items() if item.ndim == 0]
+        times = (str(name) for name in lone if meaning_of(dataset, name) == "time")
+        name = line_of(dataset, layout, "time", None) or next(times, None)
     if name is None:
         return Axis("time")
+    length = length_of(dataset, layout)
     variable = dataset.variables[name]
     values, attrs = times_of(variable)
     runs = dataset.variables[layout.name].sizes.get(layout.dims.get("run"), 1)

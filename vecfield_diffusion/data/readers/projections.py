@@ -20,10 +20,7 @@ STRAIGHT = ("latitude_longitude", "mercator", "lambert_cylindrical_equal_area")
 def angle_of(mapping: Mapping[str, Any], x: Axis, y: Axis) -> np.ndarray | None:
     """The angle from east to the axis x, anticlockwise in radians `(H, W)`; None where they are one.
 
-    Arguments:
-        mapping: The attributes of the grid mapping, as CF has them.
-        x: The coordinate of the columns.
-        y: The coordinate of the rows.
+    `mapping` are the attributes of the grid mapping, as CF has them.
 
     Raises:
         LookupError: A projection that is not known here, or lacks a parameter or coordinates.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -14,6 +14,7 @@ from vecfield_diffusion.data.words import option
 from vecfield_diffusion.errors import UserError, nearest
 from vecfield_diffusion.memory import available
 
+Boundary = Literal["periodic", "wall", "open"]
 #: What the libraries raise for a file that is damaged.
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, AssertionError, MemoryError)
 
@@ -73,6 +74,14 @@ def unnamed(arrays: Mapping[str, np.ndarray], kind: str, turned: bool = False) -
     dataset = xr.Dataset({name: xr.Variable(*variable) for name, variable in data.items()})
     dataset.encoding = {"kind": kind, "turned": turned}
     return dataset
+
+
+def rebuilt(dataset: xr.Dataset, variables: Mapping[str, xr.Variable]) -> xr.Dataset:
+    """The data set with other variables, of the same file."""
+    result = xr.Dataset(variables, attrs=dataset.attrs)
+    result.encoding = dataset.encoding
+    result.set_close(dataset.close)
+    return result
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401

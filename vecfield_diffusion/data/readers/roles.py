@@ -20,20 +20,9 @@ from vecfield_diffusion.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Options:
-    """What the user says about a data set; None where it is to be found out.
+    """What the user says about a data set, as `open_fields` takes it; None where it is to be found out.
 
-    Arguments:
-        velocity: One array of both components.
-        u: The component along x.
-        v: The component along y.
-        valid: A mask, 1 = wet.
-        invalid: A mask, 1 = solid.
-        x: The coordinate of the columns.
-        y: The coordinate of the rows.
-        time: The coordinate of the snapshots.
-        level: The index along a depth, a height or another dimension of several values.
-        member: The index along the members of an ensemble.
-        only: The one component to read, of a set whose components lie in files of their own.
+    `only` is the one component to read, of a set whose components lie in files of their own.
     """
 
     velocity: str | None = None
@@ -71,7 +60,9 @@ USUAL = (
 )
 
 
-def choose_pair(dataset: xr.Dataset, options: Options, source: str) -> tuple[tuple[str, str], tuple[str, ...]]:
+def choose_pair(
+    variables: Mapping[str, xr.Variable], options: Options, source: str
+) -> tuple[tuple[str, str], tuple[str, ...]]:
     """The names of the two components, and what there is to say about the choice.
 
     As named by the user; else by `standard_name`: eastward and northward (or x and y) forms of one name, where a name
@@ -85,15 +76,16 @@ def choose_pair(dataset: xr.Dataset, options: Options, source: str) -> tuple[tup
         raise UserError(f"name both components: {components()}")
     if options.u is not None and options.v is not None:
         return (options.u, options.v), ()
-    variables = {str(name): item for name, item in dataset.variables.items()}
-    fields = {name: item for name, item in variables.items() if item.dtype.kind in "fiu" and item.ndim >= 2}
+    variables = {str(name): item for name, item in variables.items()}
     fields = {
         name: item
-        for name, item in fields.items()
-        if not _speaks_of_another(item.attrs) and not _has_phase(name, variables)
+        for name, item in variables.items()
+        if item.dtype.kind in "fiu"
+        and item.ndim >= 2
+        and not _speaks_of_another(item.attrs)
+        and not _has_phase(name, variables)
     }
     ranks = {name: _rank(units_of(item)) for name, item in fields.items()}
-    pairs, titled, candidates = [], {}, {}
     for rank in (0, 1):
         candidates = {name: item for name, item in fields.items() if ranks[name] is not None and ranks[name] <= rank}
         titled = _by_standard_name(candidates)

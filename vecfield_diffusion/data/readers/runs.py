@@ -16,7 +16,7 @@ import xarray as xr
 
 from vecfield_diffusion.data.readers.hdf5 import open_file
 from vecfield_diffusion.data.readers.hdf5 import read as read_hdf5
-from vecfield_diffusion.data.readers.reader import Format, plain
+from vecfield_diffusion.data.readers.reader import Format, plain, rebuilt
 from vecfield_diffusion.errors import UserError
 
 
@@ -45,10 +45,7 @@ def read(path: Path, group: str | None = None) -> xr.Dataset:
             values = np.asarray(dataset[name].values, dtype=np.float64)[..., : sizes[axis]]
             variables[axis] = xr.Variable((*["run"] * (values.ndim - 1), axis), values, dataset[name].attrs)
     rest = {name: variable for name, variable in dataset.variables.items() if name not in variables}
-    result = xr.Dataset({**rest, **variables}, attrs=dataset.attrs)
-    result.encoding = dataset.encoding
-    result.set_close(dataset.close)
-    return result
+    return rebuilt(dataset, {**rest, **variables})
 
 
 def _well(path: Path, dataset: xr.Dataset) -> dict[str, tuple[str, ...]]:

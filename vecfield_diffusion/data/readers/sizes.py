@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from vecfield_diffusion.data.readers.layout import steeper
+from vecfield_diffusion.data.readers.reader import rebuilt
 from vecfield_diffusion.data.words import option
 from vecfield_diffusion.errors import UserError
 
@@ -28,7 +29,7 @@ def anonymous(dataset: xr.Dataset, name: str) -> bool:
 
 
 def orders(shape: Sequence[int], both: bool, turned: bool) -> list[tuple[str, ...]]:
-    """What the dimensions of the velocity can be, the likeliest first; `-` is one of size 1 that is too many."""
+    """What the dimensions of the velocity can be, the likeliest first; `#1` is one of size 1 that is too many."""
     axes = ["time", "channel", "y", "x"] if both else ["time", "y", "x"]
     if turned:
         axes[-2:] = axes[:-3:-1]
@@ -41,7 +42,7 @@ def orders(shape: Sequence[int], both: bool, turned: bool) -> list[tuple[str, ..
     # Permutations come in the order of the places, so that what changes the usual order least comes first.
     fitting = [order for order in permutations(axes) if not both or shape[kept[order.index("channel")]] == 2]
     names = (dict(zip(kept, order, strict=True)) for order in fitting)
-    return [tuple(name.get(place, "-") for place in range(len(shape))) for name in names]
+    return [tuple(name.get(place, f"#{place}") for place in range(len(shape))) for name in names]
 
 
 def named(
@@ -63,43 +64,31 @@ def named(
     group = components[0].rpartition("/")[0]
     lines = {role: _candidates(dataset, role, given.get(role), group) for role in COORDINATES}
     known = {role: size for role, names in lines.items() if (size := _known(dataset, names)) is not None}
-    choices = orders(shape, both, bool(dataset.encoding.get("turned")))
-    layouts = [dict(zip(order, shape, strict=True)) for order in choices]
-    fitting = [
-        order
-        for order, sizes in zip(choices, layouts, strict=True)
-        if all(sizes.get(role, 1) == size for role, size in known.items())
-    ]
-    planes = [order for order in fitting if (swapped := _swapped(dataset, order, lines)) is not None and not swapped]
-    order = next(iter(planes or fitting or choices), None)
-    if order is None or min(shape, default=0) < 1:
+    choices = [dict(zip(order, shape, strict=True)) for order in orders(shape, both, dataset.encoding.get("turned"))]
+    fitting = [sizes for sizes in choices if all(sizes.get(role, 1) == size for role, size in known.items())]
+    planes = [sizes for sizes in fitting if _swapped(dataset, tuple(sizes), lines) is False]
+    sizes = next(iter(planes or fitting or choices), None)
+    if sizes is None or min(shape, default=0) < 1:
         raise UserError(
             f"{source}: '{components[0]}' has shape {shape}. Expected {'(N, 2, H, W)' if both else '(N, H, W)'} with "
             "at least one snapshot of at least 3 x 3 cells; choose another array or rewrite it in this order."
         )
-    sizes = {axis: size for axis, size in zip(order, shape, strict=True) if axis != "-"}
     for role, name in given.items():
         if name in dataset.variables and known.get(role, sizes.get(role)) != sizes.get(role):
             raise UserError(
                 f"{source}: the coordinate '{name}' has shape {dataset.variables[name].shape}, expected "
                 f"({sizes.get(role, 1)},): {option(role)}"
             )
-    variables = {}
+    variables = dict(dataset.variables)
     for name, variable in dataset.variables.items():
-        dims = order if name in components else _axes(variable.shape, order, sizes, name, given)
-        fits = anonymous(dataset, name) and dims is not None
-        dims = tuple(f"{name}#{place}" if dim == "-" else dim for place, dim in enumerate(dims)) if fits else None
-        variables[name] = variable if dims is None else xr.Variable(dims, variable._data, variable.attrs)
-        variables[name].encoding = variable.encoding
-    result = xr.Dataset(variables, attrs=dataset.attrs)
-    result.encoding = dataset.encoding
-    result.set_close(dataset.close)
-    sure = (
-        planes
-        or dataset.encoding.get("native")
-        or len({size for size in sizes.values() if size > 1}) == len([size for size in sizes.values() if size > 1])
-    )
-    text = ", ".join(axis for axis in order if axis != "-")
+        dims = tuple(sizes) if name in components else _axes(variable.shape, sizes, name, given)
+        if anonymous(dataset, name) and dims is not None:
+            dims = [f"{name}{dim}" if dim.startswith("#") else dim for dim in dims]
+            variables[name] = xr.Variable(dims, variable._data, variable.attrs, variable.encoding)
+    result = rebuilt(dataset, variables)
+    long = [size for size in sizes.values() if size > 1]
+    sure = planes or dataset.encoding.get("native") or len(set(long)) == len(long)
+    text = ", ".join(axis for axis in sizes if not axis.startswith("#"))
     note = f"the sizes {shape} of '{components[0]}' do not tell its axes apart: taken as ({text}). Else turn the array"
     return result, () if sure else (note,)
 
@@ -134,14 +123,10 @@ def _swapped(dataset: xr.Dataset, order: Sequence[str], lines: Mapping[str, Sequ
 
 
 def _axes(
-    shape: tuple[int, ...],
-    order: Sequence[str],
-    sizes: Mapping[str, int],
-    name: str,
-    given: Mapping[str, str | None],
+    shape: tuple[int, ...], sizes: Mapping[str, int], name: str, given: Mapping[str, str | None]
 ) -> tuple[str, ...] | None:
     """What the dimensions of another array are: those of the velocity, some of them, or those with channels."""
-    full = [axis for axis in order if axis in ("time", "y", "x")]
+    full = [axis for axis in sizes if axis in ("time", "y", "x")]
     flat = [axis for axis in full if axis != "time"]
     second = int(full[0] == "time")
     own = next(
@@ -149,18 +134,12 @@ def _axes(
         None,
     )
     candidates = [full, flat, *([[own]] if own else []), ["time"], ["x"], ["y"]]
-    candidates += [[*full[:second], "channels", *full[second:]], ["channels", *flat]]
-    for squeezed in (False, True):
-        places = [place for place, size in enumerate(shape) if not (squeezed and size == 1)]
-        for axes in candidates:
-            fits = [sizes.get(axis, 1) if axis != "channels" else None for axis in axes] == [
-                shape[place] if axis != "channels" else None for place, axis in zip(places, axes, strict=False)
-            ]
-            if fits and len(axes) == len(places):
-                # A number of channels of its own is a dimension of its own.
-                named = {
-                    place: f"channel of {name}" if axis == "channels" else axis
-                    for place, axis in zip(places, axes, strict=True)
-                }
-                return tuple(named.get(place, "-") for place in range(len(shape)))
+    channels = f"channel of {name}"  # of any number: a dimension of its own
+    candidates += [[*full[:second], channels, *full[second:]], [channels, *flat]]
+    for least in (0, 2):  # as it is, then without dimensions of size 1
+        places = [place for place, size in enumerate(shape) if size >= least]
+        for axes in (axes for axes in candidates if len(axes) == len(places)):
+            named = dict(zip(places, axes, strict=True))
+            if all(axis == channels or sizes.get(axis, 1) == shape[place] for place, axis in named.items()):
+                return tuple(named.get(place, f"#{place}") for place in range(len(shape)))
     return None

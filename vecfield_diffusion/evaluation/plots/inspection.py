@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vecfield_diffusion.data.fields import Fields
-from vecfield_diffusion.data.inspection import Inspection
 from vecfield_diffusion.data.splits import THRESHOLD
+from vecfield_diffusion.evaluation.inspection import Inspection
 from vecfield_diffusion.evaluation.plots.maps import draw_field, draw_scalar
 from vecfield_diffusion.evaluation.plots.style import (
     INK as _INK,
@@ -48,7 +48,7 @@ from vecfield_diffusion.evaluation.plots.style import (
 
 
 def figure_inspection(path: str | Path, found: Inspection) -> None:
-    """Draw what a file of velocities is like into a PNG, with what `data.inspection` found out.
+    """Draw what a file of velocities is like into a PNG, with what `evaluation.inspection` found out.
 
     Above, maps: the fullest snapshot, how often each cell is measured (the mean field where nothing is missing), the
     variability. Below: the autocorrelation with the guard, speed and coverage over time, the distribution of values. Of

@@ -1,7 +1,7 @@
 """What a set of velocities is like before anything is trained on it: what is measured of it.
 
 `inspect` leaves out what cannot belong to the data (`statistics.believed`), reads every snapshot once for what is
-measured and how large it is (`Values`, `Gaps`), then measures what training would: std and leading eigenvalue
+measured and how large it is (`Moments`, `Gaps`), then measures what training would: std and leading eigenvalue
 (`statistics.measure`), the autocorrelation and what follows from it (`splits`), and how the kinetic energy splits into
 rotational, divergent and harmonic parts (`projection.helmholtz`). What is said of it, and what follows for training, is
 in `programs`.
@@ -10,7 +10,7 @@ in `programs`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vecfield_diffusion.data.augment import Augmentation
 from vecfield_diffusion.data.fields import Fields, blocks
-from vecfield_diffusion.data.sequences import duration
+from vecfield_diffusion.data.sequences import duration, intervals
 from vecfield_diffusion.data.splits import (
     THRESHOLD,
     TimeBlocks,
@@ -49,7 +49,7 @@ RETURNS = 0.5
 Floats = NDArray[np.float64]
 
 
-class Values:
+class Moments:
     """What the measured values are like, in the units of the file; filled block by block.
 
     Attributes:
@@ -154,15 +154,10 @@ def largest_region(cells: NDArray[np.bool_], periodic: tuple[bool, bool]) -> int
 
 @dataclass(frozen=True)
 class Times:
-    """How the snapshots follow each other.
+    """How the snapshots follow each other: the median step, the first and the last time in words, and faults.
 
-    Arguments:
-        step: The median step in words, such as `1 day`; empty where the file has no times.
-        first: The first time in words.
-        last: The last one.
-        irregular: Steps that differ from the median by more than 1 %.
-        repeated: Steps of zero.
-        backward: Steps back.
+    Empty where the file has no times. Irregular steps differ from the median by more than 1 %, repeated ones are 0,
+    backward ones below it.
     """
 
     step: str = ""
@@ -171,6 +166,30 @@ class Times:
     irregular: int = 0
     repeated: int = 0
     backward: int = 0
+
+    @classmethod
+    def of(cls, fields: Fields) -> Times:
+        """Those of the snapshots of a file."""
+        if fields.time is None:
+            return cls()
+        dates, units = fields.time.dtype.kind == "M", str(fields.time_attrs.get("units", ""))
+        first, last = (
+            str(t.astype("datetime64[s]")).replace("T", " ") if dates else f"{t:g} {units}".strip()
+            for t in fields.time[[0, -1]]
+        )
+        steps, _ = intervals(fields)
+        steps = steps if fields.runs is None else steps[np.diff(fields.runs) == 0]  # a run begins anew
+        if not steps.size:
+            return cls(first=first, last=last)
+        step = float(np.median(steps))
+        return cls(
+            step=duration(round(3600 * step, 6)) if dates else f"{step:g} {units}".strip(),
+            first=first,
+            last=last,
+            irregular=int((np.abs(steps - step) > 0.01 * abs(step)).sum()),
+            repeated=int((steps == 0).sum()),
+            backward=int((steps < 0).sum()),
+        )
 
 
 @dataclass(frozen=True)
@@ -212,6 +231,7 @@ class Inspection:
         guard: What `TimeBlocks` measures.
         independent: How many independent fields the snapshots are worth.
         split: The snapshots of training, validation and test; empty where they are too few.
+        too_few: Why there is no split; empty where there is one.
         tested: How many independent fields those of the test are worth.
         unlike: Sentences on blocks that are unlike those of training.
         augmentation: The transforms that the domain allows.
@@ -219,7 +239,7 @@ class Inspection:
 
     fields: Fields
     left_out: str
-    values: Values
+    values: Moments
     gaps: Gaps
     times: Times
     statistics: Statistics
@@ -231,6 +251,7 @@ class Inspection:
     guard: int
     independent: float
     split: dict[str, range]
+    too_few: str
     tested: float
     unlike: list[str]
     augmentation: tuple[str, ...]
@@ -280,43 +301,38 @@ def inspect(fields: Fields) -> Inspection:
     Raises:
         UserError: The fields do not vary.
     """
-    with bar(5, "steps", "inspecting", leave=False) as progress:
-        return _inspected(fields, progress.update)
-
-
-def _inspected(fields: Fields, done: Callable[[], None]) -> Inspection:
-    """See `inspect`; `done` is called after each of five steps."""
-    fields, left_out = believed(fields)
-    done()
-    n, valid = len(fields), fields.grid.valid.numpy()
-    values, gaps = Values(fields.shape), Gaps(valid, fields.grid.periodic)
-    for indices in blocks(n, valid.size):
-        velocity = fields.read(indices).double().numpy()
-        values.add(indices, velocity)
-        gaps.add(indices, velocity)
-    done()
-    part = fullest_part(valid, SIDE)
-    grid = part_of(fields.grid, *part)
-    velocity, rectangle = complete(fields, gaps.missing, part), largest_rectangle(grid.valid.numpy())
-    whole = flow(velocity, grid)
-    cut = velocity[..., rectangle[0], rectangle[1]]
-    inside = whole if cut.shape == velocity.shape else flow(cut, part_of(grid, *rectangle))
-    done()
-    _, statistics = measure(fields, range(0, n, -(-n // SNAPSHOTS)), mean_field=False if n == 1 else "auto")
-    done()
-    rho = autocorrelation(fields)
-    done()
-    guard = guard_after(rho, n)
+    with bar(5, "steps", "inspecting", leave=False) as done:
+        fields, left_out = believed(fields)
+        done.update()
+        n, valid = len(fields), fields.grid.valid.numpy()
+        values, gaps = Moments(fields.shape), Gaps(valid, fields.grid.periodic)
+        for indices in blocks(n, valid.size):
+            velocity = fields.read(indices).double().numpy()
+            values.add(indices, velocity)
+            gaps.add(indices, velocity)
+        done.update()
+        part = fullest_part(valid, SIDE)
+        grid = part_of(fields.grid, *part)
+        velocity, rectangle = complete(fields, gaps.missing, part), largest_rectangle(grid.valid.numpy())
+        whole = flow(velocity, grid)
+        cut = velocity[..., rectangle[0], rectangle[1]]
+        inside = whole if cut.shape == velocity.shape else flow(cut, part_of(grid, *rectangle))
+        done.update()
+        _, statistics = measure(fields, range(0, n, -(-n // SNAPSHOTS)), mean_field=False if n == 1 else "auto")
+        done.update()
+        rho = autocorrelation(fields)
+        done.update()
+    guard, too_few = guard_after(rho, n), ""
     try:
         split = TimeBlocks(guard=guard).split(fields)
-    except UserError:
-        split = {}
+    except UserError as error:
+        split, too_few = {}, str(error).removeprefix(f"{fields.source}: ")
     return Inspection(
         fields=fields,
         left_out=left_out,
         values=values,
         gaps=gaps,
-        times=times(fields),
+        times=Times.of(fields),
         statistics=statistics,
         part=part,
         flow=whole,
@@ -326,35 +342,10 @@ def _inspected(fields: Fields, done: Callable[[], None]) -> Inspection:
         guard=guard,
         independent=independent(fields, rho=rho),
         split=split,
+        too_few=too_few,
         tested=independent(fields, split["test"], rho) if split else 0.0,
         unlike=compare_blocks(fields, split) if split else [],
         augmentation=Augmentation().resolve(fields.grid, mean_is_zero=homogeneous(fields)).names,
-    )
-
-
-def times(fields: Fields) -> Times:
-    """How the snapshots of the file follow each other."""
-    if fields.time is None:
-        return Times()
-    units = str(fields.time_attrs.get("units", ""))
-    dates = fields.time.dtype.kind == "M"
-    first, last = (
-        str(t.astype("datetime64[s]")).replace("T", " ") if dates else f"{t:g} {units}".strip()
-        for t in fields.time[[0, -1]]
-    )
-    steps = np.diff(fields.time)
-    steps = steps / np.timedelta64(1, "s") if dates else steps.astype(np.float64)
-    steps = steps if fields.runs is None else steps[np.diff(fields.runs) == 0]  # a run begins anew
-    if not steps.size:
-        return Times(first=first, last=last)
-    step = float(np.median(steps))
-    return Times(
-        step=duration(step) if dates else f"{step:g} {units}".strip(),
-        first=first,
-        last=last,
-        irregular=int((np.abs(steps - step) > 0.01 * abs(step)).sum()),
-        repeated=int((steps == 0).sum()),
-        backward=int((steps < 0).sum()),
     )
 
 
