@@ -116,15 +116,7 @@ class Denoiser(nn.Module):
 
         `mean` is what the method `mean` returns, where that is known already; it counts as a constant.
         """
-        valid, observed = observation.valid, observation.observed
-        known = Conditions(
-            y=torch.where(observed, observation.y, 0.0),
-            observed=observed,
-            error=torch.where(observed, observation.error, 0.0),
-            valid=valid,
-            channels=observation.channels(),
-            mean=self.mean(observation) if mean is None else mean,
-        )
+        valid, known = observation.valid, self._known(observation, mean)
         z = torch.where(valid, z, 0.0)
         skip, out, channels, noise = self.parametrization.precondition(
             z, s, known, partial(self._scalars, dtype=z.dtype)
@@ -136,6 +128,31 @@ class Denoiser(nn.Module):
         fraction = torch.sigmoid(output.narrow(-3, 2, 2)) if self.diffusion.learned_variance else None
         return Moments(x_hat, fraction, out, skip)
 
+    @property
+    def has_energy(self) -> bool:
+        """Whether the score is minus the gradient of an energy, see `energy`."""
+        return self.parametrization.has_energy
+
+    def energy(self, z: Tensor, s: Tensor, observation: Observation) -> Tensor:
+        """Returns U(z, s) in nats, `(B,)` in float64, with -grad U = (D - z) / s^2, the score.
+
+        It is computed without autocast, on the cells of the domain. After training by `loss.dual` it is -ln p of the
+        noisy field, see `diffusion/dual.py`; without, it has a free constant for each level and observation.
+
+        Raises:
+            UserError: The network is not the gradient of an energy.
+        """
+        if not self.has_energy:
+            raise UserError(
+                "this network has no energy: its score is no gradient. Train one with model=energy, "
+                "model=energy_multiscale or model=energy_dit"
+            )
+        known = self._known(observation)
+        z = torch.where(observation.valid, z, 0.0)
+        top = torch.full_like(s[:1], self.diffusion.sigma_max)
+        with torch.autocast(z.device.type, enabled=False):
+            return self.parametrization.energy(z, s, known, partial(self._scalars, dtype=z.dtype), top)
+
     def weight(self, s: Tensor, out: Tensor) -> Tensor:
         """Returns the weight of the squared error of D in the training loss, `(B,)`, at levels `s` in float64."""
 
@@ -143,6 +160,18 @@ class Denoiser(nn.Module):
             return self.diffusion.weight(self.diffusion.time(level))
 
         return self.parametrization.weight(s, out, plain).to(out.dtype)
+
+    def _known(self, observation: Observation, mean: Tensor | None = None) -> Conditions:
+        """Returns what samples are conditioned on; `mean` as in `estimate`."""
+        observed = observation.observed
+        return Conditions(
+            y=torch.where(observed, observation.y, 0.0),
+            observed=observed,
+            error=torch.where(observed, observation.error, 0.0),
+            valid=observation.valid,
+            channels=observation.channels(),
+            mean=self.mean(observation) if mean is None else mean,
+        )
 
     def _scalars(self, s: Tensor, dtype: torch.dtype) -> Scalars:
         """Returns the preconditioning at levels `s`, of z instead of x_t = alpha z, in the type of z."""

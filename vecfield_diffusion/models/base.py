@@ -70,6 +70,8 @@ class Parametrization:
 
     #: Whether the network predicts the mean of the field given what is known, see `mean`.
     predicts_mean: bool = False
+    #: Whether the denoiser is the gradient of an energy, see `energy`.
+    has_energy: bool = False
     #: Whether torch.export can write the denoiser as a program.
     traceable: bool = True
     #: Why the network does not go with a formulation without noise; empty where it does.
@@ -119,6 +121,23 @@ class Parametrization:
         # c_in scales the noisy state alone: at high noise it would drown the observations.
         channels = torch.cat([column(c.c_in, z) * z, known.channels], dim=-3)
         return Preconditioned(column(c.c_skip, z) * z, c.c_out, channels, c.c_noise)
+
+    def energy(
+        self, z: Tensor, s: Tensor, known: Conditions, scalars: Callable[[Tensor], Scalars], top: Tensor
+    ) -> Tensor:
+        """Returns the energy in nats, `(B,)` in float64, whose gradient by `z` is (z - D) / s^2.
+
+        Arguments:
+            z: As for `precondition`.
+            s: As for `precondition`.
+            known: As for `precondition`.
+            scalars: As for `precondition`.
+            top: The largest level of the formulation, `(1,)`, at which fields are as good as noise.
+
+        Raises:
+            NotImplementedError: The denoiser is not the gradient of one.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no energy")
 
     def weight(self, s: Tensor, out: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
         """Returns the weight of the squared error of D in the loss, `(B,)`, at levels `s` in float64.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Zeroed = TypeVar("Zeroed", nn.Conv2d, nn.Linear)
 
 
 class Wrap(torch.autograd.Function):
@@ -27,14 +29,44 @@ class Wrap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        for axis, closed in zip((-1, -2), reversed(ctx.periodic), strict=True):
+        return Unwrap.apply(gradient, ctx.periodic), None
+
+
+class Unwrap(torch.autograd.Function):
+    """The adjoint of `Wrap`, whose own adjoint is `Wrap`: so may gradients be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, periodic: tuple[bool, bool]) -> Tensor:
+        ctx.periodic = periodic
+        for axis, closed in zip((-1, -2), reversed(periodic), strict=True):
             if closed:
                 size = gradient.shape[axis] - 2
                 inner = gradient.narrow(axis, 1, size).clone(memory_format=torch.preserve_format)
                 inner.narrow(axis, size - 1, 1).add_(gradient.narrow(axis, 0, 1))
                 inner.narrow(axis, 0, 1).add_(gradient.narrow(axis, size + 1, 1))
                 gradient = inner
-        return gradient, None
+        return gradient
+
+    @staticmethod
+    def backward(ctx: Any, x: Tensor) -> tuple[Tensor, None]:
+        return Wrap.apply(x, ctx.periodic), None
+
+
+def continued(x: Tensor, multiple: int, periodic: tuple[bool, bool]) -> tuple[Tensor, tuple[int, int]]:
+    """Continues both axes to multiples, wrapped on both sides where periodic, else with zeros at the end.
+
+    Returns:
+        The field, and where its first row and column have gone.
+    """
+    start = [0, 0]
+    for i, closed in enumerate(periodic):
+        axis, size, more = i - 2, x.shape[i - 2], -x.shape[i - 2] % multiple
+        if more and closed:
+            start[i] = more // 2
+            x = x.index_select(axis, (torch.arange(size + more, device=x.device) - start[i]) % size)
+        elif more:
+            x = F.pad(x, (0, 0, 0, more) if axis == -2 else (0, more))
+    return x, (start[0], start[1])
 
 
 class Conv3x3(nn.Conv2d):
@@ -143,7 +175,7 @@ def groups(channels: int) -> int:
     return math.gcd(channels, max(1, channels // 16))
 
 
-def zero(layer: nn.Conv2d) -> nn.Conv2d:
+def zero(layer: Zeroed) -> Zeroed:
     """Returns the layer with all parameters zero, so that a residual branch starts as the identity."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
