@@ -161,6 +161,9 @@ class Windowed:
         """That of the denoiser."""
         return self.denoiser.parametrization
 
+    #: Whether the score is the gradient of an energy: a blend of gradients with weights that vary in space is none.
+    has_energy = False
+
     @property
     def autocast(self) -> torch.dtype | None:
         """That of the denoiser."""

@@ -153,7 +153,7 @@ def positions(sizes: Sequence[int], periodic: Sequence[bool], rotations: int, de
     shares = [len(part) for part in torch.arange(rotations).tensor_split(len(sizes))]
     along = []
     for axis, (size, closed, share) in enumerate(zip(sizes, periodic, shares, strict=True)):
-        steps = torch.arange(share, device=device)
+        steps = torch.arange(share, dtype=torch.float64, device=device)
         rates = 2 * math.pi * (1 + steps) / size if closed else SPAN ** (-steps / share)
         angles = torch.arange(size, device=device)[:, None] * rates
         shape = [size if axis == i else 1 for i in range(len(sizes))]

@@ -10,11 +10,11 @@ scalars is then a gradient field for every formulation and prediction, D = c_ski
 in the domain
 
     U(z, s) = (|z|^2 / 2 - c_skip |z|^2 / 2 - (c_out / c_in) phi(c_in z)) / s^2
-              + d / 2 ln(2 pi (1 + s^2)) + d (a(noise) - a(noise at the top)),
+              + d / 2 ln(2 pi (1 + s^2)) + d (a(ln s) - a(ln s_max)),
 
 an energy in nats whose gradient is minus the score, -grad U = (D - z) / s^2, exactly: the Jacobian of D is symmetric,
 and the integral of the score around any loop is 0. The last line does not depend on z. It makes U = -ln p of white
-noise where the network adds nothing; a(noise) is learned by `diffusion/dual.py` alone, without which energies of
+noise where the network adds nothing; a is learned by `diffusion/dual.py` alone, without which energies of
 different levels, observations or models have free constants between them.
 
 Of several networks, number k has the field averaged over squares of 2^k cells, and the potentials are added up, each
@@ -44,6 +44,8 @@ FIELD = 2  # channels of the noisy field; what is known follows
 Form = Literal["inner", "squares"]
 #: Features of the noise level that the normaliser is made of.
 FEATURES = 64
+#: The range of ln s, about.
+SPAN = 20.0
 
 
 class Energy(nn.Module, Parametrization):
@@ -70,7 +72,7 @@ class Energy(nn.Module, Parametrization):
         if not networks:
             raise ValueError("networks must be one or more, got none")
         self.networks, self.form = nn.ModuleList(networks), form
-        self.embed = FourierEmbedding(FEATURES)
+        self.embed = FourierEmbedding(FEATURES, SPAN)
         self.constant = nn.Linear(FEATURES, 1)
         nn.init.zeros_(self.constant.weight)
         nn.init.zeros_(self.constant.bias)
@@ -122,11 +124,11 @@ class Energy(nn.Module, Parametrization):
         quadratic = square / 2 - c.c_skip.double() * square / 2 - c.c_out.double() / c.c_in.double() * phi
         values = FIELD * total(known.valid.expand(*z.shape[:-3], 1, *z.shape[-2:])).double()
         level = (2 * torch.pi * (1 + wide.square())).log() / 2
-        return quadratic / wide.square() + values * (level + self.normaliser(c.c_noise, scalars(top).c_noise))
+        return quadratic / wide.square() + values * (level + self.normaliser(s, top))
 
-    def normaliser(self, noise: Tensor, top: Tensor) -> Tensor:
-        """Returns a(noise) - a(top), `(B,)` in float64."""
-        here, there = (self.constant(self.embed(value))[:, 0].double() for value in (noise, top))
+    def normaliser(self, s: Tensor, top: Tensor) -> Tensor:
+        """Returns a(ln s) - a(ln top), `(B,)` in float64."""
+        here, there = (self.constant(self.embed(level.log()))[:, 0].double() for level in (s, top))
         return here - there
 
 
