@@ -74,7 +74,7 @@ infer = Program(
         "overwrite": "bool",
         "figure": "str",
         "colour": "Literal['speed', 'vorticity']",
-        "likelihood": "Literal['none', 'hutchinson', 'exact']",
+        "likelihood": "Literal['none', 'hutchinson', 'exact', 'energy']",
         "likelihood_steps": "int",
         "time_context": "Literal['both', 'past']",
         "horizon": "int",

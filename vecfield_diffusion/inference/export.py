@@ -208,6 +208,11 @@ def save_program(path: Path, denoiser: Denoiser, grid: Grid, units: str = "m s-1
             "format=program: model=gaussian solves a system of its own for each observation, which no program holds. "
             "Use format=safetensors"
         )
+    if denoiser.has_energy:
+        raise UserError(
+            "format=program: a network with an energy is differentiated at each evaluation, which no program holds. "
+            "Use format=safetensors"
+        )
     if denoiser.diffusion.coupled:
         raise UserError(
             f"format=program: {type(denoiser.diffusion).__name__} starts from a first guess, which is no part of the "

@@ -17,6 +17,9 @@ from vecfield_diffusion.inference.ensemble import member_noise, report, seeds_of
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.samplers.likelihood import log_likelihood
 
+#: Where a likelihood comes from: the probability-flow equation with a trace of the Jacobian, or one energy.
+Mode = Literal["hutchinson", "exact", "energy"]
+
 
 @torch.no_grad()
 def nats_per_value(
@@ -26,7 +29,7 @@ def nats_per_value(
     grid: Grid,
     *,
     levels: Tensor,
-    mode: Literal["hutchinson", "exact"],
+    mode: Mode,
     seed: int,
     numbers: Sequence[int] | Sequence[Sequence[int]],
     batch: int = 64,
@@ -44,7 +47,8 @@ def nats_per_value(
         observation: What they are conditioned on, normalised, on the device of the denoiser.
         grid: The grid of the fields.
         levels: See `log_likelihood`.
-        mode: `exact`, one vector-Jacobian product a value and level, or `hutchinson`, one random one a level.
+        mode: `exact`, one vector-Jacobian product a value and level, `hutchinson`, one random one a level, or
+            `energy`, one evaluation of `Denoiser.energy` at the smallest level and no others.
         seed: Of the probes of `hutchinson`.
         numbers: The number of each case, which its probes are made of; see `sample_ensemble`.
         batch: Fields computed at once.
@@ -61,8 +65,13 @@ def nats_per_value(
     for first in range(0, len(truth), batch):
         chosen = slice(first, first + batch)
         part, worked = observation[chosen], partial(report, progress, len(x0[chosen]))
-        noise = member_noise([seeds_of(seed, number, 0) for number in numbers[chosen]], part.y.shape[1:], part.y)
-        bound = Bound(exact, part)
-        nats = log_likelihood(bound, x0[chosen], levels, mode, noise, 1, part.valid, worked, part.background)
+        if mode == "energy":
+            lowest = torch.full_like(x0[chosen].flatten(1)[:, 0], levels[-2].item())
+            nats = -denoiser.energy(x0[chosen], lowest, part)
+            worked(1)
+        else:
+            noise = member_noise([seeds_of(seed, number, 0) for number in numbers[chosen]], part.y.shape[1:], part.y)
+            bound = Bound(exact, part)
+            nats = log_likelihood(bound, x0[chosen], levels, mode, noise, 1, part.valid, worked, part.background)
         out.append((nats / (2 * part.valid.flatten(1).sum(1))).cpu())
     return torch.cat(out)

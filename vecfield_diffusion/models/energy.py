@@ -62,7 +62,6 @@ class Energy(nn.Module, Parametrization):
     """
 
     has_energy = True
-    traceable = False  # torch.export has no derivative within a program
     needs_noise = "the energy of a model is that of noisy fields, which diffusion=regression has none of"
 
     def __init__(self, networks: Sequence[nn.Module], form: Form = "inner") -> None:

@@ -208,6 +208,7 @@ def open_filling(
     sizes = {"overlap": config["overlap"], "batch": config["batch"]}
     trained, method = fit_size(trained, fields, **sizes), fit_method(method, fields, **sizes)
     if config["likelihood"] != "none":
+        check_energy(config, trained)
         method = replace(method, inpainting=Conditional())
     default = "block" if source is None else "gaps"
     node = config["mask"] or node_of(config, "mask", default)
@@ -289,6 +290,15 @@ def check_likelihood(config: Mapping[str, Any], method: Method, mask: MaskFuncti
         )
     if config["likelihood_steps"] < 2:
         raise UserError(f"likelihood_steps must be >= 2, got {config['likelihood_steps']}")
+
+
+def check_energy(config: Mapping[str, Any], trained: Trained) -> None:
+    """Raises UserError where the likelihood is asked of an energy that these fields have not."""
+    if config["likelihood"] == "energy" and not trained.denoiser.has_energy:
+        raise UserError(
+            f"likelihood=energy: {trained.path} has no energy of these fields. It takes a network trained with "
+            "model=energy loss.dual=1 and fields of its own size, for a blend of windows has none. Use likelihood=exact"
+        )
 
 
 def errors(sigma_obs: float | str | list[str], fields: Fields, indices: Sequence[int] | Integers) -> float | Tensor:

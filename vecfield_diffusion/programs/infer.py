@@ -131,7 +131,8 @@ def likelihood(filling: Filling, cases: Cases) -> Tensor:
     config, denoiser = filling.config, filling.trained.denoiser
     observation = cases.observation(denoiser.normalizer, denoiser.normalizer.std.device)
     steps = config["likelihood_steps"]
-    with progress.bar(len(observation) * (2 * steps - 1), "evaluations", "likelihood") as bar:
+    evaluations = 1 if config["likelihood"] == "energy" else 2 * steps - 1
+    with progress.bar(len(observation) * evaluations, "evaluations", "likelihood") as bar:
         return nats_per_value(
             denoiser,
             cases.truth,
