@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import xarray as xr
 from ideal import FORMULATIONS, NORMALIZER, PRIOR, IdealNetwork
+from programs import FEW, SMALL, TINY, Call, is_message
 
 from vecfield_diffusion.axes import column
 from vecfield_diffusion.config.build import build
@@ -19,9 +24,12 @@ from vecfield_diffusion.diffusion.losses import denoising_loss
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.posterior import MMPS
+from vecfield_diffusion.inference.export import save_program
 from vecfield_diffusion.inference.windows import Windowed
 from vecfield_diffusion.models.energy import DiTEnergy, Energy, UNetEnergy, inner, pool
 from vecfield_diffusion.models.unet import UNet
+from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.programs.trained import load_trained
 
 SIZES = {"channels": [8, 16], "blocks": 1, "embedding": 16}
 TRANSFORMER = {"width": 24, "depth": 1, "heads": 2, "patch": 2, "embedding": 16}
@@ -356,3 +364,44 @@ def test_options_that_there_are_not(options, match):
 def test_options_are_made_of_their_files(name):
     network = build(option("model", name), "model", in_channels=7)
     assert network.has_energy and len(network.networks) == (3 if name == "energy_multiscale" else 1)
+
+
+# The programs.
+
+MODEL = ["model=energy", "model.blocks=1", *SMALL, "trainer.max_steps=2", "trainer.validate_every=2"]
+
+
+def test_an_energy_trains_fills_and_says_how_probable_fields_are(place: Path, run: Call) -> None:
+    assert run("train", *TINY, *MODEL, "name=energy")[::2] == (0, "")
+    given = ["ckpt=outputs/train/energy", "name=energy", *FEW]
+    for inpainting in ("conditional", "mmps"):
+        assert run("infer", *given, f"inpainting={inpainting}")[::2] == (0, "")
+    code, out, err = run("infer", *given, "mask=none", "likelihood=energy", "time=[0,1]")
+    assert (code, err) == (0, "") and "log-likelihood" in out
+    found = json.loads((place / "outputs/infer/energy/metrics.json").read_text())["log_likelihood"]
+    denoiser = load_trained("outputs/train/energy", torch.device("cpu")).denoiser
+    with xr.open_dataset(place / "outputs/infer/energy/fields.nc") as data:
+        truth = np.stack([data["u_truth"].values, data["v_truth"].values], axis=-3)
+    x0 = denoiser.normalizer.normalize(torch.from_numpy(truth).view(2, 2, 16, 16))
+    observation = Observation.none(2, torch.ones(16, 16, dtype=torch.bool))
+    s = torch.full((2,), denoiser.diffusion.sigma_min)
+    expected = -denoiser.energy(x0, s, observation) / x0[0].numel()
+    torch.testing.assert_close(torch.tensor(list(found.values())).double(), expected.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_what_needs_an_energy_says_so(place: Path, run: Call) -> None:
+    plain = run("infer", "ckpt=outputs/train/run", "name=plain", *FEW, "mask=none", "likelihood=energy")
+    is_message(plain, "likelihood=energy", "outputs/train/run", "model=energy", "likelihood=exact")
+    is_message(run("train", *TINY, *MODEL, "diffusion=regression", "name=odd"), "diffusion=regression")
+    is_message(run("train", *TINY, *MODEL, "model.form=outer", "name=odd"), "model.form", "squares")
+
+
+def test_windows_sample_but_have_no_energy(place: Path, run: Call) -> None:
+    """A blend of gradients is none; nor does an exported program hold a derivative."""
+    assert run("train", *TINY, *MODEL, "window=[12,8]", "name=windows")[::2] == (0, "")
+    given = ["ckpt=outputs/train/windows", "name=windows", *FEW]
+    assert run("infer", *given)[::2] == (0, "")
+    is_message(run("infer", *given, "mask=none", "likelihood=energy"), "likelihood=energy", "windows")
+    denoiser = load_trained("outputs/train/windows", torch.device("cpu")).denoiser
+    with pytest.raises(UserError, match="format=safetensors"):
+        save_program(place / "energy.pt2", denoiser, Grid(torch.ones(16, 16, dtype=torch.bool), 1.0, 1.0))

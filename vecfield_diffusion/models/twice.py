@@ -214,7 +214,22 @@ def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
     """`torch.nn.functional.group_norm`."""
-    return Normalisation.apply(input, num_groups, weight, bias, eps)
+    # Autocast on a GPU normalises in float32, on a CPU in the type of the input.
+    wide = torch.is_autocast_enabled("cuda") and input.device.type == "cuda"
+    return Normalisation.apply(input.float() if wide else input, num_groups, weight, bias, eps)
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`torch.nn.functional.layer_norm`: over the last axis it is the normalisation of one group."""
+    if len(normalized_shape) != 1:
+        return F.layer_norm(input, normalized_shape, weight, bias, eps)
+    return group_norm(input.reshape(-1, input.shape[-1], 1), 1, weight, bias, eps).view(input.shape)
 
 
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -225,6 +240,7 @@ def silu(input: Tensor, inplace: bool = False) -> Tensor:
 REPLACED: Mapping[Callable[..., Tensor], Callable[..., Tensor]] = {
     torch.conv2d: conv2d,
     F.group_norm: group_norm,
+    F.layer_norm: layer_norm,
     F.silu: silu,
 }
 
