@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vecfield_diffusion.models.layers import Conv3x3, FourierEmbedding, continued, zero
+from vecfield_diffusion.models.foreign import margins, pad
+from vecfield_diffusion.models.layers import Conv3x3, FourierEmbedding, zero
 from vecfield_diffusion.models.unet import LARGEST, Time, check_time, last
 
 #: The longest period of the angles along an axis that is not periodic, over that of a step, and 2 pi.
@@ -120,7 +121,8 @@ class DiT(nn.Module):
         """Returns the output of fields `(B, T, C, H, W)` whose tokens all attend to one another."""
         (samples, frames), (h, w) = x.shape[:2], x.shape[-2:]
         embedding = self.embed(noise)
-        x, (top, left) = continued(x.flatten(0, 1), self.patch, self.periodic)
+        around = margins((h, w), self.patch, self.periodic)
+        x, ((top, _), (left, _)) = pad(x.flatten(0, 1), around, self.periodic, "zero"), around
         x = self.stem(F.pixel_unshuffle(last(x), self.patch))
         rows, columns = x.shape[-2:]
         sizes, closed = (

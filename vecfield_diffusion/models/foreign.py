@@ -113,12 +113,7 @@ class Foreign(nn.Module):
 
     def margins(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """Returns cells to add before and after each axis of a field of `size`."""
-        margins = []
-        for cells, periodic in zip(size, self.periodic, strict=True):
-            halo = 2 * self.halo if periodic else 0
-            more = halo + -(cells + halo) % self.multiple
-            margins.append((more // 2, more - more // 2) if periodic else (0, more))
-        return margins
+        return margins(size, self.multiple, self.periodic, self.halo)
 
     def _try(self, shape: torch.Size, out_channels: int) -> None:
         """Calls the network once. Raises ValueError that names the point where it fails and what was expected there."""
@@ -161,6 +156,19 @@ def select(result: Any, output: str | int | None) -> Any:
 def fits(value: Tensor, x: Tensor) -> bool:
     """Returns whether a tensor lies on the cells of `x`."""
     return value.ndim == 4 and value.shape[-2:] == x.shape[-2:]
+
+
+def margins(size: tuple[int, int], multiple: int, periodic: tuple[bool, bool], halo: int = 0) -> list[tuple[int, int]]:
+    """Returns cells to add before and after each axis of a field of `size`, so that it is a multiple of `multiple`.
+
+    Periodic axes get them on both sides, `halo` in any case; others at the end.
+    """
+    found = []
+    for cells, closed in zip(size, periodic, strict=True):
+        wide = 2 * halo if closed else 0
+        more = wide + -(cells + wide) % multiple
+        found.append((more // 2, more - more // 2) if closed else (0, more))
+    return found
 
 
 def pad(x: Tensor, margins: list[tuple[int, int]], periodic: tuple[bool, bool], padding: str) -> Tensor:

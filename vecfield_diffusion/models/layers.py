@@ -52,23 +52,6 @@ class Unwrap(torch.autograd.Function):
         return Wrap.apply(x, ctx.periodic), None
 
 
-def continued(x: Tensor, multiple: int, periodic: tuple[bool, bool]) -> tuple[Tensor, tuple[int, int]]:
-    """Continues both axes to multiples, wrapped on both sides where periodic, else with zeros at the end.
-
-    Returns:
-        The field, and where its first row and column have gone.
-    """
-    start = [0, 0]
-    for i, closed in enumerate(periodic):
-        axis, size, more = i - 2, x.shape[i - 2], -x.shape[i - 2] % multiple
-        if more and closed:
-            start[i] = more // 2
-            x = x.index_select(axis, (torch.arange(size + more, device=x.device) - start[i]) % size)
-        elif more:
-            x = F.pad(x, (0, 0, 0, more) if axis == -2 else (0, more))
-    return x, (start[0], start[1])
-
-
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution that keeps the size: circular along periodic axes, zero-padded along the others.
 

@@ -19,15 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vecfield_diffusion.models.layers import (
-    Attention,
-    Conv3x3,
-    FourierEmbedding,
-    TimeAttention,
-    continued,
-    groups,
-    zero,
-)
+from vecfield_diffusion.models.layers import Attention, Conv3x3, FourierEmbedding, TimeAttention, groups, zero
 
 #: How the frames of a sequence meet; see the module.
 Time = Literal["channels", "attention"]
@@ -151,7 +143,7 @@ class UNet(nn.Module):
         """Returns the output of fields `(N, C, H, W)`, `frames` after one another being those of one sequence."""
         h, w = x.shape[-2:]
         embedding = self.embed(noise)
-        x, (top, left) = continued(x, self.stride, self.periodic)
+        x, (top, left) = self.pad(x)
         x = self.stem(F.pixel_unshuffle(x, self.patch))
         skips = []
         for level, blocks in enumerate(self.down):
@@ -167,6 +159,22 @@ class UNet(nn.Module):
                 x = attend(block(x, embedding))
             x = self.time_up[level](x, frames) if self.time_up else x
         return F.pixel_shuffle(self.head(x), self.patch)[..., top : top + h, left : left + w]
+
+    def pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Pads both axes to multiples of the stride, wrapped on both sides where periodic, else with zeros at the end.
+
+        Returns:
+            The field, and where its first row and column have gone.
+        """
+        start = [0, 0]
+        for i, periodic in enumerate(self.periodic):
+            axis, size, more = i - 2, x.shape[i - 2], -x.shape[i - 2] % self.stride
+            if more and periodic:
+                start[i] = more // 2
+                x = x.index_select(axis, (torch.arange(size + more, device=x.device) - start[i]) % size)
+            elif more:
+                x = F.pad(x, (0, 0, 0, more) if axis == -2 else (0, more))
+        return x, (start[0], start[1])
 
 
 def check_sizes(channels: list[int], blocks: int, attention: list[int], patch: int, dropout: float) -> None:
