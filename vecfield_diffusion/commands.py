@@ -17,7 +17,7 @@ _SEVERAL = (
 )
 
 #: Keys that results do not depend on, in the programs that sample.
-_FREE = ("batch", "data", "device", "trust", "colour", "figure", "output", "overwrite")
+_FREE = ("batch", "data", "device", "trust", "colour", "figure", "output", "overwrite", "metadata")
 
 #: The keys of every program that samples.
 SAMPLING = {
@@ -78,6 +78,7 @@ infer = Program(
         "likelihood_steps": "int",
         "time_context": "Literal['both', 'past']",
         "horizon": "int",
+        "metadata": "dict[str, str | float | None]",
     },
     examples={
         "ckpt": "python infer.py ckpt=outputs/train/run mask=block; or without a network, the series of a file from "

@@ -2,9 +2,13 @@
 
 With components `u` and `v` it holds their ensemble means `u`, `v` over (time, y, x), the unbiased standard deviations
 `u_std`, `v_std` (NaN for one member), `u_members`, `v_members` with `member` in front, `u_truth`, `v_truth` where
-known, and the flags `observed` and `valid`. Cells that are not valid are NaN. Only the means bear the standard names,
-so that a reader that goes by them finds one pair. Means and deviations are those of the members as they are written, in
-the units and along the axes of the input.
+known, and the flags `observed` and `valid`. Cells that are not valid are NaN. Means and deviations are those of the
+members as they are written, in the units and along the axes of the input.
+
+It keeps to CF 1.8 and ACDD 1.3. Mean, members and truth are one quantity and bear one standard name, the deviation has
+the modifier `standard_error`; `ancillary_variables` lead from the mean to its deviation and flag; `member` is the axis
+`realization`, and `ensemble` the number of members, which `cell_methods` are over. The mean comes first in the file, for
+readers that take the first variable of a standard name.
 """
 
 from __future__ import annotations
@@ -18,14 +22,20 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-CONVENTIONS = {"Conventions": "CF-1.10"}
+CONVENTIONS = {"Conventions": "CF-1.8, ACDD-1.3"}
 TITLE = {"title": "Velocity fields filled by vecfield_diffusion"}
 WORDS = ("velocity along x", "velocity along y")
+METHODS = {"": "ensemble: mean", "_std": "ensemble: standard_deviation"}
 KINDS = {"_std": "ensemble standard deviation", "_members": "members of the ensemble", "_truth": "known values"}
+#: What ISO 19115 calls them.
+CONTENTS = {"": "modelResult", "_std": "qualityInformation", "_members": "modelResult", "_truth": "referenceInformation"}
+#: The scalar coordinate that an ensemble was taken together over.
+ENSEMBLE = "ensemble"
 #: Attributes that say how the input stored its numbers, or that name variables which the output lacks.
 PACKING = {"scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned", "bounds", "climatology"}
 #: The same of the components, whose numbers are new.
-STORAGE = PACKING | {"valid_min", "valid_max", "valid_range", "actual_range"}
+LIMITS = {"valid_min", "valid_max", "valid_range", "actual_range"}
+STORAGE = PACKING | LIMITS
 STORAGE |= {"coordinates", "ancillary_variables", "cell_measures"}
 Coordinates = Mapping[str, tuple[NDArray | None, Mapping[str, Any]]]
 
@@ -148,8 +158,9 @@ class FileLayout:
         extras = {name: variable_of(*extra) for name, extra in template.extra_coords.items()}
         labels = _flag_labels("cells of the domain", "outside", "inside") | self._references(0)
         valid = variable_of(template.dims[1:], self.valid.astype(np.int8), labels)
-        member = {"standard_name": "realization", "long_name": "member of the ensemble"}
+        member = {"standard_name": "realization", "long_name": "member of the ensemble", "units": "1"}
         axes = {"member": (np.arange(self.members), member), **template.coordinates}
+        extras[ENSEMBLE] = variable_of((), self.members, {"long_name": "members of the ensemble", "units": "1"})
         coords = {name: variable_of((name,), *axis) for name, axis in axes.items() if axis[0] is not None}
         known = {key: value for key, value in template.attributes.items() if value is not None}
         return xr.Dataset({**extras, "valid": valid}, coords, TITLE | known | CONVENTIONS)
@@ -168,6 +179,7 @@ class FileLayout:
                 yield Variable(name, suffix == "_members", values, self._describe(suffix, channel))
         meanings = ("hidden", "observed", *(f"only_{name}" for name in self.template.names))
         labels = _flag_labels("cells that were measured", *meanings) | self._references(0)
+        labels |= {"standard_name": "status_flag"}
         yield Variable("observed", False, flags(block.observed, self.valid), labels)
 
     def dims(self, variable: Variable) -> tuple[str, ...]:
@@ -178,18 +190,28 @@ class FileLayout:
         """Returns the attributes of one variable of the component `channel`."""
         attrs = {key: value for key, value in self.template.component_attrs[channel].items() if key not in STORAGE}
         title = attrs.setdefault("long_name", WORDS[channel])
-        attrs |= {"units": attrs.get("units", self.template.units)} | self._references(channel)
+        attrs |= {"units": attrs.get("units", self.template.units)} | self._references(channel, over=suffix in METHODS)
+        attrs |= {"coverage_content_type": CONTENTS[suffix]}
+        methods = str(attrs.pop("cell_methods", "")).replace(METHODS[""], "").split()
         if suffix == "":
-            return attrs | {"cell_methods": f"{attrs.get('cell_methods', '')} member: mean".strip()}
-        kept = {key: attrs[key] for key in ("units", "grid_mapping", "coordinates") if key in attrs}
-        method = {"cell_methods": "member: standard_deviation"} if suffix == "_std" else {}
-        return {"long_name": f"{title}, {KINDS[suffix]}", **kept, **method}
+            beside = {"ancillary_variables": f"{self.template.names[channel]}_std observed"}
+            return attrs | beside | {"cell_methods": " ".join([*methods, METHODS[""]])}
+        kept = ("units", "grid_mapping", "coordinates", "coverage_content_type", "standard_name")
+        found = {"long_name": f"{title}, {KINDS[suffix]}"} | {key: attrs[key] for key in kept if key in attrs}
+        if suffix != "_std":
+            return found
+        named = {"standard_name": f"{attrs['standard_name']} standard_error"} if "standard_name" in attrs else {}
+        return found | named | {"cell_methods": METHODS[suffix]}
 
-    def _references(self, channel: int) -> dict[str, str]:
-        """Returns the names of the grid mapping and of the coordinates that are no dimension, for every field."""
+    def _references(self, channel: int, *, over: bool = False) -> dict[str, str]:
+        """Returns the names of the grid mapping and of the coordinates that are no dimension, for every field.
+
+        `over` is of what was taken together over the ensemble.
+        """
         attrs = self.template.component_attrs[channel]
         mapping = {"grid_mapping": attrs["grid_mapping"]} if "grid_mapping" in attrs else {}
-        names = [name for name in self.template.extra_coords if name not in mapping.values()]
+        names = [name for name in self.template.extra_coords if name not in (*mapping.values(), ENSEMBLE)]
+        names += [ENSEMBLE] * over
         return mapping | ({"coordinates": " ".join(names)} if names else {})
 
 
@@ -230,7 +252,18 @@ class Buffer:
                     empty = np.full(shape, np.nan if variable.values.dtype.kind == "f" else 0, variable.values.dtype)
                     out[variable.name] = xr.Variable(self.layout.dims(variable), empty, variable.attrs)
                 out[variable.name].values[..., block.positions, :, :] = variable.values
-        return out
+        return as_opened(out)
+
+
+def as_opened(data: xr.Dataset) -> xr.Dataset:
+    """Returns a Dataset as xarray opens its file: what `coordinates` names are coordinates, and no attribute says so."""
+    names: set[str] = set()
+    for variable in data.variables.values():
+        if "coordinates" in variable.attrs:
+            named = variable.attrs.pop("coordinates")
+            variable.encoding["coordinates"] = named
+            names.update(named.split())
+    return data.set_coords(names & set(data.data_vars))
 
 
 def flags(observed: NDArray[np.bool_], valid: NDArray[np.bool_]) -> NDArray[np.int8]:
@@ -245,9 +278,18 @@ def _flag_labels(long_name: str, *meanings: str) -> dict[str, Any]:
 
 
 def variable_of(dims: tuple[str, ...], values: NDArray, attributes: Mapping[str, Any]) -> xr.Variable:
-    """Returns a variable that is written whole; units and calendar of dates belong to their encoding."""
+    """Returns a variable that is written whole; units and calendar of dates belong to their encoding.
+
+    CF 1.8 knows no integers of 64 bits: they have 32, or are floating-point numbers where these do not hold them; the
+    limits of valid values have the type of the values.
+    """
     array = np.asarray(values)
+    if array.dtype.kind in "iu" and array.dtype.itemsize > 4:
+        narrow = array.astype(np.int32)
+        array = narrow if (narrow == array).all() else array.astype(np.float64)
     dates = np.issubdtype(array.dtype, np.datetime64)
     encoding = {key: attributes[key] for key in ("units", "calendar") if dates and key in attributes}
     labels = {key: value for key, value in attributes.items() if key not in PACKING | encoding.keys()}
-    return xr.Variable(dims, array, labels, encoding | {"_FillValue": None})
+    for key in LIMITS & labels.keys() if array.dtype.kind in "iuf" else ():
+        labels[key] = np.asarray(labels[key]).astype(array.dtype)[()]
+    return xr.Variable(dims, array, labels, encoding | {"_FillValue": None} | ({"dtype": np.float64} if dates else {}))

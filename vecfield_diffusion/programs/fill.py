@@ -32,6 +32,7 @@ from vecfield_diffusion.inference.calibration import apply_factor
 from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.inference.ensemble import sample_ensemble
 from vecfield_diffusion.inference.files import KEY, FieldsWriter
+from vecfield_diffusion.inference.metadata import depth_of, discovery, inherited, named_axis
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.inference.template import Buffer, FileLayout, Template
 from vecfield_diffusion.memory import FULL, is_full
@@ -47,7 +48,7 @@ WRITTEN = 64
 #: Attributes of the native file, which the output is not.
 NATIVE = {"format", "version", "dx", "dy", "boundary_x", "boundary_y"}
 #: Keys of a configuration that the filled fields do not depend on.
-FREE = {"name", "batch", "device", "colour", "figure", "overwrite", "output", "options"}
+FREE = {"name", "batch", "device", "colour", "figure", "overwrite", "output", "metadata", "options"}
 
 
 class Sink(Protocol):
@@ -300,9 +301,26 @@ def template(filling: Filling | Series) -> Template:
     fields, config = filling.fields, filling.config
     command = " ".join(f"infer.py ckpt={config['ckpt']} input={config['input']}".split())
     done = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} filled by vecfield_diffusion {__version__}: {command}"
+    given = {name: value for name, value in {**fields.global_attrs, **fields.attrs}.items() if name not in NATIVE}
+    dims = tuple(map(bare, fields.dims))
+    kinds = ("time", fields.y_name, fields.x_name)
+    found = fields.coordinates(filling.indices).values()
+    axes = {dim: named_axis(kind, *axis) for dim, kind, axis in zip(dims, kinds, found, strict=True)}
+    axes = {name: axis for name, axis in axes.items() if axis[0] is not None}
+    others = {bare(name): (tuple(map(bare, along)), *rest) for name, (along, *rest) in fields.extra_coords.items()}
+    others |= depth_of(config["metadata"])
     provenance = {
         "source": fields.source,
-        **{name: value for name, value in {**fields.global_attrs, **fields.attrs}.items() if name not in NATIVE},
+        **inherited(given),
+        **discovery(
+            given,
+            config["metadata"],
+            axes={dim: axes.get(dim, (None, {})) for dim in dims},
+            extras=others,
+            components=fields.component_attrs,
+            members=config["members"],
+            key=key(filling),
+        ),
         "history": "\n".join([done, *filter(None, [str(fields.global_attrs.get("history", ""))])]),
         "config": yaml.safe_dump({name: value for name, value in config.items() if name != "options"}, sort_keys=False),
         "ckpt": filling.origin,
@@ -310,13 +328,10 @@ def template(filling: Filling | Series) -> Template:
         "vecfield_diffusion_version": __version__,
         KEY: key(filling),
     }
-    dims = tuple(map(bare, fields.dims))
-    axes = dict(zip(dims, fields.coordinates(filling.indices).values(), strict=True))
-    others = {bare(name): (tuple(map(bare, along)), *rest) for name, (along, *rest) in fields.extra_coords.items()}
     return Template(
         names=component_names(fields),
         dims=dims,
-        coordinates={name: axis for name, axis in axes.items() if axis[0] is not None},
+        coordinates=axes,
         units=fields.units,
         component_attrs=fields.component_attrs,
         extra_coords=others,
