@@ -79,6 +79,10 @@ infer = Program(
         "time_context": "Literal['both', 'past']",
         "horizon": "int",
         "metadata": "dict[str, str | float | None]",
+        "products": "list[Literal['quantiles', 'exceedance', 'direction', 'energy', 'vorticity', 'strain']]",
+        "quantiles": "list[float]",
+        "exceed": "dict[str, float | str | list[float | str]] | None",
+        "split": "bool",
     },
     examples={
         "ckpt": "python infer.py ckpt=outputs/train/run mask=block; or without a network, the series of a file from "

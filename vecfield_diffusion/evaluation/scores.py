@@ -227,9 +227,13 @@ def columns(place: Place) -> list[str]:
 
 def unit(name: str, units: str) -> str:
     """Returns the unit of a score of velocities in `units` on a grid in metres; `1` where it has none."""
-    rate = "s-1" if units == "m s-1" else f"{units} m-1"
     found = SCORES[name].unit
-    return {_VELOCITY: units, _RATE: rate}.get(found, found)
+    return {_VELOCITY: units, _RATE: rate(units)}.get(found, found)
+
+
+def rate(units: str) -> str:
+    """Returns the unit of derivatives in space of velocities in `units` on a grid in metres."""
+    return "s-1" if units == "m s-1" else f"{units} m-1"
 
 
 def heading(name: str, units: str) -> str:

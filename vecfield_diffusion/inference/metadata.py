@@ -51,7 +51,7 @@ def named_axis(kind: str, values: NDArray | None, attrs: Mapping[str, Any]) -> t
 
 
 def depth_of(metadata: Mapping[str, Any]) -> Extras:
-    """Returns the depth that `metadata.depth` gives, in metres, as a coordinate by name; nothing where it gives none."""
+    """Returns the depth that `metadata.depth` gives, in metres, as a coordinate by name; nothing if none."""
     if metadata.get("depth") is None:
         return {}
     attrs = {"standard_name": "depth", "long_name": "depth", "units": "m", "positive": "down", "axis": "Z"}
@@ -112,7 +112,9 @@ def _about(attributes: Mapping[str, Any], components: Sequence[Mapping[str, Any]
         "summary": f"Two-component velocity with its gaps filled by an ensemble of {members} "
         f"field{'s' if members > 1 else ''} conditioned on what was measured: mean, spread and members.{of}",
         "keywords": str(attributes.get("keywords") or ", ".join(dict.fromkeys([*names, "ensemble", "gap filling"]))),
-        "comment": str(attributes.get("comment") or "observed tells cells that were measured from those that are drawn"),
+        "comment": str(
+            attributes.get("comment") or "observed tells cells that were measured from those that are drawn"
+        ),
         "processing_level": "Level 4: gaps filled by an ensemble",
         "standard_name_vocabulary": str(attributes.get("standard_name_vocabulary") or "CF Standard Name Table v93"),
     }

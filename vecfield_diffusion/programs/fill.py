@@ -39,6 +39,7 @@ from vecfield_diffusion.memory import FULL, is_full
 from vecfield_diffusion.programs.filling import Filling, at_once, open_filling
 from vecfield_diffusion.programs.gaussian import Series, open_series
 from vecfield_diffusion.programs.plausible import check_members
+from vecfield_diffusion.programs.products import chosen_products
 from vecfield_diffusion.programs.series import Piece
 from vecfield_diffusion.programs.source import Source
 from vecfield_diffusion.programs.trained import Trained
@@ -48,7 +49,8 @@ WRITTEN = 64
 #: Attributes of the native file, which the output is not.
 NATIVE = {"format", "version", "dx", "dy", "boundary_x", "boundary_y"}
 #: Keys of a configuration that the filled fields do not depend on.
-FREE = {"name", "batch", "device", "colour", "figure", "overwrite", "output", "metadata", "options"}
+FREE = {"name", "batch", "device", "colour", "figure", "overwrite", "output", "options"}
+FREE |= {"metadata", "products", "quantiles", "exceed", "split"}  # they are made of the fields
 
 
 class Sink(Protocol):
@@ -267,7 +269,7 @@ def fill(
 ) -> xr.Dataset:
     """Returns the filled fields of a configuration of `infer.py` in memory; arguments and errors: `open_filling`."""
     filling, work = opened(config, source=source, trained=trained, mask=mask)
-    buffer = Buffer(FileLayout(template(filling), filling.grid.valid.cpu().numpy(), config["members"]))
+    buffer = Buffer(layout(filling))
     work(buffer)
     return buffer.finish()
 
@@ -294,6 +296,17 @@ def key(filling: Filling | Series) -> str:
     states = [(str(file), Path(file).stat().st_mtime_ns, Path(file).stat().st_size) for file in filling.files]
     text = json.dumps([config, filling.indices, states], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def layout(filling: Filling | Series, *, split: bool = False) -> FileLayout:
+    """Returns what the output is like; `split` is of members in files of their own.
+
+    Raises:
+        UserError: Products that cannot be made.
+    """
+    config, from_input = filling.config, template(filling)
+    products = chosen_products(config, from_input, filling.grid, filling.fields.units)
+    return FileLayout(from_input, filling.grid.valid.cpu().numpy(), config["members"], products, split)
 
 
 def template(filling: Filling | Series) -> Template:

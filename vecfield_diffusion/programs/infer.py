@@ -32,10 +32,10 @@ from vecfield_diffusion.evaluation.plots import (
 from vecfield_diffusion.evaluation.scores import columns, derive
 from vecfield_diffusion.evaluation.tables import table
 from vecfield_diffusion.inference.cases import Cases
-from vecfield_diffusion.inference.files import FieldsWriter, check_claim, owned
+from vecfield_diffusion.inference.files import FieldsWriter, check_claim, member_paths, owned
 from vecfield_diffusion.inference.likelihood import nats_per_value
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.programs.fill import key, opened, template
+from vecfield_diffusion.programs.fill import key, layout, opened
 from vecfield_diffusion.programs.filling import Filling
 from vecfield_diffusion.programs.gaussian import Series
 from vecfield_diffusion.programs.source import files_behind
@@ -55,13 +55,14 @@ def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
     with stoppable(lambda: "nothing is filled yet"):
         filling, work = opened(config)
     files = Files.of(config, folder)
+    output = layout(filling, split=config["split"])
     if files.fields.resolve() in [file.resolve() for file in files_behind(filling.fields)]:
         raise UserError(f"output={files.fields}: this is the input, which is never written over. Give another file")
-    with owned(files.fields, files.scores, files.picture):
+    alone = member_paths(files.fields, config["members"]) if config["split"] else []
+    with owned(files.fields, files.scores, files.picture, *alone):
         if not config["overwrite"]:
             check_claim(files.fields, key(filling))
-        valid = filling.grid.valid.cpu().numpy()
-        writer = FieldsWriter(files.fields, template(filling), valid, config["members"], key(filling))
+        writer = FieldsWriter.of(files.fields, output, key(filling))
         with stoppable(lambda: f"{len(writer.done())} of {len(filling.indices)} snapshots are kept"):
             further = work(writer)
             results, drawn = score_filled(filling, writer)
@@ -72,7 +73,8 @@ def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
         say(filling, results)
         if not files.moves:
             draw_first(filling, files.picture, *drawn)
-    print(f"{files.fields.parent}: {files.fields.name}, {files.scores.name}, {files.picture.name}")
+    names = [files.fields.name, *([f"{alone[0].name} to {alone[-1].name}"] if alone else [])]
+    print(f"{files.fields.parent}: {', '.join([*names, files.scores.name, files.picture.name])}")
     return results.get("hidden", {})
 
 

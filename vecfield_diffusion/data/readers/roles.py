@@ -100,7 +100,7 @@ def choose_pair(
             f"points, {components()}, or one array (N, 2, H, W), {option('velocity')}, out of: "
             f"{', '.join(f'{name} {item.shape}' for name, item in fields.items()) or 'no gridded variable at all'}."
         )
-    pairs = [pair for pair in pairs if not pair[0].endswith((RAW[0], *BESIDE))] or pairs
+    pairs = [pair for pair in pairs if not any(name.endswith((*RAW, *BESIDE)) for name in pair)] or pairs
     if len(pairs) > 1:
         raise UserError(f"{source}: {len(pairs)} pairs could be the velocity. Choose one: {_listing(pairs)}")
     names = {**titled, **dict.fromkeys(_by_name(candidates), "")}
