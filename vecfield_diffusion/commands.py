@@ -136,6 +136,31 @@ export = Program(
     folder=False,
 )
 
+drift = Program(
+    name="drift",
+    job="vecfield_diffusion.programs.drift:drift",
+    keys={
+        "input": "str",
+        "name": "str",
+        "overwrite": "bool",
+        "at": "list[float | list[float]] | None",
+        "starts": "int",
+        "radius": "float",
+        "drifters": "int",
+        "time": "int | str",
+        "hours": "float | None",
+        "diffusivity": "float",
+        "substeps": "int",
+        "levels": "list[float]",
+        "place": "tuple[float, float, float] | None",
+        "figure": "str",
+        "seed": "int",
+    },
+    examples={"input": "vecfield-drift input=outputs/infer/run/fields.nc at=[18.5,-35.2] hours=72"},
+    free=("figure", "overwrite"),
+    metric="arrival",
+)
+
 inspect = Program(
     name="inspect",
     job="vecfield_diffusion.programs.inspect:inspect_file",
