@@ -95,7 +95,12 @@ infer = Program(
 )
 
 _SCORING = {**SAMPLING, "ckpt": "str | list[str]", "masks": "list[str]", "cases": "int", "baselines": "str | list[str]"}
-_SCORING |= {"time_context": "Literal['both', 'past']", "series": "bool", "horizon": "int | list[int]"}
+_SCORING |= {
+    "time_context": "Literal['both', 'past']",
+    "series": "bool",
+    "horizon": "int | list[int]",
+    "exceed": "float | None",
+}
 _MASKS = Spelling(instead={"mask": "masks"}, values=_GPU)
 
 evaluate = Program(

@@ -21,7 +21,7 @@ from vecfield_diffusion.evaluation.comparison import Score, Scored, Setting, rat
 from vecfield_diffusion.evaluation.generation import HALVES as HALVES
 from vecfield_diffusion.evaluation.generation import UNSEEN
 from vecfield_diffusion.evaluation.generation import Generated as Generated
-from vecfield_diffusion.evaluation.scores import SCORES, columns, heading
+from vecfield_diffusion.evaluation.scores import SCORES, columns, heading, superscript
 from vecfield_diffusion.evaluation.tables import rounded_pair
 from vecfield_diffusion.evaluation.trajectory import DRIFTERS, TimeSection
 from vecfield_diffusion.evaluation.verdicts import (
@@ -268,6 +268,11 @@ def drawings(
     if laws:
         words = "Calibration on hidden cells: the dotted lines are those of a calibrated method"
         found.append((words, partial(plots.figure_calibration, laws, units, styles)))
+        words = (
+            f"Chance of a speed above {section.setting.threshold:.3g} {superscript(units)}: dotted where it is reliable"
+        )
+        chances = {scored.method: scored.reliability.numpy() for scored in section.scored}
+        found.append((words, partial(plots.figure_reliability, chances, styles)))
     if sum(name.startswith("hidden ") for name in section.setting.regions) > 1:
         found.append(_by_distance(section, units, styles))
     if section.scored[0].spectrum is not None:

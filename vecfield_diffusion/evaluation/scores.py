@@ -177,6 +177,9 @@ SCORES: dict[str, Definition] = {
         formula=lambda s: 1 - s["error"] / s["climatology"],
         needs=("climatology",),
     ),
+    "brier": Definition(  # of the speed above a threshold, see `events`
+        "Brier score", better="lower", formula=lambda s: s["brier"] / s["cells"], needs=("brier",), shown=("report",)
+    ),
     "divergence_rms": Definition(
         "divergence, RMS",
         _RATE,

@@ -117,6 +117,36 @@ def figure_calibration(
     return png(figure)
 
 
+def figure_reliability(chances: Mapping[str, Floats], styles: Styles, width: float = WIDE) -> bytes:
+    """Returns a PNG of how often an event happens over its probability, and how often probabilities are given.
+
+    Arguments:
+        chances: By method, count, summed probability and summed event of bins `(3, K)`.
+        styles: See `method_styles`.
+        width: `WIDE` or `NARROW`.
+    """
+    figure, axes = panels(2, 3.9, width)
+    for name, (count, chance, happened) in chances.items():
+        used = count > 0.002 * count.sum()
+        axes[0].plot(
+            chance[used] / count[used],
+            happened[used] / count[used],
+            marker="o",
+            markersize=3.5,
+            label=name,
+            **styles[name],
+        )
+        axes[1].plot(chance[used] / count[used], count[used] / count.sum(), marker="o", markersize=3, **styles[name])
+    axes[0].plot([0, 1], [0, 1], color=INK, linestyle=":")
+    axes[0].set(xlabel="probability given", ylabel="share where it happened", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes[1].set(xlabel="probability given", ylabel="share of the cells", yscale="log", xlim=(-0.02, 1.02))
+    axes[0].legend(fontsize=8, frameon=False)
+    for axis, title in zip(axes, ("reliability", "sharpness"), strict=True):
+        axis.set_title(title, fontsize=10)
+        _small(axis)
+    return png(figure)
+
+
 def figure_distance(
     labels: Sequence[str],
     errors: Mapping[str, Sequence[Sequence[float]]],
