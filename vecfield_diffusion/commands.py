@@ -70,6 +70,7 @@ infer = Program(
         "hide": "float",
         "magnitude": "Literal['check', 'any']",
         "zeros": "Literal['gaps', 'land'] | None",
+        "quality": "Literal['all', 'good_or_unknown', 'good'] | None",
         "output": "str | None",
         "overwrite": "bool",
         "figure": "str",

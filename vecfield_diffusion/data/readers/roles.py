@@ -36,6 +36,7 @@ class Options:
     level: int | None = None
     member: int | None = None
     only: str | None = None
+    quality: str = "all"
 
 
 # Which variables are the velocity.
