@@ -232,9 +232,9 @@ class FileLayout:
                 leading = ("member",) if suffix == "_members" else ()
                 yield Variable(name, leading, self._inside(values), self._describe(suffix, channel))
         yield self._observed(block)
-        attrs = [str(attrs.get("standard_name", "")) for attrs in self.template.component_attrs]
+        first, second = (str(attrs.get("standard_name", "")) for attrs in self.template.component_attrs)
         names, units = self.template.names, self.template.component_units
-        drawn = Ensemble(block.members, members, names, units, (attrs[0], attrs[1]))
+        drawn = Ensemble(block.members, members, names, units, (first, second))
         for made in (variable for each in self.products for variable in each.variables(drawn)):
             labels = {"coverage_content_type": "modelResult", **made.attrs, **self._references(0, over=True)}
             yield made._replace(values=self._inside(made.values), attrs=labels)
@@ -248,8 +248,8 @@ class FileLayout:
         """Yields the variables that depend on time of the file of one member: what a file of one field holds."""
         fields = self.template.restore(block.members[number])
         for channel, name in enumerate(self.template.names):
-            attrs = self._describe("_members", channel)
-            attrs["long_name"] = attrs["long_name"].partition(",")[0] + f", member {number}"
+            title = self.template.component_attrs[channel].get("long_name", WORDS[channel])
+            attrs = self._describe("_members", channel) | {"long_name": f"{title}, member {number}"}
             yield Variable(name, (), self._inside(fields[:, channel]), attrs | {"ancillary_variables": "observed"})
         yield self._observed(block)
 
