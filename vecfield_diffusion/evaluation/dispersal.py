@@ -82,7 +82,7 @@ class Dispersal:
         """Returns whether places `(..., 2)` lie in the region of a probability, boolean `(...)`."""
         return self.density(places) >= self.level(probability)
 
-    def area(self, probability: float, points: int = 200) -> float:
+    def area(self, probability: float, points: int = 100) -> float:
         """Returns the area of the region of a probability, in squared units, on a grid of `points` a side."""
         x, y = self.window(points)
         cell = float((x[1] - x[0]) * (y[1] - y[0]))

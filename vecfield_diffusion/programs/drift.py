@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,18 +39,22 @@ def drift(config: dict[str, Any], folder: Path) -> dict[str, float]:
         UserError: A file without members or with other steps, or places and times that it does not have.
     """
     check(config)
+    path = folder / "drift.nc"
+    if path.exists() and not config["overwrite"]:
+        raise UserError(f"{path} is there already. Give another name=... to keep it, or overwrite=true")
     filled = open_filled(config)
+    goal = None if config["place"] is None else cells_of(config["place"][:2], filled.fields, "place")
     centres = chosen_starts(config, filled)
     starts, place_of = spread_out(centres, config, filled.grid)
     tracks = follow(filled.members, starts, config, filled)
     true = None if filled.truth is None else follow(filled.truth, centres, config | {"diffusivity": 0.0}, filled)
-    goal = None if config["place"] is None else cells_of(config["place"][:2], filled.fields, "place")
-    found = results(config, filled, tracks, place_of=place_of, centres=centres, true=true, goal=goal)
-    path = folder / "drift.nc"
+    places = [
+        judged(config, filled.grid, tracks[:, :, place_of == number], None if true is None else true[:, number], goal)
+        for number in range(len(centres))
+    ]
+    found = summary(config, places, (tracks.shape[1] - 1) * filled.step / 3600)
     folder.mkdir(parents=True, exist_ok=True)
     with owned(path, folder / "metrics.json"):
-        if path.exists() and not config["overwrite"]:
-            raise UserError(f"{path} is there already. Give another name=... to keep it, or overwrite=true")
         write_tracks(path, filled, tracks, place_of, true, config)
         write_text_atomic(folder / "metrics.json", json.dumps(found, indent=2) + "\n")
         say(found, config, filled)
@@ -120,64 +124,55 @@ def follow(series: Tensor, starts: Tensor, config: Mapping[str, Any], filled: Fi
 # What comes of it.
 
 
-def results(
-    config: Mapping[str, Any],
-    filled: Filled,
-    tracks: Tensor,
-    *,
-    place_of: Tensor,
-    centres: Tensor,
-    true: Tensor | None,
-    goal: Tensor | None,
-) -> dict[str, Any]:
-    """Returns what is known of the drifters: how far they went, regions, arrival, and the test of regions by the truth.
+def judged(
+    config: Mapping[str, Any], grid: Grid, tracks: Tensor, true: Tensor | None, goal: Tensor | None
+) -> dict[str, float]:
+    """Returns what is known of the drifters from one place: the share that is lost, how far they went, the areas of the
+    regions, whether these hold the end in the truth, the share that arrived.
 
     Arguments:
         config: The configuration.
-        filled: What they drifted in.
-        tracks: Their ways, `(M, T, n, 2)`.
-        place_of: The number of the place where each started, `(n,)`.
-        centres: Those places.
-        true: The ways of drifters in the truth, `(T, places, 2)`.
+        grid: The grid.
+        tracks: Their ways, `(M, T, n, 2)` in cells; the first one starts in the middle of the place.
+        true: The way of a drifter in the truth, `(T, 2)`; None where it is not known.
         goal: The place of `place=`, in cells.
     """
-    grid, found, inside = filled.grid, [], {level: [] for level in config["levels"]}
-    for number, centre in enumerate(centres):
-        ends = tracks[:, -1, place_of == number]
-        spread = dispersal(ends, centre, grid)
-        line: dict[str, Any] = {"lost": float(ends.isnan().any(dim=-1).double().mean())}
-        if spread is not None:
-            far = spread.ends.norm(dim=-1)
-            line |= {"distance_km": float(far.mean())}
-            line |= (
-                {f"area_{level:g}_km2": spread.area(level) for level in config["levels"]} if len(centres) <= 20 else {}
-            )
-        if spread is not None and true is not None and true[-1, number].isfinite().all():
-            end = offsets(centre, true[-1, number], grid) / 1000
-            for level in config["levels"]:
-                inside[level].append(float(spread.holds(end, level)))
-        if goal is not None:
-            away = distances(goal.expand_as(tracks), tracks, grid)[..., place_of == number] / 1000
-            line["arrival"] = float(arrivals(away, config["place"][2]).mean())
-        found.append(line)
-    summary: dict[str, Any] = {"starts": len(centres), "hours": (tracks.shape[1] - 1) * filled.step / 3600}
-    for key in ("lost", "distance_km", "arrival"):
-        values = [line[key] for line in found if key in line]
-        summary |= {key: float(np.mean(values))} if values else {}
-    counted = len(inside[config["levels"][0]])
-    if counted:
-        summary["true_drifters"] = counted
-        summary |= {f"held_by_{level:g}": float(np.mean(values)) for level, values in inside.items()}
-    return summary | {"places": found if len(found) <= TOLD else []}
+    ends, centre = tracks[:, -1], tracks[0, 0, 0]
+    found = {"lost": float(ends.isnan().any(dim=-1).double().mean())}
+    if (spread := dispersal(ends, centre, grid)) is not None:
+        found["distance_km"] = float(spread.ends.norm(dim=-1).mean())
+        found |= {f"area_{level:g}_km2": spread.area(level) for level in config["levels"]}
+        if true is not None and true[-1].isfinite().all():
+            end = offsets(centre, true[-1], grid) / 1000
+            found |= {f"held_by_{level:g}": float(spread.holds(end, level)) for level in config["levels"]}
+    if goal is not None:
+        away = distances(goal.expand_as(tracks), tracks, grid) / 1000
+        found["arrival"] = float(arrivals(away, config["place"][2]).mean())
+    return found
+
+
+def summary(config: Mapping[str, Any], places: Sequence[Mapping[str, float]], hours: float) -> dict[str, Any]:
+    """Returns the means over all places, and what is known of each where these are few."""
+    found: dict[str, Any] = {"starts": len(places), "hours": hours}
+    for key in dict.fromkeys(key for place in places for key in place):
+        found[key] = float(np.mean([place[key] for place in places if key in place]))
+    first = f"held_by_{config['levels'][0]:g}"
+    if first in found:
+        found["true_drifters"] = sum(first in place for place in places)
+    return found | {"places": list(places) if len(places) <= TOLD else []}
 
 
 def dispersal(ends: Tensor, centre: Tensor, grid: Grid) -> Dispersal | None:
-    """Returns the density of ends `(M, n, 2)` in kilometres from where they started; None where too few are left."""
+    """Returns the density of ends `(M, n, 2)` in kilometres from where they started.
+
+    None where those of too few members are left, or all are at one place, as where everything was measured.
+    """
     group = torch.arange(len(ends))[:, None].expand(ends.shape[:2])
     alive = ends.isfinite().all(dim=-1)
-    if len(group[alive].unique()) < FEWEST:
+    left = ends[alive]
+    if len(group[alive].unique()) < FEWEST or (left == left[0]).all():
         return None
-    return Dispersal(offsets(centre, ends[alive], grid) / 1000, group[alive])
+    return Dispersal(offsets(centre, left, grid) / 1000, group[alive])
 
 
 def say(found: Mapping[str, Any], config: Mapping[str, Any], filled: Filled) -> None:
@@ -186,19 +181,18 @@ def say(found: Mapping[str, Any], config: Mapping[str, Any], filled: Filled) -> 
     print(
         f"{found['starts']} place{'s' * (found['starts'] > 1)}, {count} drifters from each in {len(filled.members)} "
         f"members, {found['hours']:g} hours from {date_of(filled.fields, filled.first)}: "
-        f"{100 * found['lost']:.2g} % lost at land or an edge"
+        f"{100 * found['lost']:.3g} % lost at land or an edge"
         + (f", {found['distance_km']:.3g} km away at the end" if "distance_km" in found else "")
     )
-    for number, line in enumerate(found["places"]):
-        areas = [f"{level:.0%} within {line[key]:.3g} km2" for level in config["levels"]
-                 if (key := f"area_{level:g}_km2") in line]  # fmt: skip
-        arrive = (
-            [f"{line['arrival']:.1%} come within {config['place'][2]:g} km of the place"] if "arrival" in line else []
-        )
-        if areas or arrive:
-            print(f"place {number + 1}: {', '.join([*areas, *arrive])}")
+    for number, place in enumerate(found["places"]):
+        parts = [f"{level:.0%} within {place[f'area_{level:g}_km2']:.3g} km2" for level in config["levels"]
+                 if "distance_km" in place]  # fmt: skip
+        if "arrival" in place:
+            parts.append(f"{place['arrival']:.1%} come within {config['place'][2]:g} km of the place")
+        if parts:
+            print(f"place {number + 1}: {', '.join(parts)}")
     if "distance_km" not in found:
-        print(f"note: fewer than {FEWEST} members have drifters that are not lost, so there are no regions")
+        print(f"note: there are no regions, for fewer than {FEWEST} members have drifters that are not lost and differ")
     if "true_drifters" in found:
         held = ", ".join(f"{level:.0%}: {found[f'held_by_{level:g}']:.1%}" for level in config["levels"])
         print(f"ends of {found['true_drifters']} drifters in the truth that the regions hold: {held}")
