@@ -9,7 +9,6 @@ from vecfield_diffusion.evaluation.plots.methods import (
     figure_calibration,
     figure_cost,
     figure_distance,
-    figure_reliability,
     figure_scores,
     method_styles,
 )
@@ -34,7 +33,6 @@ __all__ = [
     "figure_generation",
     "figure_inpainting",
     "figure_inspection",
-    "figure_reliability",
     "figure_scores",
     "figure_series",
     "figure_spectra",
