@@ -14,7 +14,7 @@ from vecfield_diffusion.resources import resource
 
 CONF = resource("conf")
 #: In the order in which they are met.
-COMMANDS = ("train", "infer", "evaluate", "inspect", "calibrate", "export")
+COMMANDS = ("train", "infer", "evaluate", "inspect", "calibrate", "export", "drift")
 #: The keys of a group's file that are not settings.
 _NO_SETTINGS = ("defaults", "hydra", "_target_")
 

@@ -562,11 +562,12 @@ def test_a_reader_that_goes_away_is_no_error(tree: Path) -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("name", ["train", "infer", "evaluate", "inspect", "calibrate", "export"])
+@pytest.mark.parametrize("name", ["train", "infer", "evaluate", "inspect", "calibrate", "export", "drift"])
 def test_the_scripts_and_entry_points_name_the_same_light_main(name: str, tmp_path: Path) -> None:
     entry = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"][f"vecfield-{name}"]
     assert entry == f"vecfield_diffusion.commands:{name}"
     doors = {"inspect": "scripts/inspect_data", "calibrate": "scripts/calibrate", "export": "scripts/export"}
+    doors |= {"drift": "scripts/drift"}
     script = (ROOT / f"{doors.get(name, name)}.py").read_text()
     assert f"from vecfield_diffusion.commands import {name}" in script and ("@hydra.main" in script or name in doors)
     code = (

@@ -93,7 +93,7 @@ def make_source(path: Path) -> None:
             "latitude": ("latitude", np.linspace(42, 40, H).astype("f4"), {"units": "degrees_north"}),
             "longitude": ("longitude", np.linspace(357, 363, W), {"units": "degrees_east", "valid_max": 363.0}),
             "nav_lat": (dims[1:], rng.random((H, W)), {"standard_name": "latitude"}),
-            "crs": ((), 0, {"grid_mapping_name": "latitude_longitude"}),
+            "crs": ((), np.int32(0), {"grid_mapping_name": "latitude_longitude"}),
             "depth": ((), 0.5, {"units": "m", "positive": "down"}),
         },
     ).to_netcdf(path, engine="h5netcdf")
@@ -127,19 +127,28 @@ def test_the_output_is_a_file_like_the_input(tmp_path: Path, arrays: dict[str, n
                 xr.testing.assert_identical(data[name].variable, source[name].variable)
                 assert data[name].dtype == source[name].dtype and "_FillValue" not in data[name].encoding
             assert data.ocean_time.encoding["units"].startswith("days since 1950-01-01")
-            assert set(data.ugos.coords) == set(source.ugos.coords) - {"crs"}
+            assert set(data.ugos.coords) == set(source.ugos.coords) - {"crs"} | {"ensemble"}
+            assert data.ensemble == M
             for name in ("ugos", "vgos"):
                 kept = {key: value for key, value in source[name].attrs.items() if key != "valid_min"}
-                assert data[name].attrs == kept | {"cell_methods": "area: mean member: mean"}
+                assert data[name].attrs == kept | {
+                    "cell_methods": "area: mean ensemble: mean",
+                    "ancillary_variables": f"{name}_std observed",
+                    "coverage_content_type": "modelResult",
+                }
                 assert data[name].dims == source[name].dims and data[name].dtype == np.float32
                 assert "nav_lat" in data[f"{name}_std"].coords and data.observed.attrs["grid_mapping"] == "crs"
-            named = [name for name in data.data_vars if "standard_name" in data[name].attrs]
-            assert named == ["ugos", "vgos"]
+            named = {name: data[name].attrs["standard_name"] for name in data.data_vars if name[:4] in ("ugos", "vgos")}
+            for name in ("ugos", "vgos"):
+                plain = source[name].attrs["standard_name"]
+                assert named[name] == named[f"{name}_members"] == named[f"{name}_truth"] == plain
+                assert named[f"{name}_std"] == f"{plain} standard_error"
+            assert list(named)[:2] == ["ugos", "vgos"]
             assert {key: data.attrs[key] for key in data.attrs} == {
                 "title": "mine",
                 "history": "then\nnow",
                 "seed": 3,
-                "Conventions": "CF-1.10",
+                "Conventions": "CF-1.8, ACDD-1.3",
             }
     assert contents(tmp_path) == ["in.nc", "out.nc"]
 
@@ -161,7 +170,7 @@ def test_values(tmp_path: Path, arrays: dict[str, np.ndarray], valid: np.ndarray
                 assert variable.attrs["units"] == "m s-1" and np.isnan(variable.encoding["_FillValue"])
                 assert variable.encoding["zlib"] and variable.encoding["chunksizes"][-3:] == (1, H, W)
                 np.testing.assert_allclose(variable, np.where(valid, field[..., channel, :, :], np.nan), rtol=1e-7)
-        assert data.u_std.attrs["cell_methods"] == "member: standard_deviation"
+        assert data.u_std.attrs["cell_methods"] == "ensemble: standard_deviation"
         assert data.u_std.attrs["long_name"] == "velocity along x, ensemble standard deviation"
         assert data.member.attrs["standard_name"] == "realization"
         flags = np.where(observed.all(1), 1, np.where(observed[:, 0], 2, np.where(observed[:, 1], 3, 0)))

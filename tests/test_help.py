@@ -15,7 +15,7 @@ from vecfield_diffusion.config.help import read_comments
 from vecfield_diffusion.config.program import CONF, Program
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ["train", "infer", "evaluate", "inspect", "calibrate", "export"]
+PROGRAMS = ["train", "infer", "evaluate", "inspect", "calibrate", "export", "drift"]
 
 TEXT = """\
 # @package _global_
@@ -95,6 +95,7 @@ def test_the_help_names_every_key_and_only_the_groups_of_the_program(ask, progra
         "evaluate": infer_only,
         "calibrate": infer_only,
         "export": set(),
+        "drift": set(),
         "inspect": set(),
     }[program]
     every = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
@@ -110,7 +111,7 @@ def test_every_key_of_a_program_is_commented() -> None:
         comments = read_comments((CONF / f"{names[0]}.yaml").read_text()).keys
         assert set(main.keys) <= set(comments), set(main.keys) - set(comments)
         chosen = {key for key in comments if (CONF / key).is_dir()}
-        assert program in ("export", "inspect") or "sampler" in chosen
+        assert program in ("export", "inspect", "drift") or "sampler" in chosen
 
 
 def test_every_option_says_what_it_is(ask) -> None:

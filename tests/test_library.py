@@ -100,7 +100,7 @@ def alike(first: xr.Dataset, second: xr.Dataset) -> None:
         for key in one.attrs:
             np.testing.assert_array_equal(one.attrs[key], two.attrs[key])
     assert set(first.attrs) == set(second.attrs)
-    free = {"history", "config", "source", "vecfield_diffusion_key"}
+    free = {"history", "config", "source", "vecfield_diffusion_key", "id", "date_created"}
     assert {k: v for k, v in first.attrs.items() if k not in free} == {
         k: v for k, v in second.attrs.items() if k not in free
     }

@@ -85,7 +85,7 @@ def test_sums_that_were_not_gathered_leave_their_scores_out() -> None:
 
 def test_every_score_of_sums_is_in_the_table_and_in_the_csv_with_its_unit() -> None:
     sums = {name: torch.ones(()) for name in ("cells", "error", "truth", "mean", "along", "across", "angle", "angles")}
-    sums |= {name: torch.ones(()) for name in ("crps", "variance", "energy", "absolute", "climatology")}
+    sums |= {name: torch.ones(()) for name in ("crps", "variance", "energy", "absolute", "climatology", "brier")}
     sums |= {"divergence": torch.ones(()), "divergence_cells": torch.ones(()), "ranks": torch.ones(4)}
     assert set(derive(sums)) == {name for name, score in SCORES.items() if score.formula is not None}
 

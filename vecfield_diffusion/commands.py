@@ -17,7 +17,7 @@ _SEVERAL = (
 )
 
 #: Keys that results do not depend on, in the programs that sample.
-_FREE = ("batch", "data", "device", "trust", "colour", "figure", "output", "overwrite")
+_FREE = ("batch", "data", "device", "trust", "colour", "figure", "output", "overwrite", "metadata")
 
 #: The keys of every program that samples.
 SAMPLING = {
@@ -70,6 +70,7 @@ infer = Program(
         "hide": "float",
         "magnitude": "Literal['check', 'any']",
         "zeros": "Literal['gaps', 'land'] | None",
+        "quality": "Literal['all', 'good_or_unknown', 'good'] | None",
         "output": "str | None",
         "overwrite": "bool",
         "figure": "str",
@@ -78,6 +79,11 @@ infer = Program(
         "likelihood_steps": "int",
         "time_context": "Literal['both', 'past']",
         "horizon": "int",
+        "metadata": "dict[str, str | float | None]",
+        "products": "list[Literal['quantiles', 'exceedance', 'direction', 'energy', 'vorticity', 'strain']]",
+        "quantiles": "list[float]",
+        "exceed": "dict[str, float | str | list[float | str]] | None",
+        "split": "bool",
     },
     examples={
         "ckpt": "python infer.py ckpt=outputs/train/run mask=block; or without a network, the series of a file from "
@@ -90,7 +96,12 @@ infer = Program(
 )
 
 _SCORING = {**SAMPLING, "ckpt": "str | list[str]", "masks": "list[str]", "cases": "int", "baselines": "str | list[str]"}
-_SCORING |= {"time_context": "Literal['both', 'past']", "series": "bool", "horizon": "int | list[int]"}
+_SCORING |= {
+    "time_context": "Literal['both', 'past']",
+    "series": "bool",
+    "horizon": "int | list[int]",
+    "exceed": "float | None",
+}
 _MASKS = Spelling(instead={"mask": "masks"}, values=_GPU)
 
 evaluate = Program(
@@ -129,6 +140,31 @@ export = Program(
         "trust": "list[str]",
     },
     folder=False,
+)
+
+drift = Program(
+    name="drift",
+    job="vecfield_diffusion.programs.drift:drift",
+    keys={
+        "input": "str",
+        "name": "str",
+        "overwrite": "bool",
+        "at": "list[float | list[float]] | None",
+        "starts": "int",
+        "radius": "float",
+        "drifters": "int",
+        "time": "int | str",
+        "hours": "float | None",
+        "diffusivity": "float",
+        "substeps": "int",
+        "levels": "list[float]",
+        "place": "tuple[float, float, float] | None",
+        "figure": "str",
+        "seed": "int",
+    },
+    examples={"input": "vecfield-drift input=outputs/infer/run/fields.nc at=[18.5,-35.2] hours=72"},
+    free=("figure", "overwrite"),
+    metric="arrival",
 )
 
 inspect = Program(

@@ -38,6 +38,7 @@ INPUT = Words(
         "v": "names=[U,{}]",
         "components": "names=[{},{}]",
         "components=...": "names=[U,V]",
+        "quality": "quality={}",
         "land=zero": "zeros=land",
         "land=gap": "zeros=gaps",
     },

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.evaluation.bootstrap import bootstrap, resamples
+from vecfield_diffusion.evaluation.events import event_sums
 from vecfield_diffusion.evaluation.metrics import sums
 from vecfield_diffusion.evaluation.regions import regions, seam_index
 from vecfield_diffusion.evaluation.scores import derive, unit
@@ -87,6 +88,7 @@ class Setting:
         climatology: The mean field of training `(2, H, W)`.
         scale: The standard deviation of the data.
         ensemble: The members of the ensembles; the ranks of a law have as many bins as theirs.
+        exceed: The speed whose exceedance is scored; None for sqrt(2) standard deviations of the data.
     """
 
     mask: str
@@ -97,6 +99,12 @@ class Setting:
     climatology: Tensor
     scale: float
     ensemble: int
+    exceed: float | None = None
+
+    @property
+    def threshold(self) -> float:
+        """The speed whose exceedance is scored."""
+        return math.sqrt(2) * self.scale if self.exceed is None else self.exceed
 
     @cached_property
     def regions(self) -> dict[str, Tensor]:
@@ -131,6 +139,8 @@ class Scored:
         wavenumber: In radians per unit of length, `(K,)`.
         example: Members and, of a law, the standard deviation `(2, H, W)` of the case that is drawn.
         scores: Scores by region and name; those of the whole field in `field`.
+        reliability: Count, summed probability and summed event of hidden cells by the probability that the speed is
+            above the threshold, `(3, bins)`; see `events`.
     """
 
     method: str
@@ -145,6 +155,7 @@ class Scored:
     wavenumber: Tensor | None
     example: Estimate
     scores: dict[str, dict[str, Score]] = field(default_factory=dict)
+    reliability: Tensor | None = None
 
     def rows(self, mask: str, units: str) -> list[dict[str, object]]:
         """One row for each score that has a value."""
@@ -196,6 +207,7 @@ def score(method: str, fill: Callable[[slice], Estimate], setting: Setting, at_o
     wavenumber = parts[0]["wavenumber"]
     means = {key: None if energy is None else energy.mean(dim=0) for key, energy in waves.items()}
     found = Scored(method, law, seconds / fields, gathered, seam, bins, **means, wavenumber=wavenumber, example=example)
+    found.reliability = torch.stack([part["reliability"] for part in parts]).sum(dim=0)
     found.scores = {region: judged(part, law) for region, part in gathered.items()}
     index = Score(float(seam.nanmean()), *bootstrap(seam), int(seam.isfinite().sum()))
     found.scores["field"] = {"seam_index": index, **scales(wavenumber, **waves)}
@@ -249,6 +261,12 @@ def _part(estimate: Estimate, chosen: slice, setting: Setting) -> dict:
         )
         for name, where in setting.regions.items()
     }
+    events = {
+        name: event_sums(members, estimate.std, truth, where[chosen], setting.threshold)
+        for name, where in setting.regions.items()
+    }
+    for name, (brier, _) in events.items():
+        added[name]["brier"] = brier
     waves = dict.fromkeys(("spectrum", "noise", "signal", "wavenumber"))
     with_rectangle = torch.where(setting.whole, truth, math.nan)
     try:
@@ -261,7 +279,7 @@ def _part(estimate: Estimate, chosen: slice, setting: Setting) -> dict:
         pass
     seam = seam_index(members, setting.observed[chosen], setting.grid)
     bins = spread_bins(estimate, truth, setting.regions["hidden"][chosen], setting.scale)
-    return {"sums": added, "seam": seam, "bins": bins, **waves}
+    return {"sums": added, "seam": seam, "bins": bins, "reliability": events["hidden"][1], **waves}
 
 
 def method_sums(

@@ -8,14 +8,19 @@ with the spacings of the row, bilinear in space and linear in time, integrated b
 order 4, whose steps end at every frame, so that the kinks of the interpolation do not lower its order. Where a corner
 of the interpolation is land, the other corners share its weight. A drifter that comes to a cell which is not valid, or
 leaves the domain through an edge that is not periodic, is lost: NaN from there on.
+
+Currents that the fields do not resolve may be added as a random walk of diffusivity K: each step of length h is then
+followed by a jump of variance 2 K h along either axis.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from vecfield_diffusion.physics.grid import Grid
@@ -37,7 +42,16 @@ def seed_drifters(grid: Grid, count: int, seed: int = 0) -> Tensor:
     return torch.stack((cell % valid.shape[1], cell // valid.shape[1]), dim=1) + jitter
 
 
-def trajectories(series: Tensor, grid: Grid, *, dt: float, starts: Tensor, substeps: int = 8) -> Tensor:
+def trajectories(
+    series: Tensor,
+    grid: Grid,
+    *,
+    dt: float,
+    starts: Tensor,
+    substeps: int = 8,
+    diffusivity: float = 0.0,
+    noise: Callable[[Tensor], Tensor] = torch.randn_like,
+) -> Tensor:
     """Returns the places of drifters at every frame, `(..., T, n, 2)` in cells; they do not wrap around periodic axes.
 
     Arguments:
@@ -46,9 +60,11 @@ def trajectories(series: Tensor, grid: Grid, *, dt: float, starts: Tensor, subst
         dt: The time between frames.
         starts: The places at the first frame, `(n, 2)`.
         substeps: Steps of the integration between two frames.
+        diffusivity: K of a random walk, in squared units of length of the grid over time.
+        noise: Gives standard normal numbers like a tensor `(B, n, 2)`, for that walk alone.
 
     Raises:
-        ValueError: Shapes that do not belong together, or no substep.
+        ValueError: Shapes that do not belong together, no substep, or a negative diffusivity.
     """
     if series.ndim < 4 or series.shape[-3:] != (2, *grid.shape) or starts.ndim != 2 or starts.shape[1] != 2:
         shapes = f"{tuple(series.shape)}, {tuple(starts.shape)}"
@@ -57,6 +73,8 @@ def trajectories(series: Tensor, grid: Grid, *, dt: float, starts: Tensor, subst
         )
     if substeps < 1:
         raise ValueError(f"substeps must be >= 1, got {substeps}")
+    if diffusivity < 0:
+        raise ValueError(f"diffusivity must be >= 0, got {diffusivity}")
     flat = series.double().reshape(-1, *series.shape[-4:])
     spacing = torch.stack((grid.dx, grid.dy)).to(flat)[:, :, None]
     rates = flat / spacing  # cells per unit of time
@@ -75,6 +93,10 @@ def trajectories(series: Tensor, grid: Grid, *, dt: float, starts: Tensor, subst
             k3 = velocity(place + h / 2 * k2, half)
             k4 = velocity(place + h * k3, ended)
             place = place + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+            if diffusivity:
+                jump = math.sqrt(2 * diffusivity * h) * noise(place)
+                sides = [_at_rows(side, place[..., 1], grid) for side in (grid.dx, grid.dy)]
+                place = place + jump / torch.stack(sides, dim=-1)
         found.append(place)
     return torch.stack(found, dim=1).view(*series.shape[:-3], len(starts), 2)
 
@@ -84,13 +106,31 @@ def distances(first: Tensor, second: Tensor, grid: Grid) -> Tensor:
 
     The spacings are those of the row in the middle; a periodic axis is gone along the shorter way.
     """
+    return offsets(first, second, grid).norm(dim=-1)
+
+
+def offsets(first: Tensor, second: Tensor, grid: Grid) -> Tensor:
+    """Returns how far `(..., 2)` places lie from first ones along x and y, in units of length; see `distances`.
+
+    Along y it is along the rows: southward where these run southward.
+    """
     gap, row = second - first, (first[..., 1] + second[..., 1]) / 2
     for axis, (size, periodic) in enumerate(zip(grid.shape[::-1], grid.periodic[::-1], strict=True)):
         if periodic:
             turned = (gap[..., axis] + size / 2) % size - size / 2
             gap = torch.stack((turned, gap[..., 1]) if axis == 0 else (gap[..., 0], turned), dim=-1)
-    across, along = (_at_rows(spacing, row, grid) * gap[..., k] for k, spacing in enumerate((grid.dx, grid.dy)))
-    return torch.hypot(across, along)
+    sides = [_at_rows(spacing, row, grid) for spacing in (grid.dx, grid.dy)]
+    return gap * torch.stack(sides, dim=-1)
+
+
+def on_axes(places: Tensor, x: ArrayLike, y: ArrayLike) -> NDArray:
+    """Returns places `(..., 2)` in cells on the axes of columns and rows, `(..., 2)`; steps go on at the ends."""
+    parts = []
+    for k, axis in enumerate((np.asarray(x, dtype=float), np.asarray(y, dtype=float))):
+        cells = places[..., k].numpy()
+        low = np.clip(np.floor(np.nan_to_num(cells)).astype(int), 0, len(axis) - 2)
+        parts.append(axis[low] + (cells - low) * (axis[low + 1] - axis[low]))
+    return np.stack(parts, axis=-1)
 
 
 def separations(

@@ -21,7 +21,7 @@ from vecfield_diffusion.evaluation.comparison import Score, Scored, Setting, rat
 from vecfield_diffusion.evaluation.generation import HALVES as HALVES
 from vecfield_diffusion.evaluation.generation import UNSEEN
 from vecfield_diffusion.evaluation.generation import Generated as Generated
-from vecfield_diffusion.evaluation.scores import SCORES, columns, heading
+from vecfield_diffusion.evaluation.scores import SCORES, columns, heading, superscript
 from vecfield_diffusion.evaluation.tables import rounded_pair
 from vecfield_diffusion.evaluation.trajectory import DRIFTERS, TimeSection
 from vecfield_diffusion.evaluation.verdicts import (
@@ -266,7 +266,8 @@ def drawings(
     found = [_example(section, units, coordinates), _errors(section, units, styles)]
     laws = {scored.method: _calibration(scored) for scored in section.scored if scored.law != "point"}
     if laws:
-        words = "Calibration on hidden cells: the dotted lines are those of a calibrated method"
+        event = f"{section.setting.threshold:.3g} {superscript(units)}"
+        words = f"Calibration on hidden cells: dotted is a calibrated method; the event is a speed above {event}"
         found.append((words, partial(plots.figure_calibration, laws, units, styles)))
     if sum(name.startswith("hidden ") for name in section.setting.regions) > 1:
         found.append(_by_distance(section, units, styles))
@@ -342,12 +343,17 @@ def _series(found: TimeSection, units: str, styles: plots.Styles) -> Drawing:
     return words, partial(plots.figure_series, *waves, energy, away, unit=found.unit, units=units, styles=styles)
 
 
-def _calibration(scored: Scored) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Spread and error of bins with a hundredth of the values or more, and the shares of the ranks."""
+def _calibration(scored: Scored) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Spread and error of bins with a hundredth of the values or more, the shares of the ranks, and the reliability."""
     count, variance, error = scored.bins.numpy()
     used = count > 0.01 * count.sum()
     ranks = scored.sums["hidden"]["ranks"].sum(dim=0).numpy()
-    return np.sqrt(variance[used] / count[used]), np.sqrt(error[used] / count[used]), ranks / ranks.sum()
+    return (
+        np.sqrt(variance[used] / count[used]),
+        np.sqrt(error[used] / count[used]),
+        ranks / ranks.sum(),
+        scored.reliability.numpy(),
+    )
 
 
 def _draw_generated(found: Generated, styles: plots.Styles, width: float) -> bytes:

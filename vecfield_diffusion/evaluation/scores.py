@@ -177,6 +177,9 @@ SCORES: dict[str, Definition] = {
         formula=lambda s: 1 - s["error"] / s["climatology"],
         needs=("climatology",),
     ),
+    "brier": Definition(  # of the speed above a threshold, see `events`
+        "Brier score", better="lower", formula=lambda s: s["brier"] / s["cells"], needs=("brier",), shown=("report",)
+    ),
     "divergence_rms": Definition(
         "divergence, RMS",
         _RATE,
@@ -227,9 +230,13 @@ def columns(place: Place) -> list[str]:
 
 def unit(name: str, units: str) -> str:
     """Returns the unit of a score of velocities in `units` on a grid in metres; `1` where it has none."""
-    rate = "s-1" if units == "m s-1" else f"{units} m-1"
     found = SCORES[name].unit
-    return {_VELOCITY: units, _RATE: rate}.get(found, found)
+    return {_VELOCITY: units, _RATE: rate(units)}.get(found, found)
+
+
+def rate(units: str) -> str:
+    """Returns the unit of derivatives in space of velocities in `units` on a grid in metres."""
+    return "s-1" if units == "m s-1" else f"{units} m-1"
 
 
 def heading(name: str, units: str) -> str:

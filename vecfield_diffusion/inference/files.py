@@ -22,7 +22,7 @@ import os
 import shutil
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,12 @@ from numpy.typing import NDArray
 
 from vecfield_diffusion.atomic import replacing
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.inference.template import FileLayout, FilledTimes, Template, Variable
+from vecfield_diffusion.inference.template import FileLayout, FilledTimes, Product, Template, Variable
 
 COMPRESSION = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 KEPT = " What is finished is kept: the same command goes on from there."
+#: Writes the variables of a block of times.
+Write = Callable[[FilledTimes, Iterable[Variable]], None]
 #: The global attribute that holds the key of the command that made a file.
 KEY = "vecfield_diffusion_key"
 
@@ -92,6 +94,16 @@ def parts_of(path: Path) -> Path:
     return path.parent / ".parts" / path.name
 
 
+def member_paths(path: Path, members: int) -> list[Path]:
+    """Returns the files of the members of an ensemble whose mean is in the file `path`."""
+    return [path.with_name(f"{path.stem}_member_{number:03d}.nc") for number in range(members)]
+
+
+def members_beside(path: Path) -> list[Path]:
+    """Returns the files of members that lie beside the file `path` of their mean, in their order."""
+    return sorted(path.parent.glob(f"{glob.escape(path.stem)}_member_[0-9]*.nc"))
+
+
 def check_claim(path: Path, key: str) -> None:
     """Raises UserError where a file, or the parts of one, were made by another command than that of `key`."""
     parts = sorted(parts_of(path).glob("*.npz"))
@@ -123,20 +135,38 @@ class FieldsWriter:
         members: M.
         key: What the fields depend on, in short: a hash of configuration, checkpoint and input. Parts of an earlier
             run are taken over if they have the same key, else they are removed.
+        products: What is written beside the members.
+        split: Whether each member goes to a file of its own, see `member_paths`, in place of one variable for all.
 
     Raises:
         UserError: Parts of an earlier run cannot be removed.
         ValueError: Members below 1.
     """
 
-    def __init__(self, path: str | Path, template: Template, valid: NDArray[np.bool_], members: int, key: str) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        template: Template,
+        valid: NDArray[np.bool_],
+        members: int,
+        key: str,
+        *,
+        products: Sequence[Product] = (),
+        split: bool = False,
+    ) -> None:
         self.path = Path(path)
-        self.layout = FileLayout(template, np.asarray(valid, dtype=bool), members)
+        self.layout = FileLayout(template, np.asarray(valid, dtype=bool), members, products, split)
         self.key = key
         self.folder = parts_of(self.path)
         self._open: tuple[Path, FilledTimes] | None = None
         with _reported(self.path):
             self._parts = self._earlier()
+
+    @classmethod
+    def of(cls, path: Path, layout: FileLayout, key: str) -> FieldsWriter:
+        """Returns the writer of a layout."""
+        options = {"products": layout.products, "split": layout.split}
+        return cls(path, layout.template, layout.valid, layout.members, key, **options)
 
     def done(self) -> set[int]:
         """Returns the positions of the finished times, those of an interrupted run with the same key included."""
@@ -194,8 +224,11 @@ class FieldsWriter:
         """
         length = self.layout.check_whole(self.done())
         with _reported(self.path, KEPT), replacing(self.path) as temporary:
-            temporary.write_bytes(_compose(self.layout.frame()))
-            self._fill(temporary, length)
+            with self._filling(temporary, self.layout.frame(), length) as write:
+                for block in self.blocks:
+                    write(block, self.layout.variables(block))
+            if self.layout.split:
+                self._split(length)
         shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.folder.parent.rmdir()
@@ -213,21 +246,40 @@ class FieldsWriter:
             )
         return {part: positions for part, positions in parts.items() if positions is not None}
 
-    def _fill(self, path: Path, length: int) -> None:
-        """Streams the parts into the netCDF file at `path`, which has all the rest."""
+    def _split(self, length: int) -> None:
+        """Streams the parts into the files of the members, all at once; those of an earlier, larger ensemble go."""
+        paths = member_paths(self.path, self.layout.members)
+        with contextlib.ExitStack() as files:
+            writes = [
+                files.enter_context(self._filling(files.enter_context(replacing(path)), frame, length))
+                for path, frame in ((path, self.layout.member_frame(number)) for number, path in enumerate(paths))
+            ]
+            for block in self.blocks:
+                for number, write in enumerate(writes):
+                    write(block, self.layout.member_variables(block, number))
+        for left in set(members_beside(self.path)) - set(paths):
+            left.unlink()
+
+    @contextlib.contextmanager
+    def _filling(self, path: Path, frame: xr.Dataset, length: int) -> Iterator[Write]:
+        """What writes variables of a block of times into the netCDF file at `path`, which has all the rest."""
+        path.write_bytes(_compose(frame))
         sizes = dict(zip(self.layout.template.dims, (length, *self.layout.valid.shape), strict=True))
         with _forgiving(path) as stream, h5netcdf.File(stream, "r+") as file:
             for name, size in sizes.items():
                 if name not in file.dimensions:
                     file.dimensions[name] = size
-            for block in self.blocks:
-                for variable in self.layout.variables(block):
+
+            def write(block: FilledTimes, variables: Iterable[Variable]) -> None:
+                for variable in variables:
                     if variable.name not in file.variables:
                         self._create(file, variable)
                     target = file.variables[variable.name]
                     for index, position in enumerate(block.positions):
                         target[..., position, :, :] = variable.values[..., index, :, :]
                 stream.check()
+
+            yield write
 
     def _create(self, file: h5netcdf.File, variable: Variable) -> None:
         """Makes a variable in chunks of one time."""

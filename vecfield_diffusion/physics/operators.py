@@ -78,6 +78,23 @@ def vorticity(velocity: Tensor, grid: Grid) -> Tensor:
     return _inside(_caps((east * dy - north) / (dx * dy), grid, gather=True), grid)
 
 
+def strain(velocity: Tensor, grid: Grid) -> Tensor:
+    """Returns the rate of strain of `velocity` `(B, 2, H, W)` as `(B, 1, H, W)`, 0 in invalid cells.
+
+    It is sqrt(n^2 + s^2) of n = du/dx - dv/dy and s = dv/dx + du/dy, on rows of spacing dx_j
+
+        n = F_x u / dx_j - dx_j F_y (v / dx) / dy_j,      s = F_x v / dx_j + dx_j F_y (u / dx) / dy_j,
+
+    which on the sphere vanishes for every solid rotation. Faces at land are extrapolated as those of the vorticity.
+    """
+    u, v, dx, dy = _clean(velocity, grid)
+    weights = along(grid, 1, sealed=False), along(grid, 0, sealed=False)
+    east = [_difference(part, weights[0], grid.boundary_x) / dx for part in (u, v)]
+    north = [dx * _difference((part / dx).mT, weights[1], grid.boundary_y).mT / dy for part in (u, v)]
+    size = torch.hypot(east[0] - north[1], east[1] + north[0])
+    return _inside(_caps(size, grid, gather=True), grid)
+
+
 def gradient(potential: Tensor, grid: Grid) -> Tensor:
     """Returns minus the adjoint of `divergence` on `potential` `(B, 1, H, W)`, as `(B, 2, H, W)`.
 

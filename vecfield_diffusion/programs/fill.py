@@ -32,12 +32,14 @@ from vecfield_diffusion.inference.calibration import apply_factor
 from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.inference.ensemble import sample_ensemble
 from vecfield_diffusion.inference.files import KEY, FieldsWriter
+from vecfield_diffusion.inference.metadata import depth_of, discovery, inherited, named_axis
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.inference.template import Buffer, FileLayout, Template
 from vecfield_diffusion.memory import FULL, is_full
 from vecfield_diffusion.programs.filling import Filling, at_once, open_filling
 from vecfield_diffusion.programs.gaussian import Series, open_series
 from vecfield_diffusion.programs.plausible import check_members
+from vecfield_diffusion.programs.products import chosen_products
 from vecfield_diffusion.programs.series import Piece
 from vecfield_diffusion.programs.source import Source
 from vecfield_diffusion.programs.trained import Trained
@@ -48,6 +50,7 @@ WRITTEN = 64
 NATIVE = {"format", "version", "dx", "dy", "boundary_x", "boundary_y"}
 #: Keys of a configuration that the filled fields do not depend on.
 FREE = {"name", "batch", "device", "colour", "figure", "overwrite", "output", "options"}
+FREE |= {"metadata", "products", "quantiles", "exceed", "split"}  # they are made of the fields
 
 
 class Sink(Protocol):
@@ -266,7 +269,7 @@ def fill(
 ) -> xr.Dataset:
     """Returns the filled fields of a configuration of `infer.py` in memory; arguments and errors: `open_filling`."""
     filling, work = opened(config, source=source, trained=trained, mask=mask)
-    buffer = Buffer(FileLayout(template(filling), filling.grid.valid.cpu().numpy(), config["members"]))
+    buffer = Buffer(layout(filling))
     work(buffer)
     return buffer.finish()
 
@@ -295,14 +298,42 @@ def key(filling: Filling | Series) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def layout(filling: Filling | Series, *, split: bool = False) -> FileLayout:
+    """Returns what the output is like; `split` is of members in files of their own.
+
+    Raises:
+        UserError: Products that cannot be made.
+    """
+    config, from_input = filling.config, template(filling)
+    products = chosen_products(config, from_input, filling.grid, filling.fields.units)
+    return FileLayout(from_input, filling.grid.valid.cpu().numpy(), config["members"], products, split)
+
+
 def template(filling: Filling | Series) -> Template:
     """Returns what the output takes from the input, and where it comes from."""
     fields, config = filling.fields, filling.config
     command = " ".join(f"infer.py ckpt={config['ckpt']} input={config['input']}".split())
     done = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} filled by vecfield_diffusion {__version__}: {command}"
+    given = {name: value for name, value in {**fields.global_attrs, **fields.attrs}.items() if name not in NATIVE}
+    dims = tuple(map(bare, fields.dims))
+    kinds = ("time", fields.y_name, fields.x_name)
+    found = fields.coordinates(filling.indices).values()
+    axes = {dim: named_axis(kind, *axis) for dim, kind, axis in zip(dims, kinds, found, strict=True)}
+    axes = {name: axis for name, axis in axes.items() if axis[0] is not None}
+    others = {bare(name): (tuple(map(bare, along)), *rest) for name, (along, *rest) in fields.extra_coords.items()}
+    others |= depth_of(config["metadata"])
     provenance = {
         "source": fields.source,
-        **{name: value for name, value in {**fields.global_attrs, **fields.attrs}.items() if name not in NATIVE},
+        **inherited(given),
+        **discovery(
+            given,
+            config["metadata"],
+            axes={dim: axes.get(dim, (None, {})) for dim in dims},
+            extras=others,
+            components=fields.component_attrs,
+            members=config["members"],
+            key=key(filling),
+        ),
         "history": "\n".join([done, *filter(None, [str(fields.global_attrs.get("history", ""))])]),
         "config": yaml.safe_dump({name: value for name, value in config.items() if name != "options"}, sort_keys=False),
         "ckpt": filling.origin,
@@ -310,13 +341,10 @@ def template(filling: Filling | Series) -> Template:
         "vecfield_diffusion_version": __version__,
         KEY: key(filling),
     }
-    dims = tuple(map(bare, fields.dims))
-    axes = dict(zip(dims, fields.coordinates(filling.indices).values(), strict=True))
-    others = {bare(name): (tuple(map(bare, along)), *rest) for name, (along, *rest) in fields.extra_coords.items()}
     return Template(
         names=component_names(fields),
         dims=dims,
-        coordinates={name: axis for name, axis in axes.items() if axis[0] is not None},
+        coordinates=axes,
         units=fields.units,
         component_attrs=fields.component_attrs,
         extra_coords=others,

@@ -21,6 +21,7 @@ from vecfield_diffusion.data.sequences import Integers
 from vecfield_diffusion.data.units import SPEED, factor, same_units
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.plots import MOVING, check_moving
+from vecfield_diffusion.evaluation.viewer import PAGE, check_page
 from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.guidance.sensors import Sensor
 from vecfield_diffusion.inference.calibration import find_factor
@@ -252,10 +253,11 @@ def check_ranges(config: Mapping[str, Any]) -> None:
             raise UserError(f"{key} must be in [0, 1), got {config[key]}")
     if config.get("bin") is not None and config["bin"] <= 0:
         raise UserError(f"bin must be > 0, got {config['bin']}")
-    for key, endings in (("output", (".nc",)), ("figure", (".png", ".pdf", ".svg", *MOVING))):
+    for key, endings in (("output", (".nc",)), ("figure", (".png", ".pdf", ".svg", PAGE, *MOVING))):
         if config.get(key) is not None and not config[key].endswith(endings):
             raise UserError(f"{key}={config[key]}: a file that ends in {' or '.join(endings)} is expected")
     check_moving(config.get("figure") or "")
+    check_page(config.get("figure") or "")
 
 
 def check_time(config: Mapping[str, Any], trained: Trained) -> None:

@@ -239,7 +239,7 @@ def open_series(
     if isinstance(source, str | Path) and Path(source).suffix.lower() in TABLES:
         raise UserError(f"input={source}: points in a table have no grid without a network: give ckpt=RUN")
     mask = mask or build(config["mask"] or node_of(config, "mask", "gaps"), "mask", trusted=True)
-    fields = source if isinstance(source, Fields) else _opened(source, config["names"])
+    fields = source if isinstance(source, Fields) else _opened(source, config["names"], config["quality"])
     if config["domain"] is not None:
         fields = fields.within(load_mask(config["domain"], fields.shape))
     print(fields.summary())
@@ -251,8 +251,9 @@ def open_series(
     return Series(config, fields, [*chosen, *after], mask, line)
 
 
-def _opened(source: Source, names: tuple[str, str] | None) -> Fields:
+def _opened(source: Source, names: tuple[str, str] | None, quality: str | None) -> Fields:
     options = {} if names is None else {"u": names[0], "v": names[1]}
+    options |= {} if quality is None else {"quality": quality}
     try:
         with called(INPUT):
             return open_source(source, **options)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,11 +32,12 @@ from vecfield_diffusion.evaluation.plots import (
 )
 from vecfield_diffusion.evaluation.scores import columns, derive
 from vecfield_diffusion.evaluation.tables import table
+from vecfield_diffusion.evaluation.viewer import MEMBERS, PAGE, Shown, render_page, times_shown
 from vecfield_diffusion.inference.cases import Cases
-from vecfield_diffusion.inference.files import FieldsWriter, check_claim, owned
+from vecfield_diffusion.inference.files import FieldsWriter, check_claim, member_paths, owned
 from vecfield_diffusion.inference.likelihood import nats_per_value
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.programs.fill import key, opened, template
+from vecfield_diffusion.programs.fill import key, layout, opened
 from vecfield_diffusion.programs.filling import Filling
 from vecfield_diffusion.programs.gaussian import Series
 from vecfield_diffusion.programs.source import files_behind
@@ -55,24 +57,28 @@ def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
     with stoppable(lambda: "nothing is filled yet"):
         filling, work = opened(config)
     files = Files.of(config, folder)
+    output = layout(filling, split=config["split"])
     if files.fields.resolve() in [file.resolve() for file in files_behind(filling.fields)]:
         raise UserError(f"output={files.fields}: this is the input, which is never written over. Give another file")
-    with owned(files.fields, files.scores, files.picture):
+    alone = member_paths(files.fields, config["members"]) if config["split"] else []
+    with owned(files.fields, files.scores, files.picture, *alone):
         if not config["overwrite"]:
             check_claim(files.fields, key(filling))
-        valid = filling.grid.valid.cpu().numpy()
-        writer = FieldsWriter(files.fields, template(filling), valid, config["members"], key(filling))
+        writer = FieldsWriter.of(files.fields, output, key(filling))
         with stoppable(lambda: f"{len(writer.done())} of {len(filling.indices)} snapshots are kept"):
             further = work(writer)
             results, drawn = score_filled(filling, writer)
             if files.moves:
                 animate(filling, files.picture, writer)
+            if files.is_page:
+                write_page(filling, files.picture, writer)
             writer.finish()
         write_text_atomic(files.scores, json.dumps(without_nan(results | further), indent=2) + "\n")
         say(filling, results)
-        if not files.moves:
+        if not (files.moves or files.is_page):
             draw_first(filling, files.picture, *drawn)
-    print(f"{files.fields.parent}: {files.fields.name}, {files.scores.name}, {files.picture.name}")
+    names = [files.fields.name, *([f"{alone[0].name} to {alone[-1].name}"] if alone else [])]
+    print(f"{files.fields.parent}: {', '.join([*names, files.scores.name, files.picture.name])}")
     return results.get("hidden", {})
 
 
@@ -82,7 +88,7 @@ class Files:
     Arguments:
         fields: The filled fields.
         scores: The scores.
-        picture: The picture: png, pdf or svg, or one that moves, gif or mp4, as its ending says.
+        picture: The picture: png, pdf or svg, one that moves, gif or mp4, or a page, html, as its ending says.
     """
 
     def __init__(self, fields: Path, scores: Path, picture: Path) -> None:
@@ -92,6 +98,11 @@ class Files:
     def moves(self) -> bool:
         """Whether the picture is of all times, one after another."""
         return self.picture.suffix.lower() in MOVING
+
+    @property
+    def is_page(self) -> bool:
+        """Whether the picture is a page to look around in."""
+        return self.picture.suffix.lower() == PAGE
 
     @classmethod
     def of(cls, config: Mapping[str, Any], folder: Path) -> Files:
@@ -223,6 +234,26 @@ def animate(filling: Filling | Series, path: Path, writer: FieldsWriter) -> None
     shown = figure_animation(path, moment, count, filling.grid, fields.units, **options)
     if len(shown) < count:
         print(f"{path.name}: {len(shown)} of {count} times, every {shown[1]}th")
+
+
+def write_page(filling: Filling | Series, path: Path, writer: FieldsWriter) -> None:
+    """Writes what was filled as a page, and prints which times and members it holds where these are not all."""
+    fields, count = filling.fields, len(filling.indices)
+    chosen, shown = times_shown(count, filling.config["members"], filling.grid.valid.numel()), []
+    for position in chosen:
+        block, valid = writer.at(position), filling.grid.valid.cpu().numpy()
+        truth = None if block.truth is None else np.where(valid, block.truth[0], np.nan)
+        members = np.where(valid, block.members[:, 0], np.nan)
+        measured = block.observed[0].any(axis=0) & valid
+        shown.append(Shown(date_of(fields, filling.indices[position]), members, measured, truth))
+    parts = [] if len(chosen) == count else [f"{len(chosen)} of {count} times, every {chosen.step}th"]
+    if filling.config["members"] > MEMBERS:
+        parts.append(f"the first {MEMBERS} of {filling.config['members']} members")
+    note = f"Shown are {' and '.join(parts)}; mean and spread are those of all." if parts else ""
+    title = f"{Path(fields.source).name}, filled by {Path(filling.origin).name}"
+    write_text_atomic(path, render_page(title, shown, Coordinates.of(fields), units=fields.units, note=note))
+    if parts:
+        print(f"{path.name}: {' and '.join(parts)}")
 
 
 def without_nan(results: Mapping[str, Any]) -> dict[str, Any]:

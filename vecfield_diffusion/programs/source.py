@@ -64,6 +64,7 @@ def open_input(
     names: tuple[str, str] | None = None,
     bin_length: float | None = None,
     zeros: str | None = None,
+    quality: str | None = None,
 ) -> Fields:
     """Returns the fields given as `input=`: points by the ending csv, tsv or txt, else whatever the source is.
 
@@ -75,6 +76,7 @@ def open_input(
         names: The variables of the two components.
         bin_length: See `open_points`.
         zeros: `gaps` or `land`, which cells that are 0 in both components are.
+        quality: Which values count by their quality flags, see `open_fields`.
 
     Raises:
         UserError: A source that cannot be read or understood.
@@ -87,9 +89,12 @@ def open_input(
     options.pop("path", None)
     if zeros is not None:
         options["land"] = {"gaps": "gap", "land": "zero"}[zeros]
+    if quality is not None:
+        options["quality"] = quality
     if names is not None:
         options |= {"velocity": None, "u": names[0], "v": names[1]}
-    always = ("context", "history", "frames", "stride", "preload_gb", "land", *(() if names is None else ("u", "v")))
+    own = [*(() if names is None else ("u", "v")), *(() if quality is None else ("quality",))]
+    always = ("context", "history", "frames", "stride", "preload_gb", "land", *own)
     kept = {key: value for key, value in options.items() if key in always}
     try:
         with called(INPUT):
@@ -153,7 +158,7 @@ def chosen_snapshots(
     elif source is not None:
         radial = next(iter((config["sensor"] or {}).get("velocity") or ()), None)
         names = config["names"] if radial is None else (radial, radial)
-        fields = open_input(source, trained, names, config["bin"], config["zeros"])
+        fields = open_input(source, trained, names, config["bin"], config["zeros"], config["quality"])
         offered = range(len(fields))
     else:
         fields, offered = held_out(trained, "test", config["trust"], config["data"])

@@ -118,6 +118,7 @@ def open_experiment(study: Study, view: View) -> TwinExperiment | None:
         climatology=study.climatology,
         scale=reference.statistics.std,
         ensemble=config["members"],
+        exceed=config["exceed"],
     )
     entries = []
     for model in models:

@@ -25,6 +25,7 @@ from vecfield_diffusion.data.readers.fields_of import understand
 from vecfield_diffusion.data.readers.found import Found
 from vecfield_diffusion.data.readers.joined import joined, merged
 from vecfield_diffusion.data.readers.netcdf import read_url
+from vecfield_diffusion.data.readers.quality import QUALITIES, Quality
 from vecfield_diffusion.data.readers.reader import Boundary, Format, check_path
 from vecfield_diffusion.data.readers.roles import Options, choose_pair
 from vecfield_diffusion.data.readers.staggered import collocated
@@ -63,6 +64,7 @@ def open_fields(
     history: Sequence[int] = (),
     frames: int = 1,
     stride: int = 1,
+    quality: Quality = "all",
 ) -> Fields:
     """The snapshots of a file of any known format, of a folder, of files that match a pattern, or of a data set.
 
@@ -91,12 +93,16 @@ def open_fields(
         history: Earlier snapshots that the network is conditioned on, as lags.
         frames: The frames of a sequence, which is one sample; 1 for single snapshots.
         stride: The steps from one frame of a sequence to the next.
+        quality: Which values count by the flags that the components name in `ancillary_variables`: `good` those that
+            one calls so and none bad, `good_or_unknown` those that none calls bad, `all` whatever flags say.
 
     Raises:
         UserError: A file that cannot be read or understood, or files that do not belong together.
         ValueError: A negative `preload_gb`, a boundary or `land` of another name, or less than one frame or step.
     """
-    options = Options(velocity, u, v, valid, invalid, x, y, time, level, member)
+    if quality not in QUALITIES:
+        raise ValueError(f"quality must be one of {', '.join(QUALITIES)}, got {quality!r}")
+    options = Options(velocity, u, v, valid, invalid, x, y, time, level, member, quality=quality)
     if (u is None) != (v is None):
         raise UserError(f"name both components: {components()}, or one array: {option('velocity')}")
     name = "memory"

@@ -16,6 +16,7 @@ from vecfield_diffusion.data.readers.found import Found
 from vecfield_diffusion.data.readers.joined import merged
 from vecfield_diffusion.data.readers.layout import Layout, dims_of, layout_of, length_of, planes_of
 from vecfield_diffusion.data.readers.places import component_at, extra_coords_of, spacing_of, time_axis
+from vecfield_diffusion.data.readers.quality import Checked
 from vecfield_diffusion.data.readers.reader import plain
 from vecfield_diffusion.data.readers.roles import BOTH, Options, choose_pair, find, units_of
 from vecfield_diffusion.data.readers.sizes import anonymous, named, orders
@@ -55,10 +56,11 @@ def understand(dataset: xr.Dataset, options: Options, source: str, stamps: Mappi
     read = partial(_reader, runs=runs, times=times or 1, source=source, stamps=dict(stamps or {}))
     masks = _masks(dataset, options, views, first, source)
     moving = [(views[name], wet) for name, wet in masks if {"time", "run"} & set(views[name].dims)]
-    components = []
+    components, checked = [], Checked(options.quality)
     for name, layout in zip(names, layouts, strict=True):
         variable = dataset.variables[name]
-        reader = read(view := layout.view(variable), (view.sizes["y"], view.sizes["x"]), limits_of(variable), moving)
+        shown = [*moving, *checked.masks(dataset, layout)]
+        reader = read(view := layout.view(variable), (view.sizes["y"], view.sizes["x"]), limits_of(variable), shown)
         components.append(component_at(dataset, layout, options, reader=reader, source=source))
     for component in components:
         if min(component.shape) < 3 or length < 1:
@@ -83,7 +85,7 @@ def understand(dataset: xr.Dataset, options: Options, source: str, stamps: Mappi
         attrs={name.replace("license", "licence"): str(attrs[name]) for name in ORIGINS if name in attrs},
         source=source,
         spacing=spacing_of(attrs, source),
-        notes=notes + _offers(options, views),
+        notes=notes + _offers(options, views) + checked.notes,
         layout=f"{stored}{', '.join(names)} ({','.join(map(str, variable.shape))})",
         global_attrs=attrs,
         variables=others,

@@ -36,6 +36,7 @@ class Options:
     level: int | None = None
     member: int | None = None
     only: str | None = None
+    quality: str = "all"
 
 
 # Which variables are the velocity.
@@ -51,6 +52,8 @@ OTHERS = re.compile(r"amplitude|phase\b|standard[ _](error|deviation)|variance|u
 BOTH = ("velocity", "velocities", "vel", "uv", "flow")
 #: What PIV measured before its outliers were taken out, which gives way to any other pair.
 RAW = ("u_original", "v_original")
+#: Ends of the names of what a filled file holds beside the mean, which goes before it.
+BESIDE = ("_members", "_truth")
 USUAL = (
     *(("u", "v"), ("U", "V"), ("uo", "vo"), ("ugos", "vgos"), ("u10", "v10"), ("water_u", "water_v")),
     *(("uwnd", "vwnd"), ("ua", "va"), ("uas", "vas"), ("x_wind_10m", "y_wind_10m"), ("u_velocity", "v_velocity")),
@@ -98,7 +101,7 @@ def choose_pair(
             f"points, {components()}, or one array (N, 2, H, W), {option('velocity')}, out of: "
             f"{', '.join(f'{name} {item.shape}' for name, item in fields.items()) or 'no gridded variable at all'}."
         )
-    pairs = [pair for pair in pairs if not pair[0].endswith(RAW[0])] or pairs
+    pairs = [pair for pair in pairs if not any(name.endswith((*RAW, *BESIDE)) for name in pair)] or pairs
     if len(pairs) > 1:
         raise UserError(f"{source}: {len(pairs)} pairs could be the velocity. Choose one: {_listing(pairs)}")
     names = {**titled, **dict.fromkeys(_by_name(candidates), "")}

@@ -1,6 +1,7 @@
 """Pictures by theme: filled fields, methods compared, scales, and what a file of velocities is like."""
 
 from vecfield_diffusion.evaluation.plots.animation import MOVING, Moment, check_moving, figure_animation
+from vecfield_diffusion.evaluation.plots.drift import figure_drift
 from vecfield_diffusion.evaluation.plots.filled import figure_example, figure_inpainting, sample_grid
 from vecfield_diffusion.evaluation.plots.inspection import figure_inspection
 from vecfield_diffusion.evaluation.plots.methods import (
@@ -27,6 +28,7 @@ __all__ = [
     "figure_calibration",
     "figure_cost",
     "figure_distance",
+    "figure_drift",
     "figure_example",
     "figure_generation",
     "figure_inpainting",

@@ -81,25 +81,28 @@ def figure_scores(
 
 
 def figure_calibration(
-    laws: Mapping[str, tuple[Floats, Floats, Floats]], units: str, styles: Styles, width: float = WIDE
+    laws: Mapping[str, tuple[Floats, Floats, Floats, Floats]], units: str, styles: Styles, width: float = WIDE
 ) -> bytes:
-    """Returns a PNG of error over spread, rank histogram and coverage of each method.
+    """Returns a PNG of error over spread, rank histogram, coverage and reliability of each method.
 
     Arguments:
-        laws: By method, spread and error of bins `(K,)` each, and the shares of the ranks `(M + 1,)`.
+        laws: By method, spread and error of bins `(K,)` each, the shares of the ranks `(M + 1,)`, and count, summed
+            probability and summed event by bins of the probability `(3, bins)`.
         units: Of the fields.
         styles: See `method_styles`.
         width: `WIDE` or `NARROW`.
     """
-    figure, axes = panels(3, 3.9, width)
-    spread, ranks, cover = axes
-    for name, (deviation, error, shares) in laws.items():
+    figure, axes = panels(4, 3.5, width)
+    spread, ranks, cover, event = axes
+    for name, (deviation, error, shares, (cells, chance, happened)) in laws.items():
         style, count = styles[name], len(shares)
         spread.plot(deviation, error, marker="o", markersize=3.5, label=name, **style)
         ranks.stairs(shares * count, np.linspace(0, 1, count + 1), baseline=None, **style)
         inside = [shares[k : count - k].sum() for k in range((count + 1) // 2)]
         nominal = [1 - 2 * k / count for k in range((count + 1) // 2)]
         cover.plot([*nominal, 0], [*inside, 0], marker="o", markersize=3, **style)
+        used = cells > 0.002 * cells.sum()
+        event.plot(chance[used] / cells[used], happened[used] / cells[used], marker="o", markersize=3, **style)
     top = max(max(bins.max(initial=0) for bins in law[:2]) for law in laws.values()) * 1.05 or 1.0
     spread.plot([0, top], [0, top], color=INK, linestyle=":")
     spread.set(xlim=(0, top), ylim=(0, top))
@@ -111,7 +114,10 @@ def figure_calibration(
     cover.plot([0, 1], [0, 1], color=INK, linestyle=":")
     cover.set(xlabel="probability of the central interval", ylabel="share of the truth inside")
     cover.set(xlim=(0, 1), ylim=(0, 1))
-    for axis, title in zip(axes, ("spread and error", "rank histogram", "coverage"), strict=True):
+    event.plot([0, 1], [0, 1], color=INK, linestyle=":")
+    event.set(xlabel="probability of a speed above the threshold", ylabel="share where it is", xlim=(0, 1), ylim=(0, 1))
+    titles = ("spread and error", "rank histogram", "coverage", "reliability")
+    for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=10)
         _small(axis)
     return png(figure)

@@ -1,0 +1,107 @@
+"""Where drifters may be: regions that hold them with a probability, and the probability that they come to a place.
+
+The density of the ends of drifters is estimated by Gaussian kernels of the shape of their covariance C, scaled to
+n^(-1/6) of its size (Scott's rule in two dimensions; Silverman 1986, section 4.3). The region of probability p is where
+the density is at least that at the end of rank (1 - p) (n + 1), each end under the density of the others: one more end
+of the same law then lies inside with probability p, whatever the law, but for the n-th part that it would add itself.
+Ends of one member come from one field: they are left out together.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+#: Ends below which there is no region.
+FEWEST = 10
+#: The least width of a kernel, as a share of the longest: drifters on a line have a region with some width.
+THIN = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Dispersal:
+    """The density of the ends of drifters.
+
+    Arguments:
+        ends: `(n, 2)` in any unit of length.
+        group: The member that each belongs to, `(n,)`; each is one by itself if None.
+
+    Raises:
+        ValueError: Fewer ends than ten, or all at one place.
+    """
+
+    ends: Tensor
+    group: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.ends) < FEWEST:
+            raise ValueError(f"regions need {FEWEST} drifters that are not lost, got {len(self.ends)}")
+        if not (self.ends != self.ends[0]).any():
+            raise ValueError("regions need drifters at different places")
+
+    @cached_property
+    def _white(self) -> Tensor:
+        """From places to places where the kernels are unit normal, `(2, 2)`."""
+        covariance = self.ends.double().T.cov()
+        values, axes = torch.linalg.eigh(covariance)
+        values = values.clamp(min=float(values[-1]) * THIN**2)
+        return axes / values.sqrt() * len(self.ends) ** (1 / 6)
+
+    def density(self, places: Tensor) -> Tensor:
+        """Returns the probability density `(...)` at places `(..., 2)`, per area in the unit of the ends."""
+        flat = places.double().reshape(-1, 2)
+        kernels = self._kernels(flat)
+        return kernels.mean(dim=1).view(places.shape[:-1])
+
+    def _kernels(self, places: Tensor) -> Tensor:
+        """The kernel of each end at each place, `(places, n)`."""
+        away = torch.cdist(places @ self._white, self.ends.double() @ self._white).square()
+        return torch.exp(-away / 2) * self._white.det().abs() / (2 * math.pi)
+
+    @cached_property
+    def _own(self) -> Tensor:
+        """The density at each end of those of other members, `(n,)`, from the least."""
+        group = torch.arange(len(self.ends)) if self.group is None else self.group
+        others = (group[:, None] != group).double()
+        kernels = self._kernels(self.ends.double()) * others
+        return (kernels.sum(dim=1) / others.sum(dim=1).clamp(min=1)).sort().values
+
+    def level(self, probability: float) -> float:
+        """Returns the density at the edge of the region of a probability."""
+        count = len(self._own)
+        rank = min(max((1 - probability) * (count + 1) - 1, 0.0), count - 1.0)
+        low = math.floor(rank)
+        pair = self._own[[low, min(low + 1, count - 1)]]
+        return float(pair[0] + (rank - low) * (pair[1] - pair[0]))
+
+    def holds(self, places: Tensor, probability: float) -> Tensor:
+        """Returns whether places `(..., 2)` lie in the region of a probability, boolean `(...)`."""
+        return self.density(places) >= self.level(probability)
+
+    def area(self, probability: float, points: int = 100) -> float:
+        """Returns the area of the region of a probability, in squared units, on a grid of `points` a side."""
+        x, y = self.window(points)
+        cell = float((x[1] - x[0]) * (y[1] - y[0]))
+        places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+        return cell * int(self.holds(places, probability).sum())
+
+    def window(self, points: int) -> tuple[Tensor, Tensor]:
+        """Returns the axes, of `points` each, of a box around all regions."""
+        reach = 3 * torch.linalg.inv(self._white).norm(dim=0)
+        low, high = self.ends.double().amin(dim=0) - reach, self.ends.double().amax(dim=0) + reach
+        x, y = (torch.linspace(float(low[k]), float(high[k]), points, dtype=torch.float64) for k in range(2))
+        return x, y
+
+
+def arrivals(distance: Tensor, radius: float) -> Tensor:
+    """Returns the share of drifters `(...)` that came within `radius` of a place at any frame.
+
+    Arguments:
+        distance: From the place at every frame, `(..., T, n)`; NaN where a drifter is lost. It may have arrived before.
+        radius: In the same unit.
+    """
+    return (distance <= radius).any(dim=-2).double().mean(dim=-1)
