@@ -112,6 +112,8 @@ class Chooser:
         method, trained = self.method, self.trained
         if not trained.denoiser.diffusion.noisy:
             return "conditional", "a regression is no prior"
+        if not trained.denoiser.diffusion.gives_mean:
+            return "conditional", "a network of few steps gives no mean that another way could build on"
         if method.guidance.stresses_condition:
             return "conditional", "guidance=cfg needs it"
         if trained.config["trainer"]["condition_dropout"] == 0 and method.sensor is None:
