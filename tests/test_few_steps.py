@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import xarray as xr
-from programs import SMALL, TINY, Call, is_message
+from programs import TINY, Call, is_message
 from torch import Tensor
 
 from vecfield_diffusion.diffusion.denoiser import Moments
@@ -206,10 +206,9 @@ TUNED = ["debug=fast", "trainer.score_cases=2", "trainer.score_members=2"]
 
 
 def test_a_network_is_tuned_sampled_and_refused_what_it_cannot(run: Call, place: Path) -> None:
-    assert run("train", *TINY, *SMALL, "name=teacher")[0] == 0
-    given = ["experiment=consistency", "ckpt=outputs/train/teacher", *TUNED]
+    given = ["experiment=consistency", "ckpt=outputs/train/run", *TUNED]
     code, out, err = run("train", *given, "name=tuned")
-    assert code == 0 and "begins with the weights of outputs/train/teacher/checkpoints/" in out, err
+    assert code == 0 and "begins with the weights of outputs/train/run/checkpoints/" in out, err
     code, out, err = run("train", *given, "name=tuned", "trainer.max_steps=12")
     assert code == 0 and "going on from step 10" in out and "begins" not in out, err
     how = ["ckpt=outputs/train/tuned", "members=2", "name=filled"]
@@ -220,9 +219,9 @@ def test_a_network_is_tuned_sampled_and_refused_what_it_cannot(run: Call, place:
     for refused in ("", "sampler=consistency inpainting=mmps", "sampler=consistency physics=divergence"):
         is_message(run("infer", *how, *refused.split()), "few steps", "E[x0 | x_t]")
     is_message(run("infer", *how, "sampler=consistency", "likelihood=exact", "mask=none"), "few steps")
-    is_message(run("infer", "ckpt=outputs/train/teacher", "sampler=consistency"), "experiment=consistency")
+    is_message(run("infer", "ckpt=outputs/train/run", "sampler=consistency"), "experiment=consistency")
     is_message(run("train", *given[:1], *TUNED, "name=a"), "diffusion=consistency", "ckpt=outputs/train/RUN")
-    is_message(run("train", *TINY, "ckpt=outputs/train/teacher", "name=a"), "experiment=consistency", "start=")
+    is_message(run("train", *TINY, "ckpt=outputs/train/run", "name=a"), "experiment=consistency", "start=")
     is_message(run("train", given[0], "ckpt=outputs/train/tuned", *TUNED, "name=a"), "expected a diffusion model")
 
 
