@@ -10,6 +10,8 @@ from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import EDM
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.guidance.averaging import Averaged, image, shifted
 from vecfield_diffusion.models.equivariant import MIRRORS, continued, vectors_of
 from vecfield_diffusion.models.symmetry import GENERATORS, Action, Symmetry, group
 from vecfield_diffusion.models.unet import UNet
@@ -33,7 +35,7 @@ def network(**given) -> UNet:
     return made
 
 
-def image(x: Tensor, action: Action, elements: tuple[Symmetry, ...], n: int) -> Tensor:
+def input_image(x: Tensor, action: Action, elements: tuple[Symmetry, ...], n: int) -> Tensor:
     """The image of input channels under element n."""
     return elements[n].move(x)[..., action.source[n], :, :] * action.sign[n].double()[:, None, None]
 
@@ -72,10 +74,10 @@ def test_the_output_moves_with_the_input(names: list[str], periodic: bool, kind:
         y = made(x, level)
         assert y.std() > 0.05
         for n, g in enumerate(elements):
-            torch.testing.assert_close(made(image(x, action, elements, n), level), g.act(y), atol=1e-12, rtol=0)
+            torch.testing.assert_close(made(input_image(x, action, elements, n), level), g.act(y), atol=1e-12, rtol=0)
         plain = network(periodic=(periodic, periodic), **kind)
         last = elements[-1]
-        assert (plain(image(x, action, elements, -1), level) - last.act(plain(x, level))).abs().max() > 1e-2
+        assert (plain(input_image(x, action, elements, -1), level) - last.act(plain(x, level))).abs().max() > 1e-2
 
 
 def test_the_mean_over_the_group_changes_no_weight_twice_and_follows_the_raw_ones() -> None:
@@ -106,6 +108,53 @@ def test_a_denoiser_moves_with_its_observation_and_its_land() -> None:
         for g in made.commuting.elements:
             moved = Observation(g.act(y), g.move(seen & ~land), g.move(error), g.move(~land))
             torch.testing.assert_close(denoiser(g.act(z), s, moved), g.act(x_hat), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("given", [dict(transforms=["flip_x", "turn"]), dict(transforms=[], shifts=2)])
+def test_the_mean_over_images_moves_with_the_sample(given: dict) -> None:
+    """Of a network that does not; over the shifts by fewer cells than its stride, with which it commutes itself."""
+    denoiser = Denoiser(network(periodic=(True, True)), EDM(), Normalizer(torch.zeros(2, 1, 1), 1.0)).double().eval()
+    guidance = Averaged(**given)
+    averaged = guidance.wrap(denoiser)
+    seen, error = random(1, 1, 8, 8, seed=2) > 0.5, random(1, 1, 8, 8, seed=3).abs()
+    observation = Observation(random(1, 2, 8, 8, seed=4), seen, error, random(1, 1, 8, 8, seed=1) > -0.8)
+    z, s = random(1, 2, 8, 8, seed=5), torch.tensor([0.5], dtype=torch.float64)
+    shift = (0, 0) if "shifts" not in given else (3, 5)
+    with torch.no_grad():
+        for g in guidance.elements:
+            moved = image(observation, g, shift), shifted(g.act(z), shift)
+            ours = [shifted(g.act(found(z, s, observation)), shift) for found in (averaged, denoiser)]
+            torch.testing.assert_close(averaged(moved[1], s, moved[0]), ours[0], atol=1e-12, rtol=0)
+            assert g == Symmetry() and not any(shift) or (denoiser(moved[1], s, moved[0]) - ours[1]).abs().max() > 1e-3
+        # The squared error of the mean is the mean one less the variance of the images.
+        guidance.differences = [0.0, 0.0]
+        mean, target = averaged(z, s, observation), random(1, 2, 8, 8, seed=7)
+        images = [
+            g.inverse.act(shifted(denoiser(shifted(g.act(z), by), s, image(observation, g, by)), (-by[0], -by[1])))
+            for g, by in guidance.images()
+        ]
+        errors = torch.stack([(found - target).square().sum() for found in images])
+    assert len(images) == (8 if "shifts" not in given else 4)
+    torch.testing.assert_close(torch.stack(images).mean(0), mean)
+    assert (mean - target).square().sum().item() == pytest.approx(errors.mean().item() - guidance.differences[0])
+    assert f"{len(images)} images, " in guidance.summary() and Averaged().summary() is None
+
+
+def test_averaging_is_refused_where_the_grid_or_the_mean_is_not_symmetric() -> None:
+    cells = torch.ones(4, 4, dtype=torch.bool)
+    rows = torch.tensor([1.0, 1.0, 1.1, 1.2])
+    for given, grid, words in (
+        (dict(shifts=2), Grid(cells), "shifts"),
+        (dict(transforms=["flip_y"]), Grid(cells, dx=rows), "flip_y"),
+        (dict(transforms=["turn"]), Grid(cells, dx=2.0), "turns"),
+        (dict(transforms=["transpose"]), Grid(cells, boundary_x="wall"), "transposes"),
+    ):
+        assert words in Averaged(**given).obstacle(grid)
+    assert Averaged(["flip_x", "turn"]).obstacle(Grid(cells, dy=-1.0)) is None
+    assert Averaged(["flip_x"]).obstacle(Grid(cells, dx=rows)) is None
+    mean = Normalizer(torch.ones(2, 1, 1), 1.0)
+    with pytest.raises(UserError, match="mean_field=false"):
+        Averaged().wrap(Denoiser(network(), EDM(), mean))
 
 
 def test_fresh_weights_keep_their_size() -> None:
@@ -146,7 +195,7 @@ def test_any_network_beside_its_mirror_image_has_no_flow_through_the_wall(kind: 
     x = random(1, 3, 7, 8, 8) if "frames" in kind else random(1, 7, 8, 8)
     with torch.no_grad():
         y = made(x, random(1))[0]
-        double = torch.cat([x, image(x, Action.of_vectors(MIRRORS, 7, [0, 2]), MIRRORS, 1)], dim=-1)
+        double = torch.cat([x, input_image(x, Action.of_vectors(MIRRORS, 7, [0, 2]), MIRRORS, 1)], dim=-1)
         raw = network(periodic=(True, True), **kind)(double, random(1))[0]
     torch.testing.assert_close(y[..., 0, :, :], (raw[..., 0, :, :8] - raw[..., 0, :, 8:].flip(-1)) / 2)
     torch.testing.assert_close(y[..., 1, :, :], (raw[..., 1, :, :8] + raw[..., 1, :, 8:].flip(-1)) / 2)
