@@ -40,9 +40,8 @@ def test_the_nearest_field_of_given_totals(momentum: tuple[float, float] | None,
     field = random(1, 2, 6, 8)
     field[..., ~grid.valid] = torch.nan
     found = totals.reach(field, grid, held)
-    assert found[..., ~grid.valid].isnan().all() and found[..., held[0, 0]].nan_to_num().equal(
-        field[..., held[0, 0]].nan_to_num()
-    )
+    assert found[..., ~grid.valid].isnan().all()
+    assert not torch.where(held & grid.valid, found - field, 0.0).any()
     if momentum is not None:
         torch.testing.assert_close(mean_velocity(found, grid).flatten(), torch.tensor(momentum, dtype=torch.float64))
     if kinetic_energy is not None:
@@ -124,9 +123,7 @@ def test_momentum_as_rows_is_the_law_given_it() -> None:
     """The denoiser of mmps with these rows is that of the posterior, at every level."""
     _, given, observation = laws()
     physics = Physics(divergence=0.0, momentum=MOMENTUM, velocity_tau=TAU)
-    statistics = Statistics(
-        std=0.4, lambda_max=1.0, sigma_max=10.0, divergent_fraction=0.0, divergence_rms=1e-6, vorticity_rms=1e-5
-    )
+    statistics = Statistics(0.4, lambda_max=1.0, sigma_max=10.0, divergence_rms=1e-6, vorticity_rms=1e-5)
     rows = physics.resolve(True, statistics).rows(NORMALIZER, GRID)
     prior = GaussianConditional(torch.zeros(PRIOR.size, dtype=torch.float64), with_mean_flow())
     bound = MMPS(k_max=300, tolerance=1e-11).bind(lambda z, s, _: prior(z, s), observation, rows)

@@ -292,7 +292,7 @@ class Physics(NoPhysics):
         return mean_energy
 
     def finish(self, x: Tensor, observation: Observation, normalizer: Normalizer, grid: Grid) -> Tensor:
-        """Returns, in hard mode, the nearest field without divergence or of the totals that keeps the observed cells."""
+        """Returns the nearest field without divergence, or of the totals, with observed cells kept, in hard mode."""
         if self.mode != "hard":
             return x
         if self.totals.given:
