@@ -10,7 +10,7 @@ from torch import Tensor
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.guidance.physics import Physics, through_edges
+from vecfield_diffusion.guidance.physics import Conserve, Physics, through_edges
 from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.totals import Totals, mean_velocity
@@ -76,7 +76,7 @@ def test_what_flows_out_by_hand() -> None:
             through_edges(torch.ones_like(ramp), grid).item() == pytest.approx(0.0, abs=1e-12) or boundary_y == "wall"
         )
     closed = Grid(cells, 2.0, 7.0, "wall", "periodic")
-    asked = Physics(divergence=0.0, outflow=0.0)
+    asked = Conserve(outflow=0.0)
     assert "open edge" in asked.obstacle(closed) and asked.obstacle(grid) is None
     with pytest.raises(UserError, match=r"physics\.outflow"):
         asked.penalty(NORMALIZER, closed)
@@ -122,7 +122,7 @@ def laws() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Observation]:
 def test_momentum_as_rows_is_the_law_given_it() -> None:
     """The denoiser of mmps with these rows is that of the posterior, at every level."""
     _, given, observation = laws()
-    physics = Physics(divergence=0.0, momentum=MOMENTUM, velocity_tau=TAU)
+    physics = Conserve(momentum=MOMENTUM, velocity_tau=TAU)
     statistics = Statistics(0.4, lambda_max=1.0, sigma_max=10.0, divergence_rms=1e-6, vorticity_rms=1e-5)
     rows = physics.resolve(True, statistics).rows(NORMALIZER, GRID)
     prior = GaussianConditional(torch.zeros(PRIOR.size, dtype=torch.float64), with_mean_flow())
@@ -136,7 +136,7 @@ def test_momentum_as_rows_is_the_law_given_it() -> None:
 def test_moved_to_the_momentum_afterwards_the_law_is_another_one() -> None:
     """Every field has it exactly, but the spread beside the observed cells and the mean are not those given it."""
     free, given, observation = laws()
-    physics = Physics("hard", divergence=0.0, momentum=MOMENTUM)
+    physics = Conserve("hard", momentum=MOMENTUM)
 
     def moved(x: Tensor) -> Tensor:
         return physics.finish(x.view(-1, *SHAPE), observation[:1], NORMALIZER, GRID).flatten(1)
@@ -165,3 +165,5 @@ def test_moved_to_the_momentum_afterwards_the_law_is_another_one() -> None:
 def test_what_does_not_go_together_is_said(options: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Physics(**options)
+    with pytest.raises(ValueError, match="momentum, outflow or kinetic_energy"):
+        Conserve()

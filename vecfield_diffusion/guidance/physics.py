@@ -300,6 +300,43 @@ class Physics(NoPhysics):
         return normalizer.normalize(project(normalizer.denormalize(x), grid, observation.observed))
 
 
+class Conserve(Physics):
+    """Totals of given value and nothing else; see the module.
+
+    Arguments:
+        mode: See `Physics`.
+        momentum: See `Physics`.
+        outflow: See `Physics`.
+        kinetic_energy: See `Physics`.
+        velocity_tau: See `Physics`.
+        below: See `Physics`.
+
+    Raises:
+        ValueError: No total, a tolerance that is not positive, or a mode that a total does not go with.
+    """
+
+    def __init__(
+        self,
+        mode: Literal["auto", "rows", "gradient", "hard"] = "auto",
+        momentum: tuple[float, float] | None = None,
+        outflow: float | None = None,
+        kinetic_energy: float | None = None,
+        velocity_tau: float = 0.01,
+        below: float = 10.0,
+    ) -> None:
+        if momentum is None and outflow is None and kinetic_energy is None:
+            raise ValueError("momentum, outflow or kinetic_energy must be given: physics=conserve has none of its own")
+        super().__init__(
+            mode,
+            divergence=0.0,
+            momentum=momentum,
+            kinetic_energy=kinetic_energy,
+            velocity_tau=velocity_tau,
+            below=below,
+            outflow=outflow,
+        )
+
+
 def through_edges(velocity: Tensor, grid: Grid) -> Tensor:
     """Returns the mean velocity of `(B, 2, H, W)` out through the open edges of the domain, `(B, 1, 1, 1)`."""
     area = (grid.dx * grid.dy).abs()[:, None].to(velocity)
