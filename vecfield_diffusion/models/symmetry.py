@@ -162,7 +162,7 @@ class Weight:
             for axes in ((1, 2), (4, 5), (6, 7)):
                 image = g.move(image, axes)
             total = total + image
-        return (total / len(elements)).view_as(weight)
+        return (total / len(elements)).reshape(weight.shape)
 
 
 class Commuting:
