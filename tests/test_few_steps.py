@@ -209,6 +209,7 @@ def test_a_network_is_tuned_sampled_and_refused_what_it_cannot(run: Call, place:
     given = ["experiment=consistency", "ckpt=outputs/train/run", *TUNED]
     code, out, err = run("train", *given, "name=tuned")
     assert code == 0 and "begins with the weights of outputs/train/run/checkpoints/" in out, err
+    assert "mask=block sampler=consistency sampler.steps=2" in out
     code, out, err = run("train", *given, "name=tuned", "trainer.max_steps=12")
     assert code == 0 and "going on from step 10" in out and "begins" not in out, err
     how = ["ckpt=outputs/train/tuned", "members=2", "name=filled"]

@@ -67,8 +67,13 @@ def _trained(config: dict[str, Any], folder: Path) -> dict[str, float]:
         finally:
             run.logger.close()
     print(f"{folder}: {run.counters.step} steps, {run.counters.minutes:.1f} minutes")
-    print(f"next: python infer.py ckpt={folder} mask=block")
+    print(f"next: python infer.py ckpt={folder} mask=block{sampled_by(run.denoiser.diffusion)}")
     return headline(scores)
+
+
+def sampled_by(diffusion: Diffusion) -> str:
+    """Returns what a command that samples must say of the sampler; nothing where the default one does."""
+    return "" if diffusion.gives_mean else f" sampler=consistency sampler.steps={diffusion.most_steps or 2}"
 
 
 def prepare(config: dict[str, Any], folder: Path) -> TrainingRun:
