@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 import pickle
 import resource
@@ -582,3 +583,30 @@ def test_a_disk_that_fills_while_data_are_made(place: Path) -> None:
     done = process(place, "train", *TINY, "dataset.seed=1", "name=nodata", preexec_fn=limited(40_000))
     is_message(done, "cannot write")
     assert contents(place / "outputs" / "data") == before
+
+
+@pytest.fixture(scope="module")
+def basin(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Snapshots of a closed basin."""
+    path = tmp_path_factory.mktemp("basin") / "basin.h5"
+    x = math.pi * (np.arange(16) + 0.5) / 16
+    psi = np.random.default_rng(0).standard_normal((48, 3)) @ np.stack([np.sin(k * x) for k in (1, 2, 3)])
+    with h5py.File(path, "w") as file:
+        file.attrs.update(format="vecfield", version=1, dx=1e3, dy=1e3, boundary_x="wall", boundary_y="periodic")
+        u, v = psi[:, None, :] * np.cos(2 * x)[:, None], psi[:, None, :] * np.sin(2 * x)[:, None]
+        file["velocity"] = np.stack((u, v), axis=1).astype(np.float32)
+    return str(path)
+
+
+def test_walls_come_from_the_data(run: Call, basin: str) -> None:
+    given = ["debug=fast", *SMALL, "splits.guard=0", "model.walls=mirror"]
+    data = ["dataset=file", f"dataset.path={basin}"]
+    code, _, err = run("train", *given, *data, "name=basin")
+    assert code == 0, err
+    code, _, err = run("infer", "ckpt=outputs/train/basin", "members=2", "sampler.steps=2", "mask=block")
+    assert code == 0, err
+    is_message(run("train", *given, "name=a", "dataset.snapshots=48", "dataset.resolution=16"), "boundary_x=periodic")
+    is_message(run("train", *given, *data, "window=[8,8]", "name=a"), "model.walls=zero")
+    turns = "model.equivariant=[turn]"
+    is_message(run("train", *given, *data, turns, "model.channels=[6,8]", "name=a"), "model.channels", "equivariant=")
+    is_message(run("train", *given, *data, "model.equivariant=[left]", "name=a"), "flip_x", "left")

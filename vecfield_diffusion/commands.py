@@ -44,6 +44,7 @@ train = Program(
         "device": _DEVICE,
         "mean_field": "bool | Literal['auto']",
         "start": "str | None",
+        "ckpt": "str | None",
         "window": "tuple[int, int] | None",
     },
     spelling=Spelling(

@@ -72,6 +72,12 @@ class Diffusion(nn.Module):
     coupled: bool = False
     #: Whether there are noisy fields that a network could learn from; a regression has none.
     noisy: bool = True
+    #: Whether the denoiser gives E[x0 | z], which guidance builds on; a network of few steps gives one field instead.
+    gives_mean: bool = True
+    #: Whether training begins with the weights of a network that was trained before.
+    tunes: bool = False
+    #: The most evaluations that a field is made in; None for any number.
+    most_steps: int | None = None
     #: The exponent of the `karras` schedule.
     rho: float = 7.0
 

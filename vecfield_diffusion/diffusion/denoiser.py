@@ -74,8 +74,13 @@ class Denoiser(nn.Module):
         """Returns the same denoiser without autocast, for derivatives: they are small differences of large numbers.
 
         Raises:
-            UserError: A regression, which has no derivatives.
+            UserError: A regression, which has no derivatives, or a network of few steps, whose output is no mean.
         """
+        if not self.diffusion.gives_mean:
+            raise UserError(
+                "a network of few steps (diffusion=consistency or crps) gives one field and not the mean E[x0 | x_t] "
+                "of all, which mmps, pigdm, dps and likelihood build on. Use inpainting=conditional, or another network"
+            )
         if not self.diffusion.noisy:
             raise UserError(
                 "diffusion=regression gives the mean alone, which no noisy field can change: mmps, pigdm, dps and "

@@ -26,6 +26,7 @@ from vecfield_diffusion.axes import column
 from vecfield_diffusion.diffusion.denoiser import Denoiser, DenoiserFunction
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.physics.grid import Grid
 
 
 def positive(scale: float) -> float:
@@ -56,6 +57,14 @@ class Guidance(ABC):
     def loaded(self, weak: Denoiser) -> Guidance:
         """Returns the same guidance with the network that `ckpt` names."""
         return self
+
+    def obstacle(self, grid: Grid) -> str | None:
+        """Returns why it does not go with a grid, in the words of the command line; None where it does."""
+        return None
+
+    def summary(self) -> str | None:
+        """Returns what is to be said after the sampling; None for nothing."""
+        return None
 
 
 class NoGuidance(Guidance):

@@ -16,8 +16,12 @@ partial differential equations Huang et al., DiffusionPDE, NeurIPS 2024). |L|^2,
 grid, makes the energy independent of grid and units: a weight of 1 is one full Richardson step for the shortest waves,
 and weights of up to 2 together are stable.
 
-**hard**: the finished field is moved to the nearest one without divergence, the observed cells held. Real flows seen at
-a finite resolution are not free of divergence: this is for those that are by construction.
+**hard**: the finished field is moved to the nearest one without divergence, or of given totals, the observed cells
+held. Real flows seen at a finite resolution are not free of divergence: this is for those that are by construction.
+
+Totals - momentum, what flows out, kinetic energy - are kept in three ways that are not the same: as rows the law is
+conditioned on them and stays that of the data; moved afterwards, every field has them and the law is another one; the
+gradient does neither wholly. Kinetic energy is no row, for it is quadratic.
 
 What is known holds in every frame of a sequence `(B, T, 2, H, W)`.
 
@@ -39,10 +43,12 @@ from vecfield_diffusion.axes import column, total
 from vecfield_diffusion.diffusion.losses import Penalty
 from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.linear import LinearObservation, Operator, operator_rows
 from vecfield_diffusion.physics import operators
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.projection import project
+from vecfield_diffusion.physics.totals import Totals, mean_velocity
 from vecfield_diffusion.samplers.base import BoundDenoiser
 
 
@@ -80,6 +86,10 @@ class NoPhysics:
     plain: bool = True
     mode: str = "none"
 
+    def obstacle(self, grid: Grid) -> str | None:
+        """Returns why it does not go with a grid, in the words of the command line; None where it does."""
+        return None
+
     def resolve(self, weighs_rows: bool, statistics: Statistics) -> NoPhysics:
         """Returns the same: nothing is left open."""
         return self
@@ -116,11 +126,13 @@ class Physics(NoPhysics):
         divergence_target: The prescribed divergence in s^-1.
         curl_target: The prescribed curl in s^-1. The target 0 is for flows without rotation: it damps eddies.
         momentum: The prescribed mean velocity `[u, v]` in the units of the data; null leaves it free.
-        kinetic_energy: The prescribed mean of `|u|^2 / 2`, in the units of the data squared, in gradient mode; null
+        outflow: The prescribed mean velocity out of the domain through its open edges; 0 lets out what comes in, null
             leaves it free.
+        kinetic_energy: The prescribed mean of `|u|^2 / 2`, in the units of the data squared, in gradient and hard mode;
+            null leaves it free.
         tau: How far the divergence may be off as a row, in s^-1; `auto` is the RMS divergence of the training data.
         curl_tau: Likewise of the curl; `auto` is the RMS vorticity of the training data.
-        velocity_tau: Likewise of momentum and flow through walls, in the units of the data.
+        velocity_tau: Likewise of momentum, outflow and flow through walls, in the units of the data.
         below: The gradient acts at noise levels below this one, in standard deviations of the data.
 
     Raises:
@@ -144,6 +156,7 @@ class Physics(NoPhysics):
         curl_tau: float | Literal["auto"] = "auto",
         velocity_tau: float = 0.01,
         below: float = 10.0,
+        outflow: float | None = None,
     ) -> None:
         weights = {"divergence": divergence, "curl": curl, "no_flow": no_flow}
         for name, value in weights.items():
@@ -158,12 +171,19 @@ class Physics(NoPhysics):
                 raise ValueError(f"{name} must be > 0, got {value}")
         if kinetic_energy is not None and kinetic_energy <= 0:
             raise ValueError(f"kinetic_energy must be > 0 or null, got {kinetic_energy}")
-        if kinetic_energy is not None and mode in ("rows", "hard"):
-            raise ValueError(f"kinetic_energy is not linear: it goes with mode=gradient, not {mode}")
-        if momentum is not None and sum(weights.values()) > 1:
-            raise ValueError(f"momentum has weight 1: the others must be at most 1 together, got {weights}")
-        if mode == "hard" and (curl or no_flow or momentum is not None or divergence_target):
-            raise ValueError("mode=hard takes the divergence to zero, and nothing else")
+        if kinetic_energy is not None and mode == "rows":
+            raise ValueError("kinetic_energy is not linear: it goes with mode=gradient or hard, not rows")
+        totals = (momentum is not None) + (outflow is not None)
+        if sum(weights.values()) > 2 - totals:
+            raise ValueError(
+                f"momentum and outflow have weight 1 each: the others must be at most {2 - totals} together, "
+                f"got {weights}"
+            )
+        if mode == "hard" and (curl or no_flow or outflow is not None or divergence_target):
+            raise ValueError("mode=hard takes the divergence to zero, or momentum and kinetic_energy to theirs")
+        self.totals = Totals(momentum, kinetic_energy)
+        if mode == "hard" and divergence and self.totals.given:
+            raise ValueError("mode=hard takes the divergence to zero or totals to theirs: give divergence=0 for these")
         self.mode, self.kinetic_energy, self.below = mode, kinetic_energy, below
         terms = [
             Term("divergence", divergence, operators.divergence, divergence_target, tau),
@@ -172,7 +192,15 @@ class Physics(NoPhysics):
         ]
         if momentum is not None:
             terms.append(Term("momentum", 1.0, mean_velocity, tuple(momentum), velocity_tau))
+        if outflow is not None:
+            terms.append(Term("outflow", 1.0, through_edges, outflow, velocity_tau))
         self.terms = [term for term in terms if term.weight]
+
+    def obstacle(self, grid: Grid) -> str | None:
+        """Returns why it does not go with a grid: an outflow where nothing can flow out."""
+        if any(term.operator is through_edges for term in self.terms) and not outer_edge(grid):
+            return "physics.outflow: the domain has no open edge through which anything could flow. Leave it out"
+        return None
 
     def resolve(self, weighs_rows: bool, statistics: Statistics) -> Physics:
         """Returns the same with `auto` replaced by what the inpainting takes and the training data say.
@@ -253,6 +281,8 @@ class Physics(NoPhysics):
 
     def penalty(self, normalizer: Normalizer, grid: Grid) -> Penalty:
         """Returns E of the estimate for each of its values, over `1 + s^2`, as a term of training."""
+        if reason := self.obstacle(grid):
+            raise UserError(reason)
         norms, values = self.norms(grid, normalizer.std), 2 * grid.valid.sum()
 
         def mean_energy(x_hat: Tensor, s: Tensor) -> Tensor:
@@ -262,15 +292,64 @@ class Physics(NoPhysics):
         return mean_energy
 
     def finish(self, x: Tensor, observation: Observation, normalizer: Normalizer, grid: Grid) -> Tensor:
-        """Returns the nearest field without divergence that keeps the observed cells, in hard mode."""
+        """Returns the nearest field without divergence, or of the totals, with observed cells kept, in hard mode."""
         if self.mode != "hard":
             return x
+        if self.totals.given:
+            return normalizer.normalize(self.totals.reach(normalizer.denormalize(x), grid, observation.observed))
         return normalizer.normalize(project(normalizer.denormalize(x), grid, observation.observed))
 
 
-def mean_velocity(velocity: Tensor, grid: Grid) -> Tensor:
-    """Returns the mean of `(B, 2, H, W)` over the valid cells, `(B, 2, 1, 1)`."""
-    return torch.where(grid.valid, velocity, 0.0).sum(dim=(-2, -1), keepdim=True) / grid.valid.sum()
+class Conserve(Physics):
+    """Totals of given value and nothing else; see the module.
+
+    Arguments:
+        mode: See `Physics`.
+        momentum: See `Physics`.
+        outflow: See `Physics`.
+        kinetic_energy: See `Physics`.
+        velocity_tau: See `Physics`.
+        below: See `Physics`.
+
+    Raises:
+        ValueError: No total, a tolerance that is not positive, or a mode that a total does not go with.
+    """
+
+    def __init__(
+        self,
+        mode: Literal["auto", "rows", "gradient", "hard"] = "auto",
+        momentum: tuple[float, float] | None = None,
+        outflow: float | None = None,
+        kinetic_energy: float | None = None,
+        velocity_tau: float = 0.01,
+        below: float = 10.0,
+    ) -> None:
+        if momentum is None and outflow is None and kinetic_energy is None:
+            raise ValueError("momentum, outflow or kinetic_energy must be given: physics=conserve has none of its own")
+        super().__init__(
+            mode,
+            divergence=0.0,
+            momentum=momentum,
+            kinetic_energy=kinetic_energy,
+            velocity_tau=velocity_tau,
+            below=below,
+            outflow=outflow,
+        )
+
+
+def through_edges(velocity: Tensor, grid: Grid) -> Tensor:
+    """Returns the mean velocity of `(B, 2, H, W)` out through the open edges of the domain, `(B, 1, 1, 1)`."""
+    area = (grid.dx * grid.dy).abs()[:, None].to(velocity)
+    out = (area * operators.divergence(velocity, grid)).sum(dim=(-2, -1), keepdim=True)
+    return out / outer_edge(grid)
+
+
+def outer_edge(grid: Grid) -> float:
+    """Returns the length of the open edges of the domain, in metres; 0 without any."""
+    sides = ((grid.valid[:, 0].int() + grid.valid[:, -1].int()) * grid.dy.abs()).sum().item()
+    ends = (grid.valid[[0, -1]].sum(dim=1) * grid.dx[[0, -1]].abs()).sum().item()
+    sides, ends = sides * (grid.boundary_x == "open"), ends * (grid.boundary_y == "open")
+    return sides + ends
 
 
 def through_walls(velocity: Tensor, grid: Grid) -> Tensor:

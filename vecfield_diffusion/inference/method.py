@@ -7,6 +7,7 @@ what is known beside, guidance changes the denoiser, and an observation operator
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,12 @@ class Method:
         """Whether the network as it was trained makes the ensemble, alone."""
         return self.unguided and (self.inpainting is None or self.inpainting.plain)
 
+    @property
+    def _as_trained(self) -> bool:
+        """Whether the network makes the ensemble alone, whatever is done to finished fields."""
+        conditional = self.inpainting is None or self.inpainting.plain
+        return conditional and self.guidance.plain and self.sensor is None and self.physics.mode in ("none", "hard")
+
     def check(self, diffusion: Diffusion) -> None:
         """Raises UserError where parts do not go with a formulation, or with each other."""
         check_path(diffusion)
@@ -69,6 +76,12 @@ class Method:
             raise UserError(
                 "diffusion=regression gives the mean alone: it goes with inpainting=conditional, physics=none, "
                 "guidance=none and sensor=none"
+            )
+        if not diffusion.gives_mean and not self._as_trained:
+            raise UserError(
+                "a network of few steps (diffusion=consistency or crps) gives one field and not the mean E[x0 | x_t] "
+                "that mmps, pigdm, dps, repaint, physics and guidance change: it goes with inpainting=conditional, "
+                "physics=none or physics.mode=hard, guidance=none and sensor=none"
             )
         conditions = self.inpainting is None or self.inpainting.conditions
         if self.guidance.stresses_condition and (self.sensor is not None or not conditions):
@@ -96,6 +109,21 @@ class Method:
             raise UserError(
                 f"sampler.{error}. Give fewer sampler.steps, or sampler.schedule=karras, where any go"
             ) from error
+        if diffusion.gives_mean and not sampler.needs_mean:
+            raise UserError(
+                "sampler=consistency jumps to the end of a path, which a network gives that was tuned with "
+                "experiment=consistency or trained with diffusion=crps. Use another sampler"
+            )
+        if not diffusion.gives_mean and sampler.needs_mean and sampler.evaluations != 1:
+            raise UserError(
+                "a network of few steps (diffusion=consistency or crps) gives one field and not the mean E[x0 | x_t] "
+                "that this sampler builds on: use sampler=consistency"
+            )
+        if diffusion.most_steps is not None and (sampler.evaluations or math.inf) > diffusion.most_steps:
+            raise UserError(
+                f"diffusion=crps makes a field in one evaluation: use sampler.steps={diffusion.most_steps}, "
+                f"got {sampler.steps}"
+            )
         if sampler.needs_variance and not diffusion.learned_variance:
             raise UserError(
                 "sampler.variance=learned needs a network that was trained with diffusion=iddpm "

@@ -8,21 +8,29 @@ more than a coarse one. Sizes that the strides do not divide are padded inside a
 The frames of a sequence are the channels of one field, for which all layers are made (`time=channels`), or they share
 the layers of a network of snapshots, and after the blocks of each resolution every cell attends along time
 (`time=attention`). The latter begins as the network of snapshots, whose weights it can go on from.
+
+It may commute with flips and quarter turns, and continue fields across walls by their mirror image: see
+`models/equivariant.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
+from vecfield_diffusion.models.equivariant import MIRRORS, commuting, continued, folded, vectors_of
 from vecfield_diffusion.models.layers import Attention, Conv3x3, FourierEmbedding, TimeAttention, groups, zero
+from vecfield_diffusion.models.symmetry import Action, Generator
 
 #: How the frames of a sequence meet; see the module.
 Time = Literal["channels", "attention"]
+#: How a field goes on across walls: by zeros, or by its mirror image.
+Walls = Literal["zero", "mirror"]
 #: The most resolutions, and the most blocks at each and cells in a patch: beyond what any field or memory could fill.
 RESOLUTIONS, LARGEST = 16, 100
 
@@ -74,9 +82,13 @@ class UNet(nn.Module):
         dropout: Probability of dropping a feature in training.
         frames: The frames of a sequence; 1 for snapshots.
         time: How frames meet; see the module. Any number of frames may attend.
+        equivariant: Symmetries that the network commutes with, and all that follow from them.
+        walls: How a field goes on across walls: by zeros, or by its mirror image.
+        mirrored: Whether y and x end at walls, for `walls=mirror`.
 
     Raises:
-        ValueError: No resolutions, blocks or patch, or attention at a resolution that does not exist.
+        ValueError: No resolutions, blocks or patch, attention at a resolution that does not exist, or channels that
+            are no vectors where `equivariant` or `walls` asks for them.
     """
 
     def __init__(
@@ -92,14 +104,23 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         frames: int = 1,
         time: Time = "channels",
+        equivariant: Sequence[Generator] = (),
+        walls: Walls = "zero",
+        mirrored: tuple[bool, bool] = (False, False),
     ) -> None:
         super().__init__()
         check_sizes(channels, blocks, attention, patch, dropout)
         check_time(frames, time)
+        self.mirrored = mirrored if walls == "mirror" else (False, False)
+        special = bool(equivariant) or any(self.mirrored)
+        if special and out_channels != 2:
+            raise ValueError("equivariant and walls=mirror go with a network of the mean alone, not a learned variance")
+        vectors = vectors_of(in_channels, frames if time == "channels" else 1) if special else []
         self.frames, self.folds = frames, frames > 1 and time == "channels"
         if self.folds:
             in_channels, out_channels = frames * in_channels, frames * out_channels
         attend = {index % len(channels) for index in attention}
+        periodic = tuple(closed or wall for closed, wall in zip(periodic, self.mirrored, strict=True))
         self.periodic, self.patch, self.stride = periodic, patch, patch * 2 ** (len(channels) - 1)
 
         def stage(widths: list[tuple[int, int]], level: int) -> nn.ModuleList:
@@ -129,8 +150,22 @@ class UNet(nn.Module):
         )
         attending = channels if frames > 1 and not self.folds else ()
         self.time_down, self.time_up = (nn.ModuleList(TimeAttention(c, frames) for c in attending) for _ in range(2))
+        pairs = range(0, out_channels, 2)
+        self.of_input, self.of_output = (
+            Action.of_vectors(MIRRORS, *given) for given in ((in_channels, vectors), (out_channels, pairs))
+        )
+        self.commuting = commuting(self, equivariant, vectors, len(pairs)) if equivariant else None
+        if self.commuting is not None and self.commuting.turns and (periodic[0] != periodic[1]):
+            raise ValueError("equivariant with turns or transposes needs the same boundary along x and y")
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        if self.commuting is None:
+            return self.of_sequences(x, noise)
+        weights = {f"network.{name}": value for name, value in self.commuting.weights(self).items()}
+        return functional_call(Raw(self), weights, (x, noise))
+
+    def of_sequences(self, x: Tensor, noise: Tensor) -> Tensor:
+        """Returns the output of snapshots or sequences with the weights as they are."""
         if self.frames == 1:
             return self.of_fields(x, noise)
         samples, frames = x.shape[:2]
@@ -141,6 +176,7 @@ class UNet(nn.Module):
 
     def of_fields(self, x: Tensor, noise: Tensor, frames: int = 1) -> Tensor:
         """Returns the output of fields `(N, C, H, W)`, `frames` after one another being those of one sequence."""
+        x = continued(x, self.mirrored, self.of_input)
         h, w = x.shape[-2:]
         embedding = self.embed(noise)
         x, (top, left) = self.pad(x)
@@ -158,7 +194,8 @@ class UNet(nn.Module):
             for block, attend in self.up[level]:
                 x = attend(block(x, embedding))
             x = self.time_up[level](x, frames) if self.time_up else x
-        return F.pixel_shuffle(self.head(x), self.patch)[..., top : top + h, left : left + w]
+        out = F.pixel_shuffle(self.head(x), self.patch)[..., top : top + h, left : left + w]
+        return folded(out, self.mirrored, self.of_output)
 
     def pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Pads both axes to multiples of the stride, wrapped on both sides where periodic, else with zeros at the end.
@@ -175,6 +212,17 @@ class UNet(nn.Module):
             elif more:
                 x = F.pad(x, (0, 0, 0, more) if axis == -2 else (0, more))
         return x, (start[0], start[1])
+
+
+class Raw(nn.Module):
+    """A UNet with whatever weights it is given."""
+
+    def __init__(self, network: UNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        return self.network.of_sequences(x, noise)
 
 
 def check_sizes(channels: list[int], blocks: int, attention: list[int], patch: int, dropout: float) -> None:

@@ -57,9 +57,12 @@ def fit_method(method: Method, fields: Fields, *, overlap: float = 0.25, batch: 
     """Returns the method among the cells of the data: the observation operator placed, the second network fitted.
 
     Raises:
-        UserError: An observation operator that does not go with the grid.
+        UserError: An observation operator, guidance or physics that does not go with the grid.
     """
     guidance = method.guidance
+    for part in (guidance, method.physics):
+        if reason := part.obstacle(fields.grid):
+            raise UserError(reason)
     if method.weak is not None:
         guidance = guidance.loaded(fit_size(method.weak, fields, overlap, batch).denoiser)
     sensor = None if method.sensor is None else placed(method.sensor, fields)
@@ -112,6 +115,8 @@ class Chooser:
         method, trained = self.method, self.trained
         if not trained.denoiser.diffusion.noisy:
             return "conditional", "a regression is no prior"
+        if not trained.denoiser.diffusion.gives_mean:
+            return "conditional", "a network of few steps gives no mean that another way could build on"
         if method.guidance.stresses_condition:
             return "conditional", "guidance=cfg needs it"
         if trained.config["trainer"]["condition_dropout"] == 0 and method.sensor is None:

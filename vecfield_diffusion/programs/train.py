@@ -17,6 +17,7 @@ from vecfield_diffusion.data.augment import Transforms
 from vecfield_diffusion.data.draws import window_grid
 from vecfield_diffusion.data.splits import independent
 from vecfield_diffusion.data.statistics import homogeneous
+from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.normalizer import Statistics
 from vecfield_diffusion.errors import UserError
@@ -31,9 +32,11 @@ from vecfield_diffusion.programs.small import mirrors, regularised
 from vecfield_diffusion.programs.start import begin_from
 from vecfield_diffusion.programs.trained import choose_device, make_denoiser, make_network
 from vecfield_diffusion.programs.training_data import TrainingData, open_data
+from vecfield_diffusion.programs.tuning import load_teacher, of_teacher, tune_from
 from vecfield_diffusion.programs.validation import Validation
 from vecfield_diffusion.signals import stoppable
 from vecfield_diffusion.training.batches import Batches
+from vecfield_diffusion.training.few_steps import FewStepRun
 from vecfield_diffusion.training.reuse import Reused
 from vecfield_diffusion.training.trainer import TrainingRun, headline
 
@@ -64,8 +67,13 @@ def _trained(config: dict[str, Any], folder: Path) -> dict[str, float]:
         finally:
             run.logger.close()
     print(f"{folder}: {run.counters.step} steps, {run.counters.minutes:.1f} minutes")
-    print(f"next: python infer.py ckpt={folder} mask=block")
+    print(f"next: python infer.py ckpt={folder} mask=block{sampled_by(run.denoiser.diffusion)}")
     return headline(scores)
+
+
+def sampled_by(diffusion: Diffusion) -> str:
+    """Returns what a command that samples must say of the sampler; nothing where the default one does."""
+    return "" if diffusion.gives_mean else f" sampler=consistency sampler.steps={diffusion.most_steps or 2}"
 
 
 def prepare(config: dict[str, Any], folder: Path) -> TrainingRun:
@@ -74,8 +82,11 @@ def prepare(config: dict[str, Any], folder: Path) -> TrainingRun:
     Raises:
         UserError: Anything in the configuration or the data that only the user can mend.
     """
-    check_folder(config, folder)
     device = choose_device(config["device"])
+    formulation = any_diffusion(config)
+    teacher = load_teacher(config, formulation, device)
+    config = config if teacher is None else of_teacher(config, formulation, teacher)
+    check_folder(config, folder)
     parts = make_parts(config)
     data = open_data(config, parts)
     fields = data.fields
@@ -93,9 +104,15 @@ def prepare(config: dict[str, Any], folder: Path) -> TrainingRun:
         context=data.context,
         trusted=True,
     )
-    if config["start"] is not None and not check_folder(config, folder):
+    begins = not check_folder(config, folder)
+    if teacher is not None:
+        tune_from(denoiser, teacher, begins)
+    elif config["start"] is not None and begins:
         begin_from(denoiser, config["start"], device)
-    denoiser.parametrization.learn(lambda: gaussian_field(fields, data.split["train"], data.normalizer, data.window))
+    if teacher is None:
+        denoiser.parametrization.learn(
+            lambda: gaussian_field(fields, data.split["train"], data.normalizer, data.window)
+        )
     announce(denoiser, data.statistics, transforms.names)
     keep_config(config, folder)
     return make_run(config, folder, parts=parts, data=data, denoiser=denoiser, transforms=transforms)
@@ -142,7 +159,8 @@ def make_run(
     )
     train = batches(indices=data.split["train"], augmentation=transforms)
     chosen = dict(context=context, trainer=trainer, sampler=parts["sampler"], mask=parts["mask"], config=config)
-    return TrainingRun(
+    run = TrainingRun if denoiser.diffusion.gives_mean else FewStepRun
+    return run(
         trainer=trainer,
         denoiser=denoiser,
         optimizer=build(config["optimizer"], "optimizer", trusted=True, params=denoiser.parameters()),
@@ -176,7 +194,7 @@ def make_parts(config: dict[str, Any]) -> dict[str, Any]:
     parts = {name: build(config[name], name, trusted=True) for name in names}
     if parts["mask"] is None:
         raise UserError("mask=auto is for filling a file: train with mask=mixture, or another of conf/mask")
-    diffusion = build(with_levels(config, 80.0)["diffusion"], "diffusion", trusted=True)
+    diffusion = any_diffusion(config)
     Method(parts["sampler"], Conditional()).check(diffusion)
     torch.manual_seed(config["seed"])
     any_grid = Grid(torch.ones(config["window"] or (64, 64), dtype=torch.bool))
@@ -185,6 +203,11 @@ def make_parts(config: dict[str, Any]) -> dict[str, Any]:
     build(config["optimizer"], "optimizer", trusted=True, params=[torch.nn.Parameter(torch.zeros(1))])
     torch.manual_seed(config["seed"])
     return parts
+
+
+def any_diffusion(config: dict[str, Any]) -> Diffusion:
+    """Returns the formulation before the data are known, whose levels `auto` may stand for any."""
+    return build(with_levels(config, 80.0)["diffusion"], "diffusion", trusted=True)
 
 
 def with_levels(config: dict[str, Any], sigma_max: float) -> dict[str, Any]:

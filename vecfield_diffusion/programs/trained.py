@@ -58,6 +58,11 @@ def make_denoiser(
     trust: Sequence[str] = (),
 ) -> Denoiser:
     """Returns the denoiser of a training configuration, with fresh weights."""
+    if config["model"].get("walls") == "mirror" and not any(ends(config, grid, "wall")):
+        raise UserError(
+            "model.walls=mirror: no axis of what the network sees ends at walls, its boundaries are "
+            f"boundary_x={grid.boundary_x}, boundary_y={grid.boundary_y}. Use model.walls=zero"
+        )
     network = make_network(config, diffusion, grid, context, trusted, trust)
     dtype = network_precision(config["trainer"]["precision"], device)
     denoiser = Denoiser(network, diffusion, normalizer, autocast=dtype)
@@ -73,13 +78,23 @@ def make_network(
     trust: Sequence[str] = (),
 ) -> torch.nn.Module:
     """Returns the network of a training configuration, with fresh weights."""
-    # A window of an axis has borders even where the axis has none.
-    sizes = zip(grid.periodic, config["window"] or grid.shape, grid.shape, strict=True)
-    periodic = tuple(closed and size == full for closed, size, full in sizes)
-    shape = network_channels(diffusion, context) | {"periodic": periodic}
+    shape = network_channels(diffusion, context) | {"periodic": ends(config, grid, "periodic")}
+    if config["model"].get("walls") == "mirror":
+        shape |= {"mirrored": ends(config, grid, "wall")}
+    if context is not None and (config["model"].get("equivariant") or "mirrored" in shape):
+        raise UserError(
+            "model.equivariant and model.walls=mirror know the components of a field and of its observation, not "
+            "those of a context: leave out dataset.context, or them"
+        )
     shape |= {"frames": frames_of(config)} if frames_of(config) > 1 else {}
     with Budget():
         return build(config["model"], "model", trusted=trusted, trust=trust, **shape)
+
+
+def ends(config: Mapping[str, Any], grid: Grid, boundary: str) -> tuple[bool, bool]:
+    """Returns whether y and x end at such a boundary as the network sees them: windows cut it off."""
+    sizes = zip((grid.boundary_y, grid.boundary_x), config["window"] or grid.shape, grid.shape, strict=True)
+    return tuple(found == boundary and size == full for found, size, full in sizes)
 
 
 def frames_of(config: Mapping[str, Any]) -> int:

@@ -74,12 +74,14 @@ class Sampler(ABC):
 
     Attributes:
         needs_variance: Whether the denoiser must have learned the variance of a step.
+        needs_mean: Whether the denoiser must give E[x0 | z], and not the end of the path that z lies on.
 
     Raises:
         ValueError: Fewer than one step, or a schedule of another name.
     """
 
     needs_variance: bool = False
+    needs_mean: bool = True
 
     def __init__(self, steps: int = 32, schedule: ScheduleName = "native") -> None:
         if steps < 1:
