@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.statistics import homogeneous
+from vecfield_diffusion.data.units import SPEED, factor
 from vecfield_diffusion.evaluation.baselines import CORRELATED
 from vecfield_diffusion.evaluation.inspection import FlowShares, Inspection, largest_region
 from vecfield_diffusion.physics.parts import Part
@@ -24,7 +25,6 @@ NOISY = 0.5
 PATCH = 8
 #: Speeds in m s-1 that water and air do not reach.
 WATER, AIR = 10.0, 150.0
-METRES = {"ms-1", "m/s", "ms^-1", "ms**-1", "m.s-1", "meters/second", "metersecond-1", "metrespersecond"}
 OF_WATER = re.compile(r"ocean|sea\b|sea_|marine|current|radar|hfr|altim|geostroph|\b(uo|ugos|water_u)\b", re.IGNORECASE)
 
 
@@ -167,7 +167,7 @@ def _doubts_of_values(found: Inspection) -> Iterator[str]:
     fields, values, missing = found.fields, found.values, np.asarray(found.gaps.missing)
     if found.left_out:
         yield f"{found.left_out}. Where they are land, a mask says so: dataset.valid= or dataset.invalid="
-    metres = re.sub(r"\s|\(|\)", "", fields.units.lower()) in METRES
+    metres = factor(fields.units, SPEED) == 1.0
     if not metres:
         yield (
             f"the velocity is in '{fields.units}', spacings are in metres: divergence, vorticity and the tolerances of "
