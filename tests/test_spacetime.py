@@ -327,5 +327,7 @@ def test_nothing_measured_is_the_prior(prior: SpaceTime) -> None:
     filled = Interpolation(prior).fill(np.full((3, 2, H, W), np.nan), members=1, with_variance=True)
     inside = np.broadcast_to(prior.valid, (3, 2, H, W))
     np.testing.assert_allclose(filled.mean[inside], np.broadcast_to(prior.mean, inside.shape)[inside])
-    np.testing.assert_allclose(filled.variance[inside], np.broadcast_to(prior.covariance.variance(), inside.shape)[inside])
+    np.testing.assert_allclose(
+        filled.variance[inside], np.broadcast_to(prior.covariance.variance(), inside.shape)[inside]
+    )
     assert np.isfinite(filled.members[0][inside]).all()
