@@ -17,6 +17,7 @@ from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.evaluation.spacetime import SpaceTime, Stationary, Sum
 from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.inference.export import load_weights, save_weights
+from vecfield_diffusion.models import measured
 from vecfield_diffusion.models import product_modes as module
 from vecfield_diffusion.models.gaussian import GaussianResidual
 from vecfield_diffusion.models.measured import nearest
@@ -94,8 +95,7 @@ def levels(s: float, n: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize("budget", [10**6, 20], ids=["all values", "few values"])
 def test_the_posterior_is_the_dense_one_over_all_frames(kind, budget, monkeypatch):
     """Also where the values beyond the budget enter with the modes."""
-    monkeypatch.setattr(ProductModes, "BUDGET", budget)
-    monkeypatch.setattr(ProductModes, "SPARSE", budget)
+    monkeypatch.setattr(module, "budget", lambda count: budget)
     prior = PRIORS[kind]
     field, given = product_modes(prior, T), data(prior.valid)
     for s in LEVELS:
@@ -158,8 +158,9 @@ def test_all_values_count_where_they_are_sparse(sparse, training, monkeypatch):
     """After training, however few there may be of dense ones, whose mean then is not the exact one by few modes."""
     prior = PRIORS["ornstein-uhlenbeck around land"]
     given = data(prior.valid, 1)
-    monkeypatch.setattr(ProductModes, "BUDGET", 20)
-    monkeypatch.setattr(ProductModes, "SPARSE", 2 * int(given[2].sum()) - (not sparse))
+    monkeypatch.setattr(module, "DENSE", 20)
+    monkeypatch.setattr(measured, "DENSE", 20)
+    monkeypatch.setattr(measured, "SPARSE", 2 * int(given[2].sum()) - (not sparse))
     field = product_modes(prior, T)
     field.modes.fill_(8)
     for mode in (not training, training):  # what is remembered of one is not taken for the other
@@ -185,6 +186,17 @@ def test_what_is_hidden_of_white_fields_keeps_its_variance(s):
     torch.testing.assert_close(mean, torch.where(observed, y, filtered * z), rtol=0, atol=1e-8 * (1 + 2 / s**2))
     hidden = 1 - observed.double().mean(dim=(1, 2, 3, 4))
     torch.testing.assert_close(variance, hidden * filtered * s**2, rtol=1e-6, atol=0.0)
+
+
+def test_what_is_measured_everywhere_is_not_taken_for_known_exactly(monkeypatch):
+    """Where few modes, for more values than count, claim more than there is: the deviation is that of the error."""
+    monkeypatch.setattr(module, "DENSE", 40)
+    prior = PRIORS["ornstein-uhlenbeck around land"]
+    _, y, _, _, domain = data(prior.valid, 1)
+    field, error = product_modes(prior, T), torch.full((1, T, 1, H, W), 0.1, dtype=torch.float64)
+    field.modes.fill_(4)
+    _, variance = field(y, levels(20.0, 1), y, domain, error, domain)
+    assert 0.5 < variance.sqrt().item() / 0.1 < 2
 
 
 def test_an_observation_is_solved_for_once(monkeypatch):
@@ -216,12 +228,17 @@ def test_an_observation_is_solved_for_once(monkeypatch):
     assert not field.remembered
 
 
-def test_values_near_hidden_cells_count_first():
-    observed = torch.ones(3, 5, 9, dtype=torch.bool)
-    observed[1, 2, 4] = False
-    used = nearest(observed, ~observed, 26)
-    assert used.sum() == 26 and used[:, 1:4, 3:6].sum() == 26
-    assert torch.equal(nearest(observed, ~observed, 200), observed)
+@pytest.mark.parametrize("lengths", [(1.0, 1.0), (1.0, 4.0), (3.0, 1.0)])
+def test_cells_near_hidden_ones_count_first(lengths):
+    """In units of the lengths of correlation, but for a cell of chance."""
+    observed = torch.ones(5, 9, 9, dtype=torch.bool)
+    observed[2, 4, 4] = False
+    used = nearest(observed, ~observed, 40, lengths)
+    frame, row, column = torch.meshgrid(*(torch.arange(n).double() for n in observed.shape), indexing="ij")
+    away = (((row - 4) ** 2 + (column - 4) ** 2) / lengths[0] ** 2 + ((frame - 2) / lengths[1]) ** 2).sqrt()
+    assert used.sum() == 40 and not used[2, 4, 4]
+    assert away[used].max() < away[observed & ~used].min() + 1 / lengths[0]
+    assert torch.equal(nearest(observed, ~observed, 500, lengths), observed)
 
 
 # The denoiser.

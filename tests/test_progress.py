@@ -60,10 +60,10 @@ def test_a_limit_in_minutes_may_say_the_share() -> None:
     work = Progress(1000, "steps", clock=clock)
     clock.now = 30.0
     work.update(10, share=0.5)
-    assert work.line() == "10 of 1000 steps (50%), 0.333 per s, 30 s left"
+    assert work.line() == "10 of about 20 steps (50%), 0.333 per s, 30 s left"
     clock.now = 60.0
     work.update(10, share=1.06)
-    assert work.line() == "20 of 1000 steps (100%), 0.333 per s, 0 s left"
+    assert work.line() == "20 of about 20 steps (100%), 0.333 per s, 0 s left"
     unknown = Progress(None, "evaluations", clock=clock)
     clock.now = 61.0
     unknown.update(3)

@@ -23,8 +23,9 @@ from vecfield_diffusion.evaluation.estimation import SHAPES, Estimator, taper
 from vecfield_diffusion.evaluation.interpolation import Interpolation
 from vecfield_diffusion.evaluation.plots import Moment, figure_animation
 from vecfield_diffusion.evaluation.series import along_time
-from vecfield_diffusion.evaluation.spacetime import Stationary, Values
+from vecfield_diffusion.evaluation.spacetime import Stationary
 from vecfield_diffusion.evaluation.trial import Trial, pieces
+from vecfield_diffusion.models.measured import Values
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs import gaussian, infer
 from vecfield_diffusion.programs.gaussian import PLAIN, open_series
@@ -105,14 +106,13 @@ def test_mean_and_spread_are_those_of_the_dense_posterior() -> None:
     assert noise == pytest.approx(0.04) and np.isnan(observed[20]).all()
     prior = Estimator(lags=8, noise=noise).stationary(observed, np.ones((H, W), dtype=bool), "separable")
     count = observed.size
-    places = [part.ravel() for part in np.indices(observed.shape)]
-    everything = Values(*places)
-    dense, seen = prior.covariance(everything, everything), np.isfinite(observed).ravel()
+    everything = Values.where(torch.ones(observed.shape))
+    dense, seen = prior.covariance.between(everything, everything).numpy(), np.isfinite(observed).ravel()
     gain = dense[:, seen] @ np.linalg.inv(dense[np.ix_(seen, seen)] + noise * np.eye(seen.sum()))
     anomaly = (observed - prior.mean).ravel()[seen]
     mean = (gain @ anomaly).reshape(observed.shape) + prior.mean
     variance = (np.diag(dense) - np.einsum("ij,ji->i", gain, dense[seen])).reshape(observed.shape)
-    whole = Interpolation(prior, before=24, after=24, block=24, budget=count)
+    whole = Interpolation(prior, before=24, after=24, block=24, most=count)
     filled = whole.fill(observed, noise, members=members, with_variance=True)
     np.testing.assert_allclose(filled.mean, mean, atol=1e-9)
     np.testing.assert_allclose(filled.variance, variance, atol=1e-9)

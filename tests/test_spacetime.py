@@ -6,11 +6,13 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 
 from vecfield_diffusion.evaluation import estimation
 from vecfield_diffusion.evaluation.estimation import Estimator, choose, lagged_products, non_negative, shaped, window
-from vecfield_diffusion.evaluation.interpolation import Interpolation, Posterior
-from vecfield_diffusion.evaluation.spacetime import Components, SpaceTime, Stationary, Sum, Values, spectrum
+from vecfield_diffusion.evaluation.interpolation import Interpolation
+from vecfield_diffusion.evaluation.spacetime import Components, SpaceTime, Stationary, Sum, spectrum
+from vecfield_diffusion.models.measured import System, Values
 
 T, H, W, L = 5, 4, 5, 4
 WAVES = np.meshgrid(np.fft.fftfreq(2 * H, 1 / (2 * H)), np.fft.fftfreq(W, 1 / W), indexing="ij")
@@ -206,13 +208,13 @@ def test_exact_values_are_kept_and_too_many_are_thinned() -> None:
     prior = fields()[0]
     series = np.where(land(), random(T, 2, H, W), np.nan)
     series[:, :, 0, 0] = np.nan
-    filled = Interpolation(prior, before=1, after=1, budget=12).fill(series, members=2, with_variance=True)
+    filled = Interpolation(prior, before=1, after=1, most=12).fill(series, members=2, with_variance=True)
     seen = np.isfinite(series)
     np.testing.assert_allclose(filled.mean[seen], series[seen], atol=1e-6)
     np.testing.assert_allclose(filled.members[1][seen], series[seen], atol=1e-6)
     assert filled.variance[seen].max() < 1e-6 < filled.variance[:, :, 0, 0].min()
-    chosen = Interpolation(prior, before=1, after=1, budget=12)._select(seen, range(2, 3))
-    assert len(chosen) == 12 and (np.hypot(chosen.row, chosen.column) < 3).all()
+    chosen = Interpolation(prior, before=1, after=1, most=12)._select(seen, range(2, 3))
+    assert len(chosen.row) == 12 and (torch.hypot(chosen.row.double(), chosen.column.double()) < 3).all()
 
 
 @pytest.mark.parametrize("gaps", [False, True])
@@ -312,12 +314,12 @@ def test_what_it_cannot_be() -> None:
 
 
 def test_single_values_are_found_again() -> None:
-    values = Values.where(np.isfinite(gappy(fields()[0])[0]), first=3)
-    series = random(T, 2, H, W)
-    assert len(values) == len(values.frame) and values.frame.min() >= 3
-    np.testing.assert_array_equal(values.of(series, 3), series[np.isfinite(gappy(fields()[0])[0])])
-    posterior = Posterior(fields()[0], values.at(np.arange(4)), np.ones(4))
-    assert posterior.factor.shape == (4, 4)
+    seen = torch.from_numpy(np.isfinite(gappy(fields()[0])[0]))
+    values, series = Values.where(seen, first=3), torch.from_numpy(random(T, 2, H, W))
+    assert values.frame.min() >= 3
+    assert torch.equal(values.of(series, 3), series[seen])
+    system = System(fields()[0].covariance, values.at(torch.arange(4)), torch.ones(4))
+    assert system.factor.shape == (4, 4)
 
 
 @pytest.mark.parametrize("prior", fields())
@@ -325,5 +327,7 @@ def test_nothing_measured_is_the_prior(prior: SpaceTime) -> None:
     filled = Interpolation(prior).fill(np.full((3, 2, H, W), np.nan), members=1, with_variance=True)
     inside = np.broadcast_to(prior.valid, (3, 2, H, W))
     np.testing.assert_allclose(filled.mean[inside], np.broadcast_to(prior.mean, inside.shape)[inside])
-    np.testing.assert_allclose(filled.variance[inside], np.broadcast_to(prior.variance(), inside.shape)[inside])
+    np.testing.assert_allclose(
+        filled.variance[inside], np.broadcast_to(prior.covariance.variance(), inside.shape)[inside]
+    )
     assert np.isfinite(filled.members[0][inside]).all()

@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 #: Seconds between two lines.
 EVERY = 60.0
+#: By how much a share may exceed that of the count and still be the same: a step or two.
+_SAME = 0.005
 
 Part = TypeVar("Part")
 
@@ -88,6 +90,7 @@ class Progress:
         self.values |= values
         if self._bar is not None:
             self._bar.set_postfix(self.values, refresh=False)
+            self._bar.total = self._total()
             self._bar.update(count)
 
     def write(self, text: str) -> None:
@@ -99,9 +102,10 @@ class Progress:
         now, share = self.clock(), self._part()
         speed = (self.done - self._before) / max(now - self._said, 1e-9)
         self._said, self._before = now, self.done
-        total = "" if self.total is None else f" of {self.total:.0f}"
+        total = self._total()
+        about = "" if total is None else f" of {total:.0f}" if total == self.total else f" of about {total:.0f}"
         percent = "" if share is None else f" ({share:.0%})"
-        parts = [f"{self.done:.0f}{total} {self.unit}{percent}"]
+        parts = [f"{self.done:.0f}{about} {self.unit}{percent}"]
         parts += [f"{name} {value}" for name, value in self.values.items()]
         parts.append(f"{speed:.3g} per s" if speed >= 0.1 or speed == 0 else f"{1 / speed:.3g} s each")
         gained = None if share is None else share - self._first
@@ -112,6 +116,12 @@ class Progress:
     def _begin(self) -> None:
         self._begun = self._said = self.clock()
         self._before, self._first = self.done, self._part() or 0.0
+
+    def _total(self) -> float | None:
+        """Returns all that there will be: as much as the share makes of it, where a limit in minutes comes first."""
+        if not self.total or not self._share or self._share <= self.done / self.total + _SAME:
+            return self.total
+        return self.done / min(1.0, self._share)
 
     def _part(self) -> float | None:
         """Returns the share of the work that is done."""

@@ -354,7 +354,7 @@ def hide(series: Floats, valid: Bools, frame: int, kind: str, generator: np.rand
 
 
 def log_score(
-    field: SpaceTime, series: Floats, cases: Sequence[tuple[int, Bools]], budget: int = 1000
+    field: SpaceTime, series: Floats, cases: Sequence[tuple[int, Bools]], most: int = 1000
 ) -> tuple[float, float]:
     """Of hidden values one by one under the posterior: the mean log density in nats, and spread over error.
 
@@ -362,9 +362,9 @@ def log_score(
         field: The Gaussian field.
         series: `(T, 2, H, W)`, NaN where not measured.
         cases: Frames and what is hidden around them, `(T, H, W)`.
-        budget: See `Interpolation`.
+        most: See `Interpolation`.
     """
-    how = Interpolation(field, before=3, after=3, budget=budget)
+    how = Interpolation(field, before=3, after=3, most=most)
     errors, variances = [], []
     for frame, hidden in cases:
         shown = np.where(hidden[:, None], np.nan, series)

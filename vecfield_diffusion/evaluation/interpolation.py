@@ -14,54 +14,20 @@ so that one factorisation serves the mean and all members, and members are whole
 once for the series, whatever its blocks.
 
 A long series is worked through block by block of frames: each is given the measured frames around it and, of their
-values, those that tell most, in order of the distance to a cell that is not measured, and of time, in units of the
-lengths over which correlations fall to a half. With all values of all frames in one block this is exact.
+values, those that tell most: of the cells nearest to one that is not measured, in units of the lengths over which
+correlations fall to a half (`models/measured.py`). With all values of all frames in one block this is exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_solve, cholesky, solve_triangular
-from scipy.ndimage import distance_transform_edt
+import torch
 
-from vecfield_diffusion.evaluation.spacetime import Bools, Floats, Integers, SpaceTime, Values
-
-_CHUNK = 4096  # values whose variance is computed at once
-
-
-class Posterior:
-    """The posterior of all frames given measured values.
-
-    Arguments:
-        prior: The Gaussian field.
-        values: Which values were measured.
-        noise: The variance of their errors, `(n,)`.
-    """
-
-    def __init__(self, prior: SpaceTime, values: Values, noise: Floats) -> None:
-        self.prior, self.values = prior, values
-        system = prior.covariance(values, values)
-        system[np.diag_indices_from(system)] += noise
-        self.factor = cholesky(system, lower=True, overwrite_a=True, check_finite=False)
-
-    def correct(self, frames: range, innovation: Floats) -> Floats:
-        """S A^T (A S A^T + R)^-1 d for innovations d `(m, n)`: `(m, len(frames), 2, H, W)`."""
-        weights = cho_solve((self.factor, True), innovation.T, check_finite=False)
-        return self.prior.apply(frames, self.values, weights)
-
-    def variance(self, values: Values) -> Floats:
-        """The posterior variance of single values, `(len(values),)`."""
-        before = self.prior.variance()[values.component, values.row, values.column]
-        explained = np.zeros(len(values))
-        for start in range(0, len(values), _CHUNK):
-            part = np.arange(start, min(start + _CHUNK, len(values)))
-            cross = self.prior.covariance(self.values, values.at(part))
-            half = solve_triangular(self.factor, cross, lower=True, overwrite_b=True, check_finite=False)
-            explained[part] = np.einsum("ij,ij->j", half, half)
-        return before - explained
+from vecfield_diffusion.evaluation.spacetime import Bools, Floats, SpaceTime
+from vecfield_diffusion.models.measured import System, Values, budget, nearest
 
 
 @dataclass(frozen=True)
@@ -88,22 +54,19 @@ class Interpolation:
         before: Measured frames before a block that it is given.
         after: Measured frames after it; 0 in real time.
         block: Frames of a block.
-        budget: Measured values that a block is given, at most.
+        most: Measured values that a block is given, at most; what `models/measured.py` allows if None.
     """
 
     prior: SpaceTime
     before: int = 4
     after: int = 4
     block: int = 1
-    budget: int = 2000
-    _scales: tuple[float, float] = field(init=False, repr=False)
+    most: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("before", 0), ("after", 0), ("block", 1), ("budget", 1)):
+        for name, least in (("before", 0), ("after", 0), ("block", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
-        space, time = self.prior.correlation()
-        object.__setattr__(self, "_scales", (_half(space), _half(time)))
 
     def fill(
         self,
@@ -181,14 +144,16 @@ class Interpolation:
         wanted: Bools,
     ) -> Filled:
         """One block; the arrays are those of the whole series."""
-        values, inside, prior = self._select(observed, block), self.prior.valid, self.prior
-        posterior = Posterior(prior, values, values.of(noise))
-        y = values.of(anomalies)
-        innovations = np.stack([y, *(y - values.of(x) - values.of(n) for x, n in drawn)])
-        steps = posterior.correct(block, innovations)
+        inside, prior = self.prior.valid, self.prior
+        values = self._select(observed, block)
+        y = _of(anomalies, values)
+        system = System(prior.covariance, values, torch.from_numpy(_of(noise, values)))
+        innovations = np.stack([y, *(y - _of(x, values) - _of(n, values) for x, n in drawn)])
+        steps = system.correct(torch.from_numpy(innovations), block).numpy()
         chosen = slice(block.start, block.stop)
         left = observed[chosen].copy()  # measured, but not among the values that count: these stay as they are
-        left[values.frame[_in(values, block)] - block.start, *_places(values.at(_in(values, block)))] = False
+        here = values.at((values.frame >= block.start) & (values.frame < block.stop))
+        left[_places(here, block.start)] = False
         mean = np.where(left, anomalies[chosen], steps[0])
         shape = (len(drawn), *mean.shape)
         members = [
@@ -198,11 +163,9 @@ class Interpolation:
         mean, members = (
             np.where(inside, part + prior.mean, np.nan) for part in (mean, np.reshape(members, shape))
         )  # fmt: skip
-        if not wanted[chosen].any():
-            return Filled(mean, np.full_like(mean, np.nan), members)
         variance = np.where(inside & wanted[chosen] & left, noise[chosen], np.nan)
-        targets = Values.where(inside & wanted[chosen] & ~left, block.start)
-        variance[targets.frame - block.start, *_places(targets)] = posterior.variance(targets)
+        targets = Values.where(torch.from_numpy(inside & wanted[chosen] & ~left), block.start)
+        variance[_places(targets, block.start)] = system.variance(targets)
         return Filled(mean, variance, members)
 
     def _draw(self, frames: int, noise: Floats, observed: Bools, seed: int, number: int) -> tuple[Floats, Floats]:
@@ -217,30 +180,26 @@ class Interpolation:
         early, late = some[some < block.start], some[some >= block.stop]
         within = some[(some >= block.start) & (some < block.stop)]
         times = np.concatenate((early[max(0, len(early) - self.before) :], within, late[: self.after]))
-        chosen = np.zeros_like(observed)
-        chosen[times] = observed[times]
-        values = Values.where(chosen)
-        if len(values) <= self.budget:
-            return values
-        hidden = (self.prior.valid & ~observed[block.start : block.stop].all(axis=1)).any(axis=0)
-        hidden = hidden if hidden.any() else self.prior.valid
-        space, time = self._scales
-        # Cells at the same distance are taken in a random order, always the same, not from one side.
-        distance = distance_transform_edt(~hidden) + np.random.default_rng(0).random(hidden.shape)
-        away = np.maximum(np.maximum(block.start - values.frame, values.frame - block.stop + 1), 0)
-        rank = np.hypot(distance[values.row, values.column] / space, away / time)
-        return values.at(np.sort(np.argsort(rank, kind="stable")[: self.budget]))
+        first, last = min([block.start, *times]), max([block.stop - 1, *times])
+        chosen = np.zeros_like(observed[first : last + 1])
+        chosen[times - first] = observed[times]
+        count = int(chosen.sum())
+        most = budget(count) if self.most is None else self.most
+        if count > most:
+            hidden = np.zeros(chosen[:, 0].shape, dtype=bool)
+            inside = hidden[block.start - first : block.stop - first]
+            inside[:] = self.prior.valid & ~observed[block.start : block.stop].all(axis=1)
+            if not hidden.any():
+                inside[:] = self.prior.valid
+            cells, sought = (torch.from_numpy(part) for part in (chosen.any(axis=1), hidden))
+            chosen &= nearest(cells, sought, most // 2, self.prior.covariance.lengths()).numpy()[:, None]
+        return Values.where(torch.from_numpy(chosen), first)
 
 
-def _in(values: Values, block: range) -> Bools:
-    return (values.frame >= block.start) & (values.frame < block.stop)
+def _places(values: Values, first: int = 0) -> tuple[np.ndarray, ...]:
+    """Where single values are in an array `(T, 2, H, W)` whose first frame has the number `first`."""
+    return values.frame.numpy() - first, values.component.numpy(), values.row.numpy(), values.column.numpy()
 
 
-def _places(values: Values) -> tuple[Integers, Integers, Integers]:
-    return values.component, values.row, values.column
-
-
-def _half(correlation: Floats) -> float:
-    """Where a correlation first falls to a half, in steps: at least 1, at most to its end."""
-    below = np.flatnonzero(correlation < 0.5)
-    return float(max(1, below[0] if len(below) else len(correlation)))
+def _of(series: Floats, values: Values) -> Floats:
+    return series[_places(values)]

@@ -35,8 +35,6 @@ from vecfield_diffusion.physics.grid import Grid
 REACH = 4
 #: Frames that are filled at once where members of them are drawn.
 BLOCK = 4
-#: Values that optimal interpolation is given of them: all if they are at most so many, else those that tell most.
-SPARSE, DENSE = 6000, 3000
 #: Values of all windows of training together, and rows of the matrix of training, at most.
 WINDOWS, ROWS = 4e7, 500
 #: Training fields below which nothing is learnt of how they change.
@@ -128,8 +126,8 @@ class TimeInterpolation(SeriesBaseline):
 class SpaceTimeInterpolation(SeriesBaseline):
     """Optimal interpolation in space and time: the posterior of a Gaussian field learnt from the training frames.
 
-    It is exact for what is observed of a frame and of `REACH` frames before and after it, where that is no more than
-    `SPARSE` values.
+    It is exact for what is observed of a frame and of `REACH` frames before and after it, where that is sparse
+    (`models/measured.py`).
     """
 
     def _learn(self, training: Floats) -> None:
@@ -141,10 +139,7 @@ class SpaceTimeInterpolation(SeriesBaseline):
 
     def fill(self, observations: ObservedSeries, members: int = 0, seed: int = 0) -> Iterator[Law]:
         """See `SeriesBaseline.fill`."""
-        after = 0 if self.past else REACH
-        counts = np.sort(np.isfinite(observations.y).sum(axis=(1, 2, 3)))
-        budget = SPARSE if counts[-(REACH + 1 + after) :].sum() <= SPARSE else DENSE
-        way = Interpolation(self.field, before=REACH, after=after, budget=budget)
+        way = Interpolation(self.field, before=REACH, after=0 if self.past else REACH)
         given = observations.y, observations.noise
         laws = way.parts(*given, _blocks(observations.frames, 1), with_variance=True)
         # Members change as the field does where their frames are corrected by the same observations.

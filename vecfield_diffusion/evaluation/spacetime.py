@@ -20,46 +20,17 @@ leave is a homogeneous field of its own: sums of independent fields are fields, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import fft
 
+from vecfield_diffusion.models.measured import Covariance
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-Integers = NDArray[np.int64]
-
-
-class Values(NamedTuple):
-    """Single values of a series: their frame, component and cell (row and column), integers `(n,)` each."""
-
-    frame: Integers
-    component: Integers
-    row: Integers
-    column: Integers
-
-    @classmethod
-    def where(cls, chosen: Bools, first: int = 0) -> Values:
-        """The values that are True in `(T, 2, H, W)`, whose first frame has the number `first`."""
-        frame, component, row, column = np.nonzero(chosen)
-        return cls(frame + first, component, row, column)
-
-    def __len__(self) -> int:  # of the values, not of the tuple
-        return len(self.frame)
-
-    def at(self, chosen: NDArray) -> Values:
-        """Those of an index or of a mask `(n,)`."""
-        return Values(*(part[chosen] for part in self._fields_of()))
-
-    def of(self, fields: NDArray, first: int = 0) -> NDArray:
-        """What a series `(..., T, 2, H, W)`, whose first frame is number `first`, has there: `(..., n)`."""
-        return fields[..., self.frame - first, self.component, self.row, self.column]
-
-    def _fields_of(self) -> tuple[Integers, Integers, Integers, Integers]:
-        return self.frame, self.component, self.row, self.column
 
 
 class SpaceTime(ABC):
@@ -73,25 +44,14 @@ class SpaceTime(ABC):
     mean: Floats
     valid: Bools
 
+    @property
     @abstractmethod
-    def covariance(self, a: Values, b: Values) -> Floats:
-        """The covariance of values, `(len(a), len(b))`."""
-
-    @abstractmethod
-    def variance(self) -> Floats:
-        """The variance of every value, `(2, H, W)`."""
-
-    @abstractmethod
-    def apply(self, frames: Sequence[int], values: Values, weights: Floats) -> Floats:
-        """The covariance of whole frames with values, times weights `(n, m)`: `(m, len(frames), 2, H, W)`."""
+    def covariance(self) -> Covariance:
+        """That of its anomalies."""
 
     @abstractmethod
     def draw(self, frames: int, generator: np.random.Generator) -> Floats:
         """A trajectory of anomalies, `(frames, 2, H, W)`; what it holds outside the domain means nothing."""
-
-    @abstractmethod
-    def correlation(self) -> tuple[Floats, Floats]:
-        """Correlations by distance in cells `(D,)` and by lag `(L,)`, of all directions and both components."""
 
 
 class Stationary(SpaceTime):
@@ -110,65 +70,9 @@ class Stationary(SpaceTime):
         self.scale = np.ones_like(mean) if scale is None else scale
 
     @cached_property
-    def _waves(self) -> NDArray[np.complex128]:
-        """C_k(tau), `(L, 2, 2, Ht, Wt / 2 + 1)`."""
-        return fft.rfft2(self.lags)
-
-    def _table(self, reach: int) -> Floats:
-        """C at the lags from -reach and the offsets from -(H - 1) and -(W - 1) on, so that indices are sums."""
-        if self._kept is None or len(self._kept) < 2 * reach + 1:
-            height, width = self.valid.shape
-            rows = np.arange(1 - height, height) % self.lags.shape[-2]
-            columns = np.arange(1 - width, width) % self.lags.shape[-1]
-            later = self.lags[: reach + 1, :, :, rows[:, None], columns]
-            earlier = later[:0:-1, ..., ::-1, ::-1].swapaxes(1, 2)
-            self._kept = np.ascontiguousarray(np.concatenate((earlier, later)))
-        return self._kept
-
-    _kept: Floats | None = None
-
-    def covariance(self, a: Values, b: Values) -> Floats:
-        first, last = a.frame.min(initial=0), a.frame.max(initial=0)
-        farthest = max(last - b.frame.min(initial=last), b.frame.max(initial=first) - first)
-        table = self._table(min(farthest, len(self.lags) - 1))
-        reach, (height, width) = len(table) // 2, self.valid.shape
-        frame, left, right, row = (stride // table.itemsize for stride in table.strides[:4])
-        ours = a.frame * frame + a.component * left + a.row * row + a.column
-        theirs = (reach - b.frame) * frame + b.component * right + (height - 1 - b.row) * row + width - 1 - b.column
-        index = ours[:, None] + theirs
-        far = np.abs(a.frame[:, None] - b.frame) > reach if farthest > reach else None
-        if far is not None:
-            index[far] = 0
-        found = table.ravel().take(index)
-        found *= self._scales(a)[:, None]
-        found *= self._scales(b)
-        if far is not None:
-            found[far] = 0.0
-        return found
-
-    def _scales(self, values: Values) -> Floats:
-        return self.scale[values.component, values.row, values.column]
-
-    def variance(self) -> Floats:
-        return np.diagonal(self.lags[0, :, :, 0, 0])[:, None, None] * np.square(self.scale)
-
-    def apply(self, frames: Sequence[int], values: Values, weights: Floats) -> Floats:
-        torus, (height, width) = self.lags.shape[-2:], self.valid.shape
-        weights = weights * self._scales(values)[:, None]
-        out = np.zeros((weights.shape[1], len(frames), *self._waves.shape[2:]), dtype=np.complex128)
-        for time in np.unique(values.frame):
-            here = values.frame == time
-            field = np.zeros((2, *torus, weights.shape[1]))
-            field[values.component[here], values.row[here], values.column[here]] = weights[here]
-            waves = fft.rfft2(np.moveaxis(field, -1, 0))
-            for i, frame in enumerate(frames):
-                lag = frame - int(time)
-                if abs(lag) >= len(self.lags):
-                    continue
-                c = self._waves[abs(lag)] if lag >= 0 else self._waves[-lag].swapaxes(0, 1).conj()
-                for k in range(2):
-                    out[:, i, k] += c[k, 0] * waves[:, 0] + c[k, 1] * waves[:, 1]
-        return fft.irfft2(out, s=torus)[..., :height, :width] * self.scale
+    def covariance(self) -> Covariance:
+        none = torch.zeros(0, 2, *self.valid.shape, dtype=torch.float64), torch.zeros(1, 0, 0, dtype=torch.float64)
+        return Covariance(_tensor(self.lags), *none, _tensor(self.scale))
 
     def draw(self, frames: int, generator: np.random.Generator) -> Floats:
         size = fft.next_fast_len(frames + len(self.lags) - 1, real=True)
@@ -198,13 +102,6 @@ class Stationary(SpaceTime):
 
     _roots: tuple[NDArray, NDArray, NDArray] | None = None
 
-    def correlation(self) -> tuple[Floats, Floats]:
-        trace = np.trace(self.lags, axis1=1, axis2=2)
-        height, width = self.valid.shape
-        along = [trace[0, :height, 0], trace[0, 0, :width]]
-        length = min(map(len, along))
-        return sum(line[:length] for line in along) / (2 * trace[0, 0, 0]), trace[:, 0, 0] / trace[0, 0, 0]
-
 
 class Components(SpaceTime):
     """Principal components in space whose coefficients are stationary in time.
@@ -219,34 +116,11 @@ class Components(SpaceTime):
     def __init__(self, fields: Floats, lags: Floats, mean: Floats, valid: Bools) -> None:
         self.fields, self.lags, self.mean, self.valid = fields, lags, mean, valid
 
-    def _lag(self, lag: int) -> Floats:
-        if abs(lag) >= len(self.lags):
-            return np.zeros_like(self.lags[0])
-        return self.lags[lag] if lag >= 0 else self.lags[-lag].T
-
-    def _basis(self, values: Values) -> Floats:
-        return self.fields[:, values.component, values.row, values.column].T
-
-    def covariance(self, a: Values, b: Values) -> Floats:
-        out, left, right = np.zeros((len(a), len(b))), self._basis(a), self._basis(b)
-        columns = [(early, np.flatnonzero(b.frame == early)) for early in np.unique(b.frame)]
-        for late in np.unique(a.frame):
-            rows = np.flatnonzero(a.frame == late)
-            for early, places in columns:
-                out[np.ix_(rows, places)] = left[rows] @ self._lag(int(late - early)) @ right[places].T
-        return out
-
-    def variance(self) -> Floats:
-        return np.einsum("ichw,ij,jchw->chw", self.fields, self.lags[0], self.fields)
-
-    def apply(self, frames: Sequence[int], values: Values, weights: Floats) -> Floats:
-        basis, out = self._basis(values), np.zeros((weights.shape[1], len(frames), len(self.fields)))
-        for time in np.unique(values.frame):
-            here = values.frame == time
-            drive = basis[here].T @ weights[here]
-            for i, frame in enumerate(frames):
-                out[:, i] += (self._lag(frame - int(time)) @ drive).T
-        return np.einsum("mti,ichw->mtchw", out, self.fields, optimize=True)
+    @cached_property
+    def covariance(self) -> Covariance:
+        rows, columns = self.valid.shape
+        nothing = torch.zeros(1, 2, 2, 2 * rows, 2 * columns, dtype=torch.float64)
+        return Covariance(nothing, _tensor(self.fields), _tensor(self.lags))
 
     def draw(self, frames: int, generator: np.random.Generator) -> Floats:
         size = fft.next_fast_len(frames + len(self.lags) - 1, real=True)
@@ -260,33 +134,24 @@ class Components(SpaceTime):
         coefficients = fft.irfft(waves, n=size, axis=0)[:frames]
         return np.einsum("ti,ichw->tchw", coefficients, self.fields, optimize=True)
 
-    def correlation(self) -> tuple[Floats, Floats]:
-        # Nothing is said by distance: observations count by time, and by cells where that is equal.
-        power = np.trace(self.lags, axis1=1, axis2=2)
-        return np.ones(min(self.valid.shape)), power / power[0]
-
 
 class Sum(SpaceTime):
-    """The sum of two independent fields on one domain; its mean is that of the first."""
+    """The sum of two independent fields on one domain, by components and homogeneous; its mean is that of the first."""
 
-    def __init__(self, first: SpaceTime, second: SpaceTime) -> None:
+    def __init__(self, first: Components, second: Stationary) -> None:
         self.parts, self.mean, self.valid = (first, second), first.mean, first.valid
 
-    def covariance(self, a: Values, b: Values) -> Floats:
-        first, second = (part.covariance(a, b) for part in self.parts)
-        return np.add(first, second, out=first)
-
-    def variance(self) -> Floats:
-        return self.parts[0].variance() + self.parts[1].variance()
-
-    def apply(self, frames: Sequence[int], values: Values, weights: Floats) -> Floats:
-        return self.parts[0].apply(frames, values, weights) + self.parts[1].apply(frames, values, weights)
+    @cached_property
+    def covariance(self) -> Covariance:
+        large, rest = (part.covariance for part in self.parts)
+        return Covariance(rest.lags, large.components, large.component_lags, rest.scale)
 
     def draw(self, frames: int, generator: np.random.Generator) -> Floats:
         return self.parts[0].draw(frames, generator) + self.parts[1].draw(frames, generator)
 
-    def correlation(self) -> tuple[Floats, Floats]:
-        return self.parts[1].correlation()[0], self.parts[0].correlation()[1]
+
+def _tensor(values: Floats) -> torch.Tensor:
+    return torch.from_numpy(np.require(values, np.float64, "CW"))
 
 
 def spectrum(lags: Floats, size: int) -> NDArray[np.complex128]:

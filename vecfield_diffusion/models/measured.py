@@ -1,27 +1,38 @@
 """The posterior of a stationary field given what was measured of it: optimal interpolation in space and time.
 
-With S the covariance and A what picks the measured values y = A x + n, n ~ N(0, R),
+With S the covariance and A what picks the measured values y = A x + n, n ~ N(0, R), R diagonal,
 
     x^ = S A^T (A S A^T + R)^-1 y        Cov = S - S A^T (A S A^T + R)^-1 A S.
 
-S is applied to fields by Fourier transforms on the torus of its lags.
+S is applied to fields by Fourier transforms on the torus of its lags. Fields are `(T, 2, H, W)`, in float64.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple, Self
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 #: The least variance of an error beside that of the field: what float64 leaves room for.
 ROUNDED = 1e-9
+#: Measured values of one system: all if they are at most `SPARSE`, as sparse measurements are, whose system takes
+#: seconds; of more, which are dense, the `DENSE` ones that tell most.
+SPARSE, DENSE = 6000, 3000
+#: Values whose covariance with the measured ones is held at once.
+CHUNK = 4096
+
+
+def budget(count: int) -> int:
+    """Returns how many of `count` measured values enter a system, at most."""
+    return SPARSE if count <= SPARSE else DENSE
 
 
 class Values(NamedTuple):
-    """Single values of a sequence: their frame, component, row and column, integers `(n,)` each."""
+    """Single values of a series: their frame, component and cell (row and column), integers `(n,)` each."""
 
     frame: Tensor
     component: Tensor
@@ -29,101 +40,197 @@ class Values(NamedTuple):
     column: Tensor
 
     @classmethod
-    def where(cls, chosen: Tensor) -> Values:
-        """Both components of the cells that are True in `(T, H, W)`: all of u, then all of v."""
-        frame, row, column = chosen.nonzero().unbind(1)
-        component = torch.arange(2, device=chosen.device).repeat_interleave(len(frame))
-        return cls(frame.repeat(2), component, row.repeat(2), column.repeat(2))
+    def where(cls, chosen: Tensor, first: int = 0) -> Values:
+        """The values that are True in `(T, 2, H, W)`, whose first frame has the number `first`."""
+        frame, component, row, column = chosen.nonzero().unbind(1)
+        return cls(frame + first, component, row, column)
 
-    def at(self, index: Tensor) -> Values:
-        """Those of an index or mask."""
-        return Values(self.frame[index], self.component[index], self.row[index], self.column[index])
+    def at(self, chosen: Tensor) -> Values:
+        """Those of an index or of a mask `(n,)`."""
+        return Values(self.frame[chosen], self.component[chosen], self.row[chosen], self.column[chosen])
 
-    def of(self, fields: Tensor) -> Tensor:
-        """What a sequence `(T, 2, H, W)` has there, `(n,)`."""
-        return fields[self.frame, self.component, self.row, self.column]
+    def of(self, fields: Tensor, first: int = 0) -> Tensor:
+        """What series `(..., T, 2, H, W)`, whose first frame has the number `first`, have there, `(..., n)`."""
+        return fields[..., self.frame - first, self.component, self.row, self.column]
 
 
-@dataclass(frozen=True)
 class Covariance:
     """A covariance that is stationary in time: homogeneous in space, with principal components beside it.
 
+    The field is a xi + sum_i b_i(t) v_i, with E xi_c(t + tau, p + r) xi_d(t, p) = C_cd(tau, r) and
+    E b_i(t + tau) b_j(t) = G_ij(tau); both vanish beyond the lags that are given.
+
     Arguments:
-        lags: C(tau, r), `(T, 2, 2, Ht, Wt)`; see `ProductModes`.
-        components: Principal components, `(r, 2, H, W)`.
-        component_lags: G(tau) of their coefficients, `(T, r, r)`.
-        table: C of the lags and offsets from -(T - 1), -(H - 1), -(W - 1) on, `(2 T - 1, 2, 2, 2 H - 1, 2 W - 1)`.
-        blocks: C_k of all pairs of frames and components, `(Ht (Wt / 2 + 1), 2 T, 2 T)`.
+        lags: C(tau, r), `(L, 2, 2, Ht, Wt)`, on a torus that is as long as the field along an axis that is periodic,
+            else twice as long.
+        components: v, `(r, 2, H, W)`; none with r = 0.
+        component_lags: G(tau), `(L, r, r)`; as many lags as are known of them.
+        scale: a, `(2, H, W)`; 1 if None.
     """
 
-    lags: Tensor
-    components: Tensor
-    component_lags: Tensor
-    table: Tensor
-    blocks: Tensor
+    def __init__(
+        self, lags: Tensor, components: Tensor, component_lags: Tensor, scale: Tensor | None = None
+    ) -> None:  # fmt: skip
+        self.lags, self.components, self.component_lags, self.scale = lags, components, component_lags, scale
+        self.waves = torch.fft.rfft2(lags)
+        self._tables: dict[int, Tensor] = {}
+        self._blocks: tuple[tuple[int, ...], Tensor] | None = None
 
-    @classmethod
-    def of(cls, lags: Tensor, components: Tensor, component_lags: Tensor) -> Self:
-        """From the lags and the components."""
-        height, width = components.shape[-2:]
-        rows, columns = (torch.arange(1 - n, n, device=lags.device) for n in (height, width))
-        later = lags[..., (rows % lags.shape[-2])[:, None], columns % lags.shape[-1]]
-        earlier = later[1:].flip(0, -2, -1).transpose(1, 2)
-        waves, frames = torch.fft.rfft2(lags), range(len(lags))
-        both = torch.cat([waves[1:].flip(0).transpose(1, 2).conj(), waves])
-        blocks = torch.stack([torch.stack([both[late - early + len(lags) - 1] for early in frames]) for late in frames])
-        blocks = blocks.permute(4, 5, 0, 2, 1, 3).flatten(0, 1).flatten(3).flatten(1, 2)
-        return cls(lags, components, component_lags, torch.cat([earlier, later]), blocks)
+    @property
+    def shape(self) -> tuple[int, int]:
+        """H and W."""
+        return tuple(self.components.shape[-2:])
+
+    def table(self, reach: int) -> Tensor:
+        """Returns C of the lags and offsets from -reach, -(H - 1), -(W - 1) on, so that indices are sums."""
+        if reach not in self._tables:
+            rows, columns = (torch.arange(1 - n, n, device=self.lags.device) for n in self.shape)
+            torus = self.lags.shape[-2:]
+            later = self.lags[: reach + 1, ..., (rows % torus[0])[:, None], columns % torus[1]]
+            earlier = later[1:].flip(0, -2, -1).transpose(1, 2)
+            self._tables = {reach: torch.cat([earlier, later]).contiguous()}
+        return self._tables[reach]
 
     def between(self, a: Values, b: Values) -> Tensor:
         """Returns the covariance of values, `(len(a), len(b))`."""
-        frames, (height, width) = len(self.lags), self.components.shape[-2:]
-        frame, left, right, row, _ = self.table.stride()
+        if not (len(a.frame) and len(b.frame)):
+            return self.lags.new_zeros(len(a.frame), len(b.frame))
+        farthest = max(int(a.frame.max() - b.frame.min()), int(b.frame.max() - a.frame.min()), 0)
+        reach, (height, width) = min(farthest, len(self.lags) - 1), self.shape
+        table = self.table(reach)
+        frame, left, right, row, _ = table.stride()
         ours = a.frame * frame + a.component * left + a.row * row + a.column
-        first = (frames - 1) * frame + (height - 1) * row + width - 1
-        theirs = b.frame * frame - b.component * right + b.row * row + b.column
-        out = self.table.flatten()[ours[:, None] + (first - theirs)]
+        first = reach * frame + (height - 1) * row + width - 1
+        theirs = first - b.frame * frame + b.component * right - b.row * row - b.column
+        index, far = ours[:, None] + theirs, None
+        if farthest > reach:
+            far = (a.frame[:, None] - b.frame).abs() > reach
+            index[far] = 0
+        out = table.view(-1).index_select(0, index.view(-1)).view_as(index)
+        if self.scale is not None:
+            out.mul_(self._scales(a)[:, None]).mul_(self._scales(b))
+        if far is not None:
+            out[far] = 0.0
         if len(self.components):
-            out += self._between(a, b)
+            self._add_components(out, a, b)
         return out
 
-    def _between(self, a: Values, b: Values) -> Tensor:
-        """Returns what the principal components add to the covariance of values."""
+    def _scales(self, values: Values) -> Tensor:
+        return self.scale[values.component, values.row, values.column]
+
+    def _add_components(self, out: Tensor, a: Values, b: Values) -> None:
+        """Adds to the covariance of values what the principal components have of it."""
         ours, theirs = (self.components[:, v.component, v.row, v.column].T for v in (a, b))
-        out = ours.new_zeros(len(ours), len(theirs))
-        for late in a.frame.unique():
-            for early in b.frame.unique():
-                rows, columns = (a.frame == late).nonzero()[:, 0], (b.frame == early).nonzero()[:, 0]
-                out[rows[:, None], columns] = ours[rows] @ self.lag(int(late - early)) @ theirs[columns].T
-        return out
+        columns = [(early, (b.frame == early).nonzero()[:, 0]) for early in b.frame.unique().tolist()]
+        for late in a.frame.unique().tolist():
+            rows = (a.frame == late).nonzero()[:, 0]
+            for early, places in columns:
+                out[rows[:, None], places] += ours[rows] @ self.lag(late - early) @ theirs[places].T
 
     def lag(self, lag: int) -> Tensor:
         """Returns G at a lag, `(r, r)`."""
+        if abs(lag) >= len(self.component_lags):
+            return torch.zeros_like(self.component_lags[0])
         return self.component_lags[lag] if lag >= 0 else self.component_lags[-lag].T
+
+    def lags_between(self, onto: Sequence[int], frames: Sequence[int]) -> Tensor:
+        """Returns G of pairs of frames, `(len(onto), len(frames), r, r)`."""
+        return torch.stack([torch.stack([self.lag(late - early) for early in frames]) for late in onto])
 
     def variance(self) -> Tensor:
         """Returns the variance of every value, `(2, H, W)`."""
         own = self.lags[0, :, :, 0, 0].diagonal()[:, None, None]
+        own = own if self.scale is None else own * self.scale.square()
         return own + torch.einsum("icyx,ij,jcyx->cyx", self.components, self.component_lags[0], self.components)
 
-    def apply(self, fields: Tensor) -> Tensor:
-        """Returns S times sequences `(M, T, 2, H, W)`."""
-        torus, (height, width) = self.lags.shape[-2:], fields.shape[-2:]
-        waves = torch.fft.rfft2(fields, s=torus)
-        shape = waves.shape
-        waves = self.blocks @ waves.flatten(3).flatten(1, 2).permute(2, 1, 0)
-        waves = waves.permute(2, 1, 0).reshape(shape)
+    def apply(self, fields: Tensor, frames: Sequence[int] | None = None, onto: Sequence[int] | None = None) -> Tensor:
+        """Returns S times series, `(M, len(onto), 2, H, W)`.
+
+        Arguments:
+            fields: The series `(M, T, 2, H, W)`.
+            frames: The numbers of their frames; 0 to T - 1 if None.
+            onto: The numbers of the frames of the result; the same if None.
+        """
+        frames = range(fields.shape[1]) if frames is None else frames
+        onto, (height, width), torus = frames if onto is None else onto, self.shape, self.lags.shape[-2:]
+        scaled = fields if self.scale is None else fields * self.scale
+        waves = torch.fft.rfft2(scaled, s=torus)
+        line = waves.flatten(3).flatten(1, 2).permute(2, 1, 0)
+        line = (self._pairs(onto, frames) @ line).permute(2, 1, 0)
+        waves = line.reshape(len(fields), len(onto), 2, *waves.shape[-2:])
         out = torch.fft.irfft2(waves, s=torus)[..., :height, :width]
+        out = out if self.scale is None else out * self.scale
         if len(self.components):
             inner = torch.einsum("icyx,mtcyx->mti", self.components, fields)
-            frames = range(fields.shape[1])
-            lags = torch.stack([torch.stack([self.lag(late - early) for early in frames]) for late in frames])
-            out = out + torch.einsum("tsij,msj,icyx->mtcyx", lags, inner, self.components)
+            drive = torch.einsum("tsij,msj->mti", self.lags_between(onto, frames), inner)
+            out = out + torch.einsum("mti,icyx->mtcyx", drive, self.components)
         return out
 
+    def _pairs(self, onto: Sequence[int], frames: Sequence[int]) -> Tensor:
+        """C_k of all pairs of frames and components, `(Ht (Wt / 2 + 1), 2 len(onto), 2 len(frames))`."""
+        key = tuple(late - early for late in onto for early in frames)
+        if self._blocks is None or self._blocks[0] != key:
+            lags = torch.tensor(key, device=self.lags.device)
+            found = self.waves[lags.abs().clamp(max=len(self.lags) - 1)]
+            found = torch.where((lags >= 0)[:, None, None, None, None], found, found.transpose(1, 2).conj())
+            found[lags.abs() >= len(self.lags)] = 0.0
+            found = found.unflatten(0, (len(onto), len(frames))).flatten(4).permute(4, 0, 2, 1, 3)
+            self._blocks = key, found.flatten(3).flatten(1, 2).contiguous()
+        return self._blocks[1]
 
-@dataclass(frozen=True)
-class Known:
+    def lengths(self) -> tuple[float, float]:
+        """Returns over how many cells and frames correlations fall to a half."""
+        trace, (height, width) = self.lags.diagonal(dim1=1, dim2=2).sum(-1), self.shape
+        length, in_time = min(height, width), trace[:, 0, 0]
+        if len(self.components):  # they carry most, and say nothing of distance
+            in_time = self.component_lags.diagonal(dim1=1, dim2=2).sum(-1)
+        return _half(trace[0, :length, 0] + trace[0, 0, :length]), _half(in_time)
+
+
+def _half(covariance: Tensor) -> float:
+    """Where a covariance first falls below half of its first value, in steps: at least 1, at most to its end."""
+    below = (covariance < covariance[0] / 2).nonzero()
+    return float(max(1, int(below[0]) if len(below) else len(covariance)))
+
+
+class System:
+    """The system A S A^T + R of measured values, factorised once for all that is asked of it.
+
+    Arguments:
+        covariance: Of the field.
+        values: Which values were measured.
+        noise: The variance of their errors, `(n,)`.
+    """
+
+    def __init__(self, covariance: Covariance, values: Values, noise: Tensor) -> None:
+        self.covariance, self.values = covariance, values
+        system = covariance.between(values, values)
+        system.diagonal().add_(noise)
+        self.factor = torch.linalg.cholesky(system)
+
+    def correct(self, innovations: Tensor, onto: Sequence[int]) -> Tensor:
+        """Returns S A^T (A S A^T + R)^-1 d in some frames for d `(M, n)`: `(M, len(onto), 2, H, W)`."""
+        weights = torch.cholesky_solve(innovations.mT, self.factor).mT
+        frames, place = self.values.frame.unique(return_inverse=True)
+        sources = weights.new_zeros(len(weights), max(len(frames), 1), 2, *self.covariance.shape)
+        sources[:, place, self.values.component, self.values.row, self.values.column] = weights
+        return self.covariance.apply(sources, frames.tolist() or [0], onto)
+
+    def half(self, right: Tensor) -> Tensor:
+        """Returns F^-1 times columns `(n, K)`, where the system is F F^T."""
+        return torch.linalg.solve_triangular(self.factor, right, upper=False)
+
+    def variance(self, values: Values) -> Tensor:
+        """Returns the posterior variance of single values, `(len(values),)`."""
+        before = self.covariance.variance()[values.component, values.row, values.column]
+        explained = torch.zeros_like(before)
+        for part in torch.arange(len(before), device=before.device).split(CHUNK):
+            cross = self.covariance.between(self.values, values.at(part))
+            explained[part] = self.half(cross).square().sum(dim=0)
+        return before - explained
+
+
+class Known(NamedTuple):
     """The measured values of one sequence, in the units of the covariance.
 
     Arguments:
@@ -156,9 +263,9 @@ class Estimate(NamedTuple):
 
 
 def interpolate(
-    covariance: Covariance, known: Known, some: Values, across: Tensor, prior: Tensor, *, budget: int
+    covariance: Covariance, known: Known, some: Values, across: Tensor, prior: Tensor, *, most: int
 ) -> Estimate:
-    """Returns the posterior given what is known: the exact one, where no more than `budget` values were measured.
+    """Returns the posterior given what is known: the exact one, where no more than `most` values were measured.
 
     Arguments:
         covariance: Of the field.
@@ -166,39 +273,42 @@ def interpolate(
         some: Values whose variance is computed.
         across: S V, the covariance of the field with the functionals, `(K, T, 2, H, W)`.
         prior: V^T S V, `(K, K)`.
-        budget: Values that count at most: those nearest to what was not measured.
+        most: Values that count at most: those nearest to what was not measured.
     """
-    used = nearest(known.observed, known.valid & ~known.observed, budget // 2)
-    values = Values.where(used)
+    used = nearest(known.observed, known.valid & ~known.observed, most // 2, covariance.lengths())
+    values = Values.where(used[:, None].expand_as(known.y))
     variance = some.of(covariance.variance().expand_as(known.y))
     if not len(values.frame):
         return Estimate(used, torch.zeros_like(known.y), prior, variance)
-    system = covariance.between(values, values)
     noise = values.of(known.noise[:, None].expand_as(known.y))
-    system.diagonal().add_(noise.clamp(min=ROUNDED * system.diagonal().max()))
-    factor = torch.linalg.cholesky(system)
-    sources = torch.zeros_like(known.y)
-    sources[values] = torch.cholesky_solve(values.of(known.y)[:, None], factor)[:, 0]
-    mean = covariance.apply(sources[None])[0]
-    right = torch.cat([values.of(across.permute(1, 2, 3, 4, 0)), covariance.between(values, some)], dim=1)
-    half = torch.linalg.solve_triangular(factor, right, upper=False)
-    functionals, single = half.split([len(across), len(variance)], dim=1)
-    return Estimate(used, mean, prior - functionals.T @ functionals, variance - single.square().sum(dim=0))
+    system = System(covariance, values, noise.clamp(min=ROUNDED * covariance.variance().max()))
+    mean = system.correct(values.of(known.y)[None], range(len(known.y)))[0]
+    right = torch.cat([values.of(across).mT, covariance.between(values, some)], dim=1)
+    functionals, single = system.half(right).split([len(across), len(variance)], dim=1)
+    return Estimate(used, mean, prior - functionals.mT @ functionals, variance - single.square().sum(dim=0))
 
 
-def nearest(observed: Tensor, hidden: Tensor, count: int) -> Tensor:
-    """Returns the measured cells that count, `(T, H, W)`: those with the fewest steps to a hidden one, in any axis."""
+def nearest(observed: Tensor, hidden: Tensor, count: int, lengths: tuple[float, float]) -> Tensor:
+    """Returns the measured cells that count, `(T, H, W)`, `count` at most: those nearest to a hidden one.
+
+    Arguments:
+        observed: The measured cells, `(T, H, W)`.
+        hidden: What is to be found, `(T, H, W)`.
+        count: How many count.
+        lengths: The units of distance in space and time, in cells and frames.
+    """
     if int(observed.sum()) <= count:
         return observed
-    steps, reached = torch.zeros_like(observed, dtype=torch.float32), hidden
-    while hidden.any() and not reached.all():
-        steps += ~reached
-        reached = F.max_pool3d(reached[None, None].float(), 3, stride=1, padding=1)[0, 0] > 0
+    space, time = lengths
+    sides = (1 / time, 1 / space, 1 / space)
+    away = np.zeros(hidden.shape)
+    if hidden.any():
+        away = distance_transform_edt(~hidden.cpu().numpy(), sampling=sides)
     # Cells at the same distance are taken in a random order, always the same, not from one side.
-    steps += torch.rand(steps.shape, generator=torch.Generator().manual_seed(0)).to(steps)
-    ranked = torch.where(observed, steps, torch.inf).flatten().argsort()[:count]
+    rank = torch.from_numpy(away + np.random.default_rng(0).random(away.shape) / space).to(observed.device)
+    chosen = torch.where(observed, rank, torch.inf).flatten().argsort()[:count]
     used = torch.zeros_like(observed).flatten()
-    used[ranked] = True
+    used[chosen] = True
     return used.view_as(observed)
 
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.axes import column, total
-from vecfield_diffusion.models.measured import ROUNDED, Covariance, Known, Values, interpolate, some_of
+from vecfield_diffusion.models.measured import DENSE, ROUNDED, Covariance, Known, Values, budget, interpolate, some_of
 from vecfield_diffusion.models.modes import MeanVariance, Modes
 from vecfield_diffusion.models.products import Table
 
@@ -55,9 +55,6 @@ class ProductModes(Modes):
     remembers = True
     #: The number of modes K that is taken, at most, and the share of the variance that they may leave out.
     MODES, LEFT_OUT = 300, 1e-4
-    #: Measured values in the system of an observation: after training all if they are at most `SPARSE`, whose system
-    #: takes seconds; else those that tell most.
-    SPARSE, BUDGET = 6000, 3400
     #: Values whose variance is computed, at most, of those that were measured and of those that were not.
     POINTS = 128
     #: Observations that are remembered, at most.
@@ -112,7 +109,7 @@ class ProductModes(Modes):
         """Returns what follows from the covariance of xi, on the device of the field."""
         if self._prior is None:
             parts = (self.lags, self.components / self.scale, self.component_lags)
-            self._prior = Prior.of(Covariance.of(*parts), int(self.modes), self.LEFT_OUT)
+            self._prior = Prior.of(Covariance(*parts), int(self.modes), self.LEFT_OUT)
         return self._prior
 
     def forward(self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> MeanVariance:
@@ -127,7 +124,7 @@ class ProductModes(Modes):
         posteriors = [self.posterior(*parts) for parts in zip(known, observed, noise, valid, strict=True)]
         if all(each is posteriors[0] for each in posteriors):  # members of one observation share what it says
             posteriors = posteriors[:1]
-        first, roots, gains, rate, share = (torch.stack(parts) for parts in zip(*posteriors, strict=True))
+        first, roots, gains, rate, share, claim = (torch.stack(parts) for parts in zip(*posteriors, strict=True))
         level = column(s.double().square(), z)
         left = 1 / (1 + gains / level.view(-1, 1))
 
@@ -146,20 +143,20 @@ class ProductModes(Modes):
         mean = first + small + step(innovation - small)
         beside = share * (mean_square * rest * level / (mean_square * rest + level)).mean(dim=(1, 2, 3, 4))
         # Their trace over the valid values, that of X^T (V^T A^T A V) X / (1 + nu / s^2) = nu / (1 + nu / s^2).
-        trace = (gains * left).sum(dim=1) / (2 * cells)
+        trace = claim * (gains * left).sum(dim=1) / (2 * cells)
         return torch.where(valid, self.mean + self.scale * mean, 0.0).to(z.dtype), (trace + beside).to(z.dtype)
 
     def posterior(self, y: Tensor, observed: Tensor, noise: Tensor, valid: Tensor) -> Posterior:
         """Returns what is remembered of one observation, in units of xi; shapes as for a sample of `Modes`."""
         parts = (y, observed, noise, valid)
-        sparse = not self.training and 2 * int(observed.sum()) <= self.SPARSE
-        budget = self.SPARSE if sparse else self.BUDGET
+        # Training meets every observation for the first time, and has no seconds for it.
+        most = DENSE if self.training else budget(2 * int(observed.sum()))
         told = b"".join(part.detach().cpu().contiguous().numpy().tobytes() for part in parts)
-        key = hashlib.sha256(told + str(budget).encode()).digest()
+        key = hashlib.sha256(told + str(most).encode()).digest()
         found = self.remembered.pop(key, None)
         if found is None:
             cells = (part.expand(len(y), 1, *y.shape[-2:])[:, 0] for part in parts[1:])
-            found = self.prior().given(Known(y, *cells), self.scale.square(), budget, self.POINTS)
+            found = self.prior().given(Known(y, *cells), self.scale.square(), most, self.POINTS)
         self.remembered[key] = found
         for old in list(self.remembered)[: -self.REMEMBERED]:
             del self.remembered[old]
@@ -175,6 +172,7 @@ class Posterior(NamedTuple):
         gains: nu, `(K,)`.
         rate: What y adds to the precision of each coefficient of the rest where nothing was measured, a number.
         share: The mean variance of the rest over that where nothing was measured, a number.
+        claim: The share of the variance of the modes that there is, a number.
     """
 
     mean: Tensor
@@ -182,6 +180,7 @@ class Posterior(NamedTuple):
     gains: Tensor
     rate: Tensor
     share: Tensor
+    claim: Tensor
 
 
 @dataclass(frozen=True)
@@ -212,12 +211,12 @@ class Prior:
         among = torch.cat([table.coefficients(part) for part in across.split(cls.CHUNK)])
         return cls(covariance, table, across, (among + among.mT) / 2)
 
-    def given(self, known: Known, square: Tensor, budget: int, points: int) -> Posterior:
+    def given(self, known: Known, square: Tensor, most: int, points: int) -> Posterior:
         """Returns the posterior given what is known, for the squared scale of every cell, `(H, W)`."""
         table, hidden = self.table, known.valid & ~known.observed
-        parts = [some_of(Values.where(cells), points) for cells in (hidden, known.observed)]
+        parts = [some_of(Values.where(cells[:, None].expand_as(known.y)), points) for cells in (hidden, known.observed)]
         some = Values(*(torch.cat(both) for both in zip(*parts, strict=True)))
-        found = interpolate(self.covariance, known, some, self.across, self.among, budget=budget)
+        found = interpolate(self.covariance, known, some, self.across, self.among, most=most)
         values, vectors = torch.linalg.eigh(found.among)
         root = vectors * values.clamp(min=0.0).sqrt()
         left = found.variance - (table.rows(some) @ root).square().sum(dim=1)
@@ -232,19 +231,23 @@ class Prior:
             # Cells among measured ones: each is nearly what was measured there.
             mean = torch.where(unused[:, None], torch.lerp(mean, known.y, (spread * weight)[:, None]), mean)
             inside, noise = (some.of(part[:, None].expand_as(mean)) for part in (unused, known.noise))
-            left = torch.where(inside, left.minimum(noise), left)
+            claimed = (table.rows(some) @ root).square().sum(dim=1)
+            left = torch.where(inside, found.variance.minimum(noise) - claimed, left)
         gains, turned = torch.linalg.eigh(root.T @ table.gram(known.valid * square) @ root)
         weight = some.of(square.expand_as(mean))
         lengths = [len(part.frame) for part in parts]
-        (free, kept), (over, others) = (
-            [part.sum() for part in each.split(lengths)] for each in (weight * left, weight)
-        )  # fmt: skip
+        free, kept = (part.sum() for part in (weight * left).split(lengths))
+        over, others = (part.sum() for part in weight.split(lengths))
         # Where nothing was measured the rest is nearly free; the mean over all values would have it small there, too.
         rate = precision(table.rest, free / over if lengths[0] else kept / others)
         every = (hidden.sum() / max(lengths[0], 1), known.observed.sum() / max(lengths[1], 1))
+        every = every[0] * free + every[1] * kept
         whole = (known.valid * square).sum() * (table.rest / (1 + rate * table.rest)).mean()
-        share = (every[0] * free + every[1] * kept) / whole.clamp(min=torch.finfo(whole.dtype).tiny)
-        return Posterior(mean, root @ turned, gains.clamp(min=0.0), rate, share)
+        share = every.clamp(min=0.0) / whole.clamp(min=torch.finfo(whole.dtype).tiny)
+        gains = gains.clamp(min=0.0)
+        # Modes that reach from hidden cells to measured ones may claim more than the whole variance.
+        claim = (1 + every.clamp(max=0.0) / gains.sum().clamp(min=torch.finfo(whole.dtype).tiny)).clamp(min=0.0)
+        return Posterior(mean, root @ turned, gains, rate, share, claim)
 
 
 def precision(variances: Tensor, mean: Tensor) -> Tensor:

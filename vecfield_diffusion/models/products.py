@@ -128,7 +128,6 @@ def component_variances(covariance: Covariance, axes: Three) -> Tensor:
     """Returns the variance of every function under the principal components, `(T, 2, H, W)`."""
     time, y, x = axes
     frames = range(len(time))
-    lags = torch.stack([torch.stack([covariance.lag(late - early) for early in frames]) for late in frames])
-    among = torch.einsum("pt,tsij,ps->pij", time, lags, time)
+    among = torch.einsum("pt,tsij,ps->pij", time, covariance.lags_between(frames, frames), time)
     inner = torch.einsum("iy,rcyx,jx->rcij", y, covariance.components, x)
     return torch.einsum("rcij,prq,qcij->pcij", inner, among, inner)

@@ -31,6 +31,7 @@ from vecfield_diffusion.evaluation.trial import judge, pieces
 from vecfield_diffusion.inference.cases import Cases, make_cases
 from vecfield_diffusion.inference.files import FieldsWriter
 from vecfield_diffusion.inference.template import Buffer
+from vecfield_diffusion.models.measured import SPARSE
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.filling import check_ranges, errors
 from vecfield_diffusion.programs.method import node_of
@@ -48,9 +49,8 @@ PLAIN = {
     "likelihood": "none",
     "calibrate": False,
 }
-#: Frames on either side of a block that are measured and count, and their values: all if they are at most so many, as
-#: those of sparse measurements are, which all count; else, of dense ones, those that tell most.
-REACH, SPARSE, DENSE = 4, 5000, 3000
+#: Frames on either side of a block that are measured and count.
+REACH = 4
 #: Frames that are read or written at once.
 READ = 64
 #: Measured frames below which statistics are not learnt from the past alone.
@@ -199,13 +199,11 @@ class Series:
 
     def _way(self, field: SpaceTime, measured: np.ndarray) -> Interpolation:
         """The interpolation with few frames in a block, so that what is around them is given to it whole."""
-        each = 2 * measured.sum() / max(1, measured.any(axis=(1, 2)).sum())
         if self.config["time_context"] == "past":
-            budget = SPARSE if each * (REACH + 1) <= SPARSE else DENSE
-            return Interpolation(field, before=REACH, after=0, block=1, budget=budget)
-        block = int(min(SPARSE / max(each, 1.0) - 2 * REACH, 4))
-        block, budget = (block, SPARSE) if block >= 2 else (2, DENSE)
-        return Interpolation(field, before=REACH, after=REACH, block=block, budget=budget)
+            return Interpolation(field, before=REACH, after=0, block=1)
+        each = 2 * measured.sum() / max(1, measured.any(axis=(1, 2)).sum())
+        block = int(np.clip(SPARSE / max(each, 1.0) - 2 * REACH, 2, 4))
+        return Interpolation(field, before=REACH, after=REACH, block=block)
 
     def _blocks(self, size: int) -> Iterator[tuple[range, list[int]]]:
         """Blocks of frames, the same whatever is filled of them, and the positions that lie in each."""
