@@ -190,8 +190,9 @@ def write_piece(
 
 def say_summary(method: Method) -> None:
     """Prints what there is to say after the sampling."""
-    if line := method.inpainting.summary():
-        print(line)
+    for line in (method.inpainting.summary(), method.sampler.record.summary()):
+        if line:
+            print(line)
 
 
 def fill_cases(

@@ -4,6 +4,13 @@ A sampler walks the levels `s_0 > s_1 > ... > s_n = 0` of a formulation down; a 
 The state is `z = x0 + s eps`, it starts from `z = start + s_0 eps`, and the denoiser gives `D(z, s) = E[x0 | z]`. Noise
 is passed in as a function, so that whoever calls owns the randomness. After each step an optional hook may change the
 state: `hook(z, r) -> z`.
+
+At a temperature T other than 1 all noise is multiplied by sqrt(T), and a sampler then follows the laws `p_s^(1/T)` down
+to the tempered law of the data. For Gaussian data this is exact: N(m, S + s^2 I)^(1/T) is N(m, T S + T s^2 I), the
+tempered data at the level sqrt(T) s, whose denoiser `m + T S (T S + T s^2 I)^-1 (z - m)` is D(z, s) itself. With J the
+Jacobian of D at the level r of that noise it is `D_T(z, r) = z + (T J + I - J)^-1 (D(z, r) - z)`, which costs a system
+of equations; D at the level `r / sqrt(T)` is the same and costs nothing. A sampler that is affine in its noise keeps
+its mean, and each variance is T times as large. Beyond Gaussian data see `tempered.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +24,9 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from vecfield_diffusion.axes import total
 from vecfield_diffusion.diffusion.base import ScheduleName
+from vecfield_diffusion.samplers.record import Record
 
 #: `z (B, 2, H, W), s (B,) -> x_hat`: a denoiser whose observation is already bound. One that has learned the variance
 #: of an ancestral step also has a method `moments(z, s) -> (x_hat, fraction)`, see `LevelDenoiser.moments`.
@@ -32,6 +41,10 @@ Progress = Callable[[int], None]
 
 def silent(evaluations: int) -> None:
     """A progress function that does nothing."""
+
+
+#: Places and weights of Gauss-Legendre quadrature on [0, 1]: exact for scores that are cubic along a move.
+NODES = ((0.5 - math.sqrt(1 / 12), 0.5), (0.5 + math.sqrt(1 / 12), 0.5))
 
 
 class LevelDenoiser:
@@ -64,6 +77,30 @@ class LevelDenoiser:
         self.progress(1)
         return x_hat, fraction
 
+    def log_ratio(self, z: Tensor, z_new: Tensor, s: float) -> Tensor:
+        """Returns `ln p_s(z_new) - ln p_s(z)`, `(B,)` in float64 nats, p_s the density of the states at level `s`.
+
+        By the energy `-ln p_s` where the denoiser has one. Else by the integral of the score along the straight line
+        between the two, in which a constant of the level has no part: exact for Gaussian data, and as good as the score
+        is a gradient and cubic along the line. Either costs two evaluations.
+        """
+        if getattr(self.denoiser, "has_energy", False):
+            level = z.new_full((len(z),), s)
+            old, new = (self.denoiser.energy(state, level).double() for state in (z, z_new))
+            self.progress(2)
+            return old - new
+        return line_integral(self, z, z_new, s)
+
+
+def line_integral(denoise: Callable[[Tensor, float], Tensor], z: Tensor, z_new: Tensor, s: float) -> Tensor:
+    """Returns the integral of the score `(D - z) / s^2` along the line from `z` to `z_new`, `(B,)` in float64."""
+    move = (z_new - z).double()
+    work = torch.zeros(len(z), dtype=torch.float64, device=z.device)
+    for place, weight in NODES:
+        between = torch.lerp(z, z_new, place)
+        work = work + weight * total((denoise(between, s) - between).double() * move)
+    return work / s**2
+
 
 class Sampler(ABC):
     """Draws samples by walking the noise levels down.
@@ -71,22 +108,32 @@ class Sampler(ABC):
     Arguments:
         steps: The number of steps, at least 1.
         schedule: How the levels of the steps are laid: `native` is the formulation's own.
+        temperature: T of the law p^(1/T) that is sampled; see the module.
 
     Attributes:
         needs_variance: Whether the denoiser must have learned the variance of a step.
+        own_walk: Why nothing but the sampler may change the state, in the words of the command line; empty where a hook
+            may, and steps may be repeated.
+        differences: Whether small differences of the denoiser are taken, which then computes in float32.
 
     Raises:
-        ValueError: Fewer than one step, or a schedule of another name.
+        ValueError: Fewer than one step, a schedule of another name, or a temperature that is not positive.
     """
 
     needs_variance: bool = False
+    own_walk: str = ""
+    differences: bool = False
 
-    def __init__(self, steps: int = 32, schedule: ScheduleName = "native") -> None:
+    def __init__(self, steps: int = 32, schedule: ScheduleName = "native", temperature: float = 1.0) -> None:
         if steps < 1:
             raise ValueError(f"steps must be >= 1, got {steps}")
         if schedule not in get_args(ScheduleName):
             raise ValueError(f"schedule must be one of {', '.join(get_args(ScheduleName))}, got {schedule}")
-        self.steps, self.schedule = steps, schedule
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be > 0, got {temperature}")
+        self.steps, self.schedule, self.temperature = steps, schedule, temperature
+        #: What is to be said of the runs of this sampler.
+        self.record = Record()
 
     @property
     @abstractmethod
@@ -129,7 +176,7 @@ class Sampler(ABC):
         Raises:
             ValueError: Levels of another number than the steps ask for, or that do not fall.
         """
-        ladder = self.ladder(levels)
+        ladder, noise = self.ladder(levels), self.heated(noise)
         z = first_state(ladder[0], noise, start)
         denoise, memory, states = LevelDenoiser(denoiser, progress), {}, [z]
         for s, r in pairwise(ladder):
@@ -143,6 +190,13 @@ class Sampler(ABC):
             if return_trajectory:
                 states.append(z)
         return (z, torch.stack(states)) if return_trajectory else z
+
+    def heated(self, noise: NoiseFunction) -> NoiseFunction:
+        """Returns noise of the variance T."""
+        if self.temperature == 1:
+            return noise
+        scale = math.sqrt(self.temperature)
+        return lambda: scale * noise()
 
     def ladder(self, levels: Tensor) -> list[float]:
         """Returns the levels as numbers, read once so that no step waits for the device."""
