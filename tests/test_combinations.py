@@ -44,7 +44,9 @@ def posterior():
 
 POSTERIOR = posterior()
 #: Ranges that the variances ask for, where they are free: ten times the largest standard deviation.
-RANGES = {name: {"sigma_max": 30.0} for name in ("ve", "ou", "flow", "interpolant", "edm")} | {"iddpm": {"j_0": 21}}
+RANGES = {name: {"sigma_max": 30.0} for name in ("ve", "ou", "flow", "interpolant", "edm", "thermodynamic")} | {
+    "iddpm": {"j_0": 21}
+}
 RANGES["user"] = {"t_max": 0.98}
 
 

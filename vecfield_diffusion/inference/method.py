@@ -106,7 +106,7 @@ class Method:
                 "sampler.variance=learned goes with inpainting=conditional, physics=none and guidance=none alone: the "
                 "others change the variance"
             )
-        if inpainting is None or not (inpainting.changes_state or inpainting.repeats > 1):
+        if inpainting is None or not inpainting.changes_state:
             return
         if sampler.own_walk:
             raise UserError(
