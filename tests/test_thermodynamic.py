@@ -86,7 +86,7 @@ def rate(s, eigenvalues):
 
 
 def known_times(eigenvalues, learned):
-    """The times of the nodes for N(0, S): the integral of the rate, none of the parts with less than its least share."""
+    """The times of the nodes for N(0, S): the integral of the rate, no part with less than its least share."""
     fine = torch.linspace(0, Learned.BINS, 100 * Learned.BINS + 1, dtype=torch.float64)[:-1] + 0.005
     s = torch.exp(learned.first + learned.width * fine)
     growth = rate(s, eigenvalues).view(Learned.BINS, 100).mean(1)

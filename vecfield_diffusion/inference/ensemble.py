@@ -141,7 +141,7 @@ class _Run:
         sampler, diffusion = method.sampler, denoiser.diffusion
         self.method, self.grid, self.normalizer = method, grid, denoiser.normalizer
         self.levels = diffusion.levels(sampler.steps, sampler.schedule)
-        differentiates = method.inpainting.differentiates
+        differentiates = method.inpainting.differentiates or sampler.differences
         self.denoiser = method.guidance.wrap(denoiser.in_float32() if differentiates else denoiser)
         self.rows = list(method.physics.rows(denoiser.normalizer, grid, frames))
 

@@ -24,6 +24,7 @@ from vecfield_diffusion.samplers.base import (
     LevelDenoiser,
     NoiseFunction,
     Progress,
+    Reference,
     Sampler,
     first_state,
     silent,
@@ -109,6 +110,7 @@ class Adaptive(Sampler):
         repeats: int = 1,
         repeat_above: float = 0.0,
         valid: Tensor | None = None,
+        reference: Reference | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """As `Sampler.sample`, from levels `(s_max, s_min, 0)`; the states are those at these levels.
 

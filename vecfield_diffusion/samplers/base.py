@@ -19,7 +19,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -43,15 +43,41 @@ def silent(evaluations: int) -> None:
     """A progress function that does nothing."""
 
 
+class Reference(Protocol):
+    """A Gaussian law N(m, C) of clean fields, given what is observed; for states `(B, 2, H, W)`."""
+
+    def centre(self, z: Tensor) -> Tensor:
+        """Returns m for a batch like `z`."""
+
+    def draw(self, noise: NoiseFunction) -> Tensor:
+        """Returns a draw of N(0, C), linear in unit normal noise."""
+
+    def denoise(self, z: Tensor, s: float) -> Tensor:
+        """Returns `m + C (C + s^2 I)^-1 (z - m)`."""
+
+
 #: Places and weights of Gauss-Legendre quadrature on [0, 1]: exact for scores that are cubic along a move.
 NODES = ((0.5 - math.sqrt(1 / 12), 0.5), (0.5 + math.sqrt(1 / 12), 0.5))
 
 
 class LevelDenoiser:
-    """A denoiser as a step calls it, at one level for the whole batch. Each call is reported to `progress`."""
+    """A denoiser as a step calls it, at one level for the whole batch. Each call is reported to `progress`.
 
-    def __init__(self, denoiser: BoundDenoiser, progress: Progress = silent) -> None:
-        self.denoiser, self.progress = denoiser, progress
+    Arguments:
+        denoiser: The denoiser.
+        progress: Takes the number of evaluations.
+        valid: The cells of the domain, boolean `(B, 1, H, W)`; all if None.
+        reference: A Gaussian law that resembles the data's; None where none is known.
+    """
+
+    def __init__(
+        self,
+        denoiser: BoundDenoiser,
+        progress: Progress = silent,
+        valid: Tensor | None = None,
+        reference: Reference | None = None,
+    ) -> None:
+        self.denoiser, self.progress, self.valid, self.reference = denoiser, progress, valid, reference
 
     def __call__(self, z: Tensor, s: float) -> Tensor:
         """Returns the posterior mean `(B, 2, H, W)` at level `s`."""
@@ -158,6 +184,7 @@ class Sampler(ABC):
         repeats: int = 1,
         repeat_above: float = 0.0,
         valid: Tensor | None = None,
+        reference: Reference | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Returns samples `(B, 2, H, W)`, with `return_trajectory` also the states `(steps + 1, B, 2, H, W)`.
 
@@ -172,13 +199,14 @@ class Sampler(ABC):
             repeats: How often each step is taken; fresh noise takes the state back up in between.
             repeat_above: Steps to this level and below are taken once.
             valid: The cells of the domain, boolean `(B, 1, H, W)`, where a sampler judges the state; all if None.
+            reference: A Gaussian law that resembles the data's, for samplers that make proposals of it.
 
         Raises:
             ValueError: Levels of another number than the steps ask for, or that do not fall.
         """
         ladder, noise = self.ladder(levels), self.heated(noise)
         z = first_state(ladder[0], noise, start)
-        denoise, memory, states = LevelDenoiser(denoiser, progress), {}, [z]
+        denoise, memory, states = LevelDenoiser(denoiser, progress, valid, reference), {}, [z]
         for s, r in pairwise(ladder):
             for left in reversed(range(repeats if r > repeat_above else 1)):
                 z = self.step(denoise, z, s, r, noise, memory)
