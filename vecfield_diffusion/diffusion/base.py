@@ -54,8 +54,8 @@ class Diffusion(nn.Module):
     """One formulation. `t` is its own time, a float tensor of any shape; `s` is the noise level.
 
     A path of your own is a subclass with `alpha` and `sigma`, a preconditioner of your own one with `preconditioning`;
-    all else follows from them. The level must rise with t; to the denoising loss alpha and sigma are constants: a path that
-    is learned has a loss of its own, `schedule_loss`.
+    all else follows from them. The level must rise with t; to the denoising loss alpha and sigma are constants: a path
+    that is learned has a loss of its own, `schedule_loss`.
 
     Arguments:
         t_min: The time of the lowest noise level that the network is trained on.

@@ -8,8 +8,8 @@ the mean taken over the cells where the truth is known and both components (Karr
 A weight that is not a formulation's own is 1 / out^2 of the parametrization (`models/base.py`): the squared error of
 the output of the network, whatever it stands for.
 Training adds what a formulation learns beside the mean: the variational bound of a learned reverse variance, the
-uncertainty of the levels, and a schedule that is learned. Where the network predicts the mean mu(y) and denoises what it
-misses, mu is a constant in all this, and its own mean squared error is added with the weight 1: the two share no
+uncertainty of the levels, and a schedule that is learned. Where the network predicts the mean mu(y) and denoises what
+it misses, mu is a constant in all this, and its own mean squared error is added with the weight 1: the two share no
 weights, each learns from its own.
 """
 

@@ -115,12 +115,18 @@ class LevelDenoiser:
             old, new = (self.denoiser.energy(state, level).double() for state in (z, z_new))
             self.progress(2)
             return old - new
-        return line_integral(self, z, z_new, s)
+        return line_integral(self, z, z_new, s, self.valid)
 
 
-def line_integral(denoise: Callable[[Tensor, float], Tensor], z: Tensor, z_new: Tensor, s: float) -> Tensor:
-    """Returns the integral of the score `(D - z) / s^2` along the line from `z` to `z_new`, `(B,)` in float64."""
+def line_integral(
+    denoise: Callable[[Tensor, float], Tensor], z: Tensor, z_new: Tensor, s: float, valid: Tensor | None = None
+) -> Tensor:
+    """Returns the integral of the score `(D - z) / s^2` along the line from `z` to `z_new`, `(B,)` in float64.
+
+    Only cells that are `valid` count; all if None.
+    """
     move = (z_new - z).double()
+    move = move if valid is None else torch.where(valid, move, 0.0)
     work = torch.zeros(len(z), dtype=torch.float64, device=z.device)
     for place, weight in NODES:
         between = torch.lerp(z, z_new, place)
@@ -140,6 +146,7 @@ class Sampler(ABC):
         needs_variance: Whether the denoiser must have learned the variance of a step.
         own_walk: Why nothing but the sampler may change the state, in the words of the command line; empty where a hook
             may, and steps may be repeated.
+        takes_reference: Whether it makes proposals of a Gaussian law that resembles the data's.
         differences: Whether small differences of the denoiser are taken, which then computes in float32.
 
     Raises:
@@ -148,6 +155,7 @@ class Sampler(ABC):
 
     needs_variance: bool = False
     own_walk: str = ""
+    takes_reference: bool = False
     differences: bool = False
 
     def __init__(self, steps: int = 32, schedule: ScheduleName = "native", temperature: float = 1.0) -> None:

@@ -40,8 +40,8 @@ from vecfield_diffusion.samplers.metropolis import (
     Move,
     Place,
     State,
-    White,
     chosen,
+    known,
     uniform,
 )
 from vecfield_diffusion.samplers.stochastic import Ancestral
@@ -89,9 +89,9 @@ class ReplicaExchange(Sampler):
         temperature: float = 1.0,
     ) -> None:
         super().__init__(steps, schedule, temperature)
-        for name, value, known in (("over", over, get_args(Over)), ("moves", moves, get_args(Moves))):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value}")
+        for name, value, options in (("over", over, get_args(Over)), ("moves", moves, get_args(Moves))):
+            if value not in options:
+                raise ValueError(f"{name} must be one of {', '.join(options)}, got {value}")
         if rounds < 1:
             raise ValueError(f"rounds must be >= 1, got {rounds}")
         if step_size != "auto" and not 0 < step_size <= 1:
@@ -101,17 +101,17 @@ class ReplicaExchange(Sampler):
         if not hottest > 1:
             raise ValueError(f"hottest must be > 1, got {hottest}")
         self.over, self.rounds, self.moves, self.step_size = over, rounds, moves, step_size
-        self.chains, self.hottest = chains, hottest
+        self.chains, self.hottest, self.takes_reference = chains, hottest, moves == "pcn"
 
     def move(self, reference: Reference | None) -> Move:
         """Returns the step of a chain."""
         if self.moves == "mala":
             return LangevinMove(None if self.step_size == "auto" else self.step_size)
-        return CrankNicolsonMove(0.2 if self.step_size == "auto" else self.step_size, reference or White())
+        return CrankNicolsonMove(0.2 if self.step_size == "auto" else self.step_size, known(reference, self.record))
 
     @property
     def evaluations(self) -> int:
-        move, n, rounds = self.move(None), self.steps, self.rounds
+        move, n, rounds = LangevinMove if self.moves == "mala" else CrankNicolsonMove, self.steps, self.rounds
         own = move.evaluations + move.needs_estimate
         if self.over == "levels":
             pairs = (rounds + 1) // 2 * (n // 2) + rounds // 2 * ((n - 1) // 2)

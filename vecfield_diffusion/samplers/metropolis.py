@@ -174,8 +174,12 @@ class Metropolis(Sampler):
     """Metropolis steps at each of the n levels above 0, the first included, then D; see `Langevin` and the module.
 
     A subclass has the move. Hooks would change states that were accepted, so that there may be none.
+
+    Attributes:
+        kind: The class of the move.
     """
 
+    kind: type[Move]
     differences = True
 
     def __init__(self, steps: int, schedule: ScheduleName, corrections: int, temperature: float) -> None:
@@ -190,8 +194,7 @@ class Metropolis(Sampler):
 
     @property
     def evaluations(self) -> int:
-        move = self.move(LevelDenoiser(lambda z, s: z))
-        return self.steps * (self.corrections * move.evaluations + move.needs_estimate) + 1
+        return self.steps * (self.corrections * self.kind.evaluations + self.kind.needs_estimate) + 1
 
     def step(
         self, denoise: LevelDenoiser, z: Tensor, s: float, r: float, noise: NoiseFunction, memory: dict[str, Any]
@@ -230,6 +233,7 @@ class MALA(Metropolis):
         ValueError: Fewer than one correction, or a step size outside (0, 2).
     """
 
+    kind = LangevinMove
     own_walk = "sampler=mala decides on each of its steps by the density of the states, and no other may change them"
 
     def __init__(
@@ -267,6 +271,7 @@ class CrankNicolson(Metropolis):
         ValueError: Fewer than one correction, or a step size outside (0, 1].
     """
 
+    kind, takes_reference = CrankNicolsonMove, True
     own_walk = "sampler=pcn decides on each of its steps by the density of the states, and no other may change them"
 
     def __init__(
@@ -281,7 +286,14 @@ class CrankNicolson(Metropolis):
         self.step_size = unit_length(step_size)
 
     def move(self, denoise: LevelDenoiser) -> Move:
-        return CrankNicolsonMove(self.step_size, denoise.reference or White())
+        return CrankNicolsonMove(self.step_size, known(denoise.reference, self.record))
+
+
+def known(reference: Reference | None, record: Record) -> Reference:
+    """Returns the Gaussian law, or white noise in the place of none, which is noted."""
+    if reference is None:
+        record.note("proposals are of white noise, for the checkpoint has no Gaussian field: see model=gaussian")
+    return reference or White()
 
 
 def unit_length(step_size: float) -> float:

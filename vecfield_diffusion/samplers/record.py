@@ -17,11 +17,18 @@ class Record:
 
     Attributes:
         series: For each name values `(B,)`, in the order in which they were added.
+        notes: What is to be said in words.
         chains: Energies `(B, n)`, of n states one after another that one chain of each sample took.
     """
 
     series: dict[str, list[Tensor]] = field(default_factory=dict)
     chains: list[Tensor] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, line: str) -> None:
+        """Takes in a line, once."""
+        if line not in self.notes:
+            self.notes.append(line)
 
     def add(self, name: str, values: Tensor) -> None:
         """Takes in one value of each sample, `(B,)`."""
@@ -42,11 +49,10 @@ class Record:
         return found
 
     def summary(self) -> str | None:
-        """Returns the numbers in one line; None where nothing was recorded."""
-        numbers = self.numbers()
-        if not numbers:
-            return None
-        return "sampler: " + ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in numbers.items())
+        """Returns the numbers in one line, and the notes; None where nothing was recorded."""
+        numbers = [f"{name.replace('_', ' ')} {value:.3g}" for name, value in self.numbers().items()]
+        lines = ["sampler: " + ", ".join(numbers)] if numbers else []
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)]) or None
 
 
 def autocorrelation_time(chains: list[Tensor]) -> float:
