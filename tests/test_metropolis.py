@@ -104,7 +104,7 @@ def test_the_line_integral_is_exact_for_gaussian_data_and_sums_in_float64():
 # Steps leave the tempered law of a level as it is, whatever their size.
 
 MOVES = {
-    "mala": lambda: LangevinMove(0.6),
+    "mala": lambda: LangevinMove(1.2),
     "pcn": lambda: CrankNicolsonMove(0.7, White()),
 }
 
@@ -132,7 +132,7 @@ def test_a_mixture_stays_as_it_is(name, has_energy):
     plain = z
     noise = drawn(MANY, 9)
     for _ in range(6):
-        plain = langevin(LevelDenoiser(mixture), plain, s, 0.6, noise)
+        plain = langevin(LevelDenoiser(mixture), plain, s, 1.2, noise)
     expected, error = reference.square().mean(), reference.square().std() / math.sqrt(MANY)
     assert abs(plain.square().mean() - expected) > 10 * error  # what Langevin without a decision makes of it
 
@@ -264,7 +264,7 @@ def test_white_proposals_of_a_field_fall_with_the_resolution_and_gaussian_ones_o
 
 
 def test_exchange_is_decided_by_the_densities_of_both_chains():
-    mixture, T = Mixture(), (1.0, 2.0)
+    mixture, T = Mixture(has_energy=True), (1.0, 2.0)
     places = [Place(LevelDenoiser(mixture), s, t, None) for s, t in zip((0.9, 0.6), T, strict=True)]
     z, other = drawn(MANY, 1)(), drawn(MANY, 2)()
     states = [State(x, None, torch.zeros(MANY, dtype=torch.float64)) for x in (z, other)]
@@ -284,7 +284,7 @@ def test_exchange_is_decided_by_the_densities_of_both_chains():
 @pytest.mark.parametrize("over", ["levels", "temperatures"])
 def test_exchange_finds_both_modes_in_their_proportion_where_a_chain_alone_stays(over):
     """All chains begin in one of two modes, ten standard deviations from the barrier at the lowest level."""
-    mixture, n = Mixture(w=0.3, v=0.01), 1500
+    mixture, n = Mixture(w=0.3, v=0.01, has_energy=True), 1500
     s = 0.05
     where = [(r, 1.0) for r in (2.0, 1.2, 0.8, 0.5, 0.3, 0.15, s)]
     if over == "temperatures":
@@ -363,6 +363,7 @@ def test_hooks_and_repeats_are_refused(make):
         (lambda: ReplicaExchange(over="time"), "^over must be one of levels, temperatures, got time"),
         (lambda: ReplicaExchange(rounds=0), "^rounds must be >= 1, got 0"),
         (lambda: ReplicaExchange(chains=1), "^chains must be >= 2, got 1"),
+        (lambda: ReplicaExchange(nodes=0), "^nodes must be >= 1, got 0"),
         (lambda: ReplicaExchange(hottest=1.0), "^hottest must be > 1, got 1"),
         (lambda: ReplicaExchange(step_size=1.5), r"^step_size must be auto or in \(0, 1\], got 1.5"),
         (lambda: FeynmanKac(particles=1), "^particles must be >= 2, got 1"),
@@ -379,9 +380,9 @@ def test_what_a_sampler_cannot_be(make, message):
 
 def test_the_autocorrelation_time_of_an_autoregression_is_the_known_one():
     """(1 + a) / (1 - a) for x <- a x + eps."""
-    a, noise = 0.8, drawn(400, 8)
+    a, noise = 0.8, drawn(100, 8)
     x, chain = noise().flatten() / math.sqrt(1 - a**2), []
-    for _ in range(600):
+    for _ in range(3000):
         x = a * x + noise().flatten()
         chain.append(x)
     assert autocorrelation_time([torch.stack(chain, 1)]) == pytest.approx((1 + a) / (1 - a), rel=0.05)

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Protocol, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,8 +57,8 @@ class Reference(Protocol):
         """Returns `m + C (C + s^2 I)^-1 (z - m)`."""
 
 
-#: Places and weights of Gauss-Legendre quadrature on [0, 1]: exact for scores that are cubic along a move.
-NODES = ((0.5 - math.sqrt(1 / 12), 0.5), (0.5 + math.sqrt(1 / 12), 0.5))
+#: Evaluations of the score along a move, by Gauss-Legendre quadrature: it is exact where the score is cubic.
+NODES = 2
 
 
 class LevelDenoiser:
@@ -103,23 +104,30 @@ class LevelDenoiser:
         self.progress(1)
         return x_hat, fraction
 
-    def log_ratio(self, z: Tensor, z_new: Tensor, s: float) -> Tensor:
+    def log_ratio(self, z: Tensor, z_new: Tensor, s: float, nodes: int = NODES) -> Tensor:
         """Returns `ln p_s(z_new) - ln p_s(z)`, `(B,)` in float64 nats, p_s the density of the states at level `s`.
 
         By the energy `-ln p_s` where the denoiser has one. Else by the integral of the score along the straight line
         between the two, in which a constant of the level has no part: exact for Gaussian data, and as good as the score
-        is a gradient and cubic along the line. Either costs two evaluations.
+        is a gradient, and a polynomial of the degree `2 nodes - 1` along the line. Either counts as `nodes`
+        evaluations.
         """
         if getattr(self.denoiser, "has_energy", False):
             level = z.new_full((len(z),), s)
             old, new = (self.denoiser.energy(state, level).double() for state in (z, z_new))
-            self.progress(2)
+            self.progress(nodes)
             return old - new
-        return line_integral(self, z, z_new, s, self.valid)
+        return line_integral(self, z, z_new, s, valid=self.valid, nodes=nodes)
 
 
 def line_integral(
-    denoise: Callable[[Tensor, float], Tensor], z: Tensor, z_new: Tensor, s: float, valid: Tensor | None = None
+    denoise: Callable[[Tensor, float], Tensor],
+    z: Tensor,
+    z_new: Tensor,
+    s: float,
+    *,
+    valid: Tensor | None = None,
+    nodes: int = NODES,
 ) -> Tensor:
     """Returns the integral of the score `(D - z) / s^2` along the line from `z` to `z_new`, `(B,)` in float64.
 
@@ -128,9 +136,9 @@ def line_integral(
     move = (z_new - z).double()
     move = move if valid is None else torch.where(valid, move, 0.0)
     work = torch.zeros(len(z), dtype=torch.float64, device=z.device)
-    for place, weight in NODES:
-        between = torch.lerp(z, z_new, place)
-        work = work + weight * total((denoise(between, s) - between).double() * move)
+    for place, weight in zip(*np.polynomial.legendre.leggauss(nodes), strict=True):
+        between = torch.lerp(z, z_new, float(1 + place) / 2)
+        work = work + float(weight) / 2 * total((denoise(between, s) - between).double() * move)
     return work / s**2
 
 

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from vecfield_diffusion.diffusion.base import ScheduleName
 from vecfield_diffusion.samplers.base import (
-    NODES,
     BoundDenoiser,
     Hook,
     LevelDenoiser,
@@ -67,6 +66,8 @@ class ReplicaExchange(Sampler):
         step_size: That of `mala` or of `pcn`; `auto` is theirs.
         chains: The number of temperatures.
         hottest: The highest temperature over T.
+        nodes: Evaluations of the score between two states that may be exchanged; they lie far from each other, and few
+            of them give modes a wrong proportion. A denoiser with an energy needs none.
         temperature: T of the law p^(1/T) that is sampled; see `base.py`.
 
     Raises:
@@ -86,6 +87,7 @@ class ReplicaExchange(Sampler):
         step_size: float | Literal["auto"] = "auto",
         chains: int = 4,
         hottest: float = 8.0,
+        nodes: int = 16,
         temperature: float = 1.0,
     ) -> None:
         super().__init__(steps, schedule, temperature)
@@ -98,10 +100,12 @@ class ReplicaExchange(Sampler):
             raise ValueError(f"step_size must be auto or in (0, 1], got {step_size}")
         if chains < 2:
             raise ValueError(f"chains must be >= 2, got {chains}")
+        if nodes < 1:
+            raise ValueError(f"nodes must be >= 1, got {nodes}")
         if not hottest > 1:
             raise ValueError(f"hottest must be > 1, got {hottest}")
         self.over, self.rounds, self.moves, self.step_size = over, rounds, moves, step_size
-        self.chains, self.hottest, self.takes_reference = chains, hottest, moves == "pcn"
+        self.chains, self.hottest, self.nodes, self.takes_reference = chains, hottest, nodes, moves == "pcn"
 
     def move(self, reference: Reference | None) -> Move:
         """Returns the step of a chain."""
@@ -115,9 +119,9 @@ class ReplicaExchange(Sampler):
         own = move.evaluations + move.needs_estimate
         if self.over == "levels":
             pairs = (rounds + 1) // 2 * (n // 2) + rounds // 2 * ((n - 1) // 2)
-            return n - 1 + rounds * n * own + 2 * len(NODES) * pairs + 1
+            return n - 1 + rounds * n * own + 2 * self.nodes * pairs + 1
         pairs = (rounds + 1) // 2 * (self.chains // 2) + rounds // 2 * ((self.chains - 1) // 2)
-        return n * (rounds * self.chains * own + len(NODES) * pairs) + 1
+        return n * (rounds * self.chains * own + self.nodes * pairs) + 1
 
     def step(self, *arguments: object) -> Tensor:
         """Not by itself: the chains of all levels belong together, see `sample`."""
@@ -195,9 +199,9 @@ class ReplicaExchange(Sampler):
         self, place: Place, other: Place, state: State, neighbour: State, noise: NoiseFunction
     ) -> tuple[State, State]:
         """Returns the states of two chains after they were offered each other's, each sample by itself."""
-        there = place.denoise.log_ratio(state.z, neighbour.z, place.s)
+        there = place.denoise.log_ratio(state.z, neighbour.z, place.s, self.nodes)
         # At one level the way back is the way there.
-        back = -there if other.s == place.s else other.denoise.log_ratio(neighbour.z, state.z, other.s)
+        back = -there if other.s == place.s else other.denoise.log_ratio(neighbour.z, state.z, other.s, self.nodes)
         log_ratio = (there / place.T + back / other.T).nan_to_num(nan=-math.inf)
         accepted = uniform(noise).log() < log_ratio
         self.record.add("exchanges", accepted.double())

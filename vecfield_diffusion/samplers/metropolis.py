@@ -73,7 +73,7 @@ class Move:
     """
 
     needs_estimate: bool = False
-    evaluations: int = len(NODES)
+    evaluations: int = NODES
 
     @abstractmethod
     def propose(self, place: Place, old: State, noise: NoiseFunction) -> tuple[State, Tensor]:
@@ -107,7 +107,7 @@ class LangevinMove(Move):
     """
 
     needs_estimate = True
-    evaluations = len(NODES) + 1
+    evaluations = NODES + 1
 
     def __init__(self, share: float | None) -> None:
         self.share = share
