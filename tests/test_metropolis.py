@@ -396,3 +396,5 @@ def test_a_record_says_its_numbers_in_one_line():
     record.note("white")
     record.note("white")
     assert record.summary() == "sampler: acceptance 0.667\nnote: white"
+    record.clear()
+    assert record.summary() is None

@@ -9,12 +9,13 @@ from test_metropolis import Mixture, drawn, levels
 from test_samplers import EVERY, Learned
 
 from vecfield_diffusion.diffusion.base import karras
-from vecfield_diffusion.diffusion.formulations import EDM
+from vecfield_diffusion.diffusion.formulations import EDM, Regression
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.guidance.inpainting import Conditional, RePaint
+from vecfield_diffusion.guidance.inpainting import Bound, Conditional, RePaint
 from vecfield_diffusion.guidance.posterior import DPS, MMPS
 from vecfield_diffusion.inference.method import Method
+from vecfield_diffusion.samplers.base import LevelDenoiser
 from vecfield_diffusion.samplers.deterministic import DPMpp2M, Euler, Heun
 from vecfield_diffusion.samplers.metropolis import MALA
 from vecfield_diffusion.samplers.stochastic import HeunSDE
@@ -110,6 +111,26 @@ def test_what_changes_the_state_goes_with_no_temperature_and_no_decision(inpaint
     with pytest.raises(UserError, match=message):
         Method(sampler, inpainting).check(EDM())
     Method(sampler, Conditional()).check(EDM())
+
+
+@pytest.mark.parametrize("sampler", [Heun(temperature=0.5), MALA()])
+def test_a_regression_has_neither_temperature_nor_density(sampler):
+    with pytest.raises(UserError, match="diffusion=regression gives the mean alone, which no sampler changes"):
+        Method(sampler, Conditional()).check(Regression())
+
+
+def test_a_bound_denoiser_has_the_energy_of_its_own():
+    class Bowl:
+        has_energy = True
+
+        def energy(self, z, s, observation):
+            return z.flatten(1).square().sum(1) / 2 + len(observation)
+
+    observation = Observation.none(3, torch.ones(PRIOR.shape[1:], dtype=torch.bool), torch.float64)
+    z, new = drawn(3, 1, PRIOR.shape)(), drawn(3, 2, PRIOR.shape)()
+    ratio = LevelDenoiser(Bound(Bowl(), observation)).log_ratio(z, new, 0.5)
+    torch.testing.assert_close(ratio, (z.square() - new.square()).flatten(1).sum(1) / 2)
+    assert not Bound(PRIOR.denoise, observation).has_energy
 
 
 # Weighted particles.

@@ -106,6 +106,11 @@ class Method:
                 "sampler.variance=learned goes with inpainting=conditional, physics=none and guidance=none alone: the "
                 "others change the variance"
             )
+        if not diffusion.noisy and (sampler.differences or sampler.temperature != 1):
+            raise UserError(
+                "diffusion=regression gives the mean alone, which no sampler changes: use sampler=dpmpp_2m and "
+                "sampler.temperature=1"
+            )
         if inpainting is None or not inpainting.changes_state:
             return
         if sampler.own_walk:

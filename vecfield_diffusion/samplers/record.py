@@ -48,6 +48,10 @@ class Record:
             found |= {"autocorrelation_time": time, "effective_states": length / time}
         return found
 
+    def clear(self) -> None:
+        """Forgets all."""
+        self.series, self.chains, self.notes = {}, [], []
+
     def summary(self) -> str | None:
         """Returns the numbers in one line, and the notes; None where nothing was recorded."""
         numbers = [f"{name.replace('_', ' ')} {value:.3g}" for name, value in self.numbers().items()]
