@@ -103,7 +103,7 @@ def test_at_temperature_one_the_noise_is_what_was_given():
     ("sampler", "message"),
     [
         (Heun(temperature=0.5), "sampler.temperature=0.5 is that of a denoiser, and inpainting="),
-        (MALA(), "sampler=mala decides on each of its steps"),
+        (MALA(), "sampler=mala decides on its steps"),
         (FeynmanKac(), "sampler=feynman_kac weights states by their history"),
     ],
 )

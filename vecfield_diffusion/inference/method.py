@@ -115,8 +115,8 @@ class Method:
             return
         if sampler.own_walk:
             raise UserError(
-                f"{sampler.own_walk}, which inpainting={inpainting.name} needs. Use another sampler, or "
-                "inpainting=conditional"
+                f"{sampler.own_walk}: inpainting={inpainting.name} changes the states between its steps. Use another "
+                "sampler, or inpainting=conditional"
             )
         if sampler.temperature != 1:
             raise UserError(

@@ -110,8 +110,8 @@ def run(filling: Filling, sink: Sink, label: str = "filling") -> dict[str, dict[
             members, cases = fill_piece(filling, method, piece, sink, factor=factor, progress=bar.update)
             write_piece(sink, positions, members, cases, factor=factor, done=sink.done())
     recorded = [say_summary(method) for method in filling.methods.values()]
-    # All methods have one sampler: the first has said it all.
-    return {"sampler": numbers for numbers in recorded if numbers}
+    # All methods have one sampler, of which the first has said all.
+    return {"sampler": recorded[0]} if recorded[0] else {}
 
 
 def fill_piece(

@@ -74,7 +74,7 @@ class ReplicaExchange(Sampler):
         ValueError: A number out of range.
     """
 
-    own_walk = "sampler=replica_exchange trades states by their density, and no other may change them"
+    own_walk = "sampler=replica_exchange trades states by their density"
     differences = True
 
     def __init__(

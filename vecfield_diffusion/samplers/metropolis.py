@@ -234,7 +234,7 @@ class MALA(Metropolis):
     """
 
     kind = LangevinMove
-    own_walk = "sampler=mala decides on each of its steps by the density of the states, and no other may change them"
+    own_walk = "sampler=mala decides on its steps by the density of the states"
 
     def __init__(
         self,
@@ -272,7 +272,7 @@ class CrankNicolson(Metropolis):
     """
 
     kind, takes_reference = CrankNicolsonMove, True
-    own_walk = "sampler=pcn decides on each of its steps by the density of the states, and no other may change them"
+    own_walk = "sampler=pcn decides on its steps by the density of the states"
 
     def __init__(
         self,

@@ -59,7 +59,7 @@ class FeynmanKac(Sampler):
         ValueError: Fewer than two particles.
     """
 
-    own_walk = "sampler=feynman_kac weights states by their history, and no other may change them"
+    own_walk = "sampler=feynman_kac weights states by their history"
     differences = True
 
     def __init__(
