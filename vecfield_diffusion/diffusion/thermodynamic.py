@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vecfield_diffusion.diffusion.base import Prediction
-from vecfield_diffusion.diffusion.formulations import SigmaMax, VariancePreserving, levels_in_order
+from vecfield_diffusion.diffusion.base import Prediction, SigmaMax, levels_in_order
+from vecfield_diffusion.diffusion.formulations.preserving import VariancePreserving
 
 Schedule = Literal["constant", "linear", "exponential", "cosine", "learned"]
 
