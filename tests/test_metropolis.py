@@ -1,7 +1,6 @@
 """Samplers that decide by densities: what they leave as it is, how often they accept, what they do not depend on.
 
-Laws are those of one cell or a few, where densities are known and chains are many. A mean over n independent draws is
-compared within four of its standard errors, which the law itself gives beforehand.
+Means over n independent draws are compared within four of their standard errors, which the law gives beforehand.
 """
 
 import math
