@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Any, Protocol, get_args
 
@@ -136,10 +137,17 @@ def line_integral(
     move = (z_new - z).double()
     move = move if valid is None else torch.where(valid, move, 0.0)
     work = torch.zeros(len(z), dtype=torch.float64, device=z.device)
-    for place, weight in zip(*np.polynomial.legendre.leggauss(nodes), strict=True):
-        between = torch.lerp(z, z_new, float(1 + place) / 2)
-        work = work + float(weight) / 2 * total((denoise(between, s) - between).double() * move)
+    for place, weight in gauss_legendre(nodes):
+        between = torch.lerp(z, z_new, place)
+        work = work + weight * total((denoise(between, s) - between).double() * move)
     return work / s**2
+
+
+@cache
+def gauss_legendre(nodes: int) -> list[tuple[float, float]]:
+    """Returns the places and weights of Gauss-Legendre quadrature on [0, 1]."""
+    places, weights = np.polynomial.legendre.leggauss(nodes)
+    return [(float(1 + place) / 2, float(weight) / 2) for place, weight in zip(places, weights, strict=True)]
 
 
 class Sampler(ABC):
