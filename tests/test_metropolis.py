@@ -263,8 +263,8 @@ def test_white_proposals_of_a_field_fall_with_the_resolution_and_gaussian_ones_o
 
 
 def test_exchange_is_decided_by_the_densities_of_both_chains():
-    mixture, T = Mixture(has_energy=True), (1.0, 2.0)
-    places = [Place(LevelDenoiser(mixture), s, t, None) for s, t in zip((0.9, 0.6), T, strict=True)]
+    mixture, T = Mixture(has_energy=True), (1.0, 0.5)
+    places = [Place(LevelDenoiser(mixture), s, t, None) for s, t in zip((0.9, 0.3), T, strict=True)]
     z, other = 2 * drawn(MANY, 1)(), 2 * drawn(MANY, 2)()
     states = [State(x, None, torch.zeros(MANY, dtype=torch.float64)) for x in (z, other)]
     sampler = ReplicaExchange()
@@ -274,7 +274,7 @@ def test_exchange_is_decided_by_the_densities_of_both_chains():
     def log_p(x, s):
         return -mixture.energy(x, torch.full((MANY,), s, dtype=torch.float64))
 
-    ratio = (log_p(other, 0.9) - log_p(z, 0.9)) / T[0] + (log_p(z, 0.6) - log_p(other, 0.6)) / T[1]
+    ratio = (log_p(other, 0.9) - log_p(z, 0.9)) / T[0] + (log_p(z, 0.3) - log_p(other, 0.3)) / T[1]
     expected = torch.where((u.log() < ratio).view(-1, 1, 1, 1), other, z)
     assert (after.z == expected).double().mean() > 0.999 and 0.1 < (after.z == other).double().mean() < 0.9
     assert sampler.record.numbers()["exchanges"] == pytest.approx((u.log() < ratio).double().mean().item(), abs=1e-3)
