@@ -9,6 +9,7 @@ from oracle import GaussianPrior
 from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.formulations import DDPM, EDM, IDDPM, OU, VE, VP, Flow, Interpolant
 from vecfield_diffusion.diffusion.normalizer import Normalizer
+from vecfield_diffusion.diffusion.thermodynamic import Thermodynamic
 
 PRIOR = GaussianPrior()
 
@@ -34,6 +35,7 @@ FORMULATIONS = {
     "iddpm": partial(IDDPM, inputs="unit"),
     "flow": partial(Flow, sigma_max=200.0),
     "interpolant": partial(Interpolant, gamma=1.5),
+    "thermodynamic": partial(Thermodynamic, schedule="cosine"),
     "user": partial(Trigonometric, t_min=0.01, t_max=0.99),
 }
 

@@ -25,7 +25,9 @@ from vecfield_diffusion.diffusion.observation import Observation
 
 SHAPE = (2, 1, 3)
 SIZE = 6
-SAMPLERS = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
+#: Samplers that decide on the way, which no affine map describes: see `test_metropolis.py` for their laws.
+DECIDING = ("feynman_kac", "mala", "pcn", "replica_exchange")
+SAMPLERS = sorted({path.stem for path in (CONF / "sampler").glob("*.yaml")} - set(DECIDING))
 GRIDS = get_args(ScheduleName)
 DOMAIN = torch.ones(SHAPE[1:], dtype=torch.bool)
 #: Those that a denoiser, E[x0 | z], does for; `tests/test_few_steps.py` has the other.
@@ -46,7 +48,9 @@ def posterior():
 
 POSTERIOR = posterior()
 #: Ranges that the variances ask for, where they are free: ten times the largest standard deviation.
-RANGES = {name: {"sigma_max": 30.0} for name in ("ve", "ou", "flow", "interpolant", "edm")} | {"iddpm": {"j_0": 21}}
+RANGES = {name: {"sigma_max": 30.0} for name in ("ve", "ou", "flow", "interpolant", "edm", "thermodynamic")} | {
+    "iddpm": {"j_0": 21}
+}
 RANGES["user"] = {"t_max": 0.98}
 
 
@@ -132,6 +136,23 @@ def test_formulation_and_prediction_change_nothing_but_the_levels(path, predicti
     got, expected = affine(sampler, denoise, levels), affine(sampler, POSTERIOR, levels)
     for mine, exact in zip(got, expected, strict=True):
         torch.testing.assert_close(mine, exact, rtol=1e-6, atol=1e-6 * exact.abs().max().item())
+
+
+@pytest.mark.parametrize("name", DECIDING)
+@pytest.mark.parametrize("prediction", HEADS)
+@pytest.mark.parametrize("path", FORMULATIONS)
+def test_formulation_and_prediction_change_no_decision(path, prediction, name):
+    diffusion, denoise = formulation(path, prediction)
+    changed = {"steps": 4, "corrections": 2, "rounds": 3, "particles": 3}
+    node = option("sampler", name)
+    sampler = build(node | {key: changed[key] for key in changed if key in node}, "sampler", trusted=True)
+
+    def run(denoiser):
+        generator = torch.Generator().manual_seed(0)
+        steps = diffusion.levels(4, "log_snr")
+        return sampler.sample(denoiser, steps, lambda: torch.randn(3, *SHAPE, dtype=torch.float64, generator=generator))
+
+    torch.testing.assert_close(run(denoise), run(POSTERIOR), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -339,6 +339,7 @@ MEANT = {
     "diffusion/flow": ({"sigma_max"}, "the same"),
     "diffusion/interpolant": ({"sigma_max"}, "the same"),
     "diffusion/ou": ({"sigma_max"}, "the same"),
+    "diffusion/thermodynamic": ({"sigma_max"}, "the same"),
     "diffusion/ve": ({"sigma_max"}, "the same"),
     "inpainting/replacement": ({"resamples"}, "RePaint without its resampling"),
     "mask/mixture": (

@@ -54,7 +54,8 @@ class Diffusion(nn.Module):
     """One formulation. `t` is its own time, a float tensor of any shape; `s` is the noise level.
 
     A path of your own is a subclass with `alpha` and `sigma`, a preconditioner of your own one with `preconditioning`;
-    all else follows from them. The level must rise with t; alpha and sigma may not have parameters to be trained.
+    all else follows from them. The level must rise with t; to the denoising loss alpha and sigma are constants: a path
+    that is learned has a loss of its own, `schedule_loss`.
 
     Arguments:
         t_min: The time of the lowest noise level that the network is trained on.
@@ -68,6 +69,8 @@ class Diffusion(nn.Module):
 
     #: Whether the network gives, beside the mean, where the reverse variance lies between its bounds.
     learned_variance: bool = False
+    #: Whether the path is trained beside the network, by `schedule_loss(s, square) -> (B,)`.
+    learned_schedule: bool = False
     #: Whether the path runs through the background of the observation, which the network then sees.
     coupled: bool = False
     #: Whether there are noisy fields that a network could learn from; a regression has none.

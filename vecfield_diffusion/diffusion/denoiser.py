@@ -21,6 +21,7 @@ from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.models.base import BY_SCALARS, Conditions, Parametrization, Scalars, column
+from vecfield_diffusion.models.reference import GaussianReference
 
 #: `(z (B, 2, H, W), s (B,), observation) -> x_hat (B, 2, H, W)`
 DenoiserFunction = Callable[[Tensor, Tensor, Observation], Tensor]
@@ -111,6 +112,12 @@ class Denoiser(nn.Module):
         if not (self.training or mean.requires_grad):
             self._means = ((observation, mean), *self._means[:1])
         return mean
+
+    def reference(self, observation: Observation) -> GaussianReference | None:
+        """Returns a Gaussian law that resembles that of the fields given the observation; None where none is known."""
+        observed = observation.observed
+        y, error = (torch.where(observed, value, 0.0) for value in (observation.y, observation.error))
+        return self.parametrization.reference(y, observed, error, observation.valid)
 
     def moments(self, z: Tensor, s: Tensor, observation: Observation) -> tuple[Tensor, Tensor | None]:
         """Returns the posterior mean and, where it is learned, the fraction of the reverse variance; see `Moments`."""

@@ -7,9 +7,10 @@ For a time t drawn by the formulation, `x_t = alpha x0 + sigma eps`, and
 the mean taken over the cells where the truth is known and both components (Karras et al., NeurIPS 2022, equation 2).
 A weight that is not a formulation's own is 1 / out^2 of the parametrization (`models/base.py`): the squared error of
 the output of the network, whatever it stands for.
-Training adds what a formulation learns beside the mean: the variational bound of a learned reverse variance, and the
-uncertainty of the levels. Where the network predicts the mean mu(y) and denoises what it misses, mu is a constant in
-all this, and its own mean squared error is added with the weight 1: the two share no weights, each learns from its own.
+Training adds what a formulation learns beside the mean: the variational bound of a learned reverse variance, the
+uncertainty of the levels, and a schedule that is learned. Where the network predicts the mean mu(y) and denoises what
+it misses, mu is a constant in all this, and its own mean squared error is added with the weight 1: the two share no
+weights, each learns from its own.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def denoising_loss(
     z = x0 + column(s, x0) * noise
     mean = denoiser.mean(observation)
     x_hat, fraction, out, _ = denoiser.estimate(z, s, observation, mean)
-    loss = denoiser.weight(level, out) * mean_measured((x_hat - x0).square(), measured)
+    error = mean_measured((x_hat - x0).square(), measured)
+    loss = denoiser.weight(level, out) * error
     if training and fraction is not None:
         bound = variational_bound(x0, x_hat.detach(), fraction, level, diffusion.below(level))
         # One of the M terms of the chain stands for all.
@@ -66,6 +68,8 @@ def denoising_loss(
     if training and diffusion.uncertainty is not None:
         u = diffusion.uncertainty(diffusion.inputs(t)[1].to(x0.dtype))
         loss = loss / u.exp() + u
+    if training and diffusion.learned_schedule:
+        loss = loss + diffusion.schedule_loss(level, error)
     if training and mean is not None:
         square = mean_measured((mean - x0).square(), measured)
         denoiser.parametrization.track(square.detach().mean())

@@ -34,6 +34,15 @@ class Bound:
         """Returns the estimate and the fraction of the variance; see `Denoiser.moments`."""
         return self.denoiser.moments(z, s, self.observation)
 
+    @property
+    def has_energy(self) -> bool:
+        """Whether the denoiser has an energy; what guidance makes of one has none."""
+        return getattr(self.denoiser, "has_energy", False)
+
+    def energy(self, z: Tensor, s: Tensor) -> Tensor:
+        """Returns the energy `(B,)` in nats; see `Denoiser.energy`."""
+        return self.denoiser.energy(z, s, self.observation)
+
 
 class Inpainting(ABC):
     """A way to make samples agree with an observation.

@@ -31,6 +31,9 @@ PARTS = ("history", "sampler", "inpainting", "physics", "guidance", "sensor")
 #: nothing of them.
 IN_TIME = frozenset({"time", "speed", "shift", "change"})
 
+#: The key of a sampler without which a factor was fitted before it had one, and what the sampler then did.
+COLD = {"temperature": 1.0}
+
 Process = dict[str, Any]
 
 
@@ -119,8 +122,13 @@ def find_factor(factors: Sequence[Mapping[str, Any]], process: Process, checkpoi
 
 
 def _completed(known: Mapping[str, Any], process: Process) -> Process:
-    """Returns a known process with what the mask of `process` says of time, where its own says nothing of it."""
-    mask = known.get("mask")
+    """Returns a known process with what the mask of `process` says of time, where its own says nothing of it.
+
+    A sampler without a temperature had that of 1.
+    """
+    mask, sampler, wanted = known.get("mask"), known.get("sampler"), process.get("sampler")
+    if isinstance(sampler, Mapping) and isinstance(wanted, Mapping) and COLD.keys() <= wanted.keys():
+        known = {**known, "sampler": {**COLD, **sampler}}
     if not isinstance(mask, Mapping) or not isinstance(process["mask"], Mapping):
         return dict(known)
     lacking = {key: value for key, value in process["mask"].items() if key in IN_TIME - mask.keys()}

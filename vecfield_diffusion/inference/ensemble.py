@@ -141,7 +141,8 @@ class _Run:
         sampler, diffusion = method.sampler, denoiser.diffusion
         self.method, self.grid, self.normalizer = method, grid, denoiser.normalizer
         self.levels = diffusion.levels(sampler.steps, sampler.schedule)
-        differentiates = method.inpainting.differentiates
+        differentiates = method.inpainting.differentiates or sampler.differences
+        self.reference = denoiser.reference if sampler.takes_reference else lambda observation: None
         self.denoiser = method.guidance.wrap(denoiser.in_float32() if differentiates else denoiser)
         self.rows = list(method.physics.rows(denoiser.normalizer, grid, frames))
 
@@ -171,6 +172,7 @@ class _Run:
             repeats=inpainting.repeats,
             repeat_above=once_below,
             valid=part.valid,
+            reference=self.reference(part),
         )
         x = torch.where(part.known & (part.sigma_y == 0), part.y, x)
         x = method.physics.finish(x, part, normalizer, grid)

@@ -134,10 +134,22 @@ class Method:
                 "sampler.variance=learned goes with inpainting=conditional, physics=none and guidance=none alone: the "
                 "others change the variance"
             )
-        if sampler.evaluations is None and inpainting is not None and inpainting.changes_state:
+        if not diffusion.noisy and (sampler.differences or sampler.temperature != 1):
             raise UserError(
-                f"sampler=adaptive has no levels that all members share, which inpainting={inpainting.name} needs. Use "
-                "another sampler, or inpainting=conditional"
+                "diffusion=regression gives the mean alone, which no sampler changes: use sampler=dpmpp_2m and "
+                "sampler.temperature=1"
+            )
+        if inpainting is None or not inpainting.changes_state:
+            return
+        if sampler.own_walk:
+            raise UserError(
+                f"{sampler.own_walk}: inpainting={inpainting.name} changes the states between its steps. Use another "
+                "sampler, or inpainting=conditional"
+            )
+        if sampler.temperature != 1:
+            raise UserError(
+                f"sampler.temperature={sampler.temperature:g} is that of a denoiser, and inpainting={inpainting.name} "
+                "changes the state beside it: use inpainting=conditional, mmps or pigdm"
             )
 
 

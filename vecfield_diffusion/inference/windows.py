@@ -146,6 +146,10 @@ class Windowed:
         self.denoiser, self.size, self.overlap = denoiser, tuple(size), tuple(cells)
         self.periodic, self.batch = tuple(periodic), batch
 
+    def reference(self, observation: Observation) -> None:
+        """Returns None: the laws of windows make none of the whole field."""
+        return None
+
     @property
     def diffusion(self) -> Diffusion:
         """That of the denoiser."""

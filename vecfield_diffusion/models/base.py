@@ -25,6 +25,7 @@ from torch import Tensor
 
 from vecfield_diffusion.axes import column
 from vecfield_diffusion.models.gate import Gate
+from vecfield_diffusion.models.reference import GaussianReference
 
 
 class Conditions(NamedTuple):
@@ -94,6 +95,13 @@ class Parametrization:
 
     def learn(self, field: Callable[[], Any]) -> None:
         """Takes in the Gaussian field with the covariance of the training data, `field()`; here none is needed."""
+
+    def reference(self, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> GaussianReference | None:
+        """Returns a Gaussian law that resembles that of the fields given an observation; None where none is known.
+
+        Arguments are those of `GaussianReference`.
+        """
+        return None
 
     def track(self, square: Tensor) -> None:
         """Takes in the mean square of x0 - `mean` over a training batch; here nothing depends on it."""

@@ -32,6 +32,7 @@ class Eigenfields(Modes):
         nugget: The white variance.
     """
 
+    draws = True
     #: The number of modes K that is taken.
     MODES = 500
     #: The number of modes up to which the trace is exact, and the random vectors that estimate it beyond.
@@ -85,6 +86,14 @@ class Eigenfields(Modes):
         else:
             spread = of_samples(self.spread(factor, variances, basis, kinds_kept), which)
         return torch.where(valid, mean, 0.0), spread / (2 * cells) + beside
+
+    def draw(self, noise: Tensor, leaked: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Modes`; a measurement sees the field itself."""
+        nugget, modes, variances = (value.to(noise.dtype) for value in (self.nugget, self.modes, self.variances))
+        basis, white = modes.flatten(1), nugget.sqrt()
+        more = (variances + nugget).sqrt() - white
+        field = white * noise + ((more * (noise.flatten(1) @ basis.T)) @ basis).view_as(noise)
+        return field, field
 
     def spread(self, factor: Tensor, variances: Tensor, basis: Tensor, kept: Tensor) -> Tensor:
         """Returns the trace of D V C V^T D, `(U,)`, for V^T `(K, 2 H W)` and D of the cells `(U, H W)`."""

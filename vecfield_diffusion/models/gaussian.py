@@ -25,6 +25,7 @@ from vecfield_diffusion.models.eigenfields import Eigenfields
 from vecfield_diffusion.models.gate import Gate
 from vecfield_diffusion.models.modes import MeanVariance, Modes
 from vecfield_diffusion.models.product_modes import ProductModes
+from vecfield_diffusion.models.reference import GaussianReference
 from vecfield_diffusion.models.unet import Time, UNet
 from vecfield_diffusion.models.waves import Waves
 
@@ -106,6 +107,12 @@ class GaussianResidual(nn.Module, Parametrization):
     def learn(self, field: Callable[[], Modes]) -> None:
         """Takes the Gaussian field `field()`, which training leaves as it is."""
         self.field = field().to(next(self.parameters()).device)
+
+    def reference(self, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> GaussianReference | None:
+        """Returns the Gaussian field given the observation, where it draws; see `Parametrization`."""
+        if self.field is None or not self.field.draws:
+            return None
+        return GaussianReference(self.field, y, observed, error, valid)
 
     def precondition(
         self, z: Tensor, s: Tensor, known: Conditions, scalars: Callable[[Tensor], Scalars]

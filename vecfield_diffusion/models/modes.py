@@ -39,12 +39,29 @@ class Modes(nn.Module, ABC):
     fills_domain: bool = False
     #: Whether an observation is solved for once, and serves all levels from then on.
     remembers: bool = False
+    #: Whether it has draws, see `draw`.
+    draws: bool = False
     #: Random vectors that estimate the trace of the posterior covariance, to a few hundredths.
     PROBES = 16
 
     @abstractmethod
     def forward(self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> MeanVariance:
         """See the class."""
+
+    def draw(self, noise: Tensor, leaked: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns a draw of the field without data, and what its measurements see, `(B, 2, H, W)` both.
+
+        `self` is the exact posterior of the draw given what is seen and an error of the measurements.
+
+        Arguments:
+            noise: Unit normal noise, `(B, 2, H, W)`; the draw is linear in it.
+            leaked: Other such noise, of what `self` counts as an error of the measurements.
+            observed: The measured cells, boolean `(B, 1, H, W)`.
+
+        Raises:
+            NotImplementedError: The field has no draws.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no draws")
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         for name, buffer in self.named_buffers(recurse=False):

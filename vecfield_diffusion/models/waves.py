@@ -26,7 +26,7 @@ class Waves(Modes):
         modes: The number K at most; waves that carry 1e-4 of the variance together are left out in any case.
     """
 
-    fills_domain = True
+    fills_domain = draws = True
     #: The number of modes K that is taken, at most, and the share of the variance that they may leave out.
     MODES, LEFT_OUT = 1000, 1e-4
 
@@ -54,8 +54,7 @@ class Waves(Modes):
     def forward(self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> MeanVariance:
         """See `Modes`."""
         table, noise = self.table(z), s[:, None].square()
-        share = observed.to(z).mean(dim=(2, 3), keepdim=True)
-        leak = torch.lerp(table.left_out, table.rest.max() / 4, share).clamp(min=least(table.variances))
+        leak = self.leak(table, observed)
         weight = torch.where(observed, 1 / (error.square() + leak), 0.0)
         right = table.analyse(weight * y + z / noise[:, :, None, None])
         kinds, which = alike(torch.cat([weight.flatten(1), 1 / noise], dim=1))
@@ -67,6 +66,18 @@ class Waves(Modes):
         mean = mean + table.filter(z, rest)
         values = z[0].numel()
         return mean, (trace + (rest * noise[:, :, None]).sum(dim=(1, 2))) / values
+
+    def leak(self, table: Table, observed: Tensor) -> Tensor:
+        """Returns the variance `(B, 1, 1, 1)` that the rest adds to the errors of the measurements."""
+        share = observed.to(table.rest).mean(dim=(2, 3), keepdim=True)
+        return torch.lerp(table.left_out, table.rest.max() / 4, share).clamp(min=least(table.variances))
+
+    def draw(self, noise: Tensor, leaked: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Modes`."""
+        table = self.table(noise)
+        strong = table.synthesise(table.variances.sqrt() * table.analyse(noise))
+        seen = strong + self.leak(table, observed).sqrt() * leaked
+        return strong + table.filter(noise, table.rest.sqrt()), seen
 
 
 @dataclass(frozen=True)

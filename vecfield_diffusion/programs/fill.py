@@ -90,7 +90,7 @@ class Gathered:
 
 
 def run(filling: Filling, sink: Sink, label: str = "filling") -> dict[str, dict[str, float]]:
-    """Fills every snapshot that is not there yet, with one progress bar over all; there are no further scores.
+    """Fills every snapshot that is not there yet, with one progress bar over all; returns what its sampler recorded.
 
     Raises:
         UserError: Fields that are not finite, memory that is full, or a sink that cannot be written.
@@ -112,9 +112,9 @@ def run(filling: Filling, sink: Sink, label: str = "filling") -> dict[str, dict[
             method = filling.methods[name]
             members, cases = fill_piece(filling, method, piece, sink, factor=factor, progress=bar.update)
             write_piece(sink, positions, members, cases, factor=factor, done=sink.done())
-    for method in filling.methods.values():
-        say_summary(method)
-    return {}
+    recorded = [say_summary(method) for method in filling.methods.values()]
+    # All methods have one sampler, of which the first has said all.
+    return {"sampler": recorded[0]} if recorded[0] else {}
 
 
 def fill_piece(
@@ -191,11 +191,15 @@ def write_piece(
         sink.write([positions[place] for place in part], *given)
 
 
-def say_summary(method: Method) -> None:
-    """Prints what there is to say after the sampling."""
-    for line in (method.inpainting.summary(), method.guidance.summary()):
+def say_summary(method: Method) -> dict[str, float]:
+    """Prints what there is to say after the sampling, and returns what the sampler recorded, which it then forgets."""
+    record = method.sampler.record
+    numbers = record.numbers()
+    for line in (method.inpainting.summary(), method.guidance.summary(), record.summary()):
         if line:
             print(line)
+    record.clear()
+    return numbers
 
 
 def fill_cases(

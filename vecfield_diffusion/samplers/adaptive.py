@@ -24,6 +24,7 @@ from vecfield_diffusion.samplers.base import (
     LevelDenoiser,
     NoiseFunction,
     Progress,
+    Reference,
     Sampler,
     first_state,
     silent,
@@ -67,14 +68,19 @@ class Adaptive(Sampler):
         rtol: The error of a step relative to the state.
         atol: The error of a step in standard deviations of the data, the unit of normalised fields.
         max_evaluations: The largest number of evaluations of a run, at least 4: of one step.
+        temperature: T of the law p^(1/T) that is sampled; see `base.py`.
 
     Raises:
         ValueError: Tolerances that are not positive, or too few evaluations.
     """
 
-    def __init__(self, rtol: float = 1e-3, atol: float = 1e-3, max_evaluations: int = 1000) -> None:
+    own_walk = "sampler=adaptive has no levels that all members share"
+
+    def __init__(
+        self, rtol: float = 1e-3, atol: float = 1e-3, max_evaluations: int = 1000, temperature: float = 1.0
+    ) -> None:
         # The formulation's own schedule of two steps has the largest level, the smallest and 0.
-        super().__init__(steps=2)
+        super().__init__(steps=2, temperature=temperature)
         for name, value in (("rtol", rtol), ("atol", atol)):
             if not value > 0:
                 raise ValueError(f"{name} must be > 0, got {value}")
@@ -104,6 +110,7 @@ class Adaptive(Sampler):
         repeats: int = 1,
         repeat_above: float = 0.0,
         valid: Tensor | None = None,
+        reference: Reference | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """As `Sampler.sample`, from levels `(s_max, s_min, 0)`; the states are those at these levels.
 
@@ -116,7 +123,7 @@ class Adaptive(Sampler):
         if repeats != 1:
             raise ValueError(f"repeats must be 1 for the adaptive sampler, got {repeats}")
         top, bottom, _ = self.ladder(levels)
-        first = first_state(top, noise, start)
+        first = first_state(top, self.heated(noise), start)
         span = torch.tensor([top, bottom], dtype=torch.float64, device=first.device).log()
         one = first.narrow(-3, 0, 1)
         inside = torch.ones_like(one, dtype=torch.bool) if valid is None else valid.expand_as(one)

@@ -4,6 +4,13 @@ A sampler walks the levels `s_0 > s_1 > ... > s_n = 0` of a formulation down; a 
 The state is `z = x0 + s eps`, it starts from `z = start + s_0 eps`, and the denoiser gives `D(z, s) = E[x0 | z]`. Noise
 is passed in as a function, so that whoever calls owns the randomness. After each step an optional hook may change the
 state: `hook(z, r) -> z`.
+
+At a temperature T other than 1 all noise is multiplied by sqrt(T), and a sampler then follows the laws `p_s^(1/T)` down
+to the tempered law of the data. For Gaussian data this is exact: N(m, S + s^2 I)^(1/T) is N(m, T S + T s^2 I), the
+tempered data at the level sqrt(T) s, whose denoiser `m + T S (T S + T s^2 I)^-1 (z - m)` is D(z, s) itself. With J the
+Jacobian of D at the level r of that noise it is `D_T(z, r) = z + (T J + I - J)^-1 (D(z, r) - z)`, which costs a system
+of equations; D at the level `r / sqrt(T)` is the same and costs nothing. A sampler that is affine in its noise keeps
+its mean, and each variance is T times as large. Beyond Gaussian data see `tempered.py`.
 """
 
 from __future__ import annotations
@@ -11,13 +18,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from vecfield_diffusion.axes import total
 from vecfield_diffusion.diffusion.base import ScheduleName
+from vecfield_diffusion.samplers.record import Record
 
 #: `z (B, 2, H, W), s (B,) -> x_hat`: a denoiser whose observation is already bound. One that has learned the variance
 #: of an ancestral step also has a method `moments(z, s) -> (x_hat, fraction)`, see `LevelDenoiser.moments`.
@@ -34,11 +45,41 @@ def silent(evaluations: int) -> None:
     """A progress function that does nothing."""
 
 
-class LevelDenoiser:
-    """A denoiser as a step calls it, at one level for the whole batch. Each call is reported to `progress`."""
+class Reference(Protocol):
+    """A Gaussian law N(m, C) of clean fields, given what is observed; for states `(B, 2, H, W)`."""
 
-    def __init__(self, denoiser: BoundDenoiser, progress: Progress = silent) -> None:
-        self.denoiser, self.progress = denoiser, progress
+    def centre(self, z: Tensor) -> Tensor:
+        """Returns m for a batch like `z`."""
+
+    def draw(self, noise: NoiseFunction) -> Tensor:
+        """Returns a draw of N(0, C), linear in unit normal noise."""
+
+    def denoise(self, z: Tensor, s: float) -> Tensor:
+        """Returns `m + C (C + s^2 I)^-1 (z - m)`."""
+
+
+#: Evaluations of the score along a move, by Gauss-Legendre quadrature: it is exact where the score is cubic.
+NODES = 2
+
+
+class LevelDenoiser:
+    """A denoiser as a step calls it, at one level for the whole batch. Each call is reported to `progress`.
+
+    Arguments:
+        denoiser: The denoiser.
+        progress: Takes the number of evaluations.
+        valid: The cells of the domain, boolean `(B, 1, H, W)`; all if None.
+        reference: A Gaussian law that resembles the data's; None where none is known.
+    """
+
+    def __init__(
+        self,
+        denoiser: BoundDenoiser,
+        progress: Progress = silent,
+        valid: Tensor | None = None,
+        reference: Reference | None = None,
+    ) -> None:
+        self.denoiser, self.progress, self.valid, self.reference = denoiser, progress, valid, reference
 
     def __call__(self, z: Tensor, s: float) -> Tensor:
         """Returns the posterior mean `(B, 2, H, W)` at level `s`."""
@@ -64,6 +105,50 @@ class LevelDenoiser:
         self.progress(1)
         return x_hat, fraction
 
+    def log_ratio(self, z: Tensor, z_new: Tensor, s: float, nodes: int = NODES) -> Tensor:
+        """Returns `ln p_s(z_new) - ln p_s(z)`, `(B,)` in float64 nats, p_s the density of the states at level `s`.
+
+        By the energy `-ln p_s` where the denoiser has one. Else by the integral of the score along the straight line
+        between the two, in which a constant of the level has no part: exact for Gaussian data, and as good as the score
+        is a gradient, and a polynomial of the degree `2 nodes - 1` along the line. Either counts as `nodes`
+        evaluations.
+        """
+        if getattr(self.denoiser, "has_energy", False):
+            level = z.new_full((len(z),), s)
+            old, new = (self.denoiser.energy(state, level).double() for state in (z, z_new))
+            self.progress(nodes)
+            return old - new
+        return line_integral(self, z, z_new, s, valid=self.valid, nodes=nodes)
+
+
+def line_integral(
+    denoise: Callable[[Tensor, float], Tensor],
+    z: Tensor,
+    z_new: Tensor,
+    s: float,
+    *,
+    valid: Tensor | None = None,
+    nodes: int = NODES,
+) -> Tensor:
+    """Returns the integral of the score `(D - z) / s^2` along the line from `z` to `z_new`, `(B,)` in float64.
+
+    Only cells that are `valid` count; all if None.
+    """
+    move = (z_new - z).double()
+    move = move if valid is None else torch.where(valid, move, 0.0)
+    work = torch.zeros(len(z), dtype=torch.float64, device=z.device)
+    for place, weight in gauss_legendre(nodes):
+        between = torch.lerp(z, z_new, place)
+        work = work + weight * total((denoise(between, s) - between).double() * move)
+    return work / s**2
+
+
+@cache
+def gauss_legendre(nodes: int) -> list[tuple[float, float]]:
+    """Returns the places and weights of Gauss-Legendre quadrature on [0, 1]."""
+    places, weights = np.polynomial.legendre.leggauss(nodes)
+    return [(float(1 + place) / 2, float(weight) / 2) for place, weight in zip(places, weights, strict=True)]
+
 
 class Sampler(ABC):
     """Draws samples by walking the noise levels down.
@@ -71,24 +156,36 @@ class Sampler(ABC):
     Arguments:
         steps: The number of steps, at least 1.
         schedule: How the levels of the steps are laid: `native` is the formulation's own.
+        temperature: T of the law p^(1/T) that is sampled; see the module.
 
     Attributes:
         needs_variance: Whether the denoiser must have learned the variance of a step.
         needs_mean: Whether the denoiser must give E[x0 | z], and not the end of the path that z lies on.
+        own_walk: Why nothing but the sampler may change the state, in the words of the command line; empty where a hook
+            may, and steps may be repeated.
+        takes_reference: Whether it makes proposals of a Gaussian law that resembles the data's.
+        differences: Whether small differences of the denoiser are taken, which then computes in float32.
 
     Raises:
-        ValueError: Fewer than one step, or a schedule of another name.
+        ValueError: Fewer than one step, a schedule of another name, or a temperature that is not positive.
     """
 
     needs_variance: bool = False
     needs_mean: bool = True
+    own_walk: str = ""
+    takes_reference: bool = False
+    differences: bool = False
 
-    def __init__(self, steps: int = 32, schedule: ScheduleName = "native") -> None:
+    def __init__(self, steps: int = 32, schedule: ScheduleName = "native", temperature: float = 1.0) -> None:
         if steps < 1:
             raise ValueError(f"steps must be >= 1, got {steps}")
         if schedule not in get_args(ScheduleName):
             raise ValueError(f"schedule must be one of {', '.join(get_args(ScheduleName))}, got {schedule}")
-        self.steps, self.schedule = steps, schedule
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be > 0, got {temperature}")
+        self.steps, self.schedule, self.temperature = steps, schedule, temperature
+        #: What is to be said of the runs of this sampler.
+        self.record = Record()
 
     @property
     @abstractmethod
@@ -113,6 +210,7 @@ class Sampler(ABC):
         repeats: int = 1,
         repeat_above: float = 0.0,
         valid: Tensor | None = None,
+        reference: Reference | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Returns samples `(B, 2, H, W)`, with `return_trajectory` also the states `(steps + 1, B, 2, H, W)`.
 
@@ -127,13 +225,14 @@ class Sampler(ABC):
             repeats: How often each step is taken; fresh noise takes the state back up in between.
             repeat_above: Steps to this level and below are taken once.
             valid: The cells of the domain, boolean `(B, 1, H, W)`, where a sampler judges the state; all if None.
+            reference: A Gaussian law that resembles the data's, for samplers that make proposals of it.
 
         Raises:
             ValueError: Levels of another number than the steps ask for, or that do not fall.
         """
-        ladder = self.ladder(levels)
+        ladder, noise = self.ladder(levels), self.heated(noise)
         z = first_state(ladder[0], noise, start)
-        denoise, memory, states = LevelDenoiser(denoiser, progress), {}, [z]
+        denoise, memory, states = LevelDenoiser(denoiser, progress, valid, reference), {}, [z]
         for s, r in pairwise(ladder):
             for left in reversed(range(repeats if r > repeat_above else 1)):
                 z = self.step(denoise, z, s, r, noise, memory)
@@ -145,6 +244,13 @@ class Sampler(ABC):
             if return_trajectory:
                 states.append(z)
         return (z, torch.stack(states)) if return_trajectory else z
+
+    def heated(self, noise: NoiseFunction) -> NoiseFunction:
+        """Returns noise of the variance T."""
+        if self.temperature == 1:
+            return noise
+        scale = math.sqrt(self.temperature)
+        return lambda: scale * noise()
 
     def ladder(self, levels: Tensor) -> list[float]:
         """Returns the levels as numbers, read once so that no step waits for the device."""

@@ -22,8 +22,8 @@ from vecfield_diffusion.samplers.base import LevelDenoiser, NoiseFunction, Sampl
 class Euler(Sampler):
     """First order: `z_r = D + (r / s)(z - D)`, which is DDIM (Song et al., ICLR 2021, equation 12 with eta = 0)."""
 
-    def __init__(self, steps: int = 64, schedule: ScheduleName = "native") -> None:
-        super().__init__(steps, schedule)
+    def __init__(self, steps: int = 64, schedule: ScheduleName = "native", temperature: float = 1.0) -> None:
+        super().__init__(steps, schedule, temperature)
 
     @property
     def evaluations(self) -> int:
@@ -52,6 +52,7 @@ class Heun(Sampler):
         S_min: No noise below this level.
         S_max: No noise above this level.
         S_noise: The scale of the noise; above 1 it widens the spread, so 1 where calibration matters.
+        temperature: T of the law p^(1/T) that is sampled; see `base.py`.
 
     Raises:
         ValueError: A churn or a scale that is negative.
@@ -65,8 +66,9 @@ class Heun(Sampler):
         S_min: float = 0.0,
         S_max: float = math.inf,
         S_noise: float = 1.0,
+        temperature: float = 1.0,
     ) -> None:
-        super().__init__(steps, schedule)
+        super().__init__(steps, schedule, temperature)
         for name, value in (("S_churn", S_churn), ("S_noise", S_noise)):
             if value < 0:
                 raise ValueError(f"{name} must be >= 0, got {value}")
@@ -97,8 +99,8 @@ class Midpoint(Sampler):
     The last step, r = 0, is no exception. A run costs two evaluations a step.
     """
 
-    def __init__(self, steps: int = 16, schedule: ScheduleName = "native") -> None:
-        super().__init__(steps, schedule)
+    def __init__(self, steps: int = 16, schedule: ScheduleName = "native", temperature: float = 1.0) -> None:
+        super().__init__(steps, schedule, temperature)
 
     @property
     def evaluations(self) -> int:
@@ -122,8 +124,8 @@ class DPMpp2M(Sampler):
     The first step is of first order; so is the last, which returns D.
     """
 
-    def __init__(self, steps: int = 32, schedule: ScheduleName = "log_snr") -> None:
-        super().__init__(steps, schedule)
+    def __init__(self, steps: int = 32, schedule: ScheduleName = "log_snr", temperature: float = 1.0) -> None:
+        super().__init__(steps, schedule, temperature)
 
     @property
     def evaluations(self) -> int:

@@ -41,13 +41,16 @@ class DDIM(Sampler):
         steps: The number of steps and of evaluations.
         schedule: How the levels of the steps are laid: `native` is the formulation's own.
         eta: The share of the noise that is fresh: 0 is the Euler step of the ODE, 1 the ancestral step.
+        temperature: T of the law p^(1/T) that is sampled; see `base.py`.
 
     Raises:
         ValueError: eta outside [0, 1].
     """
 
-    def __init__(self, steps: int = 50, schedule: ScheduleName = "native", eta: float = 0.0) -> None:
-        super().__init__(steps, schedule)
+    def __init__(
+        self, steps: int = 50, schedule: ScheduleName = "native", eta: float = 0.0, temperature: float = 1.0
+    ) -> None:
+        super().__init__(steps, schedule, temperature)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be in [0, 1], got {eta}")
         self.eta = eta
@@ -80,6 +83,7 @@ class Ancestral(Sampler):
         steps: The number of steps and of evaluations.
         schedule: How the levels of the steps are laid: `native` is the formulation's own.
         variance: The variance of a step; `learned` asks for a denoiser that was trained to give it.
+        temperature: T of the law p^(1/T) that is sampled; see `base.py`.
 
     Raises:
         ValueError: A variance of another name.
@@ -90,8 +94,9 @@ class Ancestral(Sampler):
         steps: int = 256,
         schedule: ScheduleName = "native",
         variance: Literal["small", "large", "learned"] = "small",
+        temperature: float = 1.0,
     ) -> None:
-        super().__init__(steps, schedule)
+        super().__init__(steps, schedule, temperature)
         if variance not in ("small", "large", "learned"):
             raise ValueError(f"variance must be one of small, large, learned, got {variance}")
         self.variance, self.needs_variance = variance, variance == "learned"
@@ -122,8 +127,8 @@ class EulerMaruyama(Sampler):
     The last step, r = 0, returns D: the noise of its Euler step would be as large as what it removes.
     """
 
-    def __init__(self, steps: int = 256, schedule: ScheduleName = "native") -> None:
-        super().__init__(steps, schedule)
+    def __init__(self, steps: int = 256, schedule: ScheduleName = "native", temperature: float = 1.0) -> None:
+        super().__init__(steps, schedule, temperature)
 
     @property
     def evaluations(self) -> int:
@@ -150,8 +155,8 @@ class HeunSDE(Sampler):
     D; a run costs 2 n - 1 evaluations.
     """
 
-    def __init__(self, steps: int = 64, schedule: ScheduleName = "native") -> None:
-        super().__init__(steps, schedule)
+    def __init__(self, steps: int = 64, schedule: ScheduleName = "native", temperature: float = 1.0) -> None:
+        super().__init__(steps, schedule, temperature)
 
     @property
     def evaluations(self) -> int:
@@ -185,15 +190,21 @@ class PredictorCorrector(EulerMaruyama):
         schedule: How the levels of the steps are laid: `native` is the formulation's own.
         corrector_steps: The number of Langevin steps after each; 0 leaves the predictor alone.
         snr: The signal-to-noise ratio of a Langevin step, below 1, where the steps cease to be stable.
+        temperature: T of the law p^(1/T) that is sampled; see `base.py`.
 
     Raises:
         ValueError: Fewer than no corrector steps, or a ratio outside (0, 1).
     """
 
     def __init__(
-        self, steps: int = 256, schedule: ScheduleName = "native", corrector_steps: int = 1, snr: float = 0.16
+        self,
+        steps: int = 256,
+        schedule: ScheduleName = "native",
+        corrector_steps: int = 1,
+        snr: float = 0.16,
+        temperature: float = 1.0,
     ) -> None:
-        super().__init__(steps, schedule)
+        super().__init__(steps, schedule, temperature)
         if corrector_steps < 0:
             raise ValueError(f"corrector_steps must be >= 0, got {corrector_steps}")
         if not 0 < snr < 1:
@@ -223,22 +234,28 @@ class Langevin(Sampler):
     then D. A step of the sampler ends with those of the level that it goes to, so that hooks and trajectories see a
     state of that level; a run costs corrections n + 1 evaluations. The spread is too large, by a part of order
     step_size and because the noise of a level needs `1 / step_size` corrections to fade, while the level falls on: a
-    tenth of the variance at the defaults. For comparison.
+    tenth of the variance at the defaults. For comparison; `MALA` decides on each step, and has no such bias.
 
     Arguments:
         steps: The number of levels n.
         schedule: How the levels of the steps are laid: `native` is the formulation's own.
         corrections: The number of Langevin steps at each level; in the paper 100 at each of 10 levels.
         step_size: delta / s^2, below 2, where the steps cease to be stable; 0.1 is the paper's.
+        temperature: T of the law p^(1/T) that is sampled; see `base.py`.
 
     Raises:
         ValueError: Fewer than one correction, or a step size outside (0, 2).
     """
 
     def __init__(
-        self, steps: int = 256, schedule: ScheduleName = "native", corrections: int = 5, step_size: float = 0.1
+        self,
+        steps: int = 256,
+        schedule: ScheduleName = "native",
+        corrections: int = 5,
+        step_size: float = 0.1,
+        temperature: float = 1.0,
     ) -> None:
-        super().__init__(steps, schedule)
+        super().__init__(steps, schedule, temperature)
         if corrections < 1:
             raise ValueError(f"corrections must be >= 1, got {corrections}")
         if not 0 < step_size < 2:
