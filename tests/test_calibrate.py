@@ -125,6 +125,18 @@ def test_factors_are_kept_by_process_in_the_checkpoint(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_factor_from_before_samplers_had_a_temperature_is_that_of_temperature_one():
+    how = {"_target_": "Conditional"}
+
+    def process(**sampler):
+        return describe_process({"sigma_obs": 0.0, "sampler": {"steps": 4, **sampler}}, {"_target_": "Track"}, how)
+
+    known = [{"process": process(), "factor": 1.25}]
+    assert find_factor(known, process(temperature=1.0), Path("best.pt")) == 1.25
+    with pytest.raises(UserError, match="was calibrated for sampler="):
+        find_factor(known, process(temperature=0.5), Path("best.pt"))
+
+
 @pytest.mark.parametrize("given", [[], ["sigma_obs=0.05", "sampler=heun", "physics=divergence", "inpainting=mmps"]])
 def test_both_programs_describe_the_same_process_alike(given):
     node = option("mask", "track")
