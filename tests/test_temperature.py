@@ -157,3 +157,18 @@ def test_particles_find_the_tempered_proportion_of_two_modes():
     error = math.sqrt(exact * (1 - exact) / n)
     assert abs(shares["weighted"] - exact) < 3 * error + 0.01, shares
     assert abs(shares["plain"] - exact) > 3 * error + 0.01, shares
+
+
+def test_particles_are_resampled_by_their_weights_where_these_are_too_uneven():
+    """Systematic resampling: each particle as often as P times its weight, rounded up or down; others stay."""
+    sampler = FeynmanKac(particles=8)
+    particles = torch.arange(16, dtype=torch.float64).view(8, 2, 1, 1, 1)
+    weights = torch.tensor([0.8, 0.1, 0.05, 0.01, 0.01, 0.01, 0.01, 0.01], dtype=torch.float64)
+    logs = torch.stack([weights.log() + 3, torch.linspace(0, 0.1, 8, dtype=torch.float64)], dim=1)
+    after, left = sampler.resample(particles, logs, drawn(2))
+    counts = (after[:, 0].flatten() == particles[:, 0].flatten()[:, None]).sum(1)
+    assert counts.sum() == 8 and ((counts - 8 * weights).abs() < 1).all()
+    assert torch.equal(after[:, 1], particles[:, 1]) and torch.equal(left[:, 1], logs[:, 1])
+    assert (left[:, 0] == 0).all()
+    picked = [float(sampler.one(particles[:, :1], logs[:, :1], drawn(1, seed))) for seed in range(400)]
+    assert abs(sum(value == 0 for value in picked) / 400 - 0.8) < 4 * math.sqrt(0.16 / 400)
