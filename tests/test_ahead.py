@@ -50,7 +50,7 @@ def test_forecasts_are_those_of_an_ornstein_uhlenbeck_process(ahead: int) -> Non
     cut = list(foretold([given], ahead, AROUND))
     assert all(np.isnan(one.y[-ahead:]).all() and np.isfinite(one.y[:-ahead]).all() for one in cut)
     law = series_fill(prepared(prior), cut)(slice(0, 3))
-    fade, variance = np.exp(-RATE * ahead), prior.variance() * np.ones((H, W))
+    fade, variance = np.exp(-RATE * ahead), prior.covariance.variance().numpy()
     for place, frame in enumerate(given.frames):
         want = prior.mean + fade * (truth[frame - ahead] - prior.mean)
         np.testing.assert_allclose(law.members[0, place], want, atol=1e-8)

@@ -188,6 +188,16 @@ def test_what_is_hidden_of_white_fields_keeps_its_variance(s):
     torch.testing.assert_close(variance, hidden * filtered * s**2, rtol=1e-6, atol=0.0)
 
 
+def test_the_variance_of_cells_is_that_of_the_modes():
+    field = product_modes(PRIORS["components"], T)
+    field.modes.fill_(40)
+    table, root = field.prior().table, torch.from_numpy(random(40, 40))
+    fields = table.field(root.T.contiguous())
+    torch.testing.assert_close(
+        table.spread(root @ root.T), fields.square().sum(dim=0).mean(dim=1), rtol=1e-10, atol=0.0
+    )
+
+
 def test_what_is_measured_everywhere_is_not_taken_for_known_exactly(monkeypatch):
     """Where few modes, for more values than count, claim more than there is: the deviation is that of the error."""
     monkeypatch.setattr(module, "DENSE", 40)

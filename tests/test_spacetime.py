@@ -134,6 +134,17 @@ def test_posterior_with_past_only_and_of_some_frames(prior: SpaceTime) -> None:
         np.testing.assert_allclose(found[:, prior.valid], expected[:, prior.valid], atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("prior", fields())
+def test_frames_are_carried_to_any_others(prior: SpaceTime) -> None:
+    """Also where differences of time are those of the call before, of other frames."""
+    whole = torch.from_numpy(dense(prior)).view(T, 2 * H * W, T, 2 * H * W)
+    for frames, onto in (([1, 2], [1]), ([1], [1, 0]), ([0, 3], [4, 1, 2])):
+        given = torch.from_numpy(random(3, len(frames), 2, H, W))
+        expected = torch.einsum("tisj,msj->mti", whole[onto][:, :, frames], given.flatten(2))
+        found = prior.covariance.apply(given, frames, onto)
+        torch.testing.assert_close(found.flatten(2), expected, rtol=0, atol=1e-10)
+
+
 def test_forecast_in_closed_form() -> None:
     """An Ornstein-Uhlenbeck process in every cell by itself, seen now: r^h y and 1 - r^2h after h steps."""
     rho = 0.9 ** np.arange(12)

@@ -74,7 +74,7 @@ class Covariance:
         self.lags, self.components, self.component_lags, self.scale = lags, components, component_lags, scale
         self.waves = torch.fft.rfft2(lags)
         self._tables: dict[int, Tensor] = {}
-        self._blocks: tuple[tuple[int, ...], Tensor] | None = None
+        self._blocks: tuple[Tensor, Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -168,14 +168,13 @@ class Covariance:
 
     def _pairs(self, onto: Sequence[int], frames: Sequence[int]) -> Tensor:
         """C_k of all pairs of frames and components, `(Ht (Wt / 2 + 1), 2 len(onto), 2 len(frames))`."""
-        key = tuple(late - early for late in onto for early in frames)
-        if self._blocks is None or self._blocks[0] != key:
-            lags = torch.tensor(key, device=self.lags.device)
-            found = self.waves[lags.abs().clamp(max=len(self.lags) - 1)]
-            found = torch.where((lags >= 0)[:, None, None, None, None], found, found.transpose(1, 2).conj())
-            found[lags.abs() >= len(self.lags)] = 0.0
-            found = found.unflatten(0, (len(onto), len(frames))).flatten(4).permute(4, 0, 2, 1, 3)
-            self._blocks = key, found.flatten(3).flatten(1, 2).contiguous()
+        lags = torch.tensor([[late - early for early in frames] for late in onto], device=self.lags.device)
+        if self._blocks is None or not torch.equal(self._blocks[0], lags):
+            found = self.waves[lags.abs().clamp(max=len(self.lags) - 1)]  # (onto, frames, 2, 2, Ht, Wt / 2 + 1)
+            ahead, far = (part[..., None, None, None, None] for part in (lags >= 0, lags.abs() >= len(self.lags)))
+            found = torch.where(ahead, found, found.transpose(2, 3).conj()).masked_fill(far, 0.0)
+            found = found.flatten(4).permute(4, 0, 2, 1, 3)
+            self._blocks = lags, found.flatten(3).flatten(1, 2).contiguous()
         return self._blocks[1]
 
     def lengths(self) -> tuple[float, float]:

@@ -13,11 +13,12 @@ of the covariance along each axis alone, waves where an axis is periodic (`model
 
     V^T C_y V = L L^T,    L^T (V^T A^T A V) L = U diag(nu) U^T,    X = L U,
 
-serves all levels: the posterior covariance of the modes is X diag(1 / (1 + nu / s^2)) X^T. The rest counts as
-independent of them and of each other, as if y had measured each of its coefficients with the same error: one that
-leaves of their variance what C_y has. It is estimated by its Wiener filter from what the modes leave of z, and the
-modes once more from what it leaves. So g is exact at high noise, and at any level where all modes are taken: with land,
-missing frames and an error of each cell alike. Its Jacobian by z is symmetric.
+serves all levels: the posterior covariance of the modes is X diag(1 / (1 + nu / s^2)) X^T. Few modes reach from hidden
+cells to measured ones, where V X is therefore cut to the error of what was measured. The rest counts as independent of
+them and of each other, as if y had measured each of its coefficients with the same error: one that leaves of their
+variance what C_y has. It is estimated by its Wiener filter from what the modes leave of z, and the modes once more from
+what it leaves. So g is exact at high noise, and at any level where all modes are taken: with land, missing frames and
+an error of each cell alike. Its Jacobian by z is symmetric.
 """
 
 from __future__ import annotations
@@ -124,14 +125,14 @@ class ProductModes(Modes):
         posteriors = [self.posterior(*parts) for parts in zip(known, observed, noise, valid, strict=True)]
         if all(each is posteriors[0] for each in posteriors):  # members of one observation share what it says
             posteriors = posteriors[:1]
-        first, roots, gains, rate, share, claim = (torch.stack(parts) for parts in zip(*posteriors, strict=True))
+        first, roots, gains, bound, rate, share, claim = (torch.stack(parts) for parts in zip(*posteriors, strict=True))
         level = column(s.double().square(), z)
         left = 1 / (1 + gains / level.view(-1, 1))
 
         def step(field: Tensor) -> Tensor:
             """What noisy fields, 0 outside the domain, say by the modes."""
-            right = table.coefficients(square * field / level)[:, None]
-            return torch.where(valid, table.field((((right @ roots) * left[:, None]) @ roots.mT)[:, 0]), 0.0)
+            right = table.coefficients(bound * square * field / level)[:, None]
+            return torch.where(valid, bound * table.field((((right @ roots) * left[:, None]) @ roots.mT)[:, 0]), 0.0)
 
         innovation = torch.where(valid, (z.double() - self.mean) / self.scale - first, 0.0)
         rest, cells = table.rest / (1 + column(rate, z) * table.rest), total(valid).clamp(min=1)
@@ -169,7 +170,8 @@ class Posterior(NamedTuple):
     Arguments:
         mean: m_y, `(T, 2, H, W)`.
         roots: X, `(K, K)`.
-        gains: nu, `(K,)`.
+        gains: nu, `(K,)`, of the modes times `bound`.
+        bound: The factor on the modes at every cell, `(T, 1, H, W)`; 1 where nothing was measured.
         rate: What y adds to the precision of each coefficient of the rest where nothing was measured, a number.
         share: The mean variance of the rest over that where nothing was measured, a number.
         claim: The share of the variance of the modes that there is, a number.
@@ -178,6 +180,7 @@ class Posterior(NamedTuple):
     mean: Tensor
     roots: Tensor
     gains: Tensor
+    bound: Tensor
     rate: Tensor
     share: Tensor
     claim: Tensor
@@ -219,21 +222,24 @@ class Prior:
         found = interpolate(self.covariance, known, some, self.across, self.among, most=most)
         values, vectors = torch.linalg.eigh(found.among)
         root = vectors * values.clamp(min=0.0).sqrt()
-        left = found.variance - (table.rows(some) @ root).square().sum(dim=1)
-        mean, unused = found.mean, known.observed & ~found.used
+        mean, unused, variance = found.mean, known.observed & ~found.used, found.variance
+        noise = known.noise[:, None].expand_as(mean)
         if unused.any():
             spread = table.rest.mean()
-            weight = torch.where(unused, 1 / (known.noise + spread).clamp(min=ROUNDED * found.variance.max()), 0.0)
+            weight = torch.where(unused, 1 / (known.noise + spread).clamp(min=ROUNDED * variance.max()), 0.0)
             inner = torch.eye(len(root)).to(root) + root.T @ table.gram(weight) @ root
             root = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), root.T, upper=False).T
             missed = weight[:, None] * (known.y - mean)
-            mean = mean + table.field((table.coefficients(missed[None]) @ root) @ root.T)[0]
-            # Cells among measured ones: each is nearly what was measured there.
-            mean = torch.where(unused[:, None], torch.lerp(mean, known.y, (spread * weight)[:, None]), mean)
-            inside, noise = (some.of(part[:, None].expand_as(mean)) for part in (unused, known.noise))
-            claimed = (table.rows(some) @ root).square().sum(dim=1)
-            left = torch.where(inside, found.variance.minimum(noise) - claimed, left)
-        gains, turned = torch.linalg.eigh(root.T @ table.gram(known.valid * square) @ root)
+            more = mean + table.field((table.coefficients(missed[None]) @ root) @ root.T)[0]
+            # Cells among measured ones: each is nearly what was measured there. All others lie nearer to what counted:
+            # modes that are not all there are would carry to them what was measured far away.
+            near = torch.lerp(more, known.y, (spread * weight)[:, None])
+            mean = torch.where(unused[:, None], near, more if self.whole else mean)
+            inside = some.of(unused[:, None].expand_as(mean))
+            variance = torch.where(inside, variance.minimum(some.of(noise)), variance)
+        bound = self.bound(root, known)
+        left = variance - (some.of(bound.expand_as(mean))[:, None] * (table.rows(some) @ root)).square().sum(dim=1)
+        gains, turned = torch.linalg.eigh(root.T @ table.gram(known.valid * square * bound[:, 0].square()) @ root)
         weight = some.of(square.expand_as(mean))
         lengths = [len(part.frame) for part in parts]
         free, kept = (part.sum() for part in (weight * left).split(lengths))
@@ -247,7 +253,18 @@ class Prior:
         gains = gains.clamp(min=0.0)
         # Modes that reach from hidden cells to measured ones may claim more than the whole variance.
         claim = (1 + every.clamp(max=0.0) / gains.sum().clamp(min=torch.finfo(whole.dtype).tiny)).clamp(min=0.0)
-        return Posterior(mean, root @ turned, gains, rate, share, claim)
+        return Posterior(mean, root @ turned, gains, bound, rate, share, claim)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the modes hold the field but for a thousandth of its variance."""
+        return bool(self.table.rest.mean() <= 1e-3 * self.covariance.variance().mean())
+
+    def bound(self, root: Tensor, known: Known) -> Tensor:
+        """Returns the factor on the modes, `(T, 1, H, W)`, so that no measured cell varies by more than its error."""
+        claimed = self.table.spread(root @ root.T)
+        share = known.noise / claimed.clamp(min=torch.finfo(claimed.dtype).tiny)
+        return torch.where(known.observed, share.clamp(max=1.0).sqrt(), 1.0)[:, None]
 
 
 def precision(variances: Tensor, mean: Tensor) -> Tensor:

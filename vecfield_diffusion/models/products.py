@@ -61,6 +61,18 @@ class Table:
         one = (of_time @ sums.flatten(1)).flatten()[self.place]
         return torch.block_diag(one, one)
 
+    def spread(self, among: Tensor) -> Tensor:
+        """Returns the variance of every cell, the mean of both components, `(T, H, W)`, of modes of covariance `among`.
+
+        It is half the adjoint of `gram`.
+        """
+        of_time, of_y, of_x = self.pairs
+        n = len(self.chosen)
+        sums = among.new_zeros(len(of_time) * len(of_y) * len(of_x))
+        sums.index_add_(0, self.place.flatten(), (among[:n, :n] + among[n:, n:]).flatten() / 2)
+        sums = of_time.mT @ sums.view(len(of_time), -1)
+        return of_y.mT @ sums.view(-1, len(of_y), len(of_x)) @ of_x
+
     def rows(self, values: Values) -> Tensor:
         """Returns the rows of V of single values, `(len(values), K)`."""
         places = torch.unravel_index(self.chosen, self.rest[:, 0].shape)
