@@ -52,7 +52,7 @@ def open_filled(config: Mapping[str, Any]) -> Filled:
     path = Path(config["input"])
     path = path / "fields.nc" if path.is_dir() else path
     fields = open_fields(str(path), **domain_of(path))
-    step, unit, seconds = step_of(fields) if len(fields) > 1 else (0.0, "step", None)
+    seconds = step_of(fields)[-1] if len(fields) > 1 else None
     if seconds is None:
         raise UserError(f"{path}: drifters need snapshots at times whose unit is known, and there are {len(fields)}")
     first = times(config["time"], fields, range(len(fields)))[0]
@@ -67,12 +67,12 @@ def open_filled(config: Mapping[str, Any]) -> Filled:
     if left < 1:
         raise UserError(f"time={config['time']}: no snapshot follows {date_of(fields, first)}, give an earlier one")
     last = first + min(left, round(min(wanted, left)))
-    check_steps(fields, first, last, seconds)
+    check_steps(fields, first, last)
     frames = list(range(first, last + 1))
     return Filled(fields, first, read_members(path, fields, frames), read_truth(path, fields, frames), seconds)
 
 
-def check_steps(fields: Fields, first: int, last: int, seconds: float) -> None:
+def check_steps(fields: Fields, first: int, last: int) -> None:
     """Raises UserError where snapshots are missing, or not dated in order, on the way of the drifters."""
     time = fields.time[first : last + 1]
     steps = np.diff(time) / np.timedelta64(1, "s") if time.dtype.kind == "M" else np.diff(time.astype(float))
