@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -107,12 +109,18 @@ def read_members(path: Path, fields: Fields, frames: Sequence[int]) -> Tensor:
     if names[0] in known:
         count = known[names[0]]["member"]
         options = {"u": names[0], "v": names[1], **domain_of(path)}
-        found = [open_fields(str(path), member=number, **options).read(frames) for number in range(count)]
+        found = [_read(path, frames, member=number, **options) for number in range(count)]
     elif files:
-        found = [open_fields(str(file), **domain_of(file)).read(frames) for file in files]
+        found = [_read(file, frames, **domain_of(file)) for file in files]
     else:
         raise UserError(f"{path}: it has no members ({names[0]}, or files beside it). Fill with infer.py members=32")
     return torch.where(fields.grid.valid, torch.stack(found), torch.nan)
+
+
+def _read(path: Path, frames: Sequence[int], **options: Any) -> Tensor:
+    """Returns snapshots of a file `(T, 2, H, W)`; what there is to say of it was said of the mean."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return open_fields(str(path), **options).read(frames)
 
 
 def read_truth(path: Path, fields: Fields, frames: Sequence[int]) -> Tensor | None:
@@ -120,7 +128,7 @@ def read_truth(path: Path, fields: Fields, frames: Sequence[int]) -> Tensor | No
     names = [f"{name}_truth" for name in fields.names]
     if not sizes_in(path).keys() >= {*names}:
         return None
-    return open_fields(str(path), u=names[0], v=names[1], **domain_of(path)).read(frames)
+    return _read(path, frames, u=names[0], v=names[1], **domain_of(path))
 
 
 def cells_of(place: Sequence[float], fields: Fields, key: str) -> Tensor:
