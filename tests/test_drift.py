@@ -14,6 +14,7 @@ from vecfield_diffusion import commands
 from vecfield_diffusion.config.ending import guarded
 from vecfield_diffusion.inference.files import FieldsWriter
 from vecfield_diffusion.inference.template import FileLayout, Template
+from vecfield_diffusion.programs import drift as program
 from vecfield_diffusion.programs.drift import drift
 
 M, T, H, W = 12, 5, 20, 24
@@ -44,9 +45,12 @@ def filled(path: Path, *, split: bool = False, truth: bool = True, step: int = 6
     return path
 
 
-def run(folder: Path, *overrides: str) -> dict:
-    """The metrics of the program."""
-    drift(commands.drift.config(*overrides, "figure=figure.svg"), folder)
+def run(folder: Path, *overrides: str, draw: bool = False) -> dict:
+    """The metrics of the program, which draws where that is what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not draw:
+            patch.setattr(program, "picture", lambda *given: None)
+        drift(commands.drift.config(*overrides, "figure=figure.svg"), folder)
     return json.loads((folder / "metrics.json").read_text())
 
 
@@ -59,7 +63,7 @@ def test_drifters_end_where_their_members_carry_them(tmp_path: Path, capsys: pyt
     row = 6_371_000 * np.cos(np.deg2rad(10.5)) * np.pi / 180
     goal = [0.1 + EAST[3] * 43200 / row, 10.5 + NORTH[3] * 43200 / (6_371_000 * np.pi / 180)]
     place = f"place=[{goal[0]:.6f},{goal[1]:.6f},{radius:.4f}]"
-    found = run(tmp_path, f"input={path}", "at=[0.1,10.5]", f"hours={hours}", place)
+    found = run(tmp_path, f"input={path}", "at=[0.1,10.5]", f"hours={hours}", place, draw=True)
     with xr.open_dataset(tmp_path / "drift.nc") as data:
         assert data.sizes == {"trajectory": M + 1, "obs": 3} and data.attrs["featureType"] == "trajectory"
         assert data.member.values.tolist() == [*range(M), -1]
