@@ -45,7 +45,7 @@ def radar(**changes: object) -> xr.Dataset:
             "v": (DIMS, 2 + np.arange(24.0).reshape(2, 3, 4) / 10, labels),
             "qc_first": (DIMS, flags[0], QARTOD),
             "qc_second": (DIMS, flags[1], QARTOD),
-            "note": (DIMS, np.zeros((2, 3, 4))),
+            "note": (DIMS, np.zeros((2, 3, 4)), {"flag_values": [0, 1], "flag_meanings": "hidden observed"}),
         },
         {
             "time": np.datetime64("2024-01-01", "ns") + np.arange(2) * np.timedelta64(1, "h"),

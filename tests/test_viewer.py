@@ -25,17 +25,18 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 PROBE = """<script>
 const probe = document.createElement("pre");
 document.documentElement.style.width = "WIDTHpx";
-Plotly.Plots.resize("map");
 const ask = () => {
   const traces = at("map").data, drawn = document.querySelectorAll("#map .heatmaplayer image").length;
   return {date: at("date").textContent, z: traces[0].z[1][2], text: traces[0].text[1][2], drawn,
     kinds: traces.map(trace => trace.type), wide: document.body.scrollWidth,
     map: at("map").getBoundingClientRect().width};
 };
+Plotly.Plots.resize("map").then(() => {
 const first = ask();
 at("time").value = 2; at("field").value = "member 2"; at("part").value = "1"; at("arrows").checked = false; draw();
 probe.id = "probe"; probe.textContent = JSON.stringify([first, ask()]);
 document.body.append(probe);
+});
 </script></body>"""
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 
 #: Ends below which there is no region.
 FEWEST = 10
+#: Kernels that are computed together, for the sake of memory.
+AT_ONCE = 2**21
 #: The least width of a kernel, as a share of the longest: drifters on a line have a region with some width.
 THIN = 1e-3
 
@@ -53,9 +55,8 @@ class Dispersal:
 
     def density(self, places: Tensor) -> Tensor:
         """Returns the probability density `(...)` at places `(..., 2)`, per area in the unit of the ends."""
-        flat = places.double().reshape(-1, 2)
-        kernels = self._kernels(flat)
-        return kernels.mean(dim=1).view(places.shape[:-1])
+        flat = places.double().reshape(-1, 2).split(max(1, AT_ONCE // len(self.ends)))
+        return torch.cat([self._kernels(part).mean(dim=1) for part in flat]).view(places.shape[:-1])
 
     def _kernels(self, places: Tensor) -> Tensor:
         """The kernel of each end at each place, `(places, n)`."""

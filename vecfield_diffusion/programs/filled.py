@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +54,7 @@ def open_filled(config: Mapping[str, Any]) -> Filled:
     path = Path(config["input"])
     path = path / "fields.nc" if path.is_dir() else path
     fields = open_fields(str(path), **domain_of(path))
-    step, unit, seconds = step_of(fields) if len(fields) > 1 else (0.0, "step", None)
+    seconds = step_of(fields)[-1] if len(fields) > 1 else None
     if seconds is None:
         raise UserError(f"{path}: drifters need snapshots at times whose unit is known, and there are {len(fields)}")
     first = times(config["time"], fields, range(len(fields)))[0]
@@ -67,12 +69,12 @@ def open_filled(config: Mapping[str, Any]) -> Filled:
     if left < 1:
         raise UserError(f"time={config['time']}: no snapshot follows {date_of(fields, first)}, give an earlier one")
     last = first + min(left, round(min(wanted, left)))
-    check_steps(fields, first, last, seconds)
+    check_steps(fields, first, last)
     frames = list(range(first, last + 1))
     return Filled(fields, first, read_members(path, fields, frames), read_truth(path, fields, frames), seconds)
 
 
-def check_steps(fields: Fields, first: int, last: int, seconds: float) -> None:
+def check_steps(fields: Fields, first: int, last: int) -> None:
     """Raises UserError where snapshots are missing, or not dated in order, on the way of the drifters."""
     time = fields.time[first : last + 1]
     steps = np.diff(time) / np.timedelta64(1, "s") if time.dtype.kind == "M" else np.diff(time.astype(float))
@@ -107,12 +109,18 @@ def read_members(path: Path, fields: Fields, frames: Sequence[int]) -> Tensor:
     if names[0] in known:
         count = known[names[0]]["member"]
         options = {"u": names[0], "v": names[1], **domain_of(path)}
-        found = [open_fields(str(path), member=number, **options).read(frames) for number in range(count)]
+        found = [_read(path, frames, member=number, **options) for number in range(count)]
     elif files:
-        found = [open_fields(str(file), **domain_of(file)).read(frames) for file in files]
+        found = [_read(file, frames, **domain_of(file)) for file in files]
     else:
         raise UserError(f"{path}: it has no members ({names[0]}, or files beside it). Fill with infer.py members=32")
     return torch.where(fields.grid.valid, torch.stack(found), torch.nan)
+
+
+def _read(path: Path, frames: Sequence[int], **options: Any) -> Tensor:
+    """Returns snapshots of a file `(T, 2, H, W)`; what there is to say of it was said of the mean."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return open_fields(str(path), **options).read(frames)
 
 
 def read_truth(path: Path, fields: Fields, frames: Sequence[int]) -> Tensor | None:
@@ -120,7 +128,7 @@ def read_truth(path: Path, fields: Fields, frames: Sequence[int]) -> Tensor | No
     names = [f"{name}_truth" for name in fields.names]
     if not sizes_in(path).keys() >= {*names}:
         return None
-    return open_fields(str(path), u=names[0], v=names[1], **domain_of(path)).read(frames)
+    return _read(path, frames, u=names[0], v=names[1], **domain_of(path))
 
 
 def cells_of(place: Sequence[float], fields: Fields, key: str) -> Tensor:

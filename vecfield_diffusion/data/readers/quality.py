@@ -98,10 +98,10 @@ class Checked:
 
 
 def flag_names(dataset: xr.Dataset, name: str) -> list[str]:
-    """Returns the flags of a variable: those that it names whose values have meanings."""
+    """Returns the flags of a variable: those that it names some of whose values mean good or bad."""
     variable = dataset.variables[name]
     named = str(plain(variable.attrs.get("ancillary_variables", ""))).replace(",", " ").split()
-    return [other for other in named if other in dataset.variables and meanings(dataset.variables[other].attrs)]
+    return [other for other in named if other in dataset.variables and any(meanings(dataset[other].attrs).values())]
 
 
 def meanings(attrs: Mapping[str, Any]) -> dict[float, int]:

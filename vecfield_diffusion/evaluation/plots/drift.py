@@ -29,7 +29,7 @@ from vecfield_diffusion.physics.grid import Grid
 
 WAY, END, TRUE, GOAL = "0.25", "#c0392b", "#1f618d", "#117a65"
 #: Points along each side of the grid that regions are drawn on.
-FINE = 240
+FINE = 120
 #: Cells around the drifters that are shown, at least, and as a share of their extent.
 MARGIN, SHARE = 3.0, 0.25
 WIDTH = 8.0
