@@ -49,7 +49,8 @@ def run(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 SLOW = (
     *("programs", "choices", "files_filled", "evaluate", "combinations", "report", "residual", "library", "config"),
     *("posterior", "gaussian", "projection", "trained", "training_room", "calibrate", "export", "plausible"),
-    *("run_folder", "calibration", "field_likelihood", "series_filled", "readme", "few_steps"),
+    *("run_folder", "calibration", "field_likelihood", "series_filled", "readme", "few_steps", "distributed"),
+    "work_items",
 )
 
 

@@ -390,7 +390,7 @@ def test_two_processes_do_not_write_one_file(trained, run):
     folder = trained / "outputs" / "infer" / "both"
     folder.mkdir(parents=True)
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom vecfield_diffusion.inference.files import owned\n"
+        "import sys, time\nfrom pathlib import Path\nfrom vecfield_diffusion.inference.locks import owned\n"
         "with owned(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)\n"
     )
     holder = subprocess.Popen(

@@ -377,19 +377,53 @@ def iterations(grid):
     return len(calls)
 
 
-def test_iterations_hardly_grow_with_the_grid():
+@pytest.fixture
+def by_multigrid(monkeypatch):
+    """No equations are factorised."""
+    monkeypatch.setattr(poisson, "MOST", 0)
+
+
+def test_iterations_hardly_grow_with_the_grid(by_multigrid):
     counts = [iterations(Grid(coast(size), 1.0, 1.0, "wall", "wall")) for size in (64, 128, 256)]
     assert counts[-1] < 80 and counts[-1] < 2 * counts[0]
     assert iterations(sphere(coast(128))) < 200
 
 
+@pytest.mark.parametrize("grid", [Grid(coast(128), 1.0, 1.0, "wall", "wall"), sphere(coast(128))])
+def test_factorised_a_handful_of_iterations_is_enough(grid):
+    assert iterations(grid) < 10
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("grid", [LARGE[0], LARGE[6]])
+def test_factorised_and_iterated_are_the_same(name, grid, monkeypatch):
+    velocity = draw(2, 2, *grid.shape)
+    found = MAPS[name](velocity, grid)
+    poisson.equations.cache_clear()
+    monkeypatch.setattr(poisson, "MOST", 0)
+    expected = MAPS[name](velocity, grid)
+    poisson.equations.cache_clear()
+    close(found, expected, 1e-8)
+
+
+def test_factorisations_are_kept_for_the_masks_used_last():
+    eqs = poisson.Equations(LARGE[0], torch.device("cpu"))
+    free = pixels(0.5, len(eqs._cells), 12)
+    assert eqs.holding(free) is None  # too many at once
+    for column in range(12):
+        assert eqs.holding(free[:, [column, column]]) is not None
+    kept = eqs._held.factored(free[:, 5])
+    assert len(eqs._held.kept) == 8 and eqs._held.factored(free[:, 5]) is kept
+    assert eqs._held.factored(free[:, 0]) is not kept and len(eqs._held.kept) == 8
+
+
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
-def test_land_like_salt_and_pepper(share):
+def test_land_like_salt_and_pepper(share, by_multigrid):
     """Thousands of small basins, or one that is full of holes, take no longer."""
     assert iterations(Grid(pixels(share, 160, 160), 1.0, 1.0, "wall", "wall")) < 150
 
 
-def test_multigrid_cycle_is_symmetric_and_definite():
+def test_multigrid_cycle_is_symmetric_and_definite(by_multigrid):
     eqs = poisson.Equations(LARGE[0], torch.device("cpu"))
     a, b = draw(len(eqs._cells), 1), draw(len(eqs._cells), 1, seed=1)
     cycle = eqs.poisson.approximate

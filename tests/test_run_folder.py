@@ -17,7 +17,7 @@ from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.data.fingerprint import fingerprint
 from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.inference.files import owned
+from vecfield_diffusion.inference.locks import owned
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.run_folder import FREE, check_folder
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint

@@ -27,8 +27,9 @@ from vecfield_diffusion.inference.cases import Cases, make_cases
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs import series
-from vecfield_diffusion.programs.fill import Gathered, fill_piece, write_piece
+from vecfield_diffusion.programs.fill import fill_piece, write_piece
 from vecfield_diffusion.programs.series import Piece, Plan
+from vecfield_diffusion.programs.sinks import Gathered
 from vecfield_diffusion.samplers.deterministic import DPMpp2M
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 

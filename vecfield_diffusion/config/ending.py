@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.ranks import rank
 
 Result = TypeVar("Result")
+#: Seconds that a process which is not the first waits before it says what went wrong.
+_PATIENCE = 3.0
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
 
 
@@ -41,7 +45,12 @@ def _is_message(error: Exception) -> bool:
 
 
 def report(error: Exception) -> None:
-    """One line for what the user can mend, a traceback for the rest, or for all with HYDRA_FULL_ERROR=1."""
+    """One line for what the user can mend, a traceback for the rest, or for all with HYDRA_FULL_ERROR=1.
+
+    Of several processes the first one speaks, and the launcher ends the others; where it has nothing to say, they do.
+    """
+    if rank() > 0:
+        time.sleep(_PATIENCE)
     if not _is_message(error) or os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exception(error)
     elif isinstance(error, OSError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from vecfield_diffusion.config.overrides import Composer, groups, plain
 from vecfield_diffusion.config.schema import Checker
 from vecfield_diffusion.config.spelling import Reader, Spelling, joined, quoted
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.ranks import rank, world_size
 from vecfield_diffusion.resources import resource
 from vecfield_diffusion.threads import wait_passively
 
@@ -110,7 +112,10 @@ class Program:
     def __call__(self) -> NoReturn:
         sys.stdout.reconfigure(line_buffering=True)  # what a killed run said is in its log
         wait_passively()
-        sys.exit(guarded(self._main))
+        with contextlib.ExitStack() as stack:
+            if rank() > 0:  # of several processes the first one speaks
+                sys.stdout = stack.enter_context(open(os.devnull, "w"))
+            sys.exit(guarded(self._main))
 
     def config(self, *overrides: str, complete: bool = True) -> dict[str, Any]:
         """The configuration that a command line gives the job, checked; nothing is run. Raises UserError."""
@@ -156,6 +161,11 @@ class Program:
         first = composer.compose(start)
         multirun = flags.multirun or first.hydra.mode == RunMode.MULTIRUN
         _refuse_sweeps(overrides, composer, multirun, first.hydra.sweeper._target_ == _BASIC)
+        if multirun and world_size() > 1:
+            raise UserError(
+                "-m: each process of torchrun would run all jobs. Start them without it, with trainer.devices=N "
+                "processes each"
+            )
         if multirun and not self.folder:
             raise UserError("-m: this command runs once; sweeps are for train, infer and evaluate")
         only_shown = flags.cfg is not None

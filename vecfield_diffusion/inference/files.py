@@ -8,17 +8,13 @@ dimensions, coordinates and attributes of the input, so that what opened the inp
 A full disk, a folder without permission or a kill leave the old file or the new one, and the parts. The HDF5 library
 does not survive a disk that fills: it keeps handles open and can end the process when it tries to close them. It
 therefore writes through a stream that remembers the first refusal and accepts everything after it.
-
-One file has one owner: a process that writes it holds a lock, which dies with it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import io
-import os
 import shutil
 import warnings
 import zipfile
@@ -33,7 +29,10 @@ from numpy.typing import NDArray
 
 from vecfield_diffusion.atomic import replacing
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.inference.locks import parts_of, reported
+from vecfield_diffusion.inference.member_blocks import MemberBlocks
 from vecfield_diffusion.inference.template import FileLayout, FilledTimes, Product, Template, Variable
+from vecfield_diffusion.inference.work_items import Work
 
 COMPRESSION = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 KEPT = " What is finished is kept: the same command goes on from there."
@@ -41,57 +40,6 @@ KEPT = " What is finished is kept: the same command goes on from there."
 Write = Callable[[FilledTimes, Iterable[Variable]], None]
 #: The global attribute that holds the key of the command that made a file.
 KEY = "vecfield_diffusion_key"
-
-
-@contextlib.contextmanager
-def owned(path: Path, *beside: Path) -> Iterator[None]:
-    """Holds the lock of a file, which no other process then writes, and removes what killed ones left.
-
-    Arguments:
-        path: The file.
-        beside: Further files that its owner alone writes.
-
-    Raises:
-        UserError: Another process holds it, or the folder cannot be written.
-    """
-    lock = path.with_name(f".{path.name}.lock")
-    with _reported(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _locked(lock)
-    try:
-        for left in [*parts_of(path).glob(".*.tmp"), *(left for file in (path, *beside) for left in _temporary(file))]:
-            left.unlink(missing_ok=True)
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _temporary(path: Path) -> Iterator[Path]:
-    """Returns the temporary files that `replacing` makes of a file."""
-    return path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
-
-
-def _locked(lock: Path) -> int:
-    """Returns the descriptor of a lock file that this process holds. Raises UserError where another one does."""
-    while True:
-        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise UserError(
-                f"another process is writing {lock.name[1:-5]} in {lock.parent}: wait for it, or give another name=..."
-            ) from None
-        # The last owner may have removed the file between opening and locking: then it is nobody's any more.
-        if lock.exists() and os.fstat(descriptor).st_ino == lock.stat().st_ino:
-            return descriptor
-        os.close(descriptor)
-
-
-def parts_of(path: Path) -> Path:
-    """Returns the folder of the parts of a file."""
-    return path.parent / ".parts" / path.name
 
 
 def member_paths(path: Path, members: int) -> list[Path]:
@@ -109,7 +57,7 @@ def check_claim(path: Path, key: str) -> None:
     parts = sorted(parts_of(path).glob("*.npz"))
     ours = all(_positions(part, key) is not None for part in parts)
     if path.exists():
-        ours = ours and _key_of(path) == key
+        ours = ours and key_of(path) == key
     if not ours:
         what = "the result" if path.exists() else "unfinished work"
         raise UserError(
@@ -118,7 +66,7 @@ def check_claim(path: Path, key: str) -> None:
         )
 
 
-def _key_of(path: Path) -> str | None:
+def key_of(path: Path) -> str | None:
     """Returns the key of the command that made a file; None where it has none or is no such file."""
     with contextlib.suppress(OSError, KeyError), h5netcdf.File(path, "r") as file:
         return str(file.attrs[KEY])
@@ -137,6 +85,7 @@ class FieldsWriter:
             run are taken over if they have the same key, else they are removed.
         products: What is written beside the members.
         split: Whether each member goes to a file of its own, see `member_paths`, in place of one variable for all.
+        work: What the processes share that write it together.
 
     Raises:
         UserError: Parts of an earlier run cannot be removed.
@@ -153,23 +102,31 @@ class FieldsWriter:
         *,
         products: Sequence[Product] = (),
         split: bool = False,
+        work: Work | None = None,
     ) -> None:
         self.path = Path(path)
         self.layout = FileLayout(template, np.asarray(valid, dtype=bool), members, products, split)
-        self.key = key
+        self.key, self.work = key, work or Work()
         self.folder = parts_of(self.path)
+        self.members_of = MemberBlocks(self.path, self.folder / "blocks", key)
         self._open: tuple[Path, FilledTimes] | None = None
-        with _reported(self.path):
+        with reported(self.path):
             self._parts = self._earlier()
 
     @classmethod
-    def of(cls, path: Path, layout: FileLayout, key: str) -> FieldsWriter:
+    def of(cls, path: Path, layout: FileLayout, key: str, work: Work | None = None) -> FieldsWriter:
         """Returns the writer of a layout."""
         options = {"products": layout.products, "split": layout.split}
-        return cls(path, layout.template, layout.valid, layout.members, key, **options)
+        return cls(path, layout.template, layout.valid, layout.members, key, work=work, **options)
 
     def done(self) -> set[int]:
-        """Returns the positions of the finished times, those of an interrupted run with the same key included."""
+        """Returns the positions of the finished times, those of an interrupted run with the same key included.
+
+        Those that other processes have finished in the meantime are found.
+        """
+        for part in sorted(set(self.folder.glob("*.npz")) - set(self._parts)):
+            positions = _positions(part, self.key)
+            self._parts |= {} if positions is None else {part: positions}
         return {position for positions in self._parts.values() for position in positions}
 
     def members(self, position: int) -> NDArray:
@@ -193,7 +150,7 @@ class FieldsWriter:
         if block.truth is not None:
             arrays["truth"] = np.asarray(block.truth, dtype=np.float32)
         part = self.folder / f"{places[0]:08d}.npz"
-        with _reported(self.path, KEPT):
+        with reported(self.path, KEPT):
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(part) as temporary, temporary.open("wb") as stream:
                 np.savez(stream, **arrays)
@@ -216,29 +173,37 @@ class FieldsWriter:
         return FilledTimes([position], block.members[:, one], block.observed[one], truth)
 
     def finish(self) -> None:
-        """Assembles the parts, one after the other, into the file, and removes them.
+        """Assembles the parts into the file and removes them. Raises what `assemble` raises."""
+        self.assemble()
+        self.clear()
+
+    def clear(self) -> None:
+        """Removes the parts."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.folder.parent.rmdir()
+
+    def assemble(self) -> None:
+        """Assembles the parts, one after the other, into the file.
 
         Raises:
             UserError: The file cannot be written.
             ValueError: A position that was not written.
         """
         length = self.layout.check_whole(self.done())
-        with _reported(self.path, KEPT), replacing(self.path) as temporary:
+        with reported(self.path, KEPT), replacing(self.path) as temporary:
             with self._filling(temporary, self.layout.frame(), length) as write:
                 for block in self.blocks:
                     write(block, self.layout.variables(block))
             if self.layout.split:
                 self._split(length)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            self.folder.parent.rmdir()
 
     def _earlier(self) -> dict[Path, list[int]]:
         """Returns the parts of an interrupted run with the same key and their positions; others are removed."""
         parts = {part: _positions(part, self.key) for part in sorted(self.folder.glob("*.npz"))}
         strange = [part for part, positions in parts.items() if positions is None]
         for part in strange:
-            part.unlink()
+            part.unlink(missing_ok=True)
         if strange:
             print(
                 f"{self.path}: discarded {len(strange)} unfinished block(s) of an earlier run with another "
@@ -336,21 +301,12 @@ def _forgiving(path: Path) -> Iterator[_Stream]:
             stream.check()
 
 
-@contextlib.contextmanager
-def _reported(path: Path, hint: str = "") -> Iterator[None]:
-    """Reports what the system refuses in the block."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path.name} into {path.parent}: {error.strerror or error}. "
-            f"Free some space or choose another folder with hydra.run.dir=...{hint}"
-        ) from error
-
-
 def _positions(part: Path, key: str) -> list[int] | None:
     """Returns the positions of a part; None where it has another key or cannot be read."""
-    with contextlib.suppress(ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(part) as block:
+    with (
+        contextlib.suppress(FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
+        np.load(part) as block,
+    ):
         if block["key"].item() == key:
             return block["positions"].tolist()
     return None

@@ -22,6 +22,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from vecfield_diffusion.inference.work_items import Work
+
 CONVENTIONS = {"Conventions": "CF-1.8, ACDD-1.3"}
 TITLE = {"title": "Velocity fields filled by vecfield_diffusion"}
 WORDS = ("velocity along x", "velocity along y")
@@ -304,7 +306,7 @@ class Buffer:
     """
 
     def __init__(self, layout: FileLayout) -> None:
-        self.layout = layout
+        self.layout, self.work, self.members_of = layout, Work(), None
         self.blocks: list[FilledTimes] = []
 
     def done(self) -> set[int]:

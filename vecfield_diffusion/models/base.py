@@ -17,7 +17,7 @@ Shapes are those of snapshots. Sequences have a further axis, of the frames, aft
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -92,6 +92,11 @@ class Parametrization:
     def remembers(self) -> bool:
         """Whether an observation is solved for once and then serves all levels: training uses it several times."""
         return False
+
+    @property
+    def tracked(self) -> Sequence[Tensor]:
+        """What `track` changes, in place and linearly in its argument: means over processes are those of their data."""
+        return ()
 
     def learn(self, field: Callable[[], Any]) -> None:
         """Takes in the Gaussian field with the covariance of the training data, `field()`; here none is needed."""

@@ -15,7 +15,7 @@ in z, so this is exactly E[x0 | z, y] where D_r is exact, whatever mu is. With t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +112,11 @@ class Residual(nn.Module, AroundMean):
     def scale(self) -> Tensor:
         """The standard deviation of the residual, w."""
         return self.variance.clamp(min=FLOOR).sqrt()
+
+    @property
+    def tracked(self) -> Sequence[Tensor]:
+        """The running variance."""
+        return (self.variance,)
 
     @torch.no_grad()
     def track(self, square: Tensor) -> None:

@@ -11,7 +11,8 @@ of y: it is inverted directly in the product of their eigenvectors (Lynch, Rice 
 The eigenvectors are Fourier modes on a periodic axis, cosines between walls (sines for R^T), each by a fast transform
 where the spacing is uniform; otherwise they are computed once, and the transform is a product with a matrix.
 
-With land, conjugate gradients are preconditioned by a cycle of multigrid, see `multigrid`.
+With land, conjugate gradients are preconditioned by a sparse factorisation on a CPU (`factored`), and by a cycle of
+multigrid (`multigrid`) on a GPU and for large domains; `benchmarks/physics.py` measures both.
 
 Equations with a null space (a constant in each closed basin, alternating signs on even periodic axes) are solved in the
 sense of the pseudo-inverse, with nothing of it in source and solution.
@@ -28,6 +29,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from vecfield_diffusion.physics.factored import MOST, Factored, Held
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.matrices import areas, divergence_matrix, entries, points, stream_matrix
 from vecfield_diffusion.physics.multigrid import Matrix, Multigrid, connected, peak
@@ -63,6 +65,7 @@ class Equations:
         self._scale = self._root.to(device)[:, None]
         self._coo = divergence_matrix(self.grid), stream_matrix(self.grid)
         self.divergence, self.stream = (Matrix.of(coo.to(device)) for coo in self._coo)
+        self._held = Held(self._coo[0])
 
     def pack(self, fields: Tensor) -> Tensor:
         """Returns fields `(B, C, H, W)` as `(C n, B)` in float64; what invalid cells hold has no effect."""
@@ -74,6 +77,16 @@ class Equations:
         inside = flat.T.reshape(flat.shape[1], channels, len(self._scale)) / self._scale[:, 0]
         fields = inside.new_zeros(flat.shape[1], channels, *self.valid.shape)
         return fields.masked_scatter(self.valid, inside)
+
+    def holding(self, free: Tensor) -> Map | None:
+        """Returns (L_f L_f^T)^-1 up to a small shift for each column, L_f being L on the cells that are free to change.
+
+        None where that is not what is fast: on a GPU, on large domains, with many different cells held.
+
+        Arguments:
+            free: Those cells, boolean `(n, B)`.
+        """
+        return self._held.solver(free) if self.device.type == "cpu" and len(free) <= MOST else None
 
     @cached_property
     def poisson(self) -> Inverse:
@@ -94,10 +107,16 @@ class Equations:
             return Inverse(factor, _Separable(self.grid, transposed, self.device), null, direct=True)
         places = torch.stack((self._cells // self.grid.shape[1], self._cells % self.grid.shape[1]))
         if spread is None:
-            return Inverse(factor, Multigrid(matrix, self._root, places, self.device), null, direct=False)
+            return Inverse(factor, self._approximate(matrix, self._root, places), null, direct=False)
         reduced = torch.sparse.mm(spots.t(), torch.sparse.mm(matrix, spots)).coalesce()
-        cycle = Multigrid(reduced, self._root[first], places[:, first], self.device)
+        cycle = self._approximate(reduced, self._root[first], places[:, first])
         return Inverse(factor, lambda r: spread @ cycle(spread.T @ r), null, direct=False)
+
+    def _approximate(self, matrix: Tensor, candidate: Tensor, places: Tensor) -> Map:
+        """Returns an approximation of the inverse of a matrix; arguments: see `Multigrid`."""
+        if self.device.type == "cpu" and len(matrix) <= MOST:
+            return Factored(matrix)
+        return Multigrid(matrix, candidate, places, self.device)
 
 
 @lru_cache(maxsize=4)
@@ -198,25 +217,34 @@ def conjugate_gradients(
     return x
 
 
-def least_squares(matrix: Map, transpose: Map, b: Tensor, limit: int) -> Tensor:
+def least_squares(matrix: Map, transpose: Map, b: Tensor, limit: int, precondition: Map = lambda s: s) -> Tensor:
     """Returns a^+ b for the columns of `b`: of the x with the least |A x - b|, the shortest.
 
     Conjugate gradients on A^T A x = A^T b from zero (Hestenes and Stiefel 1952), which stay in the range of A^T; until
     |A^T (b - A x)| is 1e-12 of its first value, or `limit` iterations have passed.
+
+    Arguments:
+        matrix: A.
+        transpose: A^T.
+        b: `(m, B)`.
+        limit: Of iterations.
+        precondition: An approximation of (A^T A)^+ that stays in the range of A^T, too.
     """
     r, s = b, transpose(b)
-    x, p, ss = torch.zeros_like(s), s, s.square().sum(0)
-    goal = _TOLERANCE**2 * ss
+    z = precondition(s)
+    x, p, sz = torch.zeros_like(s), z, (s * z).sum(0)
+    goal = _TOLERANCE**2 * s.square().sum(0)
     for _ in range(limit):
-        going = ss > goal
+        going = s.square().sum(0) > goal
         if not going.any():
             break
         q = matrix(p)
-        step = _ratio(ss, q.square().sum(0), going)
+        step = _ratio(sz, q.square().sum(0), going)
         x, r = x + step * p, r - step * q
         s = transpose(r)
-        ss, previous = s.square().sum(0), ss
-        p = s + _ratio(ss, previous, going) * p
+        z = precondition(s)
+        sz, previous = (s * z).sum(0), sz
+        p = z + _ratio(sz, previous, going) * p
     return x
 
 

@@ -64,7 +64,8 @@ def project(velocity: Tensor, grid: Grid, held: Tensor | None = None) -> Tensor:
         raise ValueError(f"held must be boolean {shape}, got {held.dtype} {tuple(held.shape)}")
     eqs = equations(grid, velocity.device)
     div, limit = eqs.divergence, _HELD_ITERATIONS * sum(grid.shape)
-    free = (~held.expand(shape)[..., eqs.valid]).flatten(1).T.double().repeat(2, 1)
+    cells = (~held.expand(shape)[..., eqs.valid]).flatten(1).T
+    free, solve = cells.double().repeat(2, 1), eqs.holding(cells)
 
     def onto(d: Tensor) -> Tensor:
         return div @ (free * d)
@@ -72,11 +73,14 @@ def project(velocity: Tensor, grid: Grid, held: Tensor | None = None) -> Tensor:
     def back(p: Tensor) -> Tensor:
         return free * (div.T @ p)
 
+    ways: tuple[dict[str, Map], dict[str, Map]] = ({}, {})
+    if solve is not None:
+        ways = {"precondition": lambda s: back(solve(solve(onto(s))))}, {"precondition": solve}
     projected = _apply(
         velocity,
         eqs,
-        lambda u: u - least_squares(onto, back, div @ u, limit),
-        lambda g: g - div.T @ least_squares(back, onto, g, limit),
+        lambda u: u - least_squares(onto, back, div @ u, limit, **ways[0]),
+        lambda g: g - div.T @ least_squares(back, onto, g, limit, **ways[1]),
     )
     return torch.where(held & grid.valid.to(held.device), velocity, projected)
 

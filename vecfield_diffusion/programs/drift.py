@@ -23,7 +23,7 @@ from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.dispersal import FEWEST, Dispersal, arrivals
 from vecfield_diffusion.evaluation.lagrangian import distances, offsets, seed_drifters, trajectories
 from vecfield_diffusion.evaluation.plots import Coordinates, date_of, figure_drift
-from vecfield_diffusion.inference.files import owned
+from vecfield_diffusion.inference.locks import owned
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.filled import Filled, cells_of, open_filled
 from vecfield_diffusion.programs.tracks import write_tracks

@@ -31,7 +31,8 @@ from vecfield_diffusion.evaluation.report import Generated, Section
 from vecfield_diffusion.evaluation.trajectory import TimeSection, score_in_time, time_section
 from vecfield_diffusion.inference.calibration import apply_factor
 from vecfield_diffusion.inference.cases import Cases, make_cases
-from vecfield_diffusion.inference.files import owned
+from vecfield_diffusion.inference.locks import shared
+from vecfield_diffusion.inference.work_items import shared_out
 from vecfield_diffusion.programs.ahead import silent, views
 from vecfield_diffusion.programs.baselines import baseline_fill, chosen_baselines
 from vecfield_diffusion.programs.compared import Network
@@ -53,7 +54,8 @@ Fill = Callable[..., Callable[[slice], Estimate]]
 def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     """Scores every method under every mask; prints a table, writes `scores.csv`, then `report.html`.
 
-    Each mask is kept as soon as it is done: the same command goes on where an interrupted one stopped.
+    Each mask is kept as soon as it is done: the same command goes on where an interrupted one stopped, and processes
+    with the same command share the masks.
 
     Raises:
         UserError: A checkpoint, mask or baseline that does not fit, or a spread that was not calibrated.
@@ -70,16 +72,30 @@ def evaluate(config: dict[str, Any], folder: Path) -> dict[str, float]:
     with stoppable(finished):
         study, experiments = open_experiments(config, wanted, asked)
         check_writable(folder)
-        with owned(folder / "scores.csv", folder / "report.html"):
+        with shared(folder / "scores.csv", study.key, folder / "report.html") as share:
             kept = Kept(folder, study.key)
-            for experiment in experiments:
-                name = experiment.setting.mask
-                sections.append(kept.find(name) or kept.add(name, scored_section(study, experiment)))
+            names = [experiment.name for experiment in experiments]
+            sections += kept.all(names)
+            for section in sections:
+                print(f"{section.setting.mask}: done before")
+            for experiment in shared_out(experiments, lambda one: kept.find(one.name) is not None, share):
+                kept.add(experiment.name, scored_section(study, experiment))
+                sections[:] = kept.all(names)
                 write_scores(folder, sections, study.fields.units)
-            print_scores(folder, sections, config["members"], study.fields.units)
-            write_report(folder, sections, study)
-            kept.clear()
-    return summary(sections)
+            with share.claim("report", wait=True) as ours:
+                if ours:
+                    sections[:] = kept.all(names)
+                    report(folder, sections, study)
+                    share.finish()
+                    kept.clear()
+    return summary(sections) if sections else {}
+
+
+def report(folder: Path, sections: Sequence[Section], study: Study) -> None:
+    """Prints and writes what was found under all masks."""
+    write_scores(folder, sections, study.fields.units)
+    print_scores(folder, sections, study.config["members"], study.fields.units)
+    write_report(folder, sections, study)
 
 
 def scored_section(study: Study, experiment: TwinExperiment) -> Section:

@@ -14,13 +14,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 import yaml
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vecfield_diffusion import __version__, progress
@@ -35,14 +34,18 @@ from vecfield_diffusion.inference.files import KEY, FieldsWriter
 from vecfield_diffusion.inference.metadata import depth_of, discovery, inherited, named_axis
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.inference.template import Buffer, FileLayout, Template
+from vecfield_diffusion.inference.work_items import shared_out
 from vecfield_diffusion.memory import FULL, is_full
 from vecfield_diffusion.programs.filling import Filling, at_once, open_filling
 from vecfield_diffusion.programs.gaussian import Series, open_series
+from vecfield_diffusion.programs.items import Block, Item, blocks_of, firsts, items_of
 from vecfield_diffusion.programs.plausible import check_members
 from vecfield_diffusion.programs.products import chosen_products
 from vecfield_diffusion.programs.series import Piece
+from vecfield_diffusion.programs.sinks import Sink
 from vecfield_diffusion.programs.source import Source
 from vecfield_diffusion.programs.trained import Trained
+from vecfield_diffusion.progress import Progress
 
 #: Snapshots that are written at once.
 WRITTEN = 64
@@ -51,42 +54,6 @@ NATIVE = {"format", "version", "dx", "dy", "boundary_x", "boundary_y"}
 #: Keys of a configuration that the filled fields do not depend on.
 FREE = {"name", "batch", "device", "colour", "figure", "overwrite", "output", "options"}
 FREE |= {"metadata", "products", "quantiles", "exceed", "split"}  # they are made of the fields
-
-
-class Sink(Protocol):
-    """Takes filled fields."""
-
-    def done(self) -> set[int]:
-        """Returns the positions that are there."""
-
-    def members(self, position: int) -> NDArray:
-        """Returns the members `(M, 2, H, W)` of a position that is there."""
-
-    def write(self, positions: Sequence[int], members: Any, observed: Any, truth: Any = None) -> None:
-        """Takes a block; see `inference/template.FilledTimes`."""
-
-
-class Gathered:
-    """A sink in memory, for members alone."""
-
-    def __init__(self) -> None:
-        self.fields: dict[int, NDArray] = {}
-
-    def done(self) -> set[int]:
-        """See `Sink`."""
-        return set(self.fields)
-
-    def members(self, position: int) -> NDArray:
-        """See `Sink`."""
-        return self.fields[position]
-
-    def write(self, positions: Sequence[int], members: Any, observed: Any, truth: Any = None) -> None:
-        """See `Sink`."""
-        self.fields |= zip(positions, members.swapaxes(0, 1), strict=True)
-
-    def whole(self) -> Tensor:
-        """Returns the members of all positions, `(M, N, 2, H, W)`."""
-        return torch.from_numpy(np.stack([self.fields[position] for position in sorted(self.fields)], axis=1))
 
 
 def run(filling: Filling, sink: Sink, label: str = "filling") -> dict[str, dict[str, float]]:
@@ -105,16 +72,55 @@ def run(filling: Filling, sink: Sink, label: str = "filling") -> dict[str, dict[
         total = sum(cost * piece.snapshots.size for cost, (_, piece) in zip(costs, work, strict=True))
         total *= config["members"]
     with progress.bar(total, "evaluations", label) as bar:
-        for name, piece in work:
-            positions = piece.positions(filling.place)
-            bar.update(0, snapshot=f"{positions[0] + 1} of {len(filling.indices)}")
-            factor = filling.factors.get(name, 1.0)
-            method = filling.methods[name]
-            members, cases = fill_piece(filling, method, piece, sink, factor=factor, progress=bar.update)
-            write_piece(sink, positions, members, cases, factor=factor, done=sink.done())
+        fill_blocks(filling, work, sink, bar)
+        for item in shared_out(items_of(filling, work), partial(is_done, sink), sink.work):
+            for name, piece in item.pieces:
+                fill_and_write(filling, name, piece, sink, bar)
     recorded = [say_summary(method) for method in filling.methods.values()]
     # All methods have one sampler, of which the first has said all.
     return {"sampler": recorded[0]} if recorded[0] else {}
+
+
+def is_done(sink: Sink, item: Item) -> bool:
+    """Returns whether all of an item is there."""
+    return sink.done().issuperset(item.positions)
+
+
+def fill_blocks(filling: Filling, work: Sequence[tuple[str, Piece]], sink: Sink, bar: Progress) -> None:
+    """Makes ensembles that are larger than what is computed at once, block by block, where a sink keeps blocks."""
+    kept = sink.members_of
+
+    def done(block: Block) -> bool:
+        return block.position in sink.done() or kept.find(block.position, block.first) is not None
+
+    for block in [] if kept is None else shared_out(blocks_of(filling, work), done, sink.work):
+        method, cases = filling.methods[block.method], filling.known(block.piece.snapshots)
+        count = min(firsts(filling).step, filling.config["members"] - block.first)
+        given = dict(trained=filling.trained, method=method, cases=cases, progress=bar.update)
+        members = fill_cases(filling.config, members=count, first=block.first, **given)
+        kept.add(block.position, block.first, members.numpy())
+        if all(map(done, blocks_of(filling, [(block.method, block.piece)]))):
+            with sink.work.claim(f"{block.position:08d}") as ours:
+                if ours:
+                    fill_and_write(filling, block.method, block.piece, sink, bar)
+
+
+def fill_and_write(filling: Filling, name: str, piece: Piece, sink: Sink, bar: Progress) -> None:
+    """Fills a piece by the method `name`, or takes its blocks, and writes it, but for what is there."""
+    positions, factor = piece.positions(filling.place), filling.factors.get(name, 1.0)
+    if sink.done().issuperset(positions):
+        return
+    bar.update(0, snapshot=f"{positions[0] + 1} of {len(filling.indices)}")
+    own = [] if sink.members_of is None else blocks_of(filling, [(name, piece)])
+    blocks = [sink.members_of.find(block.position, block.first) for block in own]
+    if blocks and all(block is not None for block in blocks):
+        members, cases = torch.from_numpy(np.concatenate(blocks)), filling.known(piece.snapshots)
+        check_members(members, cases, filling.trained)
+    else:
+        members, cases = fill_piece(filling, filling.methods[name], piece, sink, factor=factor, progress=bar.update)
+    write_piece(sink, positions, members, cases, factor=factor, done=sink.done())
+    for block in own:
+        sink.members_of.remove(block.position, block.first)
 
 
 def fill_piece(

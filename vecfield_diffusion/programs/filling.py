@@ -165,17 +165,21 @@ class Filling:
         )
 
     def pieces(self, done: set[int]) -> Iterator[tuple[str, Piece]]:
-        """Yields what is filled at once, and the name of its method, but for positions that are `done`."""
+        """Yields what is filled at once, and the name of its method, but for what is all `done`.
+
+        What is filled at once is the same whatever is done: the rounding of a network depends on its batch.
+        """
         if self.trained.frames > 1:
             yield from ((self.names[0], piece) for piece in self.plan.pieces(self.indices)
                         if not done.issuperset(piece.positions(self.place)))  # fmt: skip
             return
         size = max(1, at_once(self.config, self.trained) // self.config["members"])
-        left = [place for place in range(len(self.indices)) if place not in done]
         for first in range(0, len(self.indices), size):
-            block = [place for place in left if first <= place < first + size]
+            block = range(first, min(first + size, len(self.indices)))
             for name in dict.fromkeys(self.names[place] for place in block):
-                yield name, Piece.of([self.indices[place] for place in block if self.names[place] == name])
+                alike = [place for place in block if self.names[place] == name]
+                if not done.issuperset(alike):
+                    yield name, Piece.of([self.indices[place] for place in alike])
 
 
 def open_filling(

@@ -8,10 +8,11 @@ conditioned on what was measured (`evaluation/interpolation.py`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from vecfield_diffusion.evaluation.trial import judge, pieces
 from vecfield_diffusion.inference.cases import Cases, make_cases
 from vecfield_diffusion.inference.files import FieldsWriter
 from vecfield_diffusion.inference.template import Buffer
+from vecfield_diffusion.inference.work_items import shared_out
 from vecfield_diffusion.models.measured import SPARSE
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.filling import check_ranges, errors
@@ -62,6 +64,18 @@ READ = 64
 ENOUGH = 30
 #: Values of a series, those of the frames between runs included, that fit into about 3 GB.
 VALUES = 2.5e7
+
+
+class Frames(NamedTuple):
+    """Frames that are filled at once, and the positions of those of them that are wanted."""
+
+    block: range
+    places: list[int]
+
+    @property
+    def name(self) -> str:
+        """What they are called as an item of work."""
+        return f"{self.block.start:08d}"
 
 
 @dataclass(frozen=True)
@@ -115,12 +129,13 @@ class Series:
             print(f"going on: {len(done)} of {len(self.indices)} snapshots are finished")
         series, noise = self._observed()
         how, factor, found = self._learn(series, noise)
-        work = [(block, [p for p in places if p not in done]) for block, places in self._blocks(how.block)]
-        work = [(block, places) for block, places in work if places]
+        items = [item for item in self._blocks(how.block) if not done.issuperset(item.places)]
+        ours = shared_out(items, lambda item: sink.done().issuperset(item.places), sink.work)
+        ours, again = itertools.tee(ours)  # both are asked for an item before any for the next
         config = {"members": self.config["members"], "seed": self.config["seed"]}
-        parts = how.parts(series, noise, [block for block, _ in work], **config)
-        with progress.bar(sum(len(places) for _, places in work), "snapshots", "filling") as bar:
-            for (block, places), part in zip(work, parts, strict=True):
+        parts = how.parts(series, noise, (block for block, _ in again), **config)
+        with progress.bar(sum(len(places) for _, places in items), "snapshots", "filling") as bar:
+            for (block, places), part in zip(ours, parts, strict=True):
                 at = [self.line.frames[self.indices[place]] - block.start for place in places]
                 spread = part.mean + factor * (part.members - part.mean)
                 cases = self.cases(places)
@@ -210,12 +225,12 @@ class Series:
         block = int(np.clip(SPARSE / max(each, 1.0) - 2 * REACH, 2, 4))
         return Interpolation(field, before=REACH, after=REACH, block=block)
 
-    def _blocks(self, size: int) -> Iterator[tuple[range, list[int]]]:
+    def _blocks(self, size: int) -> Iterator[Frames]:
         """Blocks of frames, the same whatever is filled of them, and the positions that lie in each."""
         frames = self.line.frames[self.indices]
         for number in np.unique(frames // size):
             stop = min((number + 1) * size, int(self.line.frames[-1]) + 1)
-            yield range(int(number * size), int(stop)), np.flatnonzero(frames // size == number).tolist()
+            yield Frames(range(int(number * size), int(stop)), np.flatnonzero(frames // size == number).tolist())
 
 
 def open_series(

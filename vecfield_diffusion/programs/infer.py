@@ -34,13 +34,15 @@ from vecfield_diffusion.evaluation.scores import columns, derive
 from vecfield_diffusion.evaluation.tables import table
 from vecfield_diffusion.evaluation.viewer import MEMBERS, PAGE, Shown, render_page, times_shown
 from vecfield_diffusion.inference.cases import Cases
-from vecfield_diffusion.inference.files import FieldsWriter, check_claim, member_paths, owned
+from vecfield_diffusion.inference.files import FieldsWriter, check_claim, key_of, member_paths
 from vecfield_diffusion.inference.likelihood import nats_per_value
+from vecfield_diffusion.inference.locks import shared
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.fill import key, layout, opened
 from vecfield_diffusion.programs.filling import Filling
 from vecfield_diffusion.programs.gaussian import Series
 from vecfield_diffusion.programs.source import files_behind
+from vecfield_diffusion.ranks import together
 from vecfield_diffusion.signals import stoppable
 
 
@@ -61,25 +63,54 @@ def infer(config: dict[str, Any], folder: Path) -> dict[str, float]:
     if files.fields.resolve() in [file.resolve() for file in files_behind(filling.fields)]:
         raise UserError(f"output={files.fields}: this is the input, which is never written over. Give another file")
     alone = member_paths(files.fields, config["members"]) if config["split"] else []
-    with owned(files.fields, files.scores, files.picture, *alone):
+    with shared(files.fields, key(filling), files.scores, files.picture, *alone) as share:
         if not config["overwrite"]:
             check_claim(files.fields, key(filling))
-        writer = FieldsWriter.of(files.fields, output, key(filling))
+        if made_together(files, key(filling)):
+            share.finish()
+        writer = FieldsWriter.of(files.fields, output, key(filling), share)
         with stoppable(lambda: f"{len(writer.done())} of {len(filling.indices)} snapshots are kept"):
-            further = work(writer)
-            results, drawn = score_filled(filling, writer)
-            if files.moves:
-                animate(filling, files.picture, writer)
-            if files.is_page:
-                write_page(filling, files.picture, writer)
-            writer.finish()
-        write_text_atomic(files.scores, json.dumps(without_nan(results | further), indent=2) + "\n")
-        say(filling, results)
-        if not (files.moves or files.is_page):
-            draw_first(filling, files.picture, *drawn)
+            further = {} if share.finished else work(writer)
+            with share.claim("result", wait=True) as ours:
+                if ours:
+                    assemble(filling, files, writer, further)
+                    share.finish()
     names = [files.fields.name, *([f"{alone[0].name} to {alone[-1].name}"] if alone else [])]
     print(f"{files.fields.parent}: {', '.join([*names, files.scores.name, files.picture.name])}")
-    return results.get("hidden", {})
+    return kept_scores(files)
+
+
+def made_together(files: Files, key: str) -> bool:
+    """Returns whether the result is there, made by processes that were started together with this one."""
+    return together() and files.fields.exists() and key_of(files.fields) == key and files.scores.exists()
+
+
+def assemble(filling: Filling | Series, files: Files, writer: FieldsWriter, further: Mapping[str, Any]) -> None:
+    """Scores what was filled, writes the fields, the scores and a picture, and prints the scores.
+
+    Arguments:
+        filling: What was filled.
+        files: What is written.
+        writer: Has all snapshots.
+        further: Scores of another kind.
+    """
+    results, drawn = score_filled(filling, writer)
+    if files.moves:
+        animate(filling, files.picture, writer)
+    if files.is_page:
+        write_page(filling, files.picture, writer)
+    writer.assemble()
+    write_text_atomic(files.scores, json.dumps(without_nan(results | further), indent=2) + "\n")
+    say(filling, results)
+    if not (files.moves or files.is_page):
+        draw_first(filling, files.picture, *drawn)
+    writer.clear()
+
+
+def kept_scores(files: Files) -> dict[str, float]:
+    """Returns the scores of hidden cells that were written, those without a value as NaN."""
+    found = json.loads(files.scores.read_text(encoding="utf-8")).get("hidden", {})
+    return {name: math.nan if value is None else value for name, value in found.items()}
 
 
 class Files:

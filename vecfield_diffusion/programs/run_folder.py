@@ -32,6 +32,8 @@ FREE = (
     "trainer.precision",
     "trainer.grad_clip",
     "trainer.patience",
+    "trainer.devices",
+    "trainer.strategy",
 )
 #: Keys of which `auto` stands for whatever the data ask for.
 BY_DATA = ("diffusion.sigma_max", "model.dropout", "trainer.patience", "augment.transforms")

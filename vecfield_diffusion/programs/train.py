@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.normalizer import Statistics
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.inpainting import Conditional
-from vecfield_diffusion.inference.files import owned
+from vecfield_diffusion.inference.locks import owned
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.models.base import Parametrization
 from vecfield_diffusion.physics.grid import Grid
@@ -36,7 +37,10 @@ from vecfield_diffusion.programs.tuning import load_teacher, of_teacher, tune_fr
 from vecfield_diffusion.programs.validation import Validation
 from vecfield_diffusion.signals import stoppable
 from vecfield_diffusion.training.batches import Batches
+from vecfield_diffusion.training.distributed import SingleProcess
 from vecfield_diffusion.training.few_steps import FewStepRun
+from vecfield_diffusion.training.launch import joined, launched
+from vecfield_diffusion.training.loggers import NoLogger
 from vecfield_diffusion.training.reuse import Reused
 from vecfield_diffusion.training.trainer import TrainingRun, headline
 
@@ -44,23 +48,34 @@ from vecfield_diffusion.training.trainer import TrainingRun, headline
 def train(config: dict[str, Any], folder: Path) -> dict[str, float]:
     """Trains as a configuration says, in a run folder, and returns the validation scores.
 
+    `trainer.devices` processes take part, or as many as torchrun has started.
+
     Raises:
         UserError: Anything in the configuration or the data that only the user can mend, or another process that
             trains in this folder.
         SystemExit: A signal stopped the run after its state was saved (130 for Ctrl-C, 143 for SIGTERM).
     """
+    return launched(train_together, config, folder, devices=config["trainer"]["devices"])
+
+
+def train_together(config: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Trains as one of the processes that were launched for it, or alone; see `train`."""
     states = [folder / "checkpoints" / name for name in ("best.pt", "last.pt")]
-    with owned(folder / "metrics.jsonl", folder / "config.yaml", *states):
-        return _trained(config, folder)
+    with joined(config["trainer"]["strategy"]) as processes:
+        own = owned(folder / "metrics.jsonl", folder / "config.yaml", *states) if processes.first else nullcontext()
+        with own:
+            return _trained(config, folder, processes)
 
 
-def _trained(config: dict[str, Any], folder: Path) -> dict[str, float]:
+def _trained(config: dict[str, Any], folder: Path, processes: SingleProcess) -> dict[str, float]:
     """See `train`; the folder is ours."""
     last = folder / "checkpoints" / "last.pt"
     with stoppable(lambda: f"saved {last}" if last.exists() else "nothing to save yet"):
-        run = prepare(config, folder)
+        run = prepare(config, folder, processes)
         if run.resume():
             print(f"{folder}: going on from step {run.counters.step}")
+        if processes.told(run.counters.step) != run.counters.step:
+            raise UserError(f"{folder} is not the same at all processes: give a folder that all machines share")
         run.logger.open(folder, str(folder).removeprefix("outputs/train/"), config)
         try:
             scores = run.train()
@@ -76,18 +91,25 @@ def sampled_by(diffusion: Diffusion) -> str:
     return "" if diffusion.gives_mean else f" sampler=consistency sampler.steps={diffusion.most_steps or 2}"
 
 
-def prepare(config: dict[str, Any], folder: Path) -> TrainingRun:
+def prepare(config: dict[str, Any], folder: Path, processes: SingleProcess | None = None) -> TrainingRun:
     """Returns a run with all that it needs, built and checked: first what needs no data, so that mistakes show early.
+
+    Arguments:
+        config: The configuration of `train.py`.
+        folder: The run folder.
+        processes: Those that train together; this one alone if None.
 
     Raises:
         UserError: Anything in the configuration or the data that only the user can mend.
     """
-    device = choose_device(config["device"])
+    processes = processes or SingleProcess()
+    device = processes.device(choose_device(config["device"]))
     formulation = any_diffusion(config)
     teacher = load_teacher(config, formulation, device)
     config = config if teacher is None else of_teacher(config, formulation, teacher)
     check_folder(config, folder)
-    parts = make_parts(config)
+    parts = make_parts(config) | {"processes": processes}
+    processes.check(parts["trainer"].batch_size, parts["trainer"].accumulate)
     data = open_data(config, parts)
     fields = data.fields
     domain = fields.grid if data.window is None else window_grid(fields.grid, data.window)
@@ -114,7 +136,9 @@ def prepare(config: dict[str, Any], folder: Path) -> TrainingRun:
             lambda: gaussian_field(fields, data.split["train"], data.normalizer, data.window)
         )
     announce(denoiser, data.statistics, transforms.names)
-    keep_config(config, folder)
+    processes.distribute(denoiser)
+    if processes.first:
+        keep_config(config, folder)
     return make_run(config, folder, parts=parts, data=data, denoiser=denoiser, transforms=transforms)
 
 
@@ -143,7 +167,7 @@ def make_run(
     transforms: Transforms,
 ) -> TrainingRun:
     """Returns the run of a denoiser on data, ready to resume or to begin."""
-    trainer, fields, context = parts["trainer"], data.fields, data.context
+    trainer, processes, fields, context = parts["trainer"], parts["processes"], data.fields, data.context
     batches = partial(
         Batches,
         fields=fields,
@@ -167,7 +191,7 @@ def make_run(
         batches=Reused(train) if denoiser.parametrization.remembers else train,
         validation=batches(indices=data.split["validation"], augmentation=None),
         folder=folder,
-        logger=parts["logger"],
+        logger=parts["logger"] if processes.first else NoLogger(),
         identity={
             "config": yaml.safe_dump(config, sort_keys=False),
             "data": describe(fields, data.split),
@@ -179,6 +203,7 @@ def make_run(
         },
         penalty=parts["physics"].penalty(denoiser.normalizer, fields.grid.to(denoiser.normalizer.std.device)),
         score=Validation(denoiser, fields, data.split["validation"], **chosen) if trainer.score_cases else None,
+        processes=processes,
     )
 
 

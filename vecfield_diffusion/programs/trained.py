@@ -27,6 +27,7 @@ from vecfield_diffusion.inference.export import SHIPPED, load_weights
 from vecfield_diffusion.inference.windows import Windowed
 from vecfield_diffusion.models.budget import Budget
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.ranks import local_rank, world_size
 from vecfield_diffusion.resources import resource
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint, step_in
 
@@ -44,6 +45,8 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu" and not threads.chosen():
         torch.set_num_threads(threads.free())
+    if name == "cuda" and world_size() > 1:  # to each process its own
+        return torch.device("cuda", local_rank() % torch.cuda.device_count())
     return torch.device(name)
 
 

@@ -19,8 +19,9 @@ from vecfield_diffusion.evaluation.verdicts import too_few
 from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.programs.ahead import View, silent
 from vecfield_diffusion.programs.compared import Network
-from vecfield_diffusion.programs.fill import Gathered, fill_cases, run
+from vecfield_diffusion.programs.fill import fill_cases, run
 from vecfield_diffusion.programs.filling import Filling
+from vecfield_diffusion.programs.sinks import Gathered
 from vecfield_diffusion.programs.source import as_seen_by
 from vecfield_diffusion.programs.study import Study, left_out, open_study
 
@@ -42,6 +43,11 @@ class TwinExperiment:
     cases: Cases
     entries: list[tuple[Network, Cases]]
     ahead: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of the mask."""
+        return self.setting.mask
 
     @property
     def networks(self) -> list[str]:

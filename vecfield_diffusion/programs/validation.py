@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vecfield_diffusion import progress
 from vecfield_diffusion.data.context import Context
@@ -19,7 +20,7 @@ from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.evaluation.metrics import scores
 from vecfield_diffusion.evaluation.plots import sample_grid
 from vecfield_diffusion.guidance.inpainting import Conditional
-from vecfield_diffusion.inference.cases import make_cases, with_context
+from vecfield_diffusion.inference.cases import Cases, make_cases, with_context
 from vecfield_diffusion.inference.ensemble import sample_ensemble
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.inference.windows import Windowed
@@ -68,8 +69,11 @@ class Validation:
         self.device = next(denoiser.parameters()).device
         self.fields, self.sampler, self.members, self.seed = fields, sampler, trainer.score_members, seed
 
-    def __call__(self, picture: Path) -> dict[str, float]:
-        """Returns the scores as `val/<name>`; a picture that cannot be written is no reason to end a run."""
+    def __call__(self, picture: Path | None) -> dict[str, float]:
+        """Returns the scores as `val/<name>`; a picture that cannot be written is no reason to end a run.
+
+        None draws none.
+        """
         cases, grid = self.cases, self.fields.grid
         observation = cases.observation(self.denoiser.normalizer, self.device)
         fields = self.members * len(cases.truth)
@@ -87,11 +91,17 @@ class Validation:
             )
         everything = torch.ones(cases.observed.shape[:-3], dtype=torch.bool)
         members, cases = members[:, everything], cases.snapshots(everything)
+        if picture is not None:
+            self.draw(picture, cases, members)
+        values = scores(members, cases.truth, cases.hidden)
+        return {f"val/{name}": values[name] for name in SCORES}
+
+    def draw(self, picture: Path, cases: Cases, members: Tensor) -> None:
+        """Draws the first frames of cases and of their members `(M, N, 2, H, W)`."""
+        shown = slice(None, None, self.fields.frames)
+        truth, observed = cases.truth[shown], cases.observed[shown]
         try:
-            shown = slice(None, None, self.fields.frames)
-            sample_grid(picture, cases.truth[shown], cases.observed[shown], members[:, shown], grid, self.fields.units)
+            sample_grid(picture, truth, observed, members[:, shown], self.fields.grid, self.fields.units)
         except OSError as error:
             picture.unlink(missing_ok=True)
             print(f"note: {picture} could not be written: {error.strerror}", file=sys.stderr)
-        values = scores(members, cases.truth, cases.hidden)
-        return {f"val/{name}": values[name] for name in SCORES}

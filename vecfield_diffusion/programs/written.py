@@ -55,12 +55,13 @@ class Kept:
         try:
             with torch.serialization.safe_globals(_CLASSES):
                 kept = torch.load(path, map_location="cpu", weights_only=True)
-            if kept["key"] != self.key:
-                return None
-            print(f"{mask}: done before")
-            return kept["section"]
+            return kept["section"] if kept["key"] == self.key else None
         except Exception:  # damaged in whatever way: it is done again
             return None
+
+    def all(self, masks: Sequence[str]) -> list[Section]:
+        """Those of some masks that are done."""
+        return [section for section in map(self.find, masks) if section is not None]
 
     def add(self, mask: str, section: Section) -> Section:
         """Keeps what was found under a mask, and returns it."""

@@ -23,6 +23,14 @@ VERSION = 1
 UNREADABLE = (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError)
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder of a run. Raises UserError where that is impossible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from error
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Writes `state` to `path`, whole or not at all.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -44,6 +45,14 @@ class Counters:
         if better:
             self.best, self.best_step = loss, self.step
         return better
+
+    def not_finite(self, last: Path) -> str:
+        """Returns what to say where the loss is no number any more, and what to do; `last` is the last checkpoint."""
+        kept = f"The last good checkpoint is kept: {last}" if last.exists() else "No checkpoint was kept"
+        return (
+            f"the loss is no longer finite at step {self.step}. {kept}. Lower optimizer.lr or trainer.grad_clip, or "
+            "use trainer.precision=float32"
+        )
 
     def untrained(self, steps: int) -> str:
         """Returns what to know of a run that ended before half of its `steps`, and what to do; empty for others."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -17,15 +17,23 @@ class EMA:
         half_life: Samples after which a weight's share has halved. Early in training it is at most `ramp` of the
             samples seen so far, so that the random start is soon forgotten (Karras et al., NeurIPS 2022, appendix F).
         ramp: That share.
+        local: Gives the part of a weight that this process keeps, without a copy; see `training/distributed.py`.
 
     Raises:
         ValueError: A half-life that is negative.
     """
 
-    def __init__(self, network: nn.Module, half_life: float, ramp: float = 0.05) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        half_life: float,
+        ramp: float = 0.05,
+        *,
+        local: Callable[[Tensor], Tensor] = lambda weight: weight,
+    ) -> None:
         if half_life < 0:
             raise ValueError(f"ema must be >= 0 samples, got {half_life}")
-        self.half_life, self.ramp = half_life, ramp
+        self.half_life, self.ramp, self.local = half_life, ramp, local
         self.weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
 
     @torch.no_grad()
@@ -36,8 +44,8 @@ class EMA:
         averages, values = [], []
         for name, value in network.state_dict().items():
             if value.is_floating_point():
-                averages.append(self.weights[name])
-                values.append(value.detach())
+                averages.append(self.local(self.weights[name]))
+                values.append(self.local(value.detach()))
             else:  # a counter has no average
                 self.weights[name].copy_(value)
         torch._foreach_lerp_(averages, values, 1 - keep)

@@ -27,7 +27,7 @@ class FewStepRun(TrainingRun):
     def __post_init__(self) -> None:
         super().__post_init__()
         trainer, members = self.trainer, self.diffusion.members
-        if trainer.batch_size // trainer.accumulate < members:
+        if trainer.batch_size // (trainer.accumulate * self.processes.count) < members:
             raise UserError(
                 f"trainer.batch_size={trainer.batch_size} over trainer.accumulate={trainer.accumulate}: at least "
                 f"{members} samples are worked on at once, each lends its noise to the members of the others"

@@ -8,7 +8,6 @@ ties the learning rate to the clock.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -28,12 +27,14 @@ from vecfield_diffusion.progress import bar
 from vecfield_diffusion.signals import Interrupted, interruptible
 from vecfield_diffusion.threads import Fixed, Tuner, allowed, chosen
 from vecfield_diffusion.training.batches import Batch, Batches, prefetched
-from vecfield_diffusion.training.checkpoint import last_state, save_checkpoint
+from vecfield_diffusion.training.checkpoint import last_state, make_folder, save_checkpoint
 from vecfield_diffusion.training.counters import Counters
+from vecfield_diffusion.training.distributed import SingleProcess
 from vecfield_diffusion.training.ema import EMA
-from vecfield_diffusion.training.loggers import JSONLines, Logger
+from vecfield_diffusion.training.loggers import JSONLines, Logger, NoLogger
 from vecfield_diffusion.training.memory import check_memory, out_of_memory
 from vecfield_diffusion.training.validation import GatedLoss, headline, loss_by_level, where_it_helps
+from vecfield_diffusion.training.weights import Weights
 
 
 @dataclass
@@ -61,6 +62,8 @@ class Trainer:
         score_members: Ensemble members of each.
         log_every: Steps between lines of the log.
         checkpoint_minutes: Minutes between checkpoints.
+        devices: Processes on this machine that share every batch out; torchrun starts its own.
+        strategy: What they keep: `ddp` all weights each, `fsdp` a part of them, of their moments and averages.
 
     Raises:
         ValueError: A number out of range.
@@ -84,9 +87,12 @@ class Trainer:
     score_members: int = 4
     log_every: int = 50
     checkpoint_minutes: float = 5.0
+    devices: int = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "accumulate", "validate_every", "validation_batches", "log_every"):
+        counts = ("max_steps", "batch_size", "accumulate", "validate_every", "validation_batches", "log_every")
+        for name in (*counts, "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         for name in ("condition_dropout", "cooldown"):
@@ -140,8 +146,9 @@ class TrainingRun:
         folder: The run folder.
         logger: A further logger.
         identity: What every checkpoint holds beside the state of training: configuration, grid, statistics.
-        score: `(picture path) -> scores` of a small ensemble, which it also draws; None skips it.
+        score: `(picture path) -> scores` of a small ensemble, which it also draws where a path is given; None skips it.
         penalty: What is added to the loss for the estimate, on the device of the denoiser.
+        processes: Those that take the steps together; see `training/distributed.py`.
 
     Attributes:
         untrained: After training, what to know where less than half of the steps were done; see `Trainer`.
@@ -155,13 +162,16 @@ class TrainingRun:
     folder: Path
     logger: Logger
     identity: dict[str, Any]
-    score: Callable[[Path], dict[str, float]] | None = None
+    score: Callable[[Path | None], dict[str, float]] | None = None
     penalty: Penalty | None = None
     counters: Counters = field(default_factory=Counters)
+    processes: SingleProcess = field(default_factory=SingleProcess)
 
     def __post_init__(self) -> None:
+        self.processes.check(self.trainer.batch_size, self.trainer.accumulate)
         self.device = next(self.denoiser.parameters()).device
-        self.ema = EMA(self.denoiser.network, self.trainer.ema)
+        self.weights = Weights(self.denoiser, self.optimizer, self.trainer.ema, self.processes)
+        self.module = self.processes.module(self.denoiser, self.loss)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scores: dict[str, float] = {}
         self.losses: list[Tensor] = []  # since the last line of the log
@@ -175,6 +185,11 @@ class TrainingRun:
         return None if gate is None else GatedLoss(self.validation, self.trainer.validation_batches)
 
     @property
+    def ema(self) -> EMA:
+        """The averaged weights."""
+        return self.weights.ema
+
+    @property
     def last(self) -> Path:
         """The checkpoint to resume from."""
         return self.folder / "checkpoints" / "last.pt"
@@ -185,17 +200,12 @@ class TrainingRun:
         return self.last.with_name("best.pt")
 
     def save(self, path: Path) -> None:
-        """Writes a checkpoint."""
-        state = {
-            "network": self.denoiser.network.state_dict(),
-            "diffusion": self.denoiser.diffusion.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "counters": vars(self.counters),
-            "scores": self.scores,
-            "losses": torch.stack(self.losses).cpu() if self.losses else torch.zeros(0),
-        }
-        save_checkpoint(path, {**self.identity, **state})
+        """Writes a checkpoint of whole weights; the first process does."""
+        losses = torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
+        state = self.weights.state_dict()
+        state |= {"counters": vars(self.counters), "scores": self.scores, "losses": losses}
+        if self.processes.first:
+            save_checkpoint(path, {**self.identity, **state})
 
     def resume(self) -> bool:
         """Goes on from the last checkpoint, where there is one.
@@ -207,12 +217,7 @@ class TrainingRun:
         if state is None:
             return False
         try:
-            self.denoiser.network.load_state_dict(state["network"])
-            self.denoiser.diffusion.load_state_dict(state.get("diffusion", {}))
-            # Of what a run of an older version did not average, the average is what its network has.
-            self.ema = EMA(self.denoiser.network, self.trainer.ema)
-            self.ema.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.weights.load_state_dict(state)
             self.counters = Counters.of(state["counters"])
             self.scores, self.losses = dict(state["scores"]), list(state["losses"].to(self.device))
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -230,14 +235,12 @@ class TrainingRun:
             UserError: The loss is no longer finite, and the last good checkpoint is kept; or the memory is too small.
         """
         for folder in (self.folder / "checkpoints", self.folder / "samples"):
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"the folder {folder} cannot be made: {error.strerror}") from error
-        lines = JSONLines(self.folder / "metrics.jsonl", self.counters.step)
+            make_folder(folder)
+        lines = JSONLines(self.folder / "metrics.jsonl", self.counters.step) if self.processes.first else NoLogger()
+        batches = self.processes.share(self.batches)
         try:
-            with interruptible(self.stop), prefetched(self.batches, self.counters.step, self.device) as batches:
-                self.loop(batches, lines)
+            with interruptible(self.stop), prefetched(batches, self.counters.step, self.device) as stream:
+                self.loop(stream, lines)
         except FULL as error:
             if not is_full(error):
                 raise
@@ -249,7 +252,7 @@ class TrainingRun:
             print(f"stopped: {self.trainer.patience} validations, trainer.patience=, without a smaller loss")
         if self.untrained:
             print(f"note: {self.untrained}")
-        if self.gated is not None and self.best.exists():
+        if self.gated is not None and self.best.exists() and self.processes.first:
             print(where_it_helps(self.best, self.denoiser))
         return self.scores
 
@@ -257,26 +260,28 @@ class TrainingRun:
         """Ends the run after the step under way, as a signal asks."""
         self.signal = number
 
-    def loop(self, batches: Iterator[Batch], lines: JSONLines) -> None:
+    def loop(self, batches: Iterator[Batch], lines: JSONLines | NoLogger) -> None:
         """Steps until the end or a signal."""
-        trainer, counters, tuner = self.trainer, self.counters, self.tuner()
+        trainer, counters, tuner, processes = self.trainer, self.counters, self.tuner(), self.processes
         clock = saved = time.monotonic()
         start = counters.step
         with bar(trainer.max_steps * trainer.batch_size, "samples", done=counters.samples) as progress:
             counters.stopped = trainer.waited(counters)
-            while trainer.progress(counters) < 1 and not counters.stopped and self.signal is None:
+            while trainer.progress(counters) < 1 and not counters.stopped and processes.heard(self.signal) is None:
                 batch = next(batches)
-                if counters.step == start:
+                if counters.step == start and processes.count == 1:
                     check_memory(self.denoiser, batch, trainer.accumulate)
-                    if counters.step == 0 and self.gated is not None:  # the Gaussian part alone may be the best
-                        progress.write(self.validate(lines))
-                        clock = time.monotonic()
+                if counters.step == 0 and self.gated is not None:  # the Gaussian part alone may be the best
+                    progress.write(self.validate(lines))
+                    clock = time.monotonic()
                 tuner.start()
                 self.losses.append(self.step(batch))
                 if found := tuner.stop():
                     progress.write(found)
                 now = time.monotonic()
-                counters.minutes += (now - clock) / 60
+                counters.minutes, due = processes.agreed(
+                    counters.minutes + (now - clock) / 60, now - saved > 60 * trainer.checkpoint_minutes, self.signal
+                )
                 clock = now
                 share = trainer.progress(counters)
                 progress.update(trainer.batch_size, share=share)
@@ -292,15 +297,15 @@ class TrainingRun:
                     clock = time.monotonic()
                     counters.stopped = trainer.waited(counters)
                     done = done or counters.stopped
-                if done or now - saved > 60 * trainer.checkpoint_minutes:
+                if done or due:
                     self.finite()
                     self.save(self.last)
                     saved = time.monotonic()
-        if self.signal is not None:
+        if (signal := processes.heard(self.signal)) is not None:
             if counters.step > start:
                 self.finite()
                 self.save(self.last)
-            raise Interrupted(self.signal)
+            raise Interrupted(signal)
 
     def tuner(self) -> Tuner | Fixed:
         """Returns what finds the number of threads; beside a GPU, or where the user chose one, nothing does."""
@@ -311,26 +316,29 @@ class TrainingRun:
 
     def step(self, batch: Batch) -> Tensor:
         """Takes one step of the optimizer and returns the loss, still on the device."""
-        trainer, counters = self.trainer, self.counters
+        trainer, counters, processes = self.trainer, self.counters, self.processes
         factor = trainer.rate(counters)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.zero_grad(set_to_none=True)
         self.denoiser.train()
-        torch.manual_seed(counters.step)  # dropout draws from the global state
+        torch.manual_seed(processes.seed(counters.step))  # dropout draws from the global state
         total = torch.zeros((), device=self.device)
-        size = trainer.batch_size // trainer.accumulate
-        for first in range(0, trainer.batch_size, size):
+        size = len(batch.t) // trainer.accumulate
+        for first in range(0, len(batch.t), size):
             part = batch[first : first + size]
-            loss = self.loss(part, training=True, penalty=self.penalty).mean() / trainer.accumulate
-            loss.backward()
+            with processes.gathering(self.module, last=first + size == len(batch.t)):
+                loss = self.module(part, training=True, penalty=self.penalty).mean() / trainer.accumulate
+                loss.backward()
             total += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), trainer.grad_clip)
+        norm = processes.whole(torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), trainer.grad_clip))
         self.optimizer.step()
+        for mean in self.denoiser.parametrization.tracked:
+            mean.copy_(processes.mean(mean))
         counters.step += 1
         counters.samples += trainer.batch_size
         self.ema.update(self.denoiser.network, trainer.batch_size, counters.samples)
-        return total + 0 * norm  # a gradient that is not finite spoils the weights as much as such a loss
+        return processes.mean(total) + 0 * norm  # a gradient that is not finite is as bad as such a loss
 
     def loss(self, batch: Batch, training: bool = False, penalty: Penalty | None = None) -> Tensor:
         """Returns the loss of every sample of a batch, `(B,)`; see `denoising_loss`."""
@@ -343,14 +351,10 @@ class TrainingRun:
             return 0.0
         loss = torch.stack(self.losses).mean().item()
         if not math.isfinite(loss):
-            kept = f"The last good checkpoint is kept: {self.last}" if self.last.exists() else "No checkpoint was kept"
-            raise UserError(
-                f"the loss is no longer finite at step {self.counters.step}. {kept}. "
-                "Lower optimizer.lr or trainer.grad_clip, or use trainer.precision=float32"
-            )
+            raise UserError(self.counters.not_finite(self.last))
         return loss
 
-    def validate(self, lines: JSONLines) -> str:
+    def validate(self, lines: JSONLines | NoLogger) -> str:
         """Returns the loss on fixed batches, by noise level too, and the scores of a small ensemble.
 
         With averaged weights.
@@ -361,16 +365,17 @@ class TrainingRun:
         gate = self.denoiser.parametrization.gate
         with self.ema.applied(self.denoiser.network):
             values = self.validation_loss()
-            found = None if gate is None else copy.deepcopy(gate.state_dict())
+            found = None if gate is None else {name: value.cpu().clone() for name, value in gate.state_dict().items()}
             picture = self.folder / "samples" / f"{self.counters.step:07d}.png"
             if self.score is not None:
-                values |= self.score(picture)
+                values |= self.score(picture if self.processes.first else None)
+        values, found = self.processes.told((values, found))
         if gate is not None and found is not None:
             gate.load_state_dict(found)
             self.ema.adopt(self.denoiser.network, gate)
         self.scores = values
         self.log(lines, values)
-        if picture.exists():
+        if picture.exists() and self.processes.first:
             self.logger.picture(picture, self.counters.step)
         if self.counters.improve(values["val/loss"]):
             if not self.last.exists():  # the best alone is nothing to go on from
@@ -389,7 +394,7 @@ class TrainingRun:
         batches = (self.validation(k).to(self.device) for k in range(self.trainer.validation_batches))
         return loss_by_level(self.loss, self.denoiser.diffusion, batches)
 
-    def log(self, lines: JSONLines, values: dict[str, float]) -> None:
+    def log(self, lines: JSONLines | NoLogger, values: dict[str, float]) -> None:
         """The same numbers to all loggers."""
         values = {"samples": self.counters.samples, "minutes": round(self.counters.minutes, 3), **values}
         lines.log(values, self.counters.step)

@@ -86,12 +86,14 @@ def where_it_helps(path: Path, denoiser: Denoiser) -> str:
 
     Arguments:
         path: The checkpoint.
-        denoiser: One of the same network; it stays as it is.
+        denoiser: One of the same network, which has a gate; it stays as it is.
     """
-    state, denoiser = load_checkpoint(path), copy.deepcopy(denoiser)
-    denoiser.network.load_state_dict(state["ema"])
-    gate = denoiser.parametrization.gate
-    said = "" if gate is None else gate.sentence()
+    state, gate = load_checkpoint(path), copy.deepcopy(denoiser.parametrization.gate)
+    own = (name for name, module in denoiser.network.named_modules() if module is denoiser.parametrization.gate)
+    prefix = f"{next(own)}."
+    kept = {name.removeprefix(prefix): value for name, value in state["ema"].items() if name.startswith(prefix)}
+    gate.load_state_dict(kept)
+    said = gate.sentence()
     return f"the best step is {state['counters']['step']}" + f": {said}" * bool(said)
 
 
