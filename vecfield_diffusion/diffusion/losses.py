@@ -14,8 +14,8 @@ weights, each learns from its own.
 
 With J = dD/dz, d values and the sign vector v, the other terms of a weighted sum (`Loss`) are
 
-    sliced          weight(t) (|D - z|^2 + 2 s^2 v^T J v - s^2 d) / d, which has the mean of the denoising loss and needs
-                    no x0 (Hyvarinen, 2005; Song et al., UAI 2019, equation 8, by s^4: the score is (D - z) / s^2)
+    sliced          weight(t) (|D - z|^2 + 2 s^2 v^T J v - s^2 d) / d, which has the mean of the denoising loss and
+                    needs no x0 (Hyvarinen, 2005; Song et al., UAI 2019, equation 8, by s^4: the score is (D - z) / s^2)
     exact           weight(t) mean_measured (D - E[x0 | z, y])^2, where the law of the fields is known
     consistency     (mean of dU/d ln s)^2 for each value, of a network with an energy U = -ln p: with Z the integral of
                     exp(-U) it is (d ln Z / d ln s)^2, and 0 for an energy that is normalised alike at every level
@@ -245,7 +245,7 @@ def sliced(seen: Evaluated) -> Tensor:
 
 
 def exact(posterior: Callable[[Tensor, Tensor, Observation], Tensor]) -> Term:
-    """Returns the term of the squared error against E[x0 | z, y], for `posterior(z, s, observation) -> (B, 2, H, W)`."""
+    """Returns the term of the squared error against E[x0 | z, y], `posterior(z, s, observation) -> (B, 2, H, W)`."""
 
     def against(seen: Evaluated) -> Tensor:
         with torch.no_grad():

@@ -1,7 +1,7 @@
 """The kinetic energy of a flow on a periodic domain, and how viscosity and forcing change it.
 
-For `du/dt + (u . grad) u + grad p = -nu (-lap)^n u + f` without divergence, advection and pressure move energy about and
-neither make nor take any. With E = <|u|^2> / 2, the mean over the domain,
+For `du/dt + (u . grad) u + grad p = -nu (-lap)^n u + f` without divergence, advection and pressure move energy about,
+and neither make nor take any. With E = <|u|^2> / 2, the mean over the domain,
 
     dE/dt = F - nu <|(-lap)^(n/2) u|^2>,        F = <u . f>,
 
@@ -41,8 +41,9 @@ def dissipation(velocity: Tensor, grid: Grid, viscosity: float, order: int = 1) 
     height, width = grid.shape
     # The root of nu goes with the wavenumber: the powers of either leave float32.
     root = 2 * math.pi * viscosity ** (1 / (2 * order))
-    ky = torch.fft.fftfreq(height, abs(grid.dy[0].item())).to(velocity) * root
-    kx = torch.fft.rfftfreq(width, abs(grid.dx[0].item())).to(velocity) * root
+    like = {"dtype": velocity.dtype, "device": velocity.device}
+    ky = torch.fft.fftfreq(height, abs(grid.dy[0].item()), **like) * root
+    kx = torch.fft.rfftfreq(width, abs(grid.dx[0].item()), **like) * root
     rate = (ky.square()[:, None] + kx.square()) ** order
     # A wave of the half-complex transform stands for its conjugate as well, but for the first and the last.
     twice = torch.full_like(kx, 2.0)
@@ -58,7 +59,7 @@ def energy_budget(
 ) -> Tensor:
     """Returns by how much E grows between frames beyond what viscosity and forcing make of it, in m2 s-2.
 
-    Input and dissipation are those of both ends, by the trapezium rule: 0 for a flow that obeys them, but for the square
+    Input and dissipation are those of both ends, by the trapezium rule: 0 for a flow that obeys them, but for the cube
     of the interval.
 
     Arguments:
