@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import get_args
 
@@ -311,3 +312,28 @@ def test_recipes_of_the_literature_have_the_published_numbers(name: str) -> None
 
 def test_every_recipe_of_the_literature_is_in_the_table() -> None:
     assert set(RECIPES) == {name for name in options("experiment") if "_20" in name}
+
+
+def test_the_paths_of_samples_are_followed(run: Call, place: Path):
+    options = ["ckpt=outputs/train/run", "mask=none", "members=6", "sampler.steps=4", "thermodynamics=true"]
+    code, out, err = run("infer", *options, "name=paths")
+    assert code == 0, err
+    assert "annealed paths: mean work" in out
+    found = json.loads((place / "outputs/infer/paths/metrics.json").read_text())["thermodynamics"]
+    assert len(found["levels"]) == len(found["energy"]) == 4
+    changes = [w + q for w, q in zip(found["work"], found["heat"], strict=True)]
+    assert [u - found["energy"][0] for u in found["energy"]] == pytest.approx(changes, abs=1e-5)
+    assert found["energy"][0] == pytest.approx(math.log(2 * math.pi * math.e * found["levels"][0] ** 2) / 2, abs=0.15)
+    assert (place / "outputs/infer/paths/figure_thermodynamics.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["mask=block"], ["thermodynamics: cells observed without error have no density", "mask=none"]),
+        (["mask=none", "physics=divergence"], ["thermodynamics is that of the network"]),
+        (["ckpt=none", "input=run.nc"], ["thermodynamics", "takes a network"]),
+    ],
+)
+def test_paths_that_cannot_be_followed(run: Call, options, parts):
+    is_message(run("infer", "ckpt=outputs/train/run", "thermodynamics=true", *FEW, *options, "name=bad"), *parts)

@@ -78,6 +78,7 @@ infer = Program(
         "colour": "Literal['speed', 'vorticity']",
         "likelihood": "Literal['none', 'hutchinson', 'exact', 'energy']",
         "likelihood_steps": "int",
+        "thermodynamics": "bool",
         "time_context": "Literal['both', 'past']",
         "horizon": "int",
         "metadata": "dict[str, str | float | None]",

@@ -210,6 +210,7 @@ def open_filling(
     trained, method = fit_size(trained, fields, **sizes), fit_method(method, fields, **sizes)
     if config["likelihood"] != "none":
         check_energy(config, trained)
+    if config["likelihood"] != "none" or config["thermodynamics"]:
         method = replace(method, inpainting=Conditional())
     default = "block" if source is None else "gaps"
     node = config["mask"] or node_of(config, "mask", default)
@@ -274,21 +275,22 @@ def check_time(config: Mapping[str, Any], trained: Trained) -> None:
 
 def check_likelihood(config: Mapping[str, Any], method: Method, mask: MaskFunction | None, trained: Trained) -> None:
     """Raises UserError where a density is asked for that there is not."""
-    if config["likelihood"] == "none":
+    name = "thermodynamics" if config["thermodynamics"] else "likelihood"
+    if name == "likelihood" and config["likelihood"] == "none":
         return
     if trained.frames > 1:
         raise UserError(
-            f"likelihood is that of snapshots, and {trained.path} is a network of sequences of {trained.frames}: leave "
+            f"{name} is that of snapshots, and {trained.path} is a network of sequences of {trained.frames}: leave "
             "it out, or give a network that was trained with dataset.frames=1"
         )
     if not method.plain:
         raise UserError(
-            "likelihood is that of the network: it goes with inpainting=conditional physics=none guidance=none alone"
+            f"{name} is that of the network: it goes with inpainting=conditional physics=none guidance=none alone"
         )
     if config["sigma_obs"] == 0 and not isinstance(mask, Empty):
         raise UserError(
-            "likelihood: cells observed without error have no density. Add sigma_obs=... (the error of the "
-            "observations), or mask=none for the likelihood under the prior"
+            f"{name}: cells observed without error have no density. Add sigma_obs=... (the error of the "
+            "observations), or mask=none for that of the prior"
         )
     if config["likelihood_steps"] < 2:
         raise UserError(f"likelihood_steps must be >= 2, got {config['likelihood_steps']}")

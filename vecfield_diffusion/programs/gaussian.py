@@ -47,6 +47,7 @@ PLAIN = {
     "guidance": {"_target_": "vecfield_diffusion.guidance.cfg.NoGuidance"},
     "sensor": {},
     "likelihood": "none",
+    "thermodynamics": False,
     "calibrate": False,
 }
 #: Frames on either side of a block that are measured and count.
