@@ -337,3 +337,50 @@ def test_the_paths_of_samples_are_followed(run: Call, place: Path):
 )
 def test_paths_that_cannot_be_followed(run: Call, options, parts):
     is_message(run("infer", "ckpt=outputs/train/run", "thermodynamics=true", *FEW, *options, "name=bad"), *parts)
+
+
+@pytest.fixture
+def pair(run: Call, place: Path) -> str:
+    """Two networks that differ, as `ckpt=` takes them."""
+    if not (place / "outputs/train/other").exists():
+        assert run("train", *TINY, *SMALL, "trainer.max_steps=2", "seed=3", "name=other")[0] == 0
+    return "ckpt=[outputs/train/run,outputs/train/other]"
+
+
+def test_members_of_a_mixture_are_those_of_its_networks(run: Call, place: Path, pair: str):
+    found = {}
+    given = ["mask=block", "members=4", "sampler.steps=2", "time=[0,1]", "batch=1"]
+    for name, ckpt in (("run", "ckpt=outputs/train/run"), ("other", "ckpt=outputs/train/other"), ("both", pair)):
+        weights = ["weights=[.5,.5]"] if name == "both" else []
+        code, _, err = run("infer", ckpt, *weights, *given, f"name=mixed_{name}")
+        assert code == 0, err
+        with xr.open_dataset(place / f"outputs/infer/mixed_{name}/fields.nc") as data:
+            values = data["u_members"]
+            found[name] = values.transpose(values.dims[values.shape.index(4)], ...).values
+    assert not np.array_equal(found["run"], found["other"])
+    np.testing.assert_array_equal(found["both"][:2], found["run"][:2])
+    np.testing.assert_array_equal(found["both"][2:], found["other"][2:])
+
+
+def test_a_mixture_is_weighed_by_what_is_observed(run: Call, pair: str):
+    code, out, err = run("infer", pair, "weights=evidence", "mask=pixels", "sigma_obs=0.05", *FEW, "name=evidence")
+    assert code == 0, err
+    assert out.count("weights by evidence") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["weights=[1]"], ["weights=[1.0]", "each of the 2 checkpoints"]),
+        (["weights=evidence", "mask=block"], ["weights=evidence", "sigma_obs="]),
+        (["weights=evidense"], ["weights=evidense", "evidence"]),
+        (["likelihood=hutchinson", "mask=none"], ["likelihood=hutchinson is that of one network"]),
+    ],
+)
+def test_what_a_mixture_cannot_do_is_one_line(run: Call, pair: str, options, parts):
+    is_message(run("infer", pair, *options, *FEW, "name=refused"), *parts)
+
+
+def test_weights_of_one_network_are_none(run: Call):
+    given = ["ckpt=outputs/train/run", "weights=[1]", *FEW, "name=refused"]
+    is_message(run("infer", *given), "weights are those of several checkpoints")

@@ -63,6 +63,8 @@ infer = Program(
     job="vecfield_diffusion.programs.infer:infer",
     keys={
         **SAMPLING,
+        "ckpt": "str | list[str]",
+        "weights": "list[float] | Literal['evidence'] | None",
         "input": "str | None",
         "names": "tuple[str, str] | None",
         "bin": "float | None",

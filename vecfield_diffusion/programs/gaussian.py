@@ -48,6 +48,7 @@ PLAIN = {
     "sensor": {},
     "likelihood": "none",
     "thermodynamics": False,
+    "weights": None,
     "calibrate": False,
 }
 #: Frames on either side of a block that are measured and count.

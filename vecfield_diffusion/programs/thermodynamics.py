@@ -97,10 +97,13 @@ def sentence(found: Found) -> str:
     said = f"annealed paths: mean work {found.forward.mean():.3g} nats down, {found.reverse.mean():.3g} up"
     if not numbers["bar_samples"] >= ENOUGH:
         return f"{said}. The two do not overlap: BAR, Jarzynski and Crooks say nothing here. Give more sampler.steps"
+    jarzynski, slope = (
+        f"{numbers[name]:.3g} ({numbers[f'{name}_low']:.3g} to {numbers[f'{name}_high']:.3g}, 1 expected)"
+        for name in ("jarzynski", "crooks")
+    )
     return (
-        f"{said}, free energy {numbers['bar']:.3g} +- {numbers['bar_error']:.2g} by BAR, 0 expected; Jarzynski {numbers['jarzynski']:.3g} ({numbers['jarzynski_low']:.3g} to "
-        f"{numbers['jarzynski_high']:.3g}, 1 expected, {numbers['effective_samples']:.2g} effective samples), Crooks "
-        f"{numbers['crooks']:.3g} ({numbers['crooks_low']:.3g} to {numbers['crooks_high']:.3g}, 1 expected)"
+        f"{said}, free energy {numbers['bar']:.3g} +- {numbers['bar_error']:.2g} by BAR, 0 expected; Jarzynski "
+        f"{jarzynski} of {numbers['effective_samples']:.2g} effective samples, Crooks {slope}"
     )
 
 
