@@ -320,6 +320,8 @@ def check_likelihood(config: Mapping[str, Any], method: Method, mask: MaskFuncti
             f"{name}: cells observed without error have no density. Add sigma_obs=... (the error of the "
             "observations), or mask=none for that of the prior"
         )
+    if config["thermodynamics"] and (method.sampler.evaluations is None or method.sampler.steps < 3):
+        raise UserError("thermodynamics follows members from level to level: use sampler.steps=3 or more, not adaptive")
     if config["likelihood_steps"] < 2:
         raise UserError(f"likelihood_steps must be >= 2, got {config['likelihood_steps']}")
 

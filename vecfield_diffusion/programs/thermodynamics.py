@@ -42,6 +42,8 @@ from vecfield_diffusion.samplers.likelihood import tracer
 
 #: Lines of the table that is printed.
 LINES = 8
+#: The curves in it. The entropy is the energy, and what is produced of it the work: the laws are normalised.
+SAID = ("energy", "work", "heat")
 #: Effective samples on either side below which work says nothing of a difference of free energy.
 ENOUGH = 3.0
 
@@ -80,13 +82,9 @@ def thermodynamics(filling: Filling, cases: Cases, picture: Path) -> dict[str, A
     """
     found = follow(filling, cases)
     chosen = np.unique(np.linspace(0, len(found.levels) - 1, LINES).astype(int)).tolist()
-    names = {name: f"{name.replace('_', ' ')} [nats]" for name in found.curves}
-    names["temperature"] = "temperature [variance]"
-    rows = [
-        {"level": found.levels[k]} | {words: found.curves[name][k] for name, words in names.items()} for k in chosen
-    ]
-    print(table(rows, ["level", *names.values()]))
-    print("a value of the field, in the mean of the members; " + sentence(found))
+    rows = [{"level": found.levels[k]} | {name: found.curves[name][k] for name in SAID} for k in chosen]
+    print(table(rows, ["level", *SAID]))
+    print(f"in nats for each value of the field, the mean over the members; {sentence(found)}")
     figure_thermodynamics(picture, found.levels, found.curves, found.forward, found.reverse)
     return found.results()
 
@@ -125,10 +123,9 @@ def follow(filling: Filling, cases: Cases) -> Found:
             bar_of_work.update(members)
             return bound(z, s)
 
+        given = {"start": one.background, "return_trajectory": True, "valid": one.valid}
+        _, states = sampler.sample(watched, levels, noise, **given)
         energies = energies_of(bound, watched, noise)
-        _, states = sampler.sample(
-            watched, levels, noise, start=one.background, return_trajectory=True, valid=one.valid
-        )
         states = torch.where(one.valid, states, 0.0)
         path = along(energies, states[:-1], ladder)
         start = torch.where(one.valid, first_state(ladder[0], noise, one.background), 0.0)
