@@ -212,9 +212,7 @@ def open_filling(
     method = build_method(config, trained, device)
     mixture = Mixture.of(parts, config["weights"]) if len(parts) > 1 else None
     if mixture is not None:
-        check_options(config, mixture)
-        for part in parts[1:]:
-            method.check(part.denoiser.diffusion)
+        check_options(config, mixture, method)
     check_likelihood(config, method, mask, trained)
     source = config["input"] if source is None else source
     check_time(config, trained)

@@ -127,8 +127,10 @@ def check_alike(parts: Sequence[Trained]) -> None:
             raise UserError(f"{here}: a mixture takes networks of one grid")
 
 
-def check_options(config: Mapping[str, Any], mixture: Mixture) -> None:
+def check_options(config: Mapping[str, Any], mixture: Mixture, method: Method) -> None:
     """Raises UserError where something is asked for that one network alone gives, or the evidence has no density."""
+    for part in mixture.parts[1:]:
+        method.check(part.denoiser.diffusion)
     for key, plain in (("likelihood", "none"), ("thermodynamics", False), ("calibrate", False)):
         if config[key] != plain:
             raise UserError(f"{key}={config[key]} is that of one network: give one ckpt=, or leave it out")
