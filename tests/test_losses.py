@@ -168,7 +168,14 @@ def test_a_network_with_attention_learns_from_second_derivatives():
 
 def test_the_configuration_asks_for_the_denoising_loss_alone():
     assert build(train.config()["loss"], "loss", trusted=True) == Loss()
-    assert Loss().weights == {"denoising": 1.0, "sliced": 0.0, "exact": 0.0, "consistency": 0.0, "budget": 0.0}
+    assert Loss().weights == {
+        "denoising": 1.0,
+        "sliced": 0.0,
+        "exact": 0.0,
+        "dual": 0.0,
+        "consistency": 0.0,
+        "budget": 0.0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -197,11 +204,16 @@ SEQUENCES = ["dataset.frames=2", "dataset.trajectory=4"]
 
 @pytest.mark.parametrize(
     "options",
-    [["loss.sliced=1", "loss.denoising=.5"], ["dataset.twin=true", "loss.exact=1"], [*SEQUENCES, "loss.budget=.1"]],
-    ids=["sliced", "exact", "budget"],
+    [
+        ["loss.sliced=1", "loss.denoising=.5"],
+        ["dataset.twin=true", "loss.exact=1"],
+        [*SEQUENCES, "loss.budget=.1"],
+        ["model=energy", "loss.dual=.1", "loss.consistency=.1"],
+    ],
+    ids=["sliced", "exact", "budget", "energy"],
 )
-def test_every_term_trains_and_validation_stays_the_denoising_loss(run: Call, options):
-    name = f"name=loss_{options[-1].split('.')[-1][:5]}"
+def test_every_term_trains_and_validation_stays_the_denoising_loss(run: Call, options, request):
+    name = f"name=loss_{request.node.callspec.id}"
     code, out, err = run("train", *TINY, *SMALL, "trainer.max_steps=2", *options, name)
     assert code == 0, err
     assert "val/loss" in out
@@ -213,6 +225,7 @@ def test_every_term_trains_and_validation_stays_the_denoising_loss(run: Call, op
         (["loss.exact=1"], ["loss.exact takes fields whose score is known", "dataset.twin=true"]),
         (["loss.budget=1"], ["loss.budget takes sequences of whole periodic fields", "dataset.frames=5"]),
         (["loss.consistency=1"], ["loss.consistency", "model=energy"]),
+        (["loss.dual=1"], ["loss.dual", "model=energy"]),
         (["loss.sliced=-1"], ["loss.sliced", "must be >= 0"]),
         (["loss.sliced=1", "diffusion=regression"], ["loss.sliced", "diffusion=regression"]),
         (["loss.slice=1"], ["unknown key loss.slice", "sliced"]),

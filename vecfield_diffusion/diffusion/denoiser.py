@@ -71,11 +71,6 @@ class Denoiser(nn.Module):
         """How D is made of the output of the network: the network's own way, or by scalars."""
         return self.network if isinstance(self.network, Parametrization) else BY_SCALARS
 
-    @property
-    def has_energy(self) -> bool:
-        """Whether the network gives an energy -ln p of its fields."""
-        return False
-
     def in_float32(self) -> Denoiser:
         """Returns the same denoiser without autocast, for derivatives: they are small differences of large numbers.
 

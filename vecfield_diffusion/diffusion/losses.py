@@ -82,6 +82,7 @@ class Loss:
         denoising: Of the squared error of the estimate, and of what a formulation learns beside it.
         sliced: Of sliced score matching.
         exact: Of the squared error against the exact posterior mean, of generated Gaussian fields.
+        dual: Of the derivative of the energy by the noise level, of networks with one; see `diffusion/dual.py`.
         consistency: Of the derivative of the free energy by the noise level, of networks with an energy.
         budget: Of the energy budget of sequences.
         viscosity: nu of the budget, in m^(2 order) s^-1; `auto` is that of generated flows.
@@ -95,6 +96,7 @@ class Loss:
     denoising: float = 1.0
     sliced: float = 0.0
     exact: float = 0.0
+    dual: float = 0.0
     consistency: float = 0.0
     budget: float = 0.0
     viscosity: float | Literal["auto"] = "auto"

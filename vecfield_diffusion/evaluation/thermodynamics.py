@@ -38,7 +38,7 @@ from scipy.special import expit, logsumexp
 from torch import Tensor
 
 from vecfield_diffusion.axes import total
-from vecfield_diffusion.samplers.base import BoundDenoiser, NoiseFunction
+from vecfield_diffusion.samplers.base import BoundDenoiser, NoiseFunction, line_integral
 from vecfield_diffusion.samplers.likelihood import Trace
 
 Floats = NDArray[np.float64]
@@ -85,13 +85,13 @@ class ByEnergy:
 
 @dataclass(frozen=True)
 class ByScore:
-    """Differences of -ln p of a denoiser alone, by Gauss-Legendre quadrature along states and along ln s.
+    """Differences of -ln p of a denoiser alone, by Gauss-Legendre quadrature along ln s and the line between states.
 
     Arguments:
         denoiser: D, differentiable.
         trace: Of its Jacobian, see `samplers/likelihood.py`.
         inside: The values that count, boolean, broadcast to the states.
-        nodes: Of each quadrature; two are exact for Gaussian fields between states.
+        nodes: Of the quadrature along ln s.
     """
 
     denoiser: BoundDenoiser
@@ -122,11 +122,8 @@ class ByScore:
 
     def between_states(self, z: Tensor, z_new: Tensor, s: float) -> Tensor:
         """See `Energies`."""
-        move, change = torch.where(self.inside, z_new - z, 0.0).double(), torch.zeros(len(z), dtype=torch.float64)
-        for place, weight in quadrature(self.nodes):
-            between = torch.lerp(z, z_new, place)
-            change = change.to(z.device) - weight * total((self.denoise(between, s) - between).double() * move)
-        return change / s**2
+        z, z_new = (torch.where(self.inside, state, 0.0) for state in (z, z_new))
+        return -line_integral(self.denoise, z, z_new, s)
 
 
 def levels_of(z: Tensor, s: float) -> Tensor:

@@ -173,11 +173,6 @@ class Windowed:
         """That of the denoiser."""
         return self.denoiser.autocast
 
-    @property
-    def has_energy(self) -> bool:
-        """False: a blend of windows is the gradient of nothing."""
-        return False
-
     def in_float32(self) -> Windowed:
         """Returns the same without autocast; see `Denoiser.in_float32`."""
         same = copy.copy(self)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vecfield_diffusion.axes import total
 from vecfield_diffusion.diffusion.denoiser import Denoiser
+from vecfield_diffusion.diffusion.dual import check_dual, dual_loss
 from vecfield_diffusion.diffusion.losses import Evaluated, Loss, Objective, Term, consistency, exact, sliced
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.errors import UserError
@@ -59,6 +60,12 @@ def exact_term(loss: Loss, data: TrainingData, denoiser: Denoiser) -> Term:
         return field(z, s, y, observation.observed, error, observation.valid)[0]
 
     return exact(posterior)
+
+
+def dual_term(loss: Loss, data: TrainingData, denoiser: Denoiser) -> Term:
+    """Returns dual score matching. Raises UserError for a network whose energy has no derivative by the level."""
+    check_dual(denoiser)
+    return lambda seen: dual_loss(seen.denoiser, seen.x0, seen.z, seen.s, seen.observation)
 
 
 def consistency_term(loss: Loss, data: TrainingData, denoiser: Denoiser) -> Term:
@@ -114,8 +121,9 @@ def known_dynamics(loss: Loss, data: TrainingData) -> dict[str, float]:
 MAKERS: dict[str, Maker] = {
     "sliced": sliced_term,
     "exact": exact_term,
+    "dual": dual_term,
     "consistency": consistency_term,
     "budget": budget_term,
 }
-#: The terms that differentiate the denoiser, which training then differentiates once more.
-TWICE = {"sliced", "consistency"}
+#: The terms that differentiate a denoiser of any network, which training then differentiates once more.
+TWICE = {"sliced"}

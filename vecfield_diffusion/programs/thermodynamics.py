@@ -145,8 +145,8 @@ def inside(noise: NoiseFunction, valid: Tensor) -> NoiseFunction:
 
 def energies_of(bound: Bound, watched: BoundDenoiser, noise: NoiseFunction) -> Energies:
     """Returns the differences of energy that a network knows: of its own energy, or of its score."""
-    if bound.denoiser.has_energy:
-        return ByEnergy(watched, lambda z, s: bound.denoiser.energy(z, s, bound.observation))
+    if bound.has_energy:
+        return ByEnergy(watched, bound.energy)
     valid = bound.observation.valid.expand_as(bound.observation.y)
     return ByScore(watched, tracer("hutchinson", valid, noise, 1), valid)
 
