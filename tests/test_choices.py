@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import get_args
 
@@ -311,3 +312,80 @@ def test_recipes_of_the_literature_have_the_published_numbers(name: str) -> None
 
 def test_every_recipe_of_the_literature_is_in_the_table() -> None:
     assert set(RECIPES) == {name for name in options("experiment") if "_20" in name}
+
+
+def test_the_paths_of_samples_are_followed(run: Call, place: Path):
+    options = ["ckpt=outputs/train/run", "mask=none", "members=6", "sampler.steps=4", "thermodynamics=true"]
+    code, out, err = run("infer", *options, "name=paths")
+    assert code == 0, err
+    assert "annealed paths: mean work" in out
+    found = json.loads((place / "outputs/infer/paths/metrics.json").read_text())["thermodynamics"]
+    assert len(found["levels"]) == len(found["energy"]) == 4
+    changes = [w + q for w, q in zip(found["work"], found["heat"], strict=True)]
+    assert [u - found["energy"][0] for u in found["energy"]] == pytest.approx(changes, abs=1e-5)
+    assert found["energy"][0] == pytest.approx(math.log(2 * math.pi * math.e * found["levels"][0] ** 2) / 2, abs=0.15)
+    assert (place / "outputs/infer/paths/figure_thermodynamics.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["mask=block"], ["thermodynamics: cells observed without error have no density", "mask=none"]),
+        (["mask=none", "physics=divergence"], ["thermodynamics is that of the network"]),
+        (["mask=none", "sampler=adaptive"], ["thermodynamics follows members from level to level"]),
+    ],
+)
+def test_paths_that_cannot_be_followed(run: Call, options, parts):
+    few = [] if "sampler=adaptive" in options else FEW
+    is_message(run("infer", "ckpt=outputs/train/run", "thermodynamics=true", *few, *options, "name=bad"), *parts)
+
+
+@pytest.fixture
+def pair(run: Call, place: Path) -> str:
+    """Two networks that differ, as `ckpt=` takes them."""
+    if not (place / "outputs/train/other").exists():
+        assert run("train", *TINY, *SMALL, "trainer.max_steps=2", "seed=3", "name=other")[0] == 0
+    return "ckpt=[outputs/train/run,outputs/train/other]"
+
+
+def test_members_of_a_mixture_are_those_of_its_networks(run: Call, place: Path, pair: str):
+    found = {}
+    given = ["mask=block", "members=4", "sampler.steps=2", "time=[0,1]", "batch=1"]
+    for name, ckpt in (("run", "ckpt=outputs/train/run"), ("other", "ckpt=outputs/train/other"), ("both", pair)):
+        weights = ["weights=[.5,.5]"] if name == "both" else []
+        code, _, err = run("infer", ckpt, *weights, *given, f"name=mixed_{name}")
+        assert code == 0, err
+        with xr.open_dataset(place / f"outputs/infer/mixed_{name}/fields.nc") as data:
+            values = data["u_members"]
+            found[name] = values.transpose(values.dims[values.shape.index(4)], ...).values
+    assert not np.array_equal(found["run"], found["other"])
+    np.testing.assert_array_equal(found["both"][:2], found["run"][:2])
+    np.testing.assert_array_equal(found["both"][2:], found["other"][2:])
+
+
+def test_a_mixture_is_weighed_by_what_is_observed(run: Call, pair: str):
+    code, out, err = run("infer", pair, "weights=evidence", "mask=pixels", "sigma_obs=0.05", *FEW, "name=evidence")
+    assert code == 0, err
+    assert out.count("weights by evidence") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["weights=[1]"], ["weights=[1.0]", "each of the 2 checkpoints"]),
+        (["weights=evidence", "mask=block"], ["weights=evidence", "sigma_obs="]),
+        (["weights=evidense"], ["weights=evidense", "evidence"]),
+        (["likelihood=hutchinson", "mask=none"], ["likelihood=hutchinson is that of one network"]),
+    ],
+)
+def test_what_a_mixture_cannot_do_is_one_line(run: Call, pair: str, options, parts):
+    is_message(run("infer", pair, *options, *FEW, "name=refused"), *parts)
+
+
+def test_a_series_by_itself_has_no_paths(run: Call):
+    is_message(run("infer", "ckpt=none", "input=run.nc", "thermodynamics=true", "name=bad"), "takes a network")
+
+
+def test_weights_of_one_network_are_none(run: Call):
+    given = ["ckpt=outputs/train/run", "weights=[1]", *FEW, "name=refused"]
+    is_message(run("infer", *given), "weights are those of several checkpoints")

@@ -63,6 +63,8 @@ infer = Program(
     job="vecfield_diffusion.programs.infer:infer",
     keys={
         **SAMPLING,
+        "ckpt": "str | list[str]",
+        "weights": "list[float] | Literal['evidence'] | None",
         "input": "str | None",
         "names": "tuple[str, str] | None",
         "bin": "float | None",
@@ -78,6 +80,7 @@ infer = Program(
         "colour": "Literal['speed', 'vorticity']",
         "likelihood": "Literal['none', 'hutchinson', 'exact', 'energy']",
         "likelihood_steps": "int",
+        "thermodynamics": "bool",
         "time_context": "Literal['both', 'past']",
         "horizon": "int",
         "metadata": "dict[str, str | float | None]",

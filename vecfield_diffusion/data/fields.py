@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vecfield_diffusion.data.law import Law
 from vecfield_diffusion.data.stored import Cached, Combined, Reader, room_for, still, turned
 from vecfield_diffusion.data.units import SPEED, factor, same_units
 from vecfield_diffusion.data.words import components, option
@@ -110,6 +111,7 @@ class Fields(Contents):
         history: Earlier snapshots that the network is conditioned on, as lags.
         frames: The frames of a sequence, which is one sample; 1 for single snapshots.
         stride: The steps from one frame of a sequence to the next.
+        law: What is known of the law of generated fields; None of others.
 
     The others are those of `Contents`; `dims` are `time`, `y_name` and `x_name` where the file has no others.
 
@@ -140,6 +142,7 @@ class Fields(Contents):
     history: Sequence[int] = ()
     frames: int = 1
     stride: int = 1
+    law: Law | None = None
     _readers: dict[str, Reader] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -29,7 +29,8 @@ import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ from torch import Tensor
 
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.generated import made
+from vecfield_diffusion.data.law import Law
 from vecfield_diffusion.data.readers import open_fields
 
 #: Flows solved at once: few enough for their spectra to stay in the cache of a core.
@@ -262,10 +264,18 @@ def open_turbulence(
         **({"trajectory": run, "interval": interval} if run > 1 else {}),
     }
     path = made(Path(folder), "turbulence", recipe, lambda first: flows(solver, recipe, first))
+    law = Law(viscosity=in_metres(solver, side, speed), order=order)
     if twin:
         fields, recipe = open_fields(str(path)), {**recipe, "twin": True}
         path = made(Path(folder), "turbulence_twin", recipe, lambda first: twins(fields, recipe, first))
-    return open_fields(str(path), frames=frames, stride=stride)
+        law = Law(spectrum=partial(twin_spectrum, fields) if run == 1 else None)
+    return replace(open_fields(str(path), frames=frames, stride=stride), law=law)
+
+
+def in_metres(solver: Turbulence, side: float, speed: float) -> float:
+    """Returns nu in m^(2 order) s-1 for a square of `side` metres and an RMS component of `speed` m s-1."""
+    length = side / (2 * math.pi)
+    return solver.viscosity * length ** (2 * solver.order) * speed / length
 
 
 def flows(solver: Turbulence, recipe: dict[str, float], first: int = 0) -> Iterator[Tensor]:
@@ -279,16 +289,43 @@ def flows(solver: Turbulence, recipe: dict[str, float], first: int = 0) -> Itera
 
 def twins(fields: Fields, recipe: dict[str, float], first: int = 0) -> Iterator[Tensor]:
     """Blocks `(n, 2, H, W)` of the Gaussian twin of `fields`; field i depends on their spectrum, the seed and i."""
-    number, solver = len(fields), Turbulence(int(recipe["stored"]))
     if "trajectory" in recipe:
         yield from twins_in_time(fields, recipe, first)
         return
-    numbers = [range(start, min(start + BATCH, number)) for start in range(0, number, BATCH)]
-    power = sum(solver.vorticity(fields.read(block).double()).abs().square().sum(dim=0) for block in numbers) / number
-    for block in numbers[first // BATCH :]:
+    solver, power = Turbulence(int(recipe["stored"])), mean_power(fields)
+    for block in in_blocks(len(fields))[first // BATCH :]:
         # Negative numbers: flow i began with the noise of i, of which its long waves may keep a trace.
         noise = solver.noise([generator(int(recipe["seed"]), -1 - i) for i in block])
         yield solver.velocity(solver.gaussian(power, noise.double())).float()
+
+
+def in_blocks(number: int) -> list[range]:
+    """Returns the numbers of the snapshots of each block."""
+    return [range(start, min(start + BATCH, number)) for start in range(0, number, BATCH)]
+
+
+def mean_power(fields: Fields) -> Tensor:
+    """Returns the mean |w|^2 of the spectral vorticity of square fields at every wavenumber, `(H, W / 2 + 1)`."""
+    solver = Turbulence(fields.shape[0])
+    blocks = (fields.read(block).double() for block in in_blocks(len(fields)))
+    return sum(solver.vorticity(block).abs().square().sum(dim=0) for block in blocks) / len(fields)
+
+
+def twin_spectrum(fields: Fields) -> Tensor:
+    """Returns P(k) of the Gaussian twin of single snapshots `fields`; see `Law`.
+
+    With `u = (i ky, -i kx) w / k^2` the covariance of both components is `|w|^2 / k^4` times their products.
+    """
+    size = fields.shape[0]
+    k = torch.fft.fftfreq(size, 1 / size, dtype=torch.float64)
+    ky, kx = torch.meshgrid(k, k, indexing="ij")
+    square = ky**2 + kx**2
+    half = mean_power(fields)
+    # The other half of the waves are conjugates, of the same power.
+    whole = torch.cat([half, half[(-torch.arange(size)) % size, 1 : size - half.shape[1] + 1].flip(1)], dim=1)
+    strength = whole / size**2 / torch.where(square > 0, square, math.inf) ** 2
+    direction = torch.stack([ky, -kx])
+    return (strength * direction * direction[:, None]).to(torch.complex128)
 
 
 def twins_in_time(fields: Fields, recipe: dict[str, float], first: int = 0) -> Iterator[Tensor]:

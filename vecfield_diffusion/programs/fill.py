@@ -39,6 +39,7 @@ from vecfield_diffusion.memory import FULL, is_full
 from vecfield_diffusion.programs.filling import Filling, at_once, open_filling
 from vecfield_diffusion.programs.gaussian import Series, open_series
 from vecfield_diffusion.programs.items import Block, Item, blocks_of, firsts, items_of
+from vecfield_diffusion.programs.mixture import Mixture
 from vecfield_diffusion.programs.plausible import check_members
 from vecfield_diffusion.programs.products import chosen_products
 from vecfield_diffusion.programs.series import Piece
@@ -152,7 +153,10 @@ def fill_piece(
     def report(count: int) -> None:
         progress(count * frames)
 
-    fill = partial(fill_cases, config, trained=trained, method=method, progress=report)
+    if filling.mixture is None:
+        fill = partial(fill_cases, config, trained=trained, method=method, progress=report)
+    else:
+        fill = partial(fill_mixed, config, mixture=filling.mixture, method=method, progress=report)
     if piece.known:
         before = filled_before(filling, piece, sink)
         if factor != 1:  # what was kept has its spread corrected already
@@ -246,6 +250,29 @@ def fill_cases(
     fitting = largest_batch(lambda size: sample(one_step(method), members=size, batch=size), batch)
     way = f"give batch={fitting}, which fits" if fitting else "train with window=[32,32] or so, to fill in windows"
     raise UserError(f"{place} is full at batch={batch}: {way}")
+
+
+def fill_mixed(
+    config: Mapping[str, Any],
+    *,
+    mixture: Mixture,
+    method: Method,
+    cases: Cases,
+    members: int | None = None,
+    first: int = 0,
+    progress: Callable[[int], None] = lambda fields: None,
+) -> Tensor:
+    """Returns the ensemble of cases, each member drawn by one network of a mixture; arguments as of `fill_cases`."""
+    wanted, found = range(first, first + (members or config["members"])), []
+    for chosen, shares in mixture.shares(cases, method.sampler, config):
+        some = []
+        for part, share in zip(mixture.parts, shares, strict=True):
+            drawn = range(max(share.start, wanted.start), min(share.stop, wanted.stop))
+            if drawn:
+                given = {"members": len(drawn), "first": drawn.start, "progress": progress}
+                some.append(fill_cases(config, trained=part, method=method, cases=cases[chosen], **given))
+        found.append(torch.cat(some))
+    return torch.cat(found, dim=1)
 
 
 def largest_batch(trial: Callable[[int], Any], batch: int) -> int:

@@ -29,6 +29,7 @@ from vecfield_diffusion.inference.cases import Cases, make_cases, shown_cells, w
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.method import agreed, build_method, choices, fit_method, node_of, process_of
+from vecfield_diffusion.programs.mixture import Mixture, check_options
 from vecfield_diffusion.programs.plausible import Overview, absurd
 from vecfield_diffusion.programs.series import VALUES, Piece, Plan
 from vecfield_diffusion.programs.source import Source, chosen_snapshots, files_behind, read_variable
@@ -55,6 +56,7 @@ class Filling:
         factors: That of the spread by the same names.
         offered: The snapshots whose observations count; None for all.
         ahead: Of forecasts, how many steps before each snapshot the last observation lies; see `Plan`.
+        mixture: Several networks that draw the members by weight; None for the one.
     """
 
     config: dict[str, Any]
@@ -69,6 +71,12 @@ class Filling:
     factors: Mapping[str, float] = field(default_factory=dict)
     offered: Sequence[int] | None = None
     ahead: int = 0
+    mixture: Mixture | None = None
+
+    @property
+    def parts(self) -> Sequence[Trained]:
+        """The networks that draw members."""
+        return [self.trained] if self.mixture is None else self.mixture.parts
 
     @property
     def grid(self) -> Grid:
@@ -83,14 +91,14 @@ class Filling:
     @property
     def origin(self) -> str:
         """Where the network comes from."""
-        return str(self.trained.path)
+        return ", ".join(str(part.path) for part in self.parts)
 
     @property
     def files(self) -> list[Path]:
         """The files that the result depends on."""
         weak = [] if self.method.weak is None else [self.method.weak.path]
         mask = filter(None, [getattr(self.mask, "path", None)])
-        return [self.trained.path, *files_behind(self.fields), *mask, *weak]
+        return [*(part.path for part in self.parts), *files_behind(self.fields), *mask, *weak]
 
     def cases(self, positions: Sequence[int]) -> Cases:
         """Returns the cases of some of the snapshots that are filled, always the same."""
@@ -203,23 +211,42 @@ def open_filling(
     check_ranges(config)
     device = choose_device(config["device"])
     mask = mask or build(config["mask"], "mask", trusted=True)
-    trained = trained or load_trained(config["ckpt"], device, config["trust"])
+    parts = [trained] if trained else load_parts(config, device)
+    trained = parts[0]
     method = build_method(config, trained, device)
+    mixture = Mixture.of(parts, config["weights"]) if len(parts) > 1 else None
+    if mixture is not None:
+        check_options(config, mixture, method)
     check_likelihood(config, method, mask, trained)
     source = config["input"] if source is None else source
     check_time(config, trained)
-    print(f"{trained.path}: step {trained.step}, {type(trained.denoiser.diffusion).__name__}")
+    for part in parts:
+        print(f"{part.path}: step {part.step}, {type(part.denoiser.diffusion).__name__}")
     fields, indices, offered = chosen_snapshots(config, trained, source)
     sizes = {"overlap": config["overlap"], "batch": config["batch"]}
-    trained, method = fit_size(trained, fields, **sizes), fit_method(method, fields, **sizes)
+    parts, method = [fit_size(part, fields, **sizes) for part in parts], fit_method(method, fields, **sizes)
+    trained, mixture = parts[0], None if mixture is None else replace(mixture, parts=parts)
     if config["likelihood"] != "none":
         check_energy(config, trained)
+    if config["likelihood"] != "none" or config["thermodynamics"]:
         method = replace(method, inpainting=Conditional())
     default = "block" if source is None else "gaps"
     node = config["mask"] or node_of(config, "mask", default)
     mask = mask or build(node, "mask", trusted=True)
-    filling = Filling(config, trained, fields, indices, mask, method, twin=source is None, offered=offered)
+    filling = Filling(
+        config, trained, fields, indices, mask, method, twin=source is None, offered=offered, mixture=mixture
+    )
     return resolved(filling, node)
+
+
+def load_parts(config: Mapping[str, Any], device: torch.device) -> list[Trained]:
+    """Returns the networks that `ckpt=` names. Raises UserError where there are none, or weights of a single one."""
+    named = [config["ckpt"]] if isinstance(config["ckpt"], str) else config["ckpt"]
+    if not named or "none" in named:
+        raise UserError(f"ckpt={config['ckpt']}: expected run folders or checkpoint files")
+    if len(named) == 1 and config["weights"] is not None:
+        raise UserError("weights are those of several checkpoints: ckpt=[a,b], or leave them out")
+    return [load_trained(ckpt, device, config["trust"]) for ckpt in named]
 
 
 def resolved(filling: Filling, node: Mapping[str, Any]) -> Filling:
@@ -278,22 +305,25 @@ def check_time(config: Mapping[str, Any], trained: Trained) -> None:
 
 def check_likelihood(config: Mapping[str, Any], method: Method, mask: MaskFunction | None, trained: Trained) -> None:
     """Raises UserError where a density is asked for that there is not."""
-    if config["likelihood"] == "none":
+    name = "thermodynamics" if config["thermodynamics"] else "likelihood"
+    if name == "likelihood" and config["likelihood"] == "none":
         return
     if trained.frames > 1:
         raise UserError(
-            f"likelihood is that of snapshots, and {trained.path} is a network of sequences of {trained.frames}: leave "
+            f"{name} is that of snapshots, and {trained.path} is a network of sequences of {trained.frames}: leave "
             "it out, or give a network that was trained with dataset.frames=1"
         )
     if not method.plain:
         raise UserError(
-            "likelihood is that of the network: it goes with inpainting=conditional physics=none guidance=none alone"
+            f"{name} is that of the network: it goes with inpainting=conditional physics=none guidance=none alone"
         )
     if config["sigma_obs"] == 0 and not isinstance(mask, Empty):
         raise UserError(
-            "likelihood: cells observed without error have no density. Add sigma_obs=... (the error of the "
-            "observations), or mask=none for the likelihood under the prior"
+            f"{name}: cells observed without error have no density. Add sigma_obs=... (the error of the "
+            "observations), or mask=none for that of the prior"
         )
+    if config["thermodynamics"] and (method.sampler.evaluations is None or method.sampler.steps < 3):
+        raise UserError("thermodynamics follows members from level to level: use sampler.steps=3 or more, not adaptive")
     if config["likelihood_steps"] < 2:
         raise UserError(f"likelihood_steps must be >= 2, got {config['likelihood_steps']}")
 

@@ -54,6 +54,8 @@ PLAIN = {
     "guidance": {"_target_": "vecfield_diffusion.guidance.cfg.NoGuidance"},
     "sensor": {},
     "likelihood": "none",
+    "thermodynamics": False,
+    "weights": None,
     "calibrate": False,
 }
 #: Frames on either side of a block that are measured and count.

@@ -42,6 +42,7 @@ from vecfield_diffusion.programs.fill import key, layout, opened
 from vecfield_diffusion.programs.filling import Filling
 from vecfield_diffusion.programs.gaussian import Series
 from vecfield_diffusion.programs.source import files_behind
+from vecfield_diffusion.programs.thermodynamics import thermodynamics
 from vecfield_diffusion.ranks import together
 from vecfield_diffusion.signals import stoppable
 
@@ -100,7 +101,10 @@ def assemble(filling: Filling | Series, files: Files, writer: FieldsWriter, furt
     if files.is_page:
         write_page(filling, files.picture, writer)
     writer.assemble()
-    write_text_atomic(files.scores, json.dumps(without_nan(results | further), indent=2) + "\n")
+    written = without_nan(results | further)
+    if filling.config["thermodynamics"]:
+        written["thermodynamics"] = thermodynamics(filling, drawn[0], files.paths)
+    write_text_atomic(files.scores, json.dumps(written, indent=2) + "\n")
     say(filling, results)
     if not (files.moves or files.is_page):
         draw_first(filling, files.picture, *drawn)
@@ -134,6 +138,12 @@ class Files:
     def is_page(self) -> bool:
         """Whether the picture is a page to look around in."""
         return self.picture.suffix.lower() == PAGE
+
+    @property
+    def paths(self) -> Path:
+        """The picture of the paths of samples, where these are followed."""
+        ending = ".png" if self.moves else self.picture.suffix
+        return self.picture.with_name(f"{self.picture.stem}_thermodynamics{ending}")
 
     @classmethod
     def of(cls, config: Mapping[str, Any], folder: Path) -> Files:

@@ -28,6 +28,7 @@ from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.models.base import Parametrization
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.gaussian_field import gaussian_field
+from vecfield_diffusion.programs.objective import make_objective
 from vecfield_diffusion.programs.run_folder import check_folder, coordinates, describe, keep_config, kept_config
 from vecfield_diffusion.programs.small import mirrors, regularised
 from vecfield_diffusion.programs.start import begin_from
@@ -201,6 +202,7 @@ def make_run(
             "context": None if context is None else context.state_dict(),
             "coordinates": coordinates(fields),
         },
+        objective=make_objective(parts["loss"], data, denoiser),
         penalty=parts["physics"].penalty(denoiser.normalizer, fields.grid.to(denoiser.normalizer.std.device)),
         score=Validation(denoiser, fields, data.split["validation"], **chosen) if trainer.score_cases else None,
         processes=processes,
@@ -215,7 +217,7 @@ def make_parts(config: dict[str, Any]) -> dict[str, Any]:
     """
     if config["seed"] < 0:
         raise UserError(f"seed must be >= 0, got {config['seed']}")
-    names = ("trainer", "sampler", "mask", "augment", "splits", "logger", "physics")
+    names = ("trainer", "sampler", "mask", "augment", "splits", "logger", "physics", "loss")
     parts = {name: build(config[name], name, trusted=True) for name in names}
     if parts["mask"] is None:
         raise UserError("mask=auto is for filling a file: train with mask=mixture, or another of conf/mask")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.diffusion.denoiser import Denoiser
-from vecfield_diffusion.diffusion.losses import Penalty, denoising_loss
+from vecfield_diffusion.diffusion.losses import DENOISING, Objective, Penalty, denoising_loss
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.memory import FULL, is_full
 from vecfield_diffusion.progress import bar
@@ -149,6 +149,7 @@ class TrainingRun:
         score: `(picture path) -> scores` of a small ensemble, which it also draws where a path is given; None skips it.
         penalty: What is added to the loss for the estimate, on the device of the denoiser.
         processes: Those that take the steps together; see `training/distributed.py`.
+        objective: The weights of the terms of the loss, and the terms.
 
     Attributes:
         untrained: After training, what to know where less than half of the steps were done; see `Trainer`.
@@ -164,6 +165,7 @@ class TrainingRun:
     identity: dict[str, Any]
     score: Callable[[Path | None], dict[str, float]] | None = None
     penalty: Penalty | None = None
+    objective: Objective = DENOISING
     counters: Counters = field(default_factory=Counters)
     processes: SingleProcess = field(default_factory=SingleProcess)
 
@@ -341,9 +343,10 @@ class TrainingRun:
         return processes.mean(total) + 0 * norm  # a gradient that is not finite is as bad as such a loss
 
     def loss(self, batch: Batch, training: bool = False, penalty: Penalty | None = None) -> Tensor:
-        """Returns the loss of every sample of a batch, `(B,)`; see `denoising_loss`."""
+        """Returns the loss of every sample of a batch, `(B,)`; see `denoising_loss`. Of training it has all terms."""
         known = (batch.x0, batch.measured, batch.observation, batch.t, batch.noise)
-        return denoising_loss(self.denoiser, *known, training=training, penalty=penalty)
+        objective = self.objective if training else DENOISING
+        return denoising_loss(self.denoiser, *known, training=training, penalty=penalty, objective=objective)
 
     def finite(self) -> float:
         """Returns the mean of the losses since the last line of the log; the device is waited for here alone."""

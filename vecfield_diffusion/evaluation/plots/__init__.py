@@ -14,6 +14,7 @@ from vecfield_diffusion.evaluation.plots.methods import (
 )
 from vecfield_diffusion.evaluation.plots.scales import figure_generation, figure_series, figure_spectra
 from vecfield_diffusion.evaluation.plots.style import NARROW, WIDE, Coordinates, date_of, when
+from vecfield_diffusion.evaluation.plots.thermodynamics import figure_thermodynamics
 
 __all__ = [
     "MOVING",
@@ -36,6 +37,7 @@ __all__ = [
     "figure_scores",
     "figure_series",
     "figure_spectra",
+    "figure_thermodynamics",
     "method_styles",
     "sample_grid",
     "when",
