@@ -117,7 +117,7 @@ class Method:
         if not diffusion.gives_mean and sampler.needs_mean and sampler.evaluations != 1:
             raise UserError(
                 "a network of few steps (diffusion=consistency or crps) gives one field and not the mean E[x0 | x_t] "
-                "that this sampler builds on: use sampler=consistency"
+                f"that this sampler builds on: use sampler=consistency sampler.steps={diffusion.most_steps or 2}"
             )
         if diffusion.most_steps is not None and (sampler.evaluations or math.inf) > diffusion.most_steps:
             raise UserError(
