@@ -19,7 +19,7 @@ which is the same to first order in g; down from high noise the standard deviati
 
 of M members of the same observation (Gneiting & Raftery, JASA 2007; Ferro, QJRMS 2014; so trained are Lang et al.,
 AIFS-CRPS, 2024, arXiv 2412.15832). Its expectation is least where every value of a member has the conditional law of
-that value. The score sees single values, and with `scales` the means of blocks of 2 x 2, 4 x 4, .. cells beside them.
+that value; how values hang together it does not see.
 
 Neither gives E[x0 | x_t], which mmps, pigdm, dps, physics, guidance and likelihood build on.
 """
@@ -31,9 +31,8 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from vecfield_diffusion.axes import by_frame, column
+from vecfield_diffusion.axes import column
 from vecfield_diffusion.diffusion.base import Diffusion, stratified, to_zero
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import EDM
@@ -47,12 +46,10 @@ class FewSteps(Diffusion, ABC):
 
     Attributes:
         members: The members that a sample is scored with.
-        scales: On how many scales they are scored.
     """
 
     gives_mean = False
     members: int = 2
-    scales: int = 1
 
     @abstractmethod
     def loss(
@@ -93,12 +90,7 @@ class FewSteps(Diffusion, ABC):
         """
         made = [self.generate(denoiser, observation, noise.roll(k, 0)) for k in range(self.members)]
         members, truth = torch.stack([field for field, _ in made]), torch.where(measured, x0, 0.0)
-        score = torch.zeros_like(made[0][1])
-        for scale in range(self.scales):
-            if scale:
-                members, truth = by_frame(halved, members), by_frame(halved, truth)
-                measured = by_frame(halved, measured.to(truth)) == 1
-            score = score + mean_measured(fair_crps(members, truth), measured) / self.scales
+        score = mean_measured(fair_crps(members, truth), measured)
         return score, *made[0]
 
 
@@ -189,25 +181,22 @@ class CRPS(FewSteps):
 
     Arguments:
         members: M, the members that a sample is trained with.
-        scales: On how many scales fields are scored: cells, means of 2 x 2 cells, of 4 x 4, ...
         level: The level of the noise that the network sees, in standard deviations of the data: so high that
             model=gaussian takes nothing of it for the field.
 
     Raises:
-        ValueError: Fewer than two members, no scale, or a level that is not above 1.
+        ValueError: Fewer than two members, or a level that is not above 1.
     """
 
     most_steps = 1
 
-    def __init__(self, members: int = 2, scales: int = 1, level: float = 1e4) -> None:
+    def __init__(self, members: int = 2, level: float = 1e4) -> None:
         if members < 2:
             raise ValueError(f"members must be >= 2, the fair CRPS compares them, got {members}")
-        if scales < 1:
-            raise ValueError(f"scales must be >= 1, got {scales}")
         if level <= 1:
             raise ValueError(f"level must be > 1, got {level}")
         super().__init__(1.0, level, "sample")
-        self.members, self.scales = members, scales
+        self.members = members
 
     def time(self, s: Tensor) -> Tensor:
         return s
@@ -242,8 +231,3 @@ def fair_crps(members: Tensor, truth: Tensor) -> Tensor:
     # The sum over all pairs: the k-th smallest member is above k others and below the rest.
     order = column(2.0 * torch.arange(count, device=members.device) - (count - 1), members).to(members)
     return error - (order * members.sort(dim=0).values).sum(dim=0) / (count * (count - 1))
-
-
-def halved(fields: Tensor) -> Tensor:
-    """Returns the means of 2 x 2 cells of fields `(N, C, H, W)`."""
-    return F.avg_pool2d(fields, 2)

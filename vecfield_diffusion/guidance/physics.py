@@ -325,7 +325,7 @@ class Conserve(Physics):
         below: float = 10.0,
     ) -> None:
         if momentum is None and outflow is None and kinetic_energy is None:
-            raise ValueError("momentum, outflow or kinetic_energy must be given: physics=conserve has none of its own")
+            raise ValueError("give momentum, outflow or kinetic_energy, the total that is to be kept")
         super().__init__(
             mode,
             divergence=0.0,

@@ -114,10 +114,11 @@ class Method:
                 "sampler=consistency jumps to the end of a path, which a network gives that was tuned with "
                 "experiment=consistency or trained with diffusion=crps. Use another sampler"
             )
-        if not diffusion.gives_mean and sampler.needs_mean and sampler.evaluations != 1:
+        one_jump = sampler.evaluations == 1 and sampler.temperature == 1 and not sampler.differences
+        if not diffusion.gives_mean and sampler.needs_mean and not one_jump:
             raise UserError(
                 "a network of few steps (diffusion=consistency or crps) gives one field and not the mean E[x0 | x_t] "
-                "that this sampler builds on: use sampler=consistency"
+                f"that this sampler builds on: use sampler=consistency sampler.steps={diffusion.most_steps or 2}"
             )
         if diffusion.most_steps is not None and (sampler.evaluations or math.inf) > diffusion.most_steps:
             raise UserError(

@@ -49,7 +49,7 @@ def of_teacher(config: Mapping[str, Any], diffusion: Diffusion, teacher: Trained
     taken = {key: teacher.config[key] for key in TAKEN if key in teacher.config}
     if config["dataset"].get("path") is not None:  # where the data lie now
         taken["dataset"] = config["dataset"]
-    elif strange := set(named_files(taken)) - set(teacher.files):
+    elif strange := set(named_files(taken)) - {*teacher.files, *named_files(config)}:
         raise UserError(f"ckpt={config['ckpt']} was trained on {min(strange)}: say where it lies, dataset.path=FILE")
     for name in targets({key: node for key, node in taken.items() if node is not config.get(key)}):
         resolve(name, trust=teacher.trust)
