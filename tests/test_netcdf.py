@@ -394,3 +394,30 @@ def test_the_original_globcurrent_file_is_netcdf3() -> None:
         assert fields.time == joined.time[index] and fields.units == "m s-1"
         torch.testing.assert_close(fields.read([0]), joined.read([index]), equal_nan=True, rtol=0, atol=0)
         np.testing.assert_allclose(fields.grid.dx, joined.grid.dx, rtol=1e-9)
+
+
+@pytest.mark.parametrize("far", [True, False])
+def test_a_turned_c_grid_across_the_date_line_is_brought_to_its_centres(far: bool) -> None:
+    """A linear flow on an affine grid: means of two points, and of their places, are exact."""
+
+    def place(y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        lon, lat = 179.9 + 0.1 * (0.8 * x - 0.6 * y), 0.1 * (0.6 * x + 0.8 * y)
+        return (lon + 180.0) % 360.0 - 180.0, lat
+
+    shapes = {"u": (5, 6), "v": (4, 7)} if far else {"u": (5, 8), "v": (6, 7)}
+    half, data = 0.5 if far else -0.5, {}
+    for name, along in (("u", (0.0, half)), ("v", (half, 0.0))):
+        y, x = (index + step for index, step in zip(np.indices(shapes[name]), along, strict=True))
+        dims, (lon, lat) = (f"y_{name}", f"x_{name}"), place(y, x)
+        flow = 1.0 + 2.0 * x - 3.0 * y
+        attrs = {"standard_name": f"sea_water_{'x' if name == 'u' else 'y'}_velocity"}
+        data[name] = (("time", *dims), np.stack([flow, 2 * flow]), attrs)
+        data |= {f"lon_{name}": (dims, lon), f"lat_{name}": (dims, lat)}
+    y, x = np.mgrid[1:4, 1:6] if far else np.mgrid[:5, :7]
+    fields = open_fields(xr.Dataset(data))
+    assert fields.shape == x.shape
+    flow = 1.0 + 2.0 * x - 3.0 * y
+    np.testing.assert_allclose(fields.read([0, 1]).numpy(), np.stack([[flow] * 2, [2 * flow] * 2]), rtol=1e-6)
+    dx, dy = Plane.of(*place(y, x), degrees=True).spacing()
+    np.testing.assert_allclose(fields.grid.dx.numpy(), dx, rtol=1e-6)
+    np.testing.assert_allclose(fields.grid.dy.numpy(), dy, rtol=1e-6)

@@ -48,18 +48,13 @@ def check_room(folder: Path, recipe: dict[str, float]) -> None:
 
 
 def write_turbulence(path: Path, blocks: Blocks, recipe: dict[str, float]) -> None:
-    """Writes the fields of `recipe` to `path`. A signal keeps those that are made beside it, and ends the program.
-
-    Arguments:
-        path: The file.
-        blocks: Makes blocks of fields from a snapshot on.
-        recipe: What they are.
+    """Writes the fields of `recipe` to `path`.
 
     Raises:
-        SystemExit: SIGTERM or Ctrl-C.
+        UserError: The folder cannot be made, or the disk is full.
+        SystemExit: SIGTERM or Ctrl-C, which keep what is made beside the file.
     """
-    kept, made = path.with_suffix(".part.npy"), []
-    number = int(recipe["snapshots"])
+    kept, made, number = path.with_suffix(".part.npy"), [], int(recipe["snapshots"])
     if kept.exists():
         made.append(np.load(kept))
         print(f"going on: {len(made[0])} of {number} fields of {path.name} are made")
@@ -72,22 +67,20 @@ def write_turbulence(path: Path, blocks: Blocks, recipe: dict[str, float]) -> No
             np.save(file, np.concatenate(made))
         return f"{count} of {number} fields are kept in {kept}"
 
-    def counted() -> Iterator[np.ndarray]:
-        done = sum(map(len, made))
-        yield from list(made)
-        with closing(blocks(done)) as rest:
-            for block in rest:
-                made.append(block.numpy())
-                yield made[-1]
-                progress.update(len(block))
-
     done = sum(map(len, made))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error}. Choose another folder: dataset.folder=...") from error
     with (
         stoppable(keep),
         bar(number, "fields", f"making {path.name}", done=done) as progress,
-        closing(counted()) as all_of,
+        closing(blocks(done)) as rest,
     ):
-        write_hdf5(path, all_of, **described(recipe))
+        for block in rest:
+            made.append(block.numpy())
+            progress.update(len(block))
+        write_hdf5(path, made, **described(recipe))
     kept.unlink(missing_ok=True)
 
 

@@ -74,7 +74,7 @@ def understand(dataset: xr.Dataset, options: Options, source: str, stamps: Mappi
     stored = "" if not dataset.encoding.get("kind") else f"{dataset.encoding['kind']}, "
     placed = _placed(dataset, layouts)
     others = {
-        name: _in_metres(read(view, shape, limits_of(dataset.variables[name])), units_of(dataset.variables[name]))
+        name: _in_si(read(view, shape, limits_of(dataset.variables[name])), units_of(dataset.variables[name]))
         for name, (_, view, shape) in placed.items()
     }
     return Found(
@@ -188,7 +188,7 @@ def _placed(dataset: xr.Dataset, layouts: Sequence[Layout]) -> dict[str, tuple[s
     return placed
 
 
-def _in_metres(reader: Reader, units: str) -> Reader:
+def _in_si(reader: Reader, units: str) -> Reader:
     """The reader of another variable; one in units of speed is converted to m s-1, as the velocity is."""
     scale = factor(units, SPEED)
     return reader if scale in (None, 1.0) else Combined([reader], (scale, scale))

@@ -73,10 +73,8 @@ def choose_pair(
     themselves two forms of one. What has units of speed goes first, then what has none; other units are no velocity.
 
     Raises:
-        UserError: One component is named without the other, or there is no pair, or there are several.
+        UserError: There is no pair, or there are several.
     """
-    if (options.u is None) != (options.v is None):
-        raise UserError(f"name both components: {components()}")
     if options.u is not None and options.v is not None:
         return (options.u, options.v), ()
     variables = {str(name): item for name, item in variables.items()}

@@ -19,31 +19,17 @@ from vecfield_diffusion.data.splits import THRESHOLD
 from vecfield_diffusion.evaluation.inspection import Inspection
 from vecfield_diffusion.evaluation.plots.maps import draw_field, draw_scalar
 from vecfield_diffusion.evaluation.plots.style import (
-    INK as _INK,
-)
-from vecfield_diffusion.evaluation.plots.style import (
-    SPREAD as _SPREAD,
-)
-from vecfield_diffusion.evaluation.plots.style import (
+    INK,
+    SPREAD,
     Coordinates,
     Floats,
+    Look,
+    colour_bar,
     label_axes,
     look_of,
-)
-from vecfield_diffusion.evaluation.plots.style import (
-    Look as _Look,
-)
-from vecfield_diffusion.evaluation.plots.style import (
-    colour_bar as _bar,
-)
-from vecfield_diffusion.evaluation.plots.style import (
-    new_figure as _figure,
-)
-from vecfield_diffusion.evaluation.plots.style import (
-    pretty as _pretty,
-)
-from vecfield_diffusion.evaluation.plots.style import (
-    save as _save,
+    new_figure,
+    pretty,
+    save,
 )
 
 
@@ -70,13 +56,13 @@ def figure_inspection(path: str | Path, found: Inspection) -> None:
     figure = draw(found, lambda figure, axis, bar: _map_field(figure, axis, bar, name, field, look, fields.units), look)
     title = f"{Path(fields.source).name}: {len(fields)} x {height} x {width}, {', '.join(fields.names)}"
     figure.suptitle(title, fontsize=11)
-    _save(figure, Path(path))
+    save(figure, Path(path))
 
 
-def _draw_still(found: Inspection, field: Callable[[Figure, Axes, Axes], None], look: _Look) -> Figure:
+def _draw_still(found: Inspection, field: Callable[[Figure, Axes, Axes], None], look: Look) -> Figure:
     """The picture of one snapshot: the field, and beside it the distribution of its values."""
     panel = 4.2 * min(look.tallness, 1.4)
-    figure = _figure(9.0, panel + 1.5)
+    figure = new_figure(9.0, panel + 1.5)
     cells = figure.add_gridspec(2, 2, height_ratios=[panel, 0.11])
     axis = figure.add_subplot(cells[0, 0])
     label_axes(axis, look, left=True, bottom=True, width=4.0)
@@ -85,11 +71,11 @@ def _draw_still(found: Inspection, field: Callable[[Figure, Axes, Axes], None], 
     return figure
 
 
-def _draw_series(found: Inspection, field: Callable[[Figure, Axes, Axes], None], look: _Look) -> Figure:
+def _draw_series(found: Inspection, field: Callable[[Figure, Axes, Axes], None], look: Look) -> Figure:
     """The picture of many snapshots: three maps above three curves."""
     fields, values = found.fields, found.values
     panel = 13 / 3 * 0.85 * min(look.tallness, 1.4)
-    figure = _figure(13.0, panel + 4.2)
+    figure = new_figure(13.0, panel + 4.2)
     cells = figure.add_gridspec(3, 3, height_ratios=[panel, 0.11, 2.4])
     maps, bars, curves = ([figure.add_subplot(cells[row, k]) for k in range(3)] for row in range(3))
     for k, axis in enumerate(maps):
@@ -102,17 +88,17 @@ def _draw_series(found: Inspection, field: Callable[[Figure, Axes, Axes], None],
         _map_field(figure, maps[1], bars[1], "mean over time", values.mean, look, fields.units)
     top = float(np.nanquantile(values.deviation, 0.995)) or 1.0
     unit = ("standard deviation over time", fields.units)
-    _map(figure, maps[2], bars[2], "variability", values.deviation, look, (top, _SPREAD, unit))
+    _map(figure, maps[2], bars[2], "variability", values.deviation, look, (top, SPREAD, unit))
     _curve_correlation(curves[0], found)
     _curve_series(curves[1], found)
     _curve_values(curves[2], found)
     return figure
 
 
-def _map_field(figure: Figure, axis: Axes, bar: Axes, name: str, field: Floats, look: _Look, units: str) -> None:
+def _map_field(figure: Figure, axis: Axes, bar: Axes, name: str, field: Floats, look: Look, units: str) -> None:
     """Speed and arrows of a field `(2, H, W)`, and the colour bar."""
     draw_field(axis, name, field, np.isfinite(field).all(axis=0) & look.valid, look)
-    _bar(figure, bar, look.norm, look.colours, look.label(units))
+    colour_bar(figure, bar, look.norm, look.colours, look.label(units))
 
 
 def _map(
@@ -121,21 +107,21 @@ def _map(
     bar: Axes,
     name: str,
     values: Floats,
-    look: _Look,
+    look: Look,
     scale: tuple[float, Colormap, tuple[str, str]],
 ) -> None:
     """A scalar `(H, W)` and the colour bar, whose scale is its top, its colours and its label."""
     top, colours, label = scale
     draw_scalar(axis, name, values, look, Normalize(0, top), colours)
-    _bar(figure, bar, Normalize(0, top), colours, label)
+    colour_bar(figure, bar, Normalize(0, top), colours, label)
 
 
 def _curve_correlation(axis: Axes, found: Inspection) -> None:
     """rho over the lag, the threshold, and the guard that follows."""
     rho, step = found.autocorrelation, found.times.step
     axis.plot(np.arange(len(rho)), rho, color="C0", marker="." if len(rho) < 60 else None)
-    axis.axhline(THRESHOLD, color=_INK, linewidth=0.8, linestyle=":")
-    axis.axhline(0.0, color=_INK, linewidth=0.8)
+    axis.axhline(THRESHOLD, color=INK, linewidth=0.8, linestyle=":")
+    axis.axhline(0.0, color=INK, linewidth=0.8)
     axis.axvline(found.guard, color="C3", linewidth=1.2, label=f"guard: {found.guard} snapshots")
     axis.set(xlabel=f"lag [{f'steps of {step}' if step else 'snapshots'}]", ylim=(min(-0.1, rho.min()), 1.03))
     _finish(axis, "autocorrelation of the anomalies", legend=True)
@@ -160,7 +146,7 @@ def _curve_series(axis: Axes, found: Inspection) -> None:
         share.tick_params(labelsize=8)
         axis.set_zorder(share.get_zorder() + 1)  # the line in front
         axis.patch.set_visible(False)
-    _finish(axis, f"RMS speed over time [{_pretty(fields.units)}]")
+    _finish(axis, f"RMS speed over time [{pretty(fields.units)}]")
 
 
 def _curve_values(axis: Axes, found: Inspection) -> None:
@@ -171,7 +157,7 @@ def _curve_values(axis: Axes, found: Inspection) -> None:
     bins = np.linspace(np.nanmin(components), np.nanmax(components), 80)
     for values, name, colour in zip(components, fields.names, ("C0", "C3"), strict=True):
         axis.hist(values[np.isfinite(values)], bins, density=True, histtype="step", color=colour, label=name, log=True)
-    axis.set_xlabel(f"velocity [{_pretty(fields.units)}]", fontsize=9)
+    axis.set_xlabel(f"velocity [{pretty(fields.units)}]", fontsize=9)
     _finish(axis, "distribution", legend=True)
 
 
