@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.readers import open_fields
+from vecfield_diffusion.data.stored import turned
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.plots import date_of
 from vecfield_diffusion.inference.files import members_beside
@@ -104,31 +103,26 @@ def sizes_in(path: Path) -> dict[str, dict[str, int]]:
 def read_members(path: Path, fields: Fields, frames: Sequence[int]) -> Tensor:
     """Returns the members `(M, T, 2, H, W)`. Raises UserError: There are none."""
     names = [f"{name}_members" for name in fields.names]
-    files = members_beside(path)
-    known = sizes_in(path)
-    if names[0] in known:
-        count = known[names[0]]["member"]
-        options = {"u": names[0], "v": names[1], **domain_of(path)}
-        found = [_read(path, frames, member=number, **options) for number in range(count)]
-    elif files:
-        found = [_read(file, frames, **domain_of(file)) for file in files]
-    else:
-        raise UserError(f"{path}: it has no members ({names[0]}, or files beside it). Fill with infer.py members=32")
-    return torch.where(fields.grid.valid, torch.stack(found), torch.nan)
-
-
-def _read(path: Path, frames: Sequence[int], **options: Any) -> Tensor:
-    """Returns snapshots of a file `(T, 2, H, W)`; what there is to say of it was said of the mean."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return open_fields(str(path), **options).read(frames)
+    if sizes_in(path).keys() >= {*names}:
+        return read_pair(path, fields, names, frames)
+    if files := members_beside(path):
+        return torch.stack([read_pair(file, fields, fields.names, frames) for file in files])
+    raise UserError(f"{path}: it has no members ({names[0]}, or files beside it). Fill with infer.py members=32")
 
 
 def read_truth(path: Path, fields: Fields, frames: Sequence[int]) -> Tensor | None:
     """Returns what was known and hidden, `(T, 2, H, W)`; None where nothing was."""
     names = [f"{name}_truth" for name in fields.names]
-    if not sizes_in(path).keys() >= {*names}:
-        return None
-    return _read(path, frames, u=names[0], v=names[1], **domain_of(path))
+    return read_pair(path, fields, names, frames) if sizes_in(path).keys() >= {*names} else None
+
+
+def read_pair(path: Path, fields: Fields, names: Sequence[str], frames: Sequence[int]) -> Tensor:
+    """Returns two variables of a filled file `(..., T, 2, H, W)` as its mean is read: in m s-1, along the grid."""
+    with xr.open_dataset(path, engine="h5netcdf", decode_times=False) as data:
+        velocity = np.stack([data[name].values[..., frames, :, :] for name in names], axis=-3)
+    velocity = velocity * np.asarray(fields.scale, dtype=velocity.dtype)[:, None, None]
+    velocity = velocity if fields.turn is None else turned(velocity, fields.turn)
+    return torch.where(fields.grid.valid, torch.from_numpy(velocity), torch.nan)
 
 
 def cells_of(place: Sequence[float], fields: Fields, key: str) -> Tensor:

@@ -291,7 +291,7 @@ def write_page(filling: Filling | Series, path: Path, writer: FieldsWriter) -> N
     if filling.config["members"] > MEMBERS:
         parts.append(f"the first {MEMBERS} of {filling.config['members']} members")
     note = f"Shown are {' and '.join(parts)}; mean and spread are those of all." if parts else ""
-    title = f"{Path(fields.source).name}, filled by {Path(filling.origin).name}"
+    title = f"{Path(fields.source).name}, filled"
     write_text_atomic(path, render_page(title, shown, Coordinates.of(fields), units=fields.units, note=note))
     if parts:
         print(f"{path.name}: {' and '.join(parts)}")
