@@ -88,7 +88,7 @@ def launched(job: Callable[..., Any], *arguments: Any, devices: int) -> Any:
         raise UserError(
             f"trainer.devices={devices}, but torchrun has started {ranks.world_size()} processes: leave it out"
         )
-    if devices == 1 or ranks.world_size() > 1:
+    if devices <= 1 or ranks.world_size() > 1:  # a number below is refused with all others that are out of range
         return job(*arguments)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context(CONTEXT)
