@@ -229,7 +229,7 @@ def test_dual_score_matching_is_smallest_at_the_exact_energy():
     x0 = z - s[0] * (mean + sign * spread)
     observation = Observation.none(2, torch.ones(4, 4, dtype=torch.bool), torch.float64)
     loss = dual_loss(denoiser, x0, z, s, observation)
-    expected = (2 * spread * mean[0].sum()) ** 2 / 32
+    expected = (2 * spread * mean[0].sum() / 32) ** 2
     torch.testing.assert_close(loss, expected.expand(2), rtol=1e-9, atol=1e-9)
     loss.mean().backward()
     constant = denoiser.network.constant

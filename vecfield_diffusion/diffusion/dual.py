@@ -7,12 +7,12 @@ The denoising loss fixes the gradient of an energy by z alone, and leaves a cons
 
 so that the squared error
 
-    loss = (dU / d ln s - d + |eps|^2)^2 / d
+    loss = (dU / d ln s - d + |eps|^2)^2 / d^2
 
 is smallest for U = -ln p up to one constant for all levels. That one is fixed at the highest level, where the field is
-lost in the noise and p is N(0, 1 + s^2) to within 1 / s^2: the loss adds (U - U_normal)^2 / d there. Both are sums over
-d values of which each is off by order 1, hence 1 / d and not 1 / d^2: they count as much as the loss of one value.
-Conditioned on an observation, p is that of z given y.
+lost in the noise and p is N(0, 1 + s^2) to within 1 / s^2: the loss adds (U - U_normal)^2 / d^2 there. Both are errors
+of one value, as the denoising loss is; their noise, from |eps|^2, is then no larger than its own. (With 1 / d it drowns
+the score, which is not learned at all.) Conditioned on an observation, p is that of z given y.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def dual_loss(denoiser: Denoiser, x0: Tensor, z: Tensor, s: Tensor, observation:
     s = s.detach().requires_grad_()
     energy = denoiser.energy(z, s, observation)
     (slope,) = torch.autograd.grad(energy.sum(), s, create_graph=True)
-    loss = (s * slope - values + square).square() / values
+    loss = ((s * slope - values + square) / values).square()
     top = denoiser.diffusion.sigma_max
     highest = torch.full_like(s, top)
     noise = torch.where(valid, x0 + top * eps, 0.0)
     normal = total(noise.double().square()) / (1 + top**2) + values * torch.log(
         2 * torch.pi * (1 + highest**2).double()
     )
-    loss = loss + (denoiser.energy(noise, highest, observation) - normal / 2).square() / values
+    loss = loss + ((denoiser.energy(noise, highest, observation) - normal / 2) / values).square()
     return loss.to(x0.dtype)
 
 
