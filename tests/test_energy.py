@@ -397,7 +397,7 @@ def test_windows_sample_but_have_no_energy(place: Path, run: Call) -> None:
     """A blend of gradients is none; nor does an exported program hold a derivative."""
     assert run("train", *TINY, *MODEL, "window=[12,8]", "name=windows")[::2] == (0, "")
     given = ["ckpt=outputs/train/windows", "name=windows", *FEW]
-    assert run("infer", *given)[::2] == (0, "")
+    assert run("infer", *given, "mask=pixels", "inpainting=conditional")[::2] == (0, "")
     is_message(run("infer", *given, "mask=none", "likelihood=energy"), "likelihood=energy", "windows")
     denoiser = load_trained("outputs/train/windows", torch.device("cpu")).denoiser
     with pytest.raises(UserError, match="format=safetensors"):
