@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from vecfield_diffusion.inference.windows import Windowed
 from vecfield_diffusion.models.energy import DiTEnergy, Energy, UNetEnergy, inner, pool
 from vecfield_diffusion.models.unet import UNet
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.programs.filling import check_energy
 from vecfield_diffusion.programs.trained import load_trained
 
 SIZES = {"channels": [8, 16], "blocks": 1, "embedding": 16}
@@ -393,12 +395,13 @@ def test_what_needs_an_energy_says_so(place: Path, run: Call) -> None:
     is_message(run("train", *TINY, *MODEL, "model.form=outer", "name=odd"), "model.form", "squares")
 
 
-def test_windows_sample_but_have_no_energy(place: Path, run: Call) -> None:
+def test_windows_and_programs_have_no_energy(place: Path, run: Call) -> None:
     """A blend of gradients is none; nor does an exported program hold a derivative."""
     assert run("train", *TINY, *MODEL, "window=[12,8]", "name=windows")[::2] == (0, "")
-    given = ["ckpt=outputs/train/windows", "name=windows", *FEW]
-    assert run("infer", *given, "mask=pixels", "inpainting=conditional")[::2] == (0, "")
-    is_message(run("infer", *given, "mask=none", "likelihood=energy"), "likelihood=energy", "windows")
-    denoiser = load_trained("outputs/train/windows", torch.device("cpu")).denoiser
+    trained = load_trained("outputs/train/windows", torch.device("cpu"))
+    check_energy({"likelihood": "energy"}, trained)
+    blended = replace(trained, denoiser=Windowed(trained.denoiser, (12, 8)))
+    with pytest.raises(UserError, match="likelihood=energy.*windows"):
+        check_energy({"likelihood": "energy"}, blended)
     with pytest.raises(UserError, match="format=safetensors"):
-        save_program(place / "energy.pt2", denoiser, Grid(torch.ones(16, 16, dtype=torch.bool), 1.0, 1.0))
+        save_program(place / "energy.pt2", trained.denoiser, Grid(torch.ones(16, 16, dtype=torch.bool), 1.0, 1.0))
