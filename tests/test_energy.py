@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,13 @@ from vecfield_diffusion.diffusion.formulations import DDPM, EDM, IDDPM, Flow, Re
 from vecfield_diffusion.diffusion.losses import denoising_loss
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.guidance.posterior import MMPS
+from vecfield_diffusion.guidance.posterior import Tangent, all_rows, prior
 from vecfield_diffusion.inference.export import save_program
 from vecfield_diffusion.inference.windows import Windowed
 from vecfield_diffusion.models.energy import DiTEnergy, Energy, UNetEnergy, inner, pool
 from vecfield_diffusion.models.unet import UNet
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.programs.filling import check_energy
 from vecfield_diffusion.programs.trained import load_trained
 
 SIZES = {"channels": [8, 16], "blocks": 1, "embedding": 16}
@@ -316,22 +318,19 @@ def test_derivatives_within_other_derivatives():
     torch.testing.assert_close(pulled(windowed), pulled(many), rtol=1e-9, atol=1e-9)
 
 
-def test_mmps_needs_no_guard():
-    """With the same weights the plain network is far from symmetric, and GMRES takes over."""
-    torch.manual_seed(0)
-    plain = woken(UNet(7, **SIZES), seed=1)
-    energy = woken(UNetEnergy(7, **SIZES))
-    plain.head[-1].weight.mul_(0.2)
+def test_the_systems_of_mmps_are_symmetric():
+    """p^T A V A^T q = q^T A V A^T p for any two directions; with a plain network of the same weights they are not."""
+    plain, energy = woken(UNet(7, **SIZES)), woken(UNetEnergy(7, **SIZES))
     energy.networks[0].load_state_dict(plain.state_dict())
     z, s, observation = seen(4, shape=(8, 8))
-    acted = []
+    rows, generator = all_rows(observation, ()).whitened(), torch.Generator().manual_seed(1)
+    twist = []
     for network in (plain, energy):
-        method = MMPS(k_max=8)
-        bound = method.bind(Denoiser(network, EDM(sigma_max=80.0), NORMALIZER), observation)
-        for level in (2.0, 1.0, 0.5):
-            bound(z, torch.full_like(s, level))
-        acted.append(method.guard)
-    assert acted[0] > 0 and acted[1] == 0, acted
+        tangent = Tangent(prior(Denoiser(network, EDM(sigma_max=80.0), NORMALIZER), observation), z, s, rows)
+        p, q = torch.randn(2, *tangent.missing.shape, dtype=torch.float64, generator=generator)
+        forth, back = ((a * tangent.forward(tangent.pull(b))).sum(1) for a, b in ((p, q), (q, p)))
+        twist.append(((forth - back).abs() / forth.abs()).max().item())
+    assert twist[0] > 1e-3 and twist[1] < 1e-9, twist
 
 
 def test_what_has_no_energy_says_so():
@@ -396,12 +395,13 @@ def test_what_needs_an_energy_says_so(place: Path, run: Call) -> None:
     is_message(run("train", *TINY, *MODEL, "model.form=outer", "name=odd"), "model.form", "squares")
 
 
-def test_windows_sample_but_have_no_energy(place: Path, run: Call) -> None:
+def test_windows_and_programs_have_no_energy(place: Path, run: Call) -> None:
     """A blend of gradients is none; nor does an exported program hold a derivative."""
     assert run("train", *TINY, *MODEL, "window=[12,8]", "name=windows")[::2] == (0, "")
-    given = ["ckpt=outputs/train/windows", "name=windows", *FEW]
-    assert run("infer", *given)[::2] == (0, "")
-    is_message(run("infer", *given, "mask=none", "likelihood=energy"), "likelihood=energy", "windows")
-    denoiser = load_trained("outputs/train/windows", torch.device("cpu")).denoiser
+    trained = load_trained("outputs/train/windows", torch.device("cpu"))
+    check_energy({"likelihood": "energy"}, trained)
+    blended = replace(trained, denoiser=Windowed(trained.denoiser, (12, 8)))
+    with pytest.raises(UserError, match="likelihood=energy.*windows"):
+        check_energy({"likelihood": "energy"}, blended)
     with pytest.raises(UserError, match="format=safetensors"):
-        save_program(place / "energy.pt2", denoiser, Grid(torch.ones(16, 16, dtype=torch.bool), 1.0, 1.0))
+        save_program(place / "energy.pt2", trained.denoiser, Grid(torch.ones(16, 16, dtype=torch.bool), 1.0, 1.0))
