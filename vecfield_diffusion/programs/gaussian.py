@@ -41,7 +41,12 @@ from vecfield_diffusion.programs.source import TABLES, Source, files_behind, ope
 COLUMNS = ("method", "rmse_component", "crps", "coverage_90", "spread_skill")
 #: What a network alone can do, and how that is left out.
 PLAIN = {
-    "sampler": {"_target_": "vecfield_diffusion.samplers.deterministic.DPMpp2M", "steps": 32, "schedule": "log_snr"},
+    "sampler": {
+        "_target_": "vecfield_diffusion.samplers.deterministic.DPMpp2M",
+        "steps": 32,
+        "schedule": "log_snr",
+        "temperature": 1.0,
+    },
     "inpainting": {},
     "physics": {"_target_": "vecfield_diffusion.guidance.physics.NoPhysics"},
     "guidance": {"_target_": "vecfield_diffusion.guidance.cfg.NoGuidance"},
