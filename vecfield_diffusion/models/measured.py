@@ -12,9 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 #: The least variance of an error beside that of the field: what float64 leaves room for.
@@ -299,16 +297,24 @@ def nearest(observed: Tensor, hidden: Tensor, count: int, lengths: tuple[float, 
     if int(observed.sum()) <= count:
         return observed
     space, time = lengths
-    sides = (1 / time, 1 / space, 1 / space)
-    away = np.zeros(hidden.shape)
-    if hidden.any():
-        away = distance_transform_edt(~hidden.cpu().numpy(), sampling=sides)
+    away = distances(hidden, (1 / time, 1 / space, 1 / space)) if hidden.any() else torch.zeros(hidden.shape)
     # Cells at the same distance are taken in a random order, always the same, not from one side.
-    rank = torch.from_numpy(away + np.random.default_rng(0).random(away.shape) / space).to(observed.device)
+    chance = torch.rand(hidden.shape, generator=torch.Generator().manual_seed(0))
+    rank = away.to(observed.device) + chance.to(observed.device) / space
     chosen = torch.where(observed, rank, torch.inf).flatten().argsort()[:count]
     used = torch.zeros_like(observed).flatten()
     used[chosen] = True
     return used.view_as(observed)
+
+
+def distances(hidden: Tensor, sides: Sequence[float]) -> Tensor:
+    """Returns the distance of every cell from the nearest one that is True in `(T, H, W)`, for cells of these sides."""
+    squares = torch.where(hidden, 0.0, torch.inf)
+    for axis, side in enumerate(sides):
+        places = side * torch.arange(hidden.shape[axis], device=hidden.device)
+        lines = squares.movedim(axis, -1)
+        squares = torch.stack([(lines + (places - place).square()).amin(-1) for place in places], dim=axis)
+    return squares.sqrt()
 
 
 def some_of(values: Values, count: int) -> Values:
