@@ -61,7 +61,7 @@ def cases(n=3, sigma=0.6):
     return Cases(list(range(n)), truth, observed, torch.zeros(n, 2, *SHAPE, dtype=torch.bool), y, error, GRID)
 
 
-CONFIG = {"members": 10, "seed": 0, "batch": 64}
+CONFIG = {"members": 10, "seed": 0, "batch": 64, "likelihood_steps": 64}
 PARTS = [part(), part(variance=0.3, mean=0.8, std=1.5), part(variance=2.0, mean=-0.4, std=2.5)]
 
 
@@ -77,9 +77,9 @@ def closed(part, cases):
 
 @pytest.mark.parametrize("number", range(3))
 def test_the_evidence_is_the_marginal_likelihood(number):
-    """To a hundredth of a nat: half of the difference is the smallest level, half the steps of the ODE."""
+    """But for the steps of the ODE, whose error falls with their square: .05 to .26 nats at 64, below .02 at 512."""
     given = cases()
-    found = log_evidence(PARTS[number], given, DPMpp2M(steps=8), CONFIG)
+    found = log_evidence(PARTS[number], given, DPMpp2M(steps=8), CONFIG | {"likelihood_steps": 512})
     torch.testing.assert_close(found, closed(PARTS[number], given), rtol=0, atol=0.02)
 
 

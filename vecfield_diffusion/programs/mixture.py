@@ -31,9 +31,6 @@ from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.programs.trained import Trained
 from vecfield_diffusion.samplers.base import Sampler
 
-#: Levels of the ODE that gives the likelihoods of the evidence.
-LEVELS = 64
-
 
 @dataclass(frozen=True)
 class Mixture:
@@ -68,7 +65,7 @@ class Mixture:
         Arguments:
             cases: What is observed.
             sampler: Draws the fields that the evidence is found from.
-            config: Says `members`, `seed` and `batch`.
+                config: Says `members`, `seed`, `batch` and `likelihood_steps`.
         """
         if not self.evidence:
             yield slice(0, len(cases.y)), allotted(self.weights, config["members"], chance(config["seed"], 0))
@@ -99,7 +96,7 @@ def log_evidence(part: Trained, cases: Cases, sampler: Sampler, config: Mapping[
     observation = cases.observation(denoiser.normalizer, denoiser.normalizer.std.device)
     options = dict(seed=config["seed"], numbers=numbers, batch=config["batch"])
     fields = sample_ensemble(denoiser, Method(sampler, Conditional()), observation, part.grid, members=1, **options)[0]
-    levels = denoiser.diffusion.levels(LEVELS, "log_snr")
+    levels = denoiser.diffusion.levels(config["likelihood_steps"], "log_snr")
     likelihoods = [
         nats_per_value(denoiser, fields, given, part.grid, levels=levels, mode="hutchinson", **options)
         for given in (observation.nothing(), observation)
