@@ -24,11 +24,17 @@ def blocks(text: str) -> list[tuple[str, str]]:
     return re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
 
 
+def lines(block: str) -> list[str]:
+    """The commands of a block, those that a scheduler starts by themselves."""
+    block = re.sub(r'--wrap "([^"]*)"', r"\n\1\n", block.replace("\\\n", ""))
+    return re.findall(r"python (?:train|infer|evaluate)\.py[^#\n&]*", block)
+
+
 BLOCKS = blocks(TEXT)
 COMMANDS = [
     line
     for _, block in [*BLOCKS, *(block for page in PAGES.values() for block in blocks(page))]
-    for line in re.findall(r'python (?:train|infer|evaluate)\.py[^#\n"&]*', block.replace("\\\n", ""))
+    for line in lines(block)
     if "..." not in line and "hydra/" not in line  # launchers and sweepers come with an extra
 ]
 MAINS = {"train.py": commands.train, "infer.py": commands.infer, "evaluate.py": commands.evaluate}
