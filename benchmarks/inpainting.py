@@ -18,8 +18,9 @@ from vecfield_diffusion.evaluation.tables import table
 from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.inference.cases import make_cases
 from vecfield_diffusion.programs.fill import fill_cases
+from vecfield_diffusion.programs.fitted import check_grid
 from vecfield_diffusion.programs.method import build_method, resolve_method
-from vecfield_diffusion.programs.trained import check_grid, choose_device, held_out, load_trained
+from vecfield_diffusion.programs.trained import choose_device, held_out, load_trained
 
 MASKS = {
     "pixels 1 %": {"_target_": "vecfield_diffusion.data.masks.Pixels", "fraction": 0.01},

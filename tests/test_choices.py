@@ -16,7 +16,7 @@ from programs import FEW, SMALL, TINY, Call, is_message
 from vecfield_diffusion import commands
 from vecfield_diffusion.config.program import CONF
 from vecfield_diffusion.diffusion.base import HEADS, ScheduleName
-from vecfield_diffusion.programs.train import make_parts
+from vecfield_diffusion.programs.parts import make_parts
 from vecfield_diffusion.training.checkpoint import load_checkpoint
 
 

@@ -16,7 +16,7 @@ from vecfield_diffusion import progress
 from vecfield_diffusion.data.readers import open_fields
 from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.programs import fill as filling
-from vecfield_diffusion.programs import infer
+from vecfield_diffusion.programs import pictures
 
 WINDOW = ["debug=fast", *SMALL, "dataset=file", "trainer.batch_size=2", "trainer.max_steps=2"]
 
@@ -206,7 +206,7 @@ def test_the_picture_has_the_date_and_what_a_radar_read(trained, run, monkeypatc
     given, drawn = radar(trained), {}
     bearing = np.full((16, 16), 90.0)
     radar(trained, "beam.nc", vr=(given.ugos.dims, given.ugos.values), head=(given.ugos.dims[1:], bearing))
-    monkeypatch.setattr(infer, "figure_inpainting", lambda path, *_, **options: drawn.update(options, path=path))
+    monkeypatch.setattr(pictures, "figure_inpainting", lambda path, *_, **options: drawn.update(options, path=path))
     monkeypatch.setattr(progress, "bar", lambda *args, **options: progress.Progress(*args, every=0.01, **options))
     given = ["ckpt=outputs/train/net", "input=beam.nc", "time=1", "figure=figure.pdf", "members=2", "sampler.steps=4"]
     beam = ["sensor=radial", "sensor.velocity=[vr]", "sensor.bearing=[head]"]

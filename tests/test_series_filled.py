@@ -27,7 +27,7 @@ from vecfield_diffusion.evaluation.spacetime import Stationary
 from vecfield_diffusion.evaluation.trial import Trial, pieces
 from vecfield_diffusion.models.measured import Values
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.programs import gaussian, infer
+from vecfield_diffusion.programs import gaussian, pictures
 from vecfield_diffusion.programs.gaussian import PLAIN, open_series
 
 T, H, W = 60, 6, 7
@@ -241,7 +241,7 @@ def test_a_series_is_drawn_time_by_time(run: Call, tmp_path: Path, monkeypatch: 
         moments.update({number: moment(number) for number in reversed(range(count))})
         return figure_animation(path, moment, count, *rest, **options)
 
-    monkeypatch.setattr(infer, "figure_animation", drawn)
+    monkeypatch.setattr(pictures, "figure_animation", drawn)
     command = ("ckpt=none", f"input={tmp_path / 'my.nc'}", "members=3", "horizon=1", "figure=anim.gif")
     code, out, err = run("infer", *command, f"output={tmp_path / 'a.nc'}")
     assert code == 0 and "a.gif" in out, err

@@ -21,8 +21,8 @@ from vecfield_diffusion.data.readers import open_fields
 from vecfield_diffusion.inference.files import FieldsWriter, members_beside
 from vecfield_diffusion.inference.metadata import UNSTATED, iso_duration
 from vecfield_diffusion.inference.template import Buffer
-from vecfield_diffusion.programs.fill import layout
 from vecfield_diffusion.programs.gaussian import Series, open_series
+from vecfield_diffusion.programs.layout import layout
 
 T = 24
 #: The checker of IOOS, where it is installed.

@@ -29,8 +29,9 @@ from vecfield_diffusion.inference.cases import Cases, with_context
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.programs.ahead import View
 from vecfield_diffusion.programs.baselines import REGRESSION
+from vecfield_diffusion.programs.fitted import check_grid, fit_size
 from vecfield_diffusion.programs.method import build_method, fit_method, node_of, process_of, resolve_method
-from vecfield_diffusion.programs.trained import Trained, check_grid, fit_size, load_trained
+from vecfield_diffusion.programs.trained import Trained, load_trained
 from vecfield_diffusion.samplers.deterministic import DPMpp2M
 from vecfield_diffusion.training.checkpoint import find_checkpoint
 

@@ -41,7 +41,7 @@ from vecfield_diffusion.programs.filling import at_once, check_ranges
 from vecfield_diffusion.programs.in_time import series_fill
 from vecfield_diffusion.programs.study import Study
 from vecfield_diffusion.programs.twin import TwinExperiment, filler, open_experiments
-from vecfield_diffusion.programs.written import Kept, check_writable, print_scores, write_report, write_scores
+from vecfield_diffusion.programs.written import Kept, check_writable, print_scores, summary, write_report, write_scores
 from vecfield_diffusion.signals import stoppable
 
 #: Generated fields that are compared with unseen ones, at most.
@@ -246,17 +246,3 @@ def compare_generated(study: Study, generated: Collection) -> Generated | None:
         print("note: generated fields are not scored: too few fields, generated or unseen, are known everywhere")
         return None
     return Generated.of(fields, reference, train, grid)
-
-
-def summary(sections: list[Section]) -> dict[str, float]:
-    """The CRPS of every mask and network, and as `crps` the mean over the masks of the best network.
-
-    A network of snapshots has no part in forecasts, and none in the mean where there are any.
-    """
-    found, means = {}, []
-    names = list(dict.fromkeys(name for section in sections for name in section.networks))
-    for name in names:
-        values = {row.setting.mask: row.find(name).scores["hidden"]["crps"].value for row in sections if row.find(name)}
-        found |= {f"{mask}/crps" if len(names) == 1 else f"{mask}/{name}/crps": crps for mask, crps in values.items()}
-        means += [sum(values.values()) / len(values)] if len(values) == len(sections) else []
-    return {"crps": min(means), **found}

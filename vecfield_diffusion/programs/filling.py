@@ -28,12 +28,13 @@ from vecfield_diffusion.inference.calibration import find_factor
 from vecfield_diffusion.inference.cases import Cases, make_cases, shown_cells, with_context
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.programs.fitted import fit_size
 from vecfield_diffusion.programs.method import agreed, build_method, choices, fit_method, node_of, process_of
 from vecfield_diffusion.programs.mixture import Mixture, check_options
 from vecfield_diffusion.programs.plausible import Overview, absurd
 from vecfield_diffusion.programs.series import VALUES, Piece, Plan
 from vecfield_diffusion.programs.source import Source, chosen_snapshots, files_behind, read_variable
-from vecfield_diffusion.programs.trained import Trained, choose_device, fit_size, load_trained
+from vecfield_diffusion.programs.trained import Trained, choose_device, load_trained
 
 #: Snapshots that are looked at together before the sampling.
 LOOKED = 64

@@ -19,7 +19,8 @@ from vecfield_diffusion.inference.calibration import describe_process
 from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.programs.familiar import TrainingMasks
-from vecfield_diffusion.programs.trained import Trained, fit_size, load_trained
+from vecfield_diffusion.programs.fitted import fit_size
+from vecfield_diffusion.programs.trained import Trained, load_trained
 
 PARTS = ("sampler", "inpainting", "physics", "guidance", "sensor")
 

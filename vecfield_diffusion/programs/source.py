@@ -21,7 +21,8 @@ from vecfield_diffusion.data.sequences import TOLERANCE, Integers, Runs, distinc
 from vecfield_diffusion.data.units import factor
 from vecfield_diffusion.data.words import INPUT, called
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.programs.trained import Trained, check_grid, held_out
+from vecfield_diffusion.programs.fitted import check_grid
+from vecfield_diffusion.programs.trained import Trained, held_out
 
 #: What `open_source` takes.
 Source = str | Path | xr.Dataset | Sequence[xr.DataArray]

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from vecfield_diffusion.config.build import build
@@ -22,17 +21,15 @@ from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.normalizer import Statistics
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.inference.locks import owned
-from vecfield_diffusion.inference.method import Method
-from vecfield_diffusion.models.base import Parametrization
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.gaussian_field import gaussian_field
 from vecfield_diffusion.programs.objective import make_objective
+from vecfield_diffusion.programs.parts import any_diffusion, make_parts, with_levels
 from vecfield_diffusion.programs.run_folder import check_folder, coordinates, describe, keep_config, kept_config
 from vecfield_diffusion.programs.small import mirrors, regularised
 from vecfield_diffusion.programs.start import begin_from
-from vecfield_diffusion.programs.trained import choose_device, make_denoiser, make_network
+from vecfield_diffusion.programs.trained import choose_device, make_denoiser
 from vecfield_diffusion.programs.training_data import TrainingData, open_data
 from vecfield_diffusion.programs.tuning import load_teacher, of_teacher, tune_from
 from vecfield_diffusion.programs.validation import Validation
@@ -207,42 +204,6 @@ def make_run(
         score=Validation(denoiser, fields, data.split["validation"], **chosen) if trainer.score_cases else None,
         processes=processes,
     )
-
-
-def make_parts(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns what can be built without data; the rest is tried out, so that a number out of range is met before them.
-
-    Raises:
-        UserError: A number out of range, or parts that do not go together.
-    """
-    if config["seed"] < 0:
-        raise UserError(f"seed must be >= 0, got {config['seed']}")
-    names = ("trainer", "sampler", "mask", "augment", "splits", "logger", "physics", "loss")
-    parts = {name: build(config[name], name, trusted=True) for name in names}
-    if parts["mask"] is None:
-        raise UserError("mask=auto is for filling a file: train with mask=mixture, or another of conf/mask")
-    diffusion = any_diffusion(config)
-    Method(parts["sampler"], Conditional()).check(diffusion)
-    torch.manual_seed(config["seed"])
-    any_grid = Grid(torch.ones(config["window"] or (64, 64), dtype=torch.bool))
-    network = make_network(config, diffusion, any_grid, trusted=True)
-    parts["gated"] = isinstance(network, Parametrization) and network.gate is not None
-    build(config["optimizer"], "optimizer", trusted=True, params=[torch.nn.Parameter(torch.zeros(1))])
-    torch.manual_seed(config["seed"])
-    return parts
-
-
-def any_diffusion(config: dict[str, Any]) -> Diffusion:
-    """Returns the formulation before the data are known, whose levels `auto` may stand for any."""
-    return build(with_levels(config, 80.0)["diffusion"], "diffusion", trusted=True)
-
-
-def with_levels(config: dict[str, Any], sigma_max: float) -> dict[str, Any]:
-    """Returns the configuration with `diffusion.sigma_max: auto` replaced by what the data ask for."""
-    diffusion = dict(config["diffusion"])
-    if diffusion.get("sigma_max") == "auto":
-        diffusion["sigma_max"] = sigma_max
-    return {**config, "diffusion": diffusion}
 
 
 def announce(denoiser: Denoiser, statistics: Statistics, augmentation: tuple[str, ...]) -> None:

@@ -164,3 +164,17 @@ def provenance(study: Study) -> dict[str, Any]:
         "program": f"vecfield_diffusion {__version__}, torch {torch.__version__}",
         "configuration": yaml.safe_dump(given, sort_keys=False),
     }
+
+
+def summary(sections: list[Section]) -> dict[str, float]:
+    """The CRPS of every mask and network, and as `crps` the mean over the masks of the best network.
+
+    A network of snapshots has no part in forecasts, and none in the mean where there are any.
+    """
+    found, means = {}, []
+    names = list(dict.fromkeys(name for section in sections for name in section.networks))
+    for name in names:
+        values = {row.setting.mask: row.find(name).scores["hidden"]["crps"].value for row in sections if row.find(name)}
+        found |= {f"{mask}/crps" if len(names) == 1 else f"{mask}/{name}/crps": crps for mask, crps in values.items()}
+        means += [sum(values.values()) / len(values)] if len(values) == len(sections) else []
+    return {"crps": min(means), **found}
