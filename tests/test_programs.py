@@ -259,7 +259,7 @@ def test_a_signal_while_data_are_made_is_one_line(
     monkeypatch.setattr(inference, "opened", lambda *given: signal.raise_signal(number))
     for program, said in ((training.train, "nothing to save yet"), (inference.infer, "nothing is filled yet")):
         with pytest.raises(SystemExit) as stop:
-            program({}, tmp_path)
+            program({"trainer": {"devices": 1, "strategy": "auto"}}, tmp_path)
         err = capsys.readouterr().err
         assert stop.value.code == code and err.endswith(f": {said}; the same command goes on\n")
 

@@ -87,8 +87,7 @@ def fill_blocks(filling: Filling, work: Sequence[tuple[str, Piece]], sink: Sink,
     for block in [] if kept is None else shared_out(blocks_of(filling, work), done, sink.work):
         method, cases = filling.methods[block.method], filling.known(block.piece.snapshots)
         count = min(firsts(filling).step, filling.config["members"] - block.first)
-        given = dict(trained=filling.trained, method=method, cases=cases, progress=bar.update)
-        members = fill_cases(filling.config, members=count, first=block.first, **given)
+        members = sampling(filling, method, bar.update)(cases=cases, members=count, first=block.first)
         kept.add(block.position, block.first, members.numpy())
         if all(map(done, blocks_of(filling, [(block.method, block.piece)]))):
             with sink.work.claim(f"{block.position:08d}") as ours:
@@ -136,17 +135,13 @@ def fill_piece(
     Raises:
         UserError: See `run`.
     """
-    config, trained = filling.config, filling.trained
     cases = filling.known(piece.snapshots)
     frames = piece.snapshots[0].size  # 1 of a snapshot
 
     def report(count: int) -> None:
         progress(count * frames)
 
-    if filling.mixture is None:
-        fill = partial(fill_cases, config, trained=trained, method=method, progress=report)
-    else:
-        fill = partial(fill_mixed, config, mixture=filling.mixture, method=method, progress=report)
+    fill = sampling(filling, method, report)
     if piece.known:
         before = filled_before(filling, piece, sink)
         if factor != 1:  # what was kept has its spread corrected already
@@ -162,8 +157,15 @@ def fill_piece(
         members = fill(cases=cases)
     kept = torch.from_numpy(piece.kept)
     members, cases = members[:, kept], cases.snapshots(kept)
-    check_members(members, cases, trained)
+    check_members(members, cases, filling.trained)
     return members, cases
+
+
+def sampling(filling: Filling, method: Method, progress: Callable[[int], None]) -> Callable[..., Tensor]:
+    """Returns `(cases, members, first) -> (M, N, 2, H, W)`: `fill_cases` of the network, or `fill_mixed` of several."""
+    if filling.mixture is not None:
+        return partial(fill_mixed, filling.config, mixture=filling.mixture, method=method, progress=progress)
+    return partial(fill_cases, filling.config, trained=filling.trained, method=method, progress=progress)
 
 
 def filled_before(filling: Filling, piece: Piece, sink: Sink) -> Tensor:
@@ -285,7 +287,7 @@ def one_step(method: Method) -> Method:
     return replace(method, sampler=sampler)
 
 
-# In memory, and what the output takes from the input.
+# In memory.
 
 
 def fill(
