@@ -15,6 +15,7 @@ from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.programs import fitted
 from vecfield_diffusion.programs import trained as assemble
 from vecfield_diffusion.programs.method import Observed
 from vecfield_diffusion.programs.run_folder import describe
@@ -48,7 +49,7 @@ TRAINED = SimpleNamespace(
 )
 def test_data_of_another_kind_are_refused(other, match):
     with pytest.raises(UserError, match=match):
-        assemble.check_grid(other, TRAINED)
+        fitted.check_grid(other, TRAINED)
 
 
 def test_held_out_data_are_in_the_units_of_the_network(monkeypatch):
@@ -76,25 +77,25 @@ def trained_on(mean=0.0, boundary="open", window=None):
 )
 def test_networks_that_know_their_own_domain_alone(trained, match):
     with pytest.raises(UserError, match=match):
-        assemble.fit_size(trained, fields(shape=(12, 18)))
+        fitted.fit_size(trained, fields(shape=(12, 18)))
 
 
 def test_a_network_meets_larger_fields_in_windows():
     """Of its own size, or of the windows that it was trained on; and fields of its size whole."""
     same = trained_on(mean=1.0, boundary="periodic")
-    assert assemble.fit_size(same, fields()).denoiser is same.denoiser
-    larger = assemble.fit_size(trained_on(), fields(shape=(12, 18)))
+    assert fitted.fit_size(same, fields()).denoiser is same.denoiser
+    larger = fitted.fit_size(trained_on(), fields(shape=(12, 18)))
     assert larger.denoiser.size == (4, 6) and larger.grid.shape == (12, 18)
     assert larger.denoiser.normalizer.std == 0.5 and not larger.denoiser.normalizer.mean.any()
-    cut = assemble.fit_size(trained_on(mean=1.0, boundary="periodic", window=[2, 3]), fields())
+    cut = fitted.fit_size(trained_on(mean=1.0, boundary="periodic", window=[2, 3]), fields())
     assert cut.denoiser.size == (2, 3) and cut.denoiser.periodic == (True, True)
     assert (cut.denoiser.normalizer.mean == 1.0).all()
 
 
 def test_another_spacing_is_noted(capsys):
-    assemble.check_grid(fields(dx=1020.0), TRAINED)
+    fitted.check_grid(fields(dx=1020.0), TRAINED)
     assert capsys.readouterr().out == ""
-    assemble.check_grid(fields(dx=2000.0), TRAINED)
+    fitted.check_grid(fields(dx=2000.0), TRAINED)
     assert capsys.readouterr().out == "note: cells of 2000 x 1000 m in my.nc, of 1000 x 1000 m in the training data\n"
 
 
