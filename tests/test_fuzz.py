@@ -100,5 +100,10 @@ WORDS = st.one_of(st.tuples(KEYS, VALUES).map("=".join), st.text(max_size=12))
 @settings(max_examples=15, **BOUNDED)
 @given(words=st.lists(WORDS, max_size=3), program=st.sampled_from([train, infer]))
 def test_strange_commands_end_with_a_message(words: list[str], program: object) -> None:
-    with contextlib.suppress(UserError):
-        program.config(*words, complete=False)
+    """Or are composed, with the keys of the program."""
+    try:
+        config = program.config(*words, complete=False)
+    except UserError as error:
+        assert str(error).strip()
+    else:
+        assert set(program.keys) <= set(config)

@@ -11,24 +11,12 @@ and k4 is the next step's k1: three evaluations a step. Every sample of a batch 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from vecfield_diffusion.axes import column
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.samplers.base import (
-    BoundDenoiser,
-    Hook,
-    LevelDenoiser,
-    NoiseFunction,
-    Progress,
-    Reference,
-    Sampler,
-    first_state,
-    silent,
-)
+from vecfield_diffusion.samplers.base import BoundDenoiser, LevelDenoiser, NoiseFunction, OwnWalk, Progress, first_state
 
 #: The length in ln s of the first step that is tried.
 FIRST = 0.1
@@ -56,7 +44,7 @@ class Slope:
         return z - x_hat
 
 
-class Adaptive(Sampler):
+class Adaptive(OwnWalk):
     """Bogacki-Shampine 3(2) from the largest level to the smallest positive one, then D.
 
     A step is kept where the root mean square of `error / (atol + rtol max(|z|, |z'|))` over the valid cells of a sample
@@ -92,44 +80,22 @@ class Adaptive(Sampler):
     def evaluations(self) -> None:
         return None
 
-    def step(
-        self, denoise: LevelDenoiser, z: Tensor, s: float, r: float, noise: NoiseFunction, memory: dict[str, Any]
-    ) -> Tensor:
-        """Not by itself: the samples of a batch are at different levels, see `sample`."""
-        raise NotImplementedError("the adaptive sampler has no step of one level: call sample")
-
-    def sample(
-        self,
-        denoiser: BoundDenoiser,
-        levels: Tensor,
-        noise: NoiseFunction,
-        hook: Hook | None = None,
-        progress: Progress = silent,
-        start: Tensor | None = None,
-        return_trajectory: bool = False,
-        repeats: int = 1,
-        repeat_above: float = 0.0,
-        valid: Tensor | None = None,
-        reference: Reference | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """As `Sampler.sample`, from levels `(s_max, s_min, 0)`; the states are those at these levels.
+    def walk(
+        self, denoise: LevelDenoiser, ladder: list[float], noise: NoiseFunction, start: Tensor | None
+    ) -> list[Tensor]:
+        """See `OwnWalk`; from levels `(s_max, s_min, 0)`, and the states are those at these levels.
 
         Raises:
-            ValueError: A hook or repeats, which would need one level for the whole batch, or levels of another number.
             UserError: More than `max_evaluations`.
         """
-        if hook is not None:
-            raise ValueError("hook must be None for the adaptive sampler: the samples of a batch differ in their level")
-        if repeats != 1:
-            raise ValueError(f"repeats must be 1 for the adaptive sampler, got {repeats}")
-        top, bottom, _ = self.ladder(levels)
+        top, bottom, _ = ladder
         first = first_state(top, self.heated(noise), start)
         span = torch.tensor([top, bottom], dtype=torch.float64, device=first.device).log()
         one = first.narrow(-3, 0, 1)
-        inside = torch.ones_like(one, dtype=torch.bool) if valid is None else valid.expand_as(one)
-        z, slope = self.integrate(Slope(denoiser, progress, self.max_evaluations), first, span, inside)
-        x_hat = z - slope
-        return (x_hat, torch.stack([first, z, x_hat])) if return_trajectory else x_hat
+        inside = torch.ones_like(one, dtype=torch.bool) if denoise.valid is None else denoise.valid.expand_as(one)
+        slope = Slope(denoise.denoiser, denoise.progress, self.max_evaluations)
+        z, last = self.integrate(slope, first, span, inside)
+        return [first, z, z - last]
 
     def integrate(self, slope: Slope, z: Tensor, span: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Returns state and slope at the end of `span`, the logarithms of two levels, from the state at its start."""

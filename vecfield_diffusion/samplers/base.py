@@ -262,6 +262,56 @@ class Sampler(ABC):
         return ladder
 
 
+class OwnWalk(Sampler):
+    """A sampler that walks the levels in its own way, so that nothing else may change its states; a subclass writes it.
+
+    `own_walk` says why.
+    """
+
+    @abstractmethod
+    def walk(
+        self, denoise: LevelDenoiser, ladder: list[float], noise: NoiseFunction, start: Tensor | None
+    ) -> list[Tensor]:
+        """Returns the states of the trajectory, `(B, 2, H, W)` each, the last of which are the samples.
+
+        Arguments:
+            denoise: The denoiser, at one level for the whole batch.
+            ladder: The levels.
+            noise: Unit normal noise.
+            start: The mean of the first state; 0 if None.
+        """
+
+    def step(self, *arguments: object) -> Tensor:
+        """Not by itself, see `walk`."""
+        raise NotImplementedError(f"{self.own_walk}: there is no step of one level, call sample")
+
+    def sample(
+        self,
+        denoiser: BoundDenoiser,
+        levels: Tensor,
+        noise: NoiseFunction,
+        hook: Hook | None = None,
+        progress: Progress = silent,
+        start: Tensor | None = None,
+        return_trajectory: bool = False,
+        repeats: int = 1,
+        repeat_above: float = 0.0,
+        valid: Tensor | None = None,
+        reference: Reference | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """As `Sampler.sample`.
+
+        Raises:
+            ValueError: A hook or repeats, or levels of another number.
+        """
+        for name, value, only in (("hook", hook, None), ("repeats", repeats, 1)):
+            if value != only:
+                raise ValueError(f"{name} must be {only}, got {value}: {self.own_walk}")
+        denoise = LevelDenoiser(denoiser, progress, valid, reference)
+        states = self.walk(denoise, self.ladder(levels), noise, start)
+        return (states[-1], torch.stack(states)) if return_trajectory else states[-1]
+
+
 def first_state(s: float, noise: NoiseFunction, start: Tensor | None) -> Tensor:
     """Returns `start + s eps`, the state that a run begins with."""
     return s * noise() if start is None else torch.add(start, noise(), alpha=s)

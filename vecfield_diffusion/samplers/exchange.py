@@ -22,17 +22,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.diffusion.base import ScheduleName
-from vecfield_diffusion.samplers.base import (
-    BoundDenoiser,
-    Hook,
-    LevelDenoiser,
-    NoiseFunction,
-    Progress,
-    Reference,
-    Sampler,
-    first_state,
-    silent,
-)
+from vecfield_diffusion.samplers.base import LevelDenoiser, NoiseFunction, OwnWalk, Reference, first_state
 from vecfield_diffusion.samplers.metropolis import (
     CrankNicolsonMove,
     LangevinMove,
@@ -49,7 +39,7 @@ Over = Literal["levels", "temperatures"]
 Moves = Literal["mala", "pcn"]
 
 
-class ReplicaExchange(Sampler):
+class ReplicaExchange(OwnWalk):
     """Replica exchange over the noise levels, or over temperatures at each of them; see the module.
 
     Over levels, the chains are at all n levels above 0, each with the state that an ancestral walk down has there at
@@ -123,36 +113,13 @@ class ReplicaExchange(Sampler):
         pairs = (rounds + 1) // 2 * (self.chains // 2) + rounds // 2 * ((self.chains - 1) // 2)
         return n * (rounds * self.chains * own + self.nodes * pairs) + 1
 
-    def step(self, *arguments: object) -> Tensor:
-        """Not by itself: the chains of all levels belong together, see `sample`."""
-        raise NotImplementedError("replica exchange has no step of one level: call sample")
-
-    def sample(
-        self,
-        denoiser: BoundDenoiser,
-        levels: Tensor,
-        noise: NoiseFunction,
-        hook: Hook | None = None,
-        progress: Progress = silent,
-        start: Tensor | None = None,
-        return_trajectory: bool = False,
-        repeats: int = 1,
-        repeat_above: float = 0.0,
-        valid: Tensor | None = None,
-        reference: Reference | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """As `Sampler.sample`; the states of the trajectory are those that the chains at the levels end with.
-
-        Raises:
-            ValueError: A hook or repeats, or levels of another number.
-        """
-        if hook is not None or repeats != 1:
-            raise ValueError("hook must be None and repeats 1 for replica exchange, which decides by the density")
-        ladder, denoise = self.ladder(levels), LevelDenoiser(denoiser, progress, valid, reference)
-        walk = self._over_levels if self.over == "levels" else self._over_temperatures
-        states = walk(denoise, ladder[:-1], noise, start)
-        x_hat = denoise(states[-1], ladder[-2])
-        return (x_hat, torch.stack([*states, x_hat])) if return_trajectory else x_hat
+    def walk(
+        self, denoise: LevelDenoiser, ladder: list[float], noise: NoiseFunction, start: Tensor | None
+    ) -> list[Tensor]:
+        """See `OwnWalk`; the states are those that the chains at the levels end with."""
+        over = self._over_levels if self.over == "levels" else self._over_temperatures
+        states = over(denoise, ladder[:-1], noise, start)
+        return [*states, denoise(states[-1], ladder[-2])]
 
     def _over_levels(
         self, denoise: LevelDenoiser, ladder: list[float], noise: NoiseFunction, start: Tensor | None

@@ -24,24 +24,14 @@ from torch import Tensor
 
 from vecfield_diffusion.axes import total
 from vecfield_diffusion.diffusion.base import ScheduleName
-from vecfield_diffusion.samplers.base import (
-    BoundDenoiser,
-    Hook,
-    LevelDenoiser,
-    NoiseFunction,
-    Progress,
-    Reference,
-    Sampler,
-    first_state,
-    silent,
-)
+from vecfield_diffusion.samplers.base import LevelDenoiser, NoiseFunction, OwnWalk, first_state
 from vecfield_diffusion.samplers.metropolis import uniform
 
 #: The length of the difference that estimates `v^T J v`, over the level.
 DIFFERENCE = 0.02
 
 
-class FeynmanKac(Sampler):
+class FeynmanKac(OwnWalk):
     """Particles of the reverse diffusion for each sample, weighted and resampled, of which the sample is one.
 
     Each sample has particles of its own, so that samples are independent and depend on no batch. The trace is that of
@@ -74,32 +64,11 @@ class FeynmanKac(Sampler):
     def evaluations(self) -> int:
         return 2 * self.steps * self.particles
 
-    def step(self, *arguments: object) -> Tensor:
-        """Not by itself: particles are weighed against each other, see `sample`."""
-        raise NotImplementedError("feynman_kac has no step of one particle: call sample")
-
-    def sample(
-        self,
-        denoiser: BoundDenoiser,
-        levels: Tensor,
-        noise: NoiseFunction,
-        hook: Hook | None = None,
-        progress: Progress = silent,
-        start: Tensor | None = None,
-        return_trajectory: bool = False,
-        repeats: int = 1,
-        repeat_above: float = 0.0,
-        valid: Tensor | None = None,
-        reference: Reference | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """As `Sampler.sample`; the states of the trajectory are those of the first particle.
-
-        Raises:
-            ValueError: A hook or repeats, or levels of another number.
-        """
-        if hook is not None or repeats != 1:
-            raise ValueError("hook must be None and repeats 1 for feynman_kac: its particles are weighed")
-        ladder, heated, denoise = self.ladder(levels), self.heated(noise), LevelDenoiser(denoiser, progress, valid)
+    def walk(
+        self, denoise: LevelDenoiser, ladder: list[float], noise: NoiseFunction, start: Tensor | None
+    ) -> list[Tensor]:
+        """See `OwnWalk`; the states are those of the first particle."""
+        heated = self.heated(noise)
         particles = torch.stack([first_state(ladder[0], heated, start) for _ in range(self.particles)])
         logs = torch.zeros(particles.shape[:2], dtype=torch.float64, device=particles.device)
         states = [particles[0]]
@@ -112,8 +81,7 @@ class FeynmanKac(Sampler):
                 particles, logs = self.resample(particles, logs, noise)
                 particles = particles + fresh * torch.stack([heated() for _ in particles])
             states.append(particles[0])
-        x = self.one(particles, logs, noise)
-        return (x, torch.stack([*states[:-1], x])) if return_trajectory else x
+        return [*states[:-1], self.one(particles, logs, noise)]
 
     def estimate(self, denoise: LevelDenoiser, zs: Tensor, s: float, noise: NoiseFunction) -> tuple[Tensor, Tensor]:
         """Returns D of the particles `(P, B, 2, H, W)` and the traces of its Jacobian, `(P, B)` in float64."""
