@@ -33,7 +33,7 @@ from vecfield_diffusion.memory import FULL, is_full
 from vecfield_diffusion.programs.filling import Filling, at_once, open_filling
 from vecfield_diffusion.programs.gaussian import Series, open_series
 from vecfield_diffusion.programs.items import Block, Item, blocks_of, firsts, items_of
-from vecfield_diffusion.programs.layout import FREE, layout
+from vecfield_diffusion.programs.layout import layout
 from vecfield_diffusion.programs.mixture import Mixture
 from vecfield_diffusion.programs.plausible import check_members
 from vecfield_diffusion.programs.series import Piece
@@ -44,7 +44,6 @@ from vecfield_diffusion.progress import Progress
 
 #: Snapshots that are written at once.
 WRITTEN = 64
-FREE |= {"metadata", "products", "quantiles", "exceed", "split"}  # they are made of the fields
 
 
 def run(filling: Filling, sink: Sink, label: str = "filling") -> dict[str, dict[str, float]]:

@@ -24,7 +24,9 @@ from vecfield_diffusion.programs.products import chosen_products
 NATIVE = {"format", "version", "dx", "dy", "boundary_x", "boundary_y"}
 
 #: Keys of a configuration that the filled fields do not depend on.
-FREE = {"name", "batch", "device", "colour", "figure", "overwrite", "output", "options"}
+FREE = {"name", "batch", "device", "colour", "figure", "overwrite", "output", "options"} | {
+    *("metadata", "products", "quantiles", "exceed", "split"),  # they are made of the fields
+}
 
 
 def key(filling: Filling | Series) -> str:
