@@ -44,7 +44,7 @@ class Averaged(Guidance):
         if shifts < 1:
             raise ValueError(f"shifts must be >= 1, got {shifts}")
         self.elements, self.shifts = group(transforms), shifts
-        self.differences = [0.0, 0.0]
+        self.differences: list[Tensor | float] = [0.0, 0.0]
 
     def images(self) -> Iterator[tuple[Symmetry, tuple[int, int]]]:
         """Yields the elements: a symmetry, then a shift along y and x."""
@@ -83,15 +83,15 @@ class Averaged(Guidance):
                 total, squares, count = total + back, squares + back.detach().square().sum(), count + 1
             found = total / count
             size = found.detach().square().sum()
-            self.differences[0] += float(squares / count - size)
-            self.differences[1] += float(size)
+            # Tensors: a number would have each evaluation wait for the device.
+            self.differences = [self.differences[0] + squares / count - size, self.differences[1] + size]
             return found
 
         return mean
 
     def summary(self) -> str | None:
         """Returns how far the images were apart."""
-        apart, size = self.differences
+        apart, size = map(float, self.differences)
         count = len(self.elements) * self.shifts**2
         return f"guidance=symmetry: {count} images, {(max(apart, 0.0) / size) ** 0.5:.2%} apart" if size else None
 
