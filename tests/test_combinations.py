@@ -4,9 +4,10 @@ The network is the one that makes the formulation's preconditioned output the ex
 then an affine map of its noise, which one run reads off: the k-th draw of noise is the identity in its own block of the
 batch and zero elsewhere, and the last sample, all zeros, gives the mean. No Monte Carlo.
 
-First, formulation and prediction change nothing but the levels: samples through the network and its preconditioning
-are those of the exact denoiser, for every combination of the four. Second, the law of the samples tends to the closed
-form of the equation that the sampler solves as the steps are refined, for every formulation, sampler and grid.
+First, formulation and prediction change nothing but the levels: at every level the network and its preconditioning
+are the exact denoiser, for every pair of the two, and samples through them are its samples, for every formulation,
+sampler and grid, the prediction going round. Second, the law of the samples tends to the closed form of the equation
+that the sampler solves as the steps are refined, for every formulation, sampler and grid.
 """
 
 import functools
@@ -126,10 +127,22 @@ def formulation(name, prediction="edm"):
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("prediction", HEADS)
 @pytest.mark.parametrize("path", FORMULATIONS)
-def test_formulation_and_prediction_change_nothing_but_the_levels(path, prediction, name, grid):
+def test_every_prediction_is_the_exact_denoiser_at_every_level(path, prediction, grid):
+    diffusion, denoise = formulation(path, prediction)
+    generator = torch.Generator().manual_seed(0)
+    for level in diffusion.levels(20, grid)[:-1]:
+        s = level.expand(4)
+        z = POSTERIOR.mean.view(SHAPE) + level * torch.randn(4, *SHAPE, dtype=torch.float64, generator=generator)
+        torch.testing.assert_close(denoise(z, s), POSTERIOR(z, s), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("j", "grid"), enumerate(GRIDS))
+@pytest.mark.parametrize(("i", "name"), enumerate(SAMPLERS))
+@pytest.mark.parametrize(("k", "path"), enumerate(FORMULATIONS))
+def test_formulation_and_prediction_change_nothing_but_the_levels(k, path, i, name, j, grid):
+    prediction = list(HEADS)[(i + j + k) % len(HEADS)]
     diffusion, denoise = formulation(path, prediction)
     sampler = sampler_of(name, grid, 6)
     levels = diffusion.levels(sampler.steps, grid)
