@@ -478,7 +478,7 @@ def test_jobs_that_set_a_name_stay_in_one_folder(run: Callable[..., Any], tree: 
 def test_a_job_that_was_killed_is_run_again(tmp_path: Path) -> None:
     sweep.write(tmp_path / "0", ["a=1"], "running")
     assert sweep.finished(tmp_path / "0", ["a=1"]) is None
-    assert [row["status"] for row in sweep.rows(tmp_path, "loss")] == ["unfinished"]
+    assert [row["status"] for row in sweep.rows(tmp_path, "loss")] == ["killed"]
     assert sweep.summarise(tmp_path, "loss") is False
     (tmp_path / "0" / "result.json").write_text("{")
     with pytest.raises(UserError, match="is not the result of a job"):

@@ -14,13 +14,13 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-from hydra._internal.utils import get_args_parser
+from hydra._internal import utils
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -35,6 +35,7 @@ from vecfield_diffusion.config.overrides import Composer, groups, plain
 from vecfield_diffusion.config.schema import Checker
 from vecfield_diffusion.config.spelling import Reader, Spelling, joined, quoted
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.inference.locks import owned
 from vecfield_diffusion.ranks import rank, world_size
 from vecfield_diffusion.resources import resource
 from vecfield_diffusion.threads import wait_passively
@@ -133,11 +134,22 @@ class Program:
         if plan.arguments is None:
             return 0
         sys.argv[1:] = plan.arguments
+        run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=self.name)(self.task)
+        return _code(run) if plan.sweep is None else self._run_all(run, plan.sweep)
+
+    def _run_all(self, run: Callable[[], Any], folder: Path) -> int:
+        """Runs the jobs of a sweep and prints their table, also where what launches them was stopped."""
+        stopped = None
         try:
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=self.name)(self.task)()
-        except SystemExit as end:
-            return end.code if isinstance(end.code, int) else int(end.code is not None)
-        return 0 if plan.sweep is None or sweep.summarise(plan.sweep, self.metric) else 1
+            with _raising():
+                if code := _code(run):
+                    return code
+        except Exception as error:  # of a launcher or a sweeper: a job that was killed, a search without any result
+            stopped = error
+        done = sweep.summarise(folder, self.metric)
+        if stopped is not None:
+            raise UserError(_stopped(stopped)) from stopped
+        return 0 if done else 1
 
     def _plan(self, arguments: list[str]) -> _Plan:
         """Checks the command line, answers questions, and makes the folder of the run. Raises UserError, OSError."""
@@ -169,11 +181,13 @@ class Program:
         if multirun and not self.folder:
             raise UserError("-m: this command runs once; sweeps are for train, infer and evaluate")
         only_shown = flags.cfg is not None
+        if multirun and only_shown:
+            raise UserError("-m and --cfg: what is shown is one configuration. Leave one of them out")
         params = first.hydra.sweeper.get("params") if multirun else None
         for variant in composer.variants(overrides, params):
             composed = first if variant == start else composer.compose(variant)
             checked = self._check(composed, composer, complete=not only_shown)
-        plan = [*_without(arguments, flags.overrides), *overrides]
+        plan = [*_without(arguments, flags.overrides), *overrides, *(_seeded(first.hydra.sweeper) if multirun else ())]
         if only_shown:
             return _Plan(plan)
         for note in reader.notes:
@@ -262,6 +276,19 @@ class Program:
     def _swept(self, run: Callable[[], Mapping[str, float] | None], folder: Path, settings: Any) -> float | None:
         overrides = [str(text) for text in settings.overrides.task]
         title = f"job {settings.job.num} ({' '.join(overrides)})"
+        with contextlib.ExitStack() as stack:
+            or_exit(lambda: stack.enter_context(owned(folder / sweep.RESULT)))
+            return self._job(run, folder, overrides, title, searched=settings.sweeper._target_ != _BASIC)
+
+    def _job(
+        self,
+        run: Callable[[], Mapping[str, float] | None],
+        folder: Path,
+        overrides: list[str],
+        title: str,
+        searched: bool,
+    ) -> float | None:
+        """Runs a job that this process alone works on, unless it is done."""
 
         def note(status: str, **entries: Any) -> None:
             or_exit(lambda: sweep.write(folder, overrides, status, **entries))
@@ -277,9 +304,7 @@ class Program:
         except Exception as error:  # whatever it was, the other jobs go on, and the table says that this one failed
             report(error)
             note("failed", error=" ".join(f"{type(error).__name__}: {error}".split()))
-            if settings.sweeper._target_ != _BASIC:
-                raise  # a sweeper that searches must know
-            return None
+            return math.inf if searched else None  # a search learns where nothing good is to be found
         note("done", metrics=metrics)
         return metrics.get(self.metric)
 
@@ -288,6 +313,40 @@ class Program:
         if not math.isfinite(scores.get(self.metric, 0.0)):
             raise UserError(f"the job ended with {self.metric} = {scores[self.metric]}")
         return scores
+
+
+def _code(run: Callable[[], Any]) -> int:
+    """The exit code of what Hydra runs."""
+    try:
+        run()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+@contextlib.contextmanager
+def _raising() -> Iterator[None]:
+    """Within the block Hydra raises what stops a sweep, and prints no traceback of its own."""
+    printing, utils.run_and_report = utils.run_and_report, lambda run: run()
+    try:
+        yield
+    finally:
+        utils.run_and_report = printing
+
+
+def _stopped(error: Exception) -> str:
+    """What to say where a launcher or a sweeper ended before all jobs had."""
+    reason = str(error).strip().split("\n")[0].rstrip(".") or "no reason given"
+    return (
+        f"the sweep was stopped ({type(error).__name__}: {reason}). Jobs that are still running end by themselves. "
+        "HYDRA_FULL_ERROR=1 shows more"
+    )
+
+
+def _seeded(sweeper: DictConfig) -> list[str]:
+    """The override that lets a sweeper which searches ask for the same jobs when its sweep is gone on with."""
+    sampler = sweeper.get("sampler") or {}
+    return ["hydra.sweeper.sampler.seed=0"] if "seed" in sampler and sampler["seed"] is None else []
 
 
 def _import(job: str) -> Job:
@@ -310,7 +369,7 @@ def _alone(run: Callable[[], Any], folder: Path) -> None:
 
 def _flags(arguments: list[str]) -> Any:
     """Hydra's own flags, before or after the overrides."""
-    parser = get_args_parser()
+    parser = utils.get_args_parser()
 
     def refuse(message: str) -> NoReturn:
         raise UserError(f"{message}; what is set on the command line is key=value, flags are in --help")
