@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -105,10 +104,12 @@ def test_a_job_that_another_process_works_on_is_left_to_it(tree: Path, run: Call
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", code], cwd=tree, env=environment, stdin=pipe, stdout=pipe) as other:
         assert other.stdout.readline() == b"begun\n"
-        ended, _, err = run("-m", "seed=1,2", "name=s")
-        state = json.loads((tree / "outputs/train/s/0/result.json").read_text())["status"]
-        rows = test_config.sweep.rows(tree / "outputs/train/s", "loss")
+        ended, out, _ = run("-m", "seed=1,2", "name=s")
         other.stdin.close()
-    assert (ended, state) == (1, "running") and "another process is writing result.json in outputs/train/s/0" in err
-    assert [row["status"] for row in rows] == ["running"]
-    assert run("-m", "seed=1,2", "name=s")[0] == 0
+    assert ended == 1 and "job 0 (seed=1 name=s): another process works on it" in out
+    assert {number: row["status"] for number, row in table(tree / "outputs/train/s").items()} == {
+        0: "running",
+        1: "done",
+    }
+    code, out, _ = run("-m", "seed=1,2", "name=s")
+    assert code == 0 and out.count("done already") == 1

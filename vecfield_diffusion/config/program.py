@@ -35,7 +35,7 @@ from vecfield_diffusion.config.overrides import Composer, groups, plain
 from vecfield_diffusion.config.schema import Checker
 from vecfield_diffusion.config.spelling import Reader, Spelling, joined, quoted
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.inference.locks import owned
+from vecfield_diffusion.inference.locks import in_use, owned
 from vecfield_diffusion.ranks import rank, world_size
 from vecfield_diffusion.resources import resource
 from vecfield_diffusion.threads import wait_passively
@@ -276,9 +276,15 @@ class Program:
     def _swept(self, run: Callable[[], Mapping[str, float] | None], folder: Path, settings: Any) -> float | None:
         overrides = [str(text) for text in settings.overrides.task]
         title = f"job {settings.job.num} ({' '.join(overrides)})"
+        searched = settings.sweeper._target_ != _BASIC
+        if in_use(folder / sweep.RESULT):
+            print(f"{title}: another process works on it", flush=True)
+            if searched:
+                raise UserError(f"{folder} is another process's: wait for it, or choose another name=...")
+            return None
         with contextlib.ExitStack() as stack:
             or_exit(lambda: stack.enter_context(owned(folder / sweep.RESULT)))
-            return self._job(run, folder, overrides, title, searched=settings.sweeper._target_ != _BASIC)
+            return self._job(run, folder, overrides, title, searched)
 
     def _job(
         self,

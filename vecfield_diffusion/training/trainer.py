@@ -34,7 +34,7 @@ from vecfield_diffusion.training.ema import EMA
 from vecfield_diffusion.training.loggers import JSONLines, Logger, NoLogger
 from vecfield_diffusion.training.memory import check_memory, out_of_memory
 from vecfield_diffusion.training.validation import GatedLoss, headline, loss_by_level, where_it_helps
-from vecfield_diffusion.training.weights import Weights
+from vecfield_diffusion.training.weights import Means, Weights
 
 
 @dataclass
@@ -326,17 +326,16 @@ class TrainingRun:
         self.denoiser.train()
         torch.manual_seed(processes.seed(counters.step))  # dropout draws from the global state
         total = torch.zeros((), device=self.device)
-        size = len(batch.t) // trainer.accumulate
+        size, means = len(batch.t) // trainer.accumulate, Means(self.denoiser.parametrization.tracked)
         for first in range(0, len(batch.t), size):
             part = batch[first : first + size]
-            with processes.gathering(self.module, last=first + size == len(batch.t)):
+            with means.part(), processes.gathering(self.module, last=first + size == len(batch.t)):
                 loss = self.module(part, training=True, penalty=self.penalty).mean() / trainer.accumulate
                 loss.backward()
             total += loss.detach()
         norm = processes.whole(torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), trainer.grad_clip))
         self.optimizer.step()
-        for mean in self.denoiser.parametrization.tracked:
-            mean.copy_(processes.mean(mean))
+        means.take(processes)
         counters.step += 1
         counters.samples += trainer.batch_size
         self.ema.update(self.denoiser.network, trainer.batch_size, counters.samples)

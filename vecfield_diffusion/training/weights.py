@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.training.distributed import SingleProcess
@@ -55,3 +57,32 @@ class Weights:
     def _average(self) -> EMA:
         """Returns an average that begins with the weights as they are."""
         return EMA(self.denoiser.network, self.half_life, local=self.processes.local)
+
+
+class Means:
+    """The running means of a network in one step: the same in whatever parts a batch is worked on.
+
+    Each part begins with the means of before; they become the mean over the parts and the processes, as what a batch
+    changes in them is linear in what is averaged (`Parametrization.tracked`).
+
+    Arguments:
+        tracked: The means, which the parts change in place.
+    """
+
+    def __init__(self, tracked: Sequence[Tensor]) -> None:
+        self.tracked = tracked
+        self.before = [mean.clone() for mean in tracked]
+        self.found: list[list[Tensor]] = []
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Within the block a part of the batch is worked on."""
+        for mean, before in zip(self.tracked, self.before, strict=True):
+            mean.copy_(before)
+        yield
+        self.found.append([mean.clone() for mean in self.tracked])
+
+    def take(self, processes: SingleProcess) -> None:
+        """Ends the step."""
+        for mean, found in zip(self.tracked, zip(*self.found, strict=True), strict=True):
+            mean.copy_(processes.mean(torch.stack(found).mean(dim=0)))
