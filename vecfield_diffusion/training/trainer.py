@@ -27,12 +27,13 @@ from vecfield_diffusion.progress import bar
 from vecfield_diffusion.signals import Interrupted, interruptible
 from vecfield_diffusion.threads import Fixed, Tuner, allowed, chosen
 from vecfield_diffusion.training.batches import Batch, Batches, prefetched
-from vecfield_diffusion.training.checkpoint import last_state, make_folder, save_checkpoint
+from vecfield_diffusion.training.checkpoint import make_folder
 from vecfield_diffusion.training.counters import Counters
 from vecfield_diffusion.training.distributed import SingleProcess
 from vecfield_diffusion.training.ema import EMA
 from vecfield_diffusion.training.loggers import JSONLines, Logger, NoLogger
 from vecfield_diffusion.training.memory import check_memory, out_of_memory
+from vecfield_diffusion.training.run_state import RunState
 from vecfield_diffusion.training.validation import GatedLoss, headline, loss_by_level, where_it_helps
 from vecfield_diffusion.training.weights import Means, Weights
 
@@ -173,6 +174,7 @@ class TrainingRun:
         self.processes.check(self.trainer.batch_size, self.trainer.accumulate)
         self.device = next(self.denoiser.parameters()).device
         self.weights = Weights(self.denoiser, self.optimizer, self.trainer.ema, self.processes)
+        self.state = RunState(self.folder / "checkpoints", self.identity, self.weights, self.processes)
         self.module = self.processes.module(self.denoiser, self.loss)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scores: dict[str, float] = {}
@@ -194,20 +196,17 @@ class TrainingRun:
     @property
     def last(self) -> Path:
         """The checkpoint to resume from."""
-        return self.folder / "checkpoints" / "last.pt"
+        return self.state.last
 
     @property
     def best(self) -> Path:
         """The checkpoint with the smallest validation loss."""
-        return self.last.with_name("best.pt")
+        return self.state.best
 
-    def save(self, path: Path) -> None:
-        """Writes a checkpoint of whole weights; the first process does."""
+    def progress(self) -> dict[str, Any]:
+        """Returns what checkpoints hold of a run beside its weights."""
         losses = torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
-        state = self.weights.state_dict()
-        state |= {"counters": vars(self.counters), "scores": self.scores, "losses": losses}
-        if self.processes.first:
-            save_checkpoint(path, {**self.identity, **state})
+        return {"counters": vars(self.counters), "scores": self.scores, "losses": losses}
 
     def resume(self) -> bool:
         """Goes on from the last checkpoint, where there is one.
@@ -215,17 +214,16 @@ class TrainingRun:
         Raises:
             UserError: It cannot be read, is of another network, optimizer or data, or is missing beside the best one.
         """
-        state = last_state(self.last, self.best, self.identity)
-        if state is None:
-            return False
         try:
-            self.weights.load_state_dict(state)
+            state = self.state.load()
+            if state is None:
+                return False
             self.counters = Counters.of(state["counters"])
             self.scores, self.losses = dict(state["scores"]), list(state["losses"].to(self.device))
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
+            reason, place = " ".join(str(error).split()), self.state.newest_parts() or self.last
             raise UserError(
-                f"{self.last} does not fit this run ({reason}). Remove it, or choose another name=..."
+                f"{place} does not fit this run ({reason}). Remove it, or choose another name=..."
             ) from error
         return True
 
@@ -301,12 +299,12 @@ class TrainingRun:
                     done = done or counters.stopped
                 if done or due:
                     self.finite()
-                    self.save(self.last)
+                    self.state.save(self.last, self.progress()) if done else self.state.keep(self.progress())
                     saved = time.monotonic()
         if (signal := processes.heard(self.signal)) is not None:
             if counters.step > start:
                 self.finite()
-                self.save(self.last)
+                self.state.keep(self.progress())
             raise Interrupted(signal)
 
     def tuner(self) -> Tuner | Fixed:
@@ -381,8 +379,8 @@ class TrainingRun:
             self.logger.picture(picture, self.counters.step)
         if self.counters.improve(values["val/loss"]):
             if not self.last.exists():  # the best alone is nothing to go on from
-                self.save(self.last)
-            self.save(self.best)
+                self.state.save(self.last, self.progress())
+            self.state.save(self.best, self.progress())
         said = ", ".join(f"{name} {value:.4g}" for name, value in headline(values).items())
         return f"step {self.counters.step}: {said}"
 
