@@ -107,14 +107,13 @@ def train_in_all_ways(folder: Path) -> int:
         trained(folder / "ddp", processes)
         trained(folder / "parts", processes, accumulate=2)
         trained(folder / "crps", processes, accumulate=2, diffusion=CRPS(members=3))
-        sharded = ShardedDataParallel()
-        trained(folder / "crps, fsdp", sharded, diffusion=CRPS(members=3))
-        trained(folder / "consistency", sharded, diffusion=Consistency(EDM(sigma_max=20.0)))
-        trained(folder / "fsdp", sharded, stopped_at=2)
-        trained(folder / "fsdp", sharded)
-        trained(folder / "begun", sharded)
+        trained(folder / "crps, fsdp", ShardedDataParallel(), diffusion=CRPS(members=3))
+        trained(folder / "consistency", ShardedDataParallel(), diffusion=Consistency(EDM(sigma_max=20.0)))
+        trained(folder / "fsdp", ShardedDataParallel(), stopped_at=2)
+        trained(folder / "fsdp", ShardedDataParallel())
+        trained(folder / "begun", ShardedDataParallel())
         for name in ("to one", "to three"):
-            trained(folder / name, sharded, stopped_at=2)
+            trained(folder / name, ShardedDataParallel(), stopped_at=2)
         return processes.count
 
 
