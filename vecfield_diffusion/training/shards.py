@@ -10,7 +10,8 @@ import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def save(target: Path, weights: Weights, state: Mapping[str, Any], processes: Si
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         processes.told(None)
-        dcp.save(weights.tensors(), storage_writer=FileSystemWriter(temporary))
+        with _quiet():
+            writer = FileSystemWriter(temporary)
+            dcp.save(weights.tensors(), storage_writer=writer, no_dist=processes.count == 1)
     except (OSError, CheckpointException) as error:
         raise UserError(
             f"{target}: the checkpoint could not be written ({_reason(error)}); an older one is as it was. "
@@ -104,8 +107,7 @@ def load(place: Path, weights: Weights, state: Mapping[str, Any], processes: Sin
     reader = _Reader(place)
 
     def read(tensors: dict[str, Tensor]) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        with _quiet():
             dcp.load(tensors, storage_reader=reader, no_dist=processes.count == 1)
 
     try:
@@ -114,6 +116,14 @@ def load(place: Path, weights: Weights, state: Mapping[str, Any], processes: Sin
         weights.fill(kept, state["groups"], read)
     except (CheckpointException, AttributeError, *UNREADABLE) as error:
         raise ValueError(_reason(error)) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within the block torch does not say that a single process is one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
 
 
 def _reason(error: BaseException) -> str:
