@@ -234,6 +234,7 @@ MASKS = "Options: block, file, none."
         ("mask.size=5 sampler.stepz=3", "unknown key sampler.stepz. Did you mean 'sampler.steps'?"),
         ("mask=file mask.path=1e3", "mask.path=1000.0: expected text, got 1000.0. Text that reads as a number"),
         ("-m masks=[a],[b]", "mask=a: there is no such option."),
+        ("-m seed=1,2 --cfg job", "-m and --cfg: what is shown is one configuration"),
         ("-m name=a,b", "name=a,b: a sweep has one name, its jobs are numbered"),
         ("-m seed=1,2,x", "seed=x: expected a whole number, got 'x'"),
         ("seed=1,x -m rate=1,2", "seed=x: expected a whole number, got 'x'"),

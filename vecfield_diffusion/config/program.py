@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,15 +26,15 @@ from omegaconf import DictConfig
 
 from vecfield_diffusion import __version__
 from vecfield_diffusion.config import sweep
-from vecfield_diffusion.config.ending import guarded, or_exit, report
+from vecfield_diffusion.config.ending import guarded, or_exit
 from vecfield_diffusion.config.help import Help
+from vecfield_diffusion.config.jobs import BASIC, raising, seeded, swept, words_of
 from vecfield_diffusion.config.moved import say_once
 from vecfield_diffusion.config.naming import name_of
 from vecfield_diffusion.config.overrides import Composer, groups, plain
 from vecfield_diffusion.config.schema import Checker
 from vecfield_diffusion.config.spelling import Reader, Spelling, joined, quoted
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.inference.locks import in_use, owned
 from vecfield_diffusion.ranks import rank, world_size
 from vecfield_diffusion.resources import resource
 from vecfield_diffusion.threads import wait_passively
@@ -45,7 +44,6 @@ CONF = resource("conf")
 OPTIONS = "options"
 
 _NAME = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*")
-_BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 Job = Callable[[dict[str, Any], Path], Mapping[str, float] | None]
 
@@ -141,14 +139,14 @@ class Program:
         """Runs the jobs of a sweep and prints their table, also where what launches them was stopped."""
         stopped = None
         try:
-            with _raising():
+            with raising():
                 if code := _code(run):
                     return code
         except Exception as error:  # of a launcher or a sweeper: a job that was killed, a search without any result
             stopped = error
         done = sweep.summarise(folder, self.metric)
         if stopped is not None:
-            raise UserError(_stopped(stopped)) from stopped
+            raise UserError(words_of(stopped)) from stopped
         return 0 if done else 1
 
     def _plan(self, arguments: list[str]) -> _Plan:
@@ -172,7 +170,7 @@ class Program:
         start = next(composer.variants(overrides))
         first = composer.compose(start)
         multirun = flags.multirun or first.hydra.mode == RunMode.MULTIRUN
-        _refuse_sweeps(overrides, composer, multirun, first.hydra.sweeper._target_ == _BASIC)
+        _refuse_sweeps(overrides, composer, multirun, first.hydra.sweeper._target_ == BASIC)
         if multirun and world_size() > 1:
             raise UserError(
                 "-m: each process of torchrun would run all jobs. Start them without it, with trainer.devices=N "
@@ -187,7 +185,7 @@ class Program:
         for variant in composer.variants(overrides, params):
             composed = first if variant == start else composer.compose(variant)
             checked = self._check(composed, composer, complete=not only_shown)
-        plan = [*_without(arguments, flags.overrides), *overrides, *(_seeded(first.hydra.sweeper) if multirun else ())]
+        plan = [*_without(arguments, flags.overrides), *overrides, *(seeded(first.hydra.sweeper) if multirun else ())]
         if only_shown:
             return _Plan(plan)
         for note in reader.notes:
@@ -269,56 +267,9 @@ class Program:
             return _import(self.job)(checked, folder)
 
         if settings.mode == RunMode.MULTIRUN:
-            return self._swept(run, folder, settings)
+            return swept(run, folder, settings, self.metric)
         _alone(run, folder)
         return None
-
-    def _swept(self, run: Callable[[], Mapping[str, float] | None], folder: Path, settings: Any) -> float | None:
-        overrides = [str(text) for text in settings.overrides.task]
-        title = f"job {settings.job.num} ({' '.join(overrides)})"
-        searched = settings.sweeper._target_ != _BASIC
-        if in_use(folder / sweep.RESULT):
-            print(f"{title}: another process works on it", flush=True)
-            if searched:
-                raise UserError(f"{folder} is another process's: wait for it, or choose another name=...")
-            return None
-        with contextlib.ExitStack() as stack:
-            or_exit(lambda: stack.enter_context(owned(folder / sweep.RESULT)))
-            return self._job(run, folder, overrides, title, searched)
-
-    def _job(
-        self,
-        run: Callable[[], Mapping[str, float] | None],
-        folder: Path,
-        overrides: list[str],
-        title: str,
-        searched: bool,
-    ) -> float | None:
-        """Runs a job that this process alone works on, unless it is done."""
-
-        def note(status: str, **entries: Any) -> None:
-            or_exit(lambda: sweep.write(folder, overrides, status, **entries))
-
-        metrics = or_exit(lambda: sweep.finished(folder, overrides))
-        if metrics is not None:
-            print(f"{title}: done already", flush=True)
-            return metrics.get(self.metric)
-        print(f"\n{title}", flush=True)
-        note("running")
-        try:
-            metrics = self._scores(run())
-        except Exception as error:  # whatever it was, the other jobs go on, and the table says that this one failed
-            report(error)
-            note("failed", error=" ".join(f"{type(error).__name__}: {error}".split()))
-            return math.inf if searched else None  # a search learns where nothing good is to be found
-        note("done", metrics=metrics)
-        return metrics.get(self.metric)
-
-    def _scores(self, metrics: Mapping[str, float] | None) -> dict[str, float]:
-        scores = {key: float(value) for key, value in (metrics or {}).items()}
-        if not math.isfinite(scores.get(self.metric, 0.0)):
-            raise UserError(f"the job ended with {self.metric} = {scores[self.metric]}")
-        return scores
 
 
 def _code(run: Callable[[], Any]) -> int:
@@ -328,31 +279,6 @@ def _code(run: Callable[[], Any]) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
-
-
-@contextlib.contextmanager
-def _raising() -> Iterator[None]:
-    """Within the block Hydra raises what stops a sweep, and prints no traceback of its own."""
-    printing, utils.run_and_report = utils.run_and_report, lambda run: run()
-    try:
-        yield
-    finally:
-        utils.run_and_report = printing
-
-
-def _stopped(error: Exception) -> str:
-    """What to say where a launcher or a sweeper ended before all jobs had."""
-    reason = str(error).strip().split("\n")[0].rstrip(".") or "no reason given"
-    return (
-        f"the sweep was stopped ({type(error).__name__}: {reason}). Jobs that are still running end by themselves. "
-        "HYDRA_FULL_ERROR=1 shows more"
-    )
-
-
-def _seeded(sweeper: DictConfig) -> list[str]:
-    """The override that lets a sweeper which searches ask for the same jobs when its sweep is gone on with."""
-    sampler = sweeper.get("sampler") or {}
-    return ["hydra.sweeper.sampler.seed=0"] if "seed" in sampler and sampler["seed"] is None else []
 
 
 def _import(job: str) -> Job:
