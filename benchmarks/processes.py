@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     options, overrides = parser.parse_known_args()
     folder, many = options.folder or Path(tempfile.mkdtemp()), options.processes
+    folder.mkdir(parents=True, exist_ok=True)
     words = [*FILL, *overrides]
     if words[0] == FILL[0] and started(folder, "train", *TRAIN, "name=run").wait():
         sys.exit("train.py failed")
