@@ -31,8 +31,9 @@ from vecfield_diffusion.training.distributed import DataParallel, SingleProcess
 from vecfield_diffusion.training.few_steps import FewStepRun
 from vecfield_diffusion.training.launch import DIED, DONE, EXIT, FAILED, REFUSED, Outcome, joined, launched
 from vecfield_diffusion.training.loggers import NoLogger
+from vecfield_diffusion.training.settings import Trainer
 from vecfield_diffusion.training.sharded import ShardedDataParallel
-from vecfield_diffusion.training.trainer import Trainer, TrainingRun
+from vecfield_diffusion.training.trainer import TrainingRun
 
 
 def doubled(batches: Callable[[int], Batch]) -> Callable[[int], Batch]:
