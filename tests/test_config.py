@@ -234,6 +234,7 @@ MASKS = "Options: block, file, none."
         ("mask.size=5 sampler.stepz=3", "unknown key sampler.stepz. Did you mean 'sampler.steps'?"),
         ("mask=file mask.path=1e3", "mask.path=1000.0: expected text, got 1000.0. Text that reads as a number"),
         ("-m masks=[a],[b]", "mask=a: there is no such option."),
+        ("-m seed=1,2 --cfg job", "-m and --cfg: what is shown is one configuration"),
         ("-m name=a,b", "name=a,b: a sweep has one name, its jobs are numbered"),
         ("-m seed=1,2,x", "seed=x: expected a whole number, got 'x'"),
         ("seed=1,x -m rate=1,2", "seed=x: expected a whole number, got 'x'"),
@@ -478,7 +479,7 @@ def test_jobs_that_set_a_name_stay_in_one_folder(run: Callable[..., Any], tree: 
 def test_a_job_that_was_killed_is_run_again(tmp_path: Path) -> None:
     sweep.write(tmp_path / "0", ["a=1"], "running")
     assert sweep.finished(tmp_path / "0", ["a=1"]) is None
-    assert [row["status"] for row in sweep.rows(tmp_path, "loss")] == ["unfinished"]
+    assert [row["status"] for row in sweep.rows(tmp_path, "loss")] == ["killed"]
     assert sweep.summarise(tmp_path, "loss") is False
     (tmp_path / "0" / "result.json").write_text("{")
     with pytest.raises(UserError, match="is not the result of a job"):

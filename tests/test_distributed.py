@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,19 +16,24 @@ import torch
 from test_training import gappy, make_batches
 from torch import Tensor
 
+from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.denoiser import Denoiser
+from vecfield_diffusion.diffusion.few_steps import CRPS, Consistency
 from vecfield_diffusion.diffusion.formulations import EDM
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.models.residual import Residual
 from vecfield_diffusion.models.unet import UNet
+from vecfield_diffusion.signals import Interrupted
 from vecfield_diffusion.training import launch
 from vecfield_diffusion.training.batches import Batch
 from vecfield_diffusion.training.checkpoint import load_checkpoint
 from vecfield_diffusion.training.distributed import DataParallel, SingleProcess
+from vecfield_diffusion.training.few_steps import FewStepRun
 from vecfield_diffusion.training.launch import DIED, DONE, EXIT, FAILED, REFUSED, Outcome, joined, launched
 from vecfield_diffusion.training.loggers import NoLogger
+from vecfield_diffusion.training.settings import Trainer
 from vecfield_diffusion.training.sharded import ShardedDataParallel
-from vecfield_diffusion.training.trainer import Trainer, TrainingRun
+from vecfield_diffusion.training.trainer import TrainingRun
 
 
 def doubled(batches: Callable[[int], Batch]) -> Callable[[int], Batch]:
@@ -45,18 +51,20 @@ def doubled(batches: Callable[[int], Batch]) -> Callable[[int], Batch]:
     return batch
 
 
-def make_run(folder: Path, processes: SingleProcess, max_steps: int, accumulate: int) -> TrainingRun:
-    """A run in float64 of all that may be trained: a network, a mean, its variance, the uncertainty of the levels."""
+def make_run(
+    folder: Path, processes: SingleProcess, max_steps: int, accumulate: int, diffusion: Diffusion | None
+) -> TrainingRun:
+    """A run in float64; without a formulation of all that may be trained: a network, a mean, its variance, and the
+    uncertainty of the levels."""
     torch.manual_seed(0)
-    diffusion = EDM(sigma_max=20.0, uncertainty=True)
-    batches = make_batches(gappy(), size=8, diffusion=diffusion)
-    # Within a step the variance of a mean follows the parts of a batch, which are others for two processes.
-    kind = Residual if accumulate == 1 else UNet
+    kind, run = (Residual, TrainingRun) if diffusion is None else (UNet, FewStepRun)
+    diffusion = diffusion or EDM(sigma_max=20.0, uncertainty=True)
+    batches = make_batches(gappy(), size=12, diffusion=diffusion)
     network = kind(in_channels=7, channels=[8], blocks=1, attention=[], embedding=8)
     denoiser = Denoiser(network, diffusion, batches.normalizer).double()
     processes.distribute(denoiser)
-    options = dict(max_steps=max_steps, batch_size=8, accumulate=accumulate, warmup=8, ema=20, validate_every=2)
-    return TrainingRun(
+    options = dict(max_steps=max_steps, batch_size=12, accumulate=accumulate, warmup=12, ema=20, validate_every=2)
+    return run(
         trainer=Trainer(**options, log_every=1, validation_batches=1, score_cases=0, grad_clip=0.1),
         denoiser=denoiser,
         optimizer=torch.optim.AdamW(denoiser.parameters(), lr=1e-3),
@@ -69,10 +77,28 @@ def make_run(folder: Path, processes: SingleProcess, max_steps: int, accumulate:
     )
 
 
-def trained(folder: Path, processes: SingleProcess, max_steps: int = 4, accumulate: int = 1) -> None:
-    run = make_run(folder, processes, max_steps, accumulate)
+def trained(
+    folder: Path,
+    processes: SingleProcess,
+    max_steps: int = 4,
+    accumulate: int = 1,
+    diffusion: Diffusion | None = None,
+    stopped_at: int = 0,
+) -> None:
+    """Trains, or goes on; `stopped_at` is the step after which a signal comes."""
+    run = make_run(folder, processes, max_steps, accumulate, diffusion)
     run.resume()
-    run.train()
+    step = run.step
+
+    def signalled(batch: Batch) -> Tensor:
+        loss = step(batch)
+        if run.counters.step == stopped_at:
+            run.stop(signal.SIGTERM)
+        return loss
+
+    run.step = signalled
+    with nullcontext() if not stopped_at else pytest.raises(Interrupted):
+        run.train()
 
 
 def train_in_all_ways(folder: Path) -> int:
@@ -81,10 +107,21 @@ def train_in_all_ways(folder: Path) -> int:
         assert type(processes) is DataParallel
         trained(folder / "ddp", processes)
         trained(folder / "parts", processes, accumulate=2)
-        sharded = ShardedDataParallel()
-        trained(folder / "fsdp", sharded, max_steps=2)
-        trained(folder / "fsdp", sharded)
-        trained(folder / "begun", sharded)
+        trained(folder / "crps", processes, accumulate=2, diffusion=CRPS(members=3))
+        trained(folder / "crps, fsdp", ShardedDataParallel(), diffusion=CRPS(members=3))
+        trained(folder / "consistency", ShardedDataParallel(), diffusion=Consistency(EDM(sigma_max=20.0)))
+        trained(folder / "fsdp", ShardedDataParallel(), stopped_at=2)
+        trained(folder / "fsdp", ShardedDataParallel())
+        trained(folder / "begun", ShardedDataParallel())
+        for name in ("to one", "to three"):
+            trained(folder / name, ShardedDataParallel(), stopped_at=2)
+        return processes.count
+
+
+def go_on(folder: Path) -> int:
+    """Three processes go on from what two have left in parts."""
+    with joined("fsdp") as processes:
+        trained(folder / "to three", processes)
         return processes.count
 
 
@@ -107,10 +144,18 @@ def test_two_processes_take_the_steps_of_one_whatever_they_keep(tmp_path: Path) 
     trained(tmp_path / "begun", SingleProcess(), max_steps=2)
     trained(tmp_path / "one", SingleProcess())
     assert launched(train_in_all_ways, tmp_path, devices=2) == 2
-    trained(tmp_path / "fsdp", SingleProcess())  # there is nothing left to do, but it can be read
-    trained(tmp_path / "one in parts", SingleProcess(), accumulate=2)
-    ways = [(way, "one") for way in ("ddp", "fsdp", "begun")]
-    for way, alone in [*ways, ("parts", "one in parts")]:
+    for name in ("to one", "to three"):
+        kept = tmp_path / name / "checkpoints"
+        assert (kept / "shards" / "00000002" / "state.pt").exists()
+        (kept / "last.pt").unlink()  # of the first validation
+    trained(tmp_path / "to one", SingleProcess())
+    assert launched(go_on, tmp_path, devices=3) == 3
+    trained(tmp_path / "crps, one", SingleProcess(), diffusion=CRPS(members=3))
+    trained(tmp_path / "consistency, one", SingleProcess(), diffusion=Consistency(EDM(sigma_max=20.0)))
+    ways = [(way, "one") for way in ("ddp", "fsdp", "begun", "parts", "to one", "to three")]
+    ways += [("crps", "crps, one"), ("crps, fsdp", "crps, one"), ("consistency", "consistency, one")]
+    for way, alone in ways:
+        assert not (tmp_path / way / "checkpoints" / "shards").exists()  # last.pt is newer
         found, expected, log = states(tmp_path / way), states(tmp_path / alone), records(tmp_path / alone)
         assert found.keys() == expected.keys()
         for name, value in expected.items():

@@ -17,6 +17,7 @@ from vecfield_diffusion.diffusion.formulations import DDPM, EDM
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.evaluation.metrics import crps
 from vecfield_diffusion.samplers.few_steps import Consistency as Jumps
+from vecfield_diffusion.training.batches import Batch
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
 
@@ -61,7 +62,7 @@ def test_the_loss_is_least_where_the_closed_form_says(v: float, level: float) ->
     def slope(a: float) -> float:
         here = torch.tensor(a, dtype=torch.float64, requires_grad=True)
         network = Linear(lambda at: torch.where(at == level, here, flow(v)(at)))
-        known = (x0, torch.ones(4, 1, 1, 1, dtype=torch.bool), Observation.none(4, ONE, torch.float64), s, noise)
+        known = (x0, torch.ones(4, 1, 1, 1, dtype=torch.bool), Observation.none(4, ONE, torch.float64), s, noise[None])
         return float(torch.autograd.grad(diffusion.loss(network, *known, progress=0.9)[0].mean(), here)[0])
 
     assert slope(best - 0.01) < 0 < slope(best + 0.01)
@@ -100,7 +101,7 @@ def test_below_the_lowest_level_the_target_is_the_clean_field() -> None:
     x0, noise = corners(1.0)
     known = (x0, torch.ones(4, 1, 1, 1, dtype=torch.bool), Observation.none(4, ONE, torch.float64))
     s = torch.full((4,), 0.5, dtype=torch.float64)
-    loss, field = diffusion.loss(Linear(torch.zeros_like), *known, s, noise, progress=0.5)
+    loss, field = diffusion.loss(Linear(torch.zeros_like), *known, s, noise[None], progress=0.5)
     torch.testing.assert_close(loss, torch.ones(4, dtype=torch.float64), atol=1e-8, rtol=0)
     assert not field.any()
 
@@ -178,8 +179,9 @@ def test_members_are_made_of_different_noise_and_scored_where_the_truth_is_known
     x0[:, :, 0, 0] = torch.nan
     observation = Observation.none(4, torch.ones(4, 4, dtype=torch.bool), torch.float64)
     t = diffusion.sample_times(4, generator)
-    loss, field = diffusion.loss(Given(), x0, measured, observation, t, noise, progress=0.0)
-    members = torch.stack([noise, noise.roll(1, 0), noise.roll(2, 0)])
+    members = Batch(x0, measured, observation, t, noise).lent(3)
+    assert members.equal(torch.stack([noise, noise.roll(1, 0), noise.roll(2, 0)]))
+    loss, field = diffusion.loss(Given(), x0, measured, observation, t, members, progress=0.0)
     cells = fair_crps(members, x0)[..., measured[0, 0]].mean((1, 2))
     torch.testing.assert_close(loss, cells / 2)
     torch.testing.assert_close(field, noise)
@@ -229,4 +231,4 @@ def test_an_ensemble_is_trained_on_its_score(run: Call, place: Path) -> None:
     how = ["ckpt=outputs/train/scored", "members=2", "mask=block", "name=one"]
     assert run("infer", *how, "sampler.steps=1")[0] == 0
     is_message(run("infer", *how, "sampler=consistency"), "sampler.steps=1")
-    is_message(run("train", *given, "name=a", "trainer.accumulate=4", "trainer.batch_size=4"), "trainer.accumulate=4")
+    is_message(run("train", *given, "name=a", "trainer.batch_size=1"), "trainer.batch_size=1")

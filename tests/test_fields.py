@@ -11,14 +11,14 @@ import torch
 
 from vecfield_diffusion.data.coordinates import Axis, Plane, along, make_grid
 from vecfield_diffusion.data.fields import Fields, MemoryReader, blocks, duplicates, measured_cells
-from vecfield_diffusion.data.readers.found import Component, Found
+from vecfield_diffusion.data.readers.found import Found, FoundComponent
 from vecfield_diffusion.data.words import INPUT, called
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import EARTH_RADIUS
 
 
 def found_in(velocity: np.ndarray, mask: np.ndarray | None = None) -> Found:
-    both = Component("u", MemoryReader(velocity.astype(np.float32)), velocity.shape[2:], Axis("x"), Axis("y"))
+    both = FoundComponent("u", MemoryReader(velocity.astype(np.float32)), velocity.shape[2:], Axis("x"), Axis("y"))
     return Found((both,), len(velocity), mask=mask)
 
 

@@ -37,7 +37,8 @@ from vecfield_diffusion.training.gating import (
     fit,
     knots_of,
 )
-from vecfield_diffusion.training.trainer import Trainer, TrainingRun
+from vecfield_diffusion.training.settings import Trainer
+from vecfield_diffusion.training.trainer import TrainingRun
 from vecfield_diffusion.training.validation import GatedLoss
 
 KNOT_LEVELS = torch.linspace(-3, 3, 7, dtype=torch.float64)

@@ -16,7 +16,7 @@ from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.programs.mixture import Mixture, allotted, log_evidence
+from vecfield_diffusion.programs.mixture import NetworkMixture, allotted, log_evidence
 from vecfield_diffusion.samplers.deterministic import DPMpp2M
 
 SHAPE = (3, 4)
@@ -88,7 +88,9 @@ def test_the_evidence_is_the_marginal_likelihood(number):
 
 def test_observations_change_the_weights_by_bayes(capsys):
     given, weights = cases(), [0.5, 0.3, 0.2]
-    found = list(Mixture(PARTS, weights, evidence=True).shares(given, DPMpp2M(steps=8), CONFIG | {"members": 10_000}))
+    found = list(
+        NetworkMixture(PARTS, weights, evidence=True).shares(given, DPMpp2M(steps=8), CONFIG | {"members": 10_000})
+    )
     exact = torch.stack([closed(one, given) for one in PARTS]) + torch.tensor(weights).log()[:, None]
     for (chosen, shares), row in zip(found, exact.softmax(0).T, strict=True):
         assert chosen.stop == chosen.start + 1
@@ -109,7 +111,7 @@ def test_each_weight_draws_its_share_in_the_mean_and_every_member_is_drawn_once(
 
 
 def test_given_weights_draw_the_same_members_of_all_cases():
-    ((chosen, shares),) = Mixture(PARTS, [0.5, 0.3, 0.2]).shares(cases(), DPMpp2M(), CONFIG)
+    ((chosen, shares),) = NetworkMixture(PARTS, [0.5, 0.3, 0.2]).shares(cases(), DPMpp2M(), CONFIG)
     assert (chosen, [len(share) for share in shares]) == (slice(0, 3), [5, 3, 2])
 
 
@@ -122,12 +124,12 @@ def alike(**other):
 @pytest.mark.parametrize("other", [{"units": "km h-1"}, {"frames": 3}, {"context": 1}, {"grid": Grid(~VALID)}])
 def test_networks_of_another_kind_are_refused(other):
     with pytest.raises(UserError, match="a mixture takes networks of one"):
-        Mixture.of([alike(), alike(**other)], None)
+        NetworkMixture.of([alike(), alike(**other)], None)
 
 
 @pytest.mark.parametrize("weights", [[1.0], [-1.0, 2.0], [0.0, 0.0], [1.0, math.inf]])
 def test_weights_that_are_none_are_refused(weights):
     with pytest.raises(UserError, match="a number >= 0 for each of the 2 checkpoints"):
-        Mixture.of([alike(), alike()], weights)
-    assert Mixture.of([alike(), alike()], [1.0, 3.0]).weights == [0.25, 0.75]
-    assert Mixture.of([alike(), alike()], "evidence") == Mixture([alike(), alike()], [0.5, 0.5], True)
+        NetworkMixture.of([alike(), alike()], weights)
+    assert NetworkMixture.of([alike(), alike()], [1.0, 3.0]).weights == [0.25, 0.75]
+    assert NetworkMixture.of([alike(), alike()], "evidence") == NetworkMixture([alike(), alike()], [0.5, 0.5], True)

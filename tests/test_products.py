@@ -12,7 +12,7 @@ from scipy.special import ive, ndtr, ndtri
 
 from vecfield_diffusion import commands
 from vecfield_diffusion.config.ending import guarded
-from vecfield_diffusion.inference.products import Derivative, Direction, Energy, Exceedance, Quantiles
+from vecfield_diffusion.inference.products import Derivative, Direction, Exceedance, KineticEnergy, Quantiles
 from vecfield_diffusion.inference.template import Ensemble, FileLayout, FilledTimes, Template
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.operators import strain, vorticity
@@ -98,13 +98,13 @@ def test_directions_of_compass_and_of_still_water() -> None:
 def test_energy_has_the_expectation_of_the_law() -> None:
     """Over all draws of two members of u = 1 or 3, v = 2: mean part 4, eddies 1/2, as of the law itself."""
     draws = [one_cell(np.array([a, b]), np.full(2, 2.0)) for a in (1.0, 3.0) for b in (1.0, 3.0)]
-    found = [made(Energy(), draw) for draw in draws]
+    found = [made(KineticEnergy(), draw) for draw in draws]
     average = {name: np.mean([each[name] for each in found]) for name in found[0]}
     assert average == pytest.approx({"kinetic_energy": 4.5, "kinetic_energy_mean": 4.0, "kinetic_energy_eddy": 0.5})
     for each in found:
         total = each["kinetic_energy_mean"] + each["kinetic_energy_eddy"]
         np.testing.assert_allclose(each["kinetic_energy"], total, rtol=1e-14)
-    single = made(Energy(), draws[0][:1])
+    single = made(KineticEnergy(), draws[0][:1])
     assert single["kinetic_energy"].item() == 2.5 and np.isnan(single["kinetic_energy_eddy"]).all()
 
 
@@ -175,7 +175,7 @@ def test_thresholds_have_units() -> None:
     axis, labels = found.axes("cm/s")["u_threshold"]
     assert axis.tolist() == [20] and labels["units"] == "cm/s"
     assert [type(each).__name__ for each in products("products=[energy,exceedance]", "exceed={u:1}")] == [
-        "Energy",
+        "KineticEnergy",
         "Exceedance",
     ]
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from vecfield_diffusion import commands
+from vecfield_diffusion.config.overrides import Composer
+from vecfield_diffusion.config.program import CONF
 from vecfield_diffusion.programs import infer, train
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +29,7 @@ def blocks(text: str) -> list[tuple[str, str]]:
 def lines(block: str) -> list[str]:
     """The commands of a block, those that a scheduler starts by themselves."""
     block = re.sub(r'--wrap "([^"]*)"', r"\n\1\n", block.replace("\\\n", ""))
-    return re.findall(r"python (?:train|infer|evaluate)\.py[^#\n&]*", block)
+    return re.findall(r"(?:python|torchrun(?: --\S+)*) +(?:train|infer|evaluate)\.py[^#\n&]*", block)
 
 
 BLOCKS = blocks(TEXT)
@@ -35,17 +37,27 @@ COMMANDS = [
     line
     for _, block in [*BLOCKS, *(block for page in PAGES.values() for block in blocks(page))]
     for line in lines(block)
-    if "..." not in line and "hydra/" not in line  # launchers and sweepers come with an extra
+    if "..." not in line
 ]
 MAINS = {"train.py": commands.train, "infer.py": commands.infer, "evaluate.py": commands.evaluate}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_composes(command):
-    _, program, *overrides = shlex.split(re.sub(r"\$\w+", "0", command))  # variables of a shell
-    if overrides and overrides[0] == "-m":
-        overrides = [re.sub(r"=([^,\[]*),.*", r"=\1", override) for override in overrides[1:]]
-    assert MAINS[program].config(*overrides)["name"]
+    """Each by itself, and of a sweep every choice of every key."""
+    words = shlex.split(re.sub(r"\$\w+", "0", command))  # variables of a shell
+    program = next(word for word in words if word.endswith(".py"))
+    overrides = words[words.index(program) + 1 :]
+    for plugin in re.findall(r"hydra/(?:launcher|sweeper)=(\w+)", command):
+        name = plugin.partition("_")[0]
+        kind = "sweeper" if name == "optuna" else "launcher"
+        pytest.importorskip(f"hydra_plugins.hydra_{name}_{kind}", reason="a plugin of the extra `sweep`")
+    if "-m" not in overrides:
+        assert MAINS[program].config(*overrides)["name"]
+        return
+    overrides.remove("-m")
+    for variant in Composer(CONF, MAINS[program].name).variants(overrides):
+        assert MAINS[program].config(*variant)["name"]
 
 
 def test_make_has_the_targets_that_the_readme_names():

@@ -11,7 +11,7 @@ import torch
 from vecfield_diffusion.evaluation import estimation
 from vecfield_diffusion.evaluation.estimation import Estimator, choose, lagged_products, non_negative, shaped, window
 from vecfield_diffusion.evaluation.interpolation import Interpolation
-from vecfield_diffusion.evaluation.spacetime import Components, SpaceTime, Stationary, Sum, spectrum
+from vecfield_diffusion.evaluation.spacetime import PrincipalComponents, SpaceTime, Stationary, Sum, spectrum
 from vecfield_diffusion.models.measured import System, Values
 
 T, H, W, L = 5, 4, 5, 4
@@ -53,12 +53,12 @@ def travelling(count: int = L) -> np.ndarray:
     return lags_of(np.exp(-0.1 - 2j * odd), count)
 
 
-def components() -> Components:
+def components() -> PrincipalComponents:
     """Three fields whose coefficients are a moving average of noise."""
     shapes = np.linalg.qr(random(2 * H * W, 3))[0].T.reshape(3, 2, H, W)
     parts = random(L, 3, 3, seed=1)
     lags = np.stack([sum(parts[k + lag] @ parts[k].T for k in range(L - lag)) for lag in range(L)])
-    return Components(shapes, lags, random(2, H, W, seed=2), np.ones((H, W), dtype=bool))
+    return PrincipalComponents(shapes, lags, random(2, H, W, seed=2), np.ones((H, W), dtype=bool))
 
 
 def fields() -> list[SpaceTime]:

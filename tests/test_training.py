@@ -38,9 +38,11 @@ from vecfield_diffusion.signals import Interrupted
 from vecfield_diffusion.training import checkpoint as checkpoint_module
 from vecfield_diffusion.training.batches import Batches
 from vecfield_diffusion.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from vecfield_diffusion.training.counters import Counters
 from vecfield_diffusion.training.ema import EMA
 from vecfield_diffusion.training.loggers import JSONLines, NoLogger, TensorBoardLogger, WandbLogger
-from vecfield_diffusion.training.trainer import Counters, Trainer, TrainingRun
+from vecfield_diffusion.training.settings import Trainer
+from vecfield_diffusion.training.trainer import TrainingRun
 
 HEIGHT, WIDTH = 6, 8
 MODEL = {

@@ -23,9 +23,10 @@ from vecfield_diffusion.threads import Fixed, Tuner
 from vecfield_diffusion.training import memory as training_memory
 from vecfield_diffusion.training import trainer as trainer_module
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
+from vecfield_diffusion.training.counters import Counters
 from vecfield_diffusion.training.loggers import JSONLines, TensorBoardLogger, WandbLogger
 from vecfield_diffusion.training.memory import advice, check_memory, kept_bytes
-from vecfield_diffusion.training.trainer import Counters, Trainer
+from vecfield_diffusion.training.settings import Trainer
 
 # Memory.
 

@@ -105,7 +105,7 @@ class Run:
         return load(self.path, **keywords)
 
 
-class Known:
+class GivenMask:
     """The observed cells as a mask, the same for every snapshot.
 
     Arguments:
@@ -157,14 +157,14 @@ def fill(source: Source, ckpt: str | Path | Model = "none", *, mask: Mask = None
 
 def sources(
     source: Source | None, mask: Mask, keywords: Mapping[str, Any]
-) -> tuple[Source | None, Known | None, dict[str, Any]]:
+) -> tuple[Source | None, GivenMask | None, dict[str, Any]]:
     """Returns a source and a mask that are no files, and the keywords with those that are."""
     keywords = dict(keywords)
     if isinstance(source, str | Path):
         keywords["input"], source = str(source), None
     if isinstance(mask, str | Path):
         keywords["mask"], mask = str(mask), None
-    return source, None if mask is None else Known(mask), keywords
+    return source, None if mask is None else GivenMask(mask), keywords
 
 
 def model_of(ckpt: str | Path | Model, keywords: dict[str, Any]) -> Model:

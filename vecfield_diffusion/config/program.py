@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import math
 import os
 import re
 import sys
@@ -20,15 +19,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-from hydra._internal.utils import get_args_parser
+from hydra._internal import utils
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vecfield_diffusion import __version__
 from vecfield_diffusion.config import sweep
-from vecfield_diffusion.config.ending import guarded, or_exit, report
+from vecfield_diffusion.config.ending import guarded, or_exit
 from vecfield_diffusion.config.help import Help
+from vecfield_diffusion.config.jobs import BASIC, raising, seeded, swept, words_of
 from vecfield_diffusion.config.moved import say_once
 from vecfield_diffusion.config.naming import name_of
 from vecfield_diffusion.config.overrides import Composer, groups, plain
@@ -44,7 +44,6 @@ CONF = resource("conf")
 OPTIONS = "options"
 
 _NAME = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*")
-_BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 Job = Callable[[dict[str, Any], Path], Mapping[str, float] | None]
 
@@ -133,11 +132,22 @@ class Program:
         if plan.arguments is None:
             return 0
         sys.argv[1:] = plan.arguments
+        run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=self.name)(self.task)
+        return _code(run) if plan.sweep is None else self._run_all(run, plan.sweep)
+
+    def _run_all(self, run: Callable[[], Any], folder: Path) -> int:
+        """Runs the jobs of a sweep and prints their table, also where what launches them was stopped."""
+        stopped = None
         try:
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=self.name)(self.task)()
-        except SystemExit as end:
-            return end.code if isinstance(end.code, int) else int(end.code is not None)
-        return 0 if plan.sweep is None or sweep.summarise(plan.sweep, self.metric) else 1
+            with raising():
+                if code := _code(run):
+                    return code
+        except Exception as error:  # of a launcher or a sweeper: a job that was killed, a search without any result
+            stopped = error
+        done = sweep.summarise(folder, self.metric)
+        if stopped is not None:
+            raise UserError(words_of(stopped)) from stopped
+        return 0 if done else 1
 
     def _plan(self, arguments: list[str]) -> _Plan:
         """Checks the command line, answers questions, and makes the folder of the run. Raises UserError, OSError."""
@@ -160,7 +170,7 @@ class Program:
         start = next(composer.variants(overrides))
         first = composer.compose(start)
         multirun = flags.multirun or first.hydra.mode == RunMode.MULTIRUN
-        _refuse_sweeps(overrides, composer, multirun, first.hydra.sweeper._target_ == _BASIC)
+        _refuse_sweeps(overrides, composer, multirun, first.hydra.sweeper._target_ == BASIC)
         if multirun and world_size() > 1:
             raise UserError(
                 "-m: each process of torchrun would run all jobs. Start them without it, with trainer.devices=N "
@@ -169,11 +179,13 @@ class Program:
         if multirun and not self.folder:
             raise UserError("-m: this command runs once; sweeps are for train, infer and evaluate")
         only_shown = flags.cfg is not None
+        if multirun and only_shown:
+            raise UserError("-m and --cfg: what is shown is one configuration. Leave one of them out")
         params = first.hydra.sweeper.get("params") if multirun else None
         for variant in composer.variants(overrides, params):
             composed = first if variant == start else composer.compose(variant)
             checked = self._check(composed, composer, complete=not only_shown)
-        plan = [*_without(arguments, flags.overrides), *overrides]
+        plan = [*_without(arguments, flags.overrides), *overrides, *(seeded(first.hydra.sweeper) if multirun else ())]
         if only_shown:
             return _Plan(plan)
         for note in reader.notes:
@@ -255,39 +267,18 @@ class Program:
             return _import(self.job)(checked, folder)
 
         if settings.mode == RunMode.MULTIRUN:
-            return self._swept(run, folder, settings)
+            return swept(run, folder, settings, self.metric)
         _alone(run, folder)
         return None
 
-    def _swept(self, run: Callable[[], Mapping[str, float] | None], folder: Path, settings: Any) -> float | None:
-        overrides = [str(text) for text in settings.overrides.task]
-        title = f"job {settings.job.num} ({' '.join(overrides)})"
 
-        def note(status: str, **entries: Any) -> None:
-            or_exit(lambda: sweep.write(folder, overrides, status, **entries))
-
-        metrics = or_exit(lambda: sweep.finished(folder, overrides))
-        if metrics is not None:
-            print(f"{title}: done already", flush=True)
-            return metrics.get(self.metric)
-        print(f"\n{title}", flush=True)
-        note("running")
-        try:
-            metrics = self._scores(run())
-        except Exception as error:  # whatever it was, the other jobs go on, and the table says that this one failed
-            report(error)
-            note("failed", error=" ".join(f"{type(error).__name__}: {error}".split()))
-            if settings.sweeper._target_ != _BASIC:
-                raise  # a sweeper that searches must know
-            return None
-        note("done", metrics=metrics)
-        return metrics.get(self.metric)
-
-    def _scores(self, metrics: Mapping[str, float] | None) -> dict[str, float]:
-        scores = {key: float(value) for key, value in (metrics or {}).items()}
-        if not math.isfinite(scores.get(self.metric, 0.0)):
-            raise UserError(f"the job ended with {self.metric} = {scores[self.metric]}")
-        return scores
+def _code(run: Callable[[], Any]) -> int:
+    """The exit code of what Hydra runs."""
+    try:
+        run()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
 
 
 def _import(job: str) -> Job:
@@ -310,7 +301,7 @@ def _alone(run: Callable[[], Any], folder: Path) -> None:
 
 def _flags(arguments: list[str]) -> Any:
     """Hydra's own flags, before or after the overrides."""
-    parser = get_args_parser()
+    parser = utils.get_args_parser()
 
     def refuse(message: str) -> NoReturn:
         raise UserError(f"{message}; what is set on the command line is key=value, flags are in --help")

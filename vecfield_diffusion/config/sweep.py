@@ -2,7 +2,8 @@
 
 Each job writes `result.json`: its overrides, its status and, at the end, its metrics. The table is read from these
 files, so that it does not matter which launcher ran the jobs, or whether all of them ran in one go: a job whose
-folder already holds its result is not run again, which is how a sweep resumes.
+folder already holds its result is not run again, which is how a sweep resumes. A job holds a lock beside its file that
+dies with its process: one that has begun and holds it no longer was killed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from vecfield_diffusion.atomic import write_text_atomic
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.inference.locks import in_use
 
 RESULT = "result.json"
 TABLE = "results.csv"
@@ -62,12 +64,16 @@ def finished(folder: Path, overrides: Sequence[str]) -> dict[str, float] | None:
 
 
 def rows(sweep: Path, metric: str) -> list[dict[str, Any]]:
-    """One row for each job: number, status, overrides, metrics; the lowest value of `metric` first, failures last."""
+    """One row for each job: number, status, overrides, metrics; the lowest value of `metric` first, failures last.
+
+    The status is `done`, `failed`, `running` (in a process that is alive) or `killed`.
+    """
     found = []
     for folder in sweep.iterdir() if sweep.is_dir() else ():
         result = read(folder) if folder.name.isdigit() else None
         if result is not None:
-            status = "unfinished" if result["status"] == "running" else result["status"]
+            killed = result["status"] == "running" and not in_use(folder / RESULT)
+            status = "killed" if killed else result["status"]
             chosen = dict(override.lstrip("+").partition("=")[::2] for override in result["overrides"])
             metrics = result.get("metrics", {})
             row = {"job": int(folder.name), "status": status, "overrides": chosen, "metrics": metrics}
@@ -125,4 +131,9 @@ def summarise(sweep: Path, metric: str) -> bool:
         return False
     file = save(sweep, found)
     print(f"\n{table(found, metric)}\n\n{len(found)} jobs, saved as {file}", flush=True)
-    return all(row["status"] == "done" for row in found)
+    left = [row for row in found if row["status"] != "done"]
+    for row in left:
+        print(f"job {row['job']}: {row['error'] or row['status']}")
+    if left:
+        print("the same command goes on with what is not done")
+    return not left

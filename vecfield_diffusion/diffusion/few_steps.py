@@ -70,7 +70,7 @@ class FewSteps(Diffusion, ABC):
             measured: The cells where `x0` is known, boolean `(B, 1, H, W)`.
             observation: What the network is conditioned on.
             t: Times of the formulation, `(B,)`.
-            noise: Unit normal noise, `(B, 2, H, W)`.
+            noise: Unit normal noise of `members` fields of each sample, `(M, B, 2, H, W)`.
             progress: The share of the training that is done.
         """
 
@@ -84,11 +84,8 @@ class FewSteps(Diffusion, ABC):
     def score(
         self, denoiser: Denoiser, x0: Tensor, measured: Tensor, observation: Observation, noise: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the fair CRPS of `members` fields, `(B,)`, one of them, and what its output counts.
-
-        The members of a sample are made of its own noise and of that of the samples before it in the batch.
-        """
-        made = [self.generate(denoiser, observation, noise.roll(k, 0)) for k in range(self.members)]
+        """Returns the fair CRPS of `members` fields, `(B,)`, one of them, and what its output counts; see `loss`."""
+        made = [self.generate(denoiser, observation, eps) for eps in noise]
         members, truth = torch.stack([field for field, _ in made]), torch.where(measured, x0, 0.0)
         score = mean_measured(fair_crps(members, truth), measured)
         return score, *made[0]
@@ -169,9 +166,9 @@ class Consistency(FewSteps):
         s, r = (each.to(x0.dtype) for each in (level, self.lower(level, progress)))
         # The same features are dropped at both levels.
         with torch.no_grad(), torch.random.fork_rng([x0.device] if x0.device.type == "cuda" else []):
-            near = denoiser(x0 + column(r, x0) * noise, torch.where(r > 0, r, s), observation)
+            near = denoiser(x0 + column(r, x0) * noise[0], torch.where(r > 0, r, s), observation)
         aim = torch.where(column(r > 0, x0), near, x0)
-        field, _, out, _ = denoiser.estimate(x0 + column(s, x0) * noise, s, observation)
+        field, _, out, _ = denoiser.estimate(x0 + column(s, x0) * noise[0], s, observation)
         square = mean_measured((field - aim).square(), measured) / out.square()
         return ((square + self.huber**2).sqrt() - self.huber) / (1 - r / s), field
 

@@ -28,7 +28,15 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from vecfield_diffusion.evaluation.covariance import principal_modes
 from vecfield_diffusion.evaluation.interpolation import Interpolation
-from vecfield_diffusion.evaluation.spacetime import Bools, Components, Floats, SpaceTime, Stationary, Sum, spectrum
+from vecfield_diffusion.evaluation.spacetime import (
+    Bools,
+    Floats,
+    PrincipalComponents,
+    SpaceTime,
+    Stationary,
+    Sum,
+    spectrum,
+)
 
 Shape = Literal["separable", "advected", "full", "shrunk"]
 SHAPES: tuple[Shape, ...] = ("separable", "advected", "full", "shrunk")
@@ -260,7 +268,7 @@ class Estimator:
         lags = fft.ifft(waves[:, :, None] * waves[:, None].conj(), axis=0).real[:count] / len(series)
         fields = np.zeros((modes.shape[1], 2, *valid.shape))
         fields[:, :, valid] = modes.T.reshape(len(fields), 2, -1)
-        large = Components(fields, lags * window(count)[:, None, None], mean, valid)
+        large = PrincipalComponents(fields, lags * window(count)[:, None, None], mean, valid)
         rest = np.full_like(series, np.nan)
         rest[:, :, valid] = (anomalies - coefficients @ modes.T).reshape(len(series), 2, -1)
         return Sum(large, self.stationary(rest, valid, shape, local=True))

@@ -103,7 +103,7 @@ class Stationary(SpaceTime):
     _roots: tuple[NDArray, NDArray, NDArray] | None = None
 
 
-class Components(SpaceTime):
+class PrincipalComponents(SpaceTime):
     """Principal components in space whose coefficients are stationary in time.
 
     Arguments:
@@ -138,7 +138,7 @@ class Components(SpaceTime):
 class Sum(SpaceTime):
     """The sum of two independent fields on one domain, by components and homogeneous; its mean is that of the first."""
 
-    def __init__(self, first: Components, second: Stationary) -> None:
+    def __init__(self, first: PrincipalComponents, second: Stationary) -> None:
         self.parts, self.mean, self.valid = (first, second), first.mean, first.valid
 
     @cached_property

@@ -40,7 +40,7 @@ def owned(path: Path, *beside: Path) -> Iterator[None]:
     Raises:
         UserError: Another process holds it, or the folder cannot be written.
     """
-    lock = path.with_name(f".{path.name}.lock")
+    lock = _lock_of(path)
     with reported(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(lock)
@@ -49,6 +49,21 @@ def owned(path: Path, *beside: Path) -> Iterator[None]:
         yield
     finally:
         lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def in_use(path: Path) -> bool:
+    """Returns whether another process, or another part of this one, holds the lock of a file; see `owned`."""
+    try:
+        descriptor = os.open(_lock_of(path), os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
         os.close(descriptor)
 
 
@@ -64,7 +79,7 @@ def shared(path: Path, key: str, *beside: Path) -> Iterator[SharedWork]:
     Raises:
         UserError: A process of another command holds it, or the folder cannot be written.
     """
-    lock = path.with_name(f".{path.name}.lock")
+    lock = _lock_of(path)
     with reported(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _joined(lock, key, lambda: _clean(path, *beside))
@@ -76,6 +91,11 @@ def shared(path: Path, key: str, *beside: Path) -> Iterator[SharedWork]:
             _tidy(parts_of(path))
             lock.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _lock_of(path: Path) -> Path:
+    """Returns the lock of a file."""
+    return path.with_name(f".{path.name}.lock")
 
 
 def _tidy(parts: Path) -> None:

@@ -118,7 +118,7 @@ class Direction:
 
 
 @dataclass(frozen=True)
-class Energy:
+class KineticEnergy:
     """Kinetic energy for each unit of mass: in all, of the mean and of the deviations from it."""
 
     def axes(self, units: str) -> dict[str, Axis]:

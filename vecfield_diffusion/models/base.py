@@ -95,7 +95,7 @@ class Parametrization:
 
     @property
     def tracked(self) -> Sequence[Tensor]:
-        """What `track` changes, in place and linearly in its argument: means over processes are those of their data."""
+        """What `track` changes, in place and linearly in its argument: means over parts are those of their data."""
         return ()
 
     def learn(self, field: Callable[[], Any]) -> None:

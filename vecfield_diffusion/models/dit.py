@@ -30,7 +30,7 @@ SPAN = 100.0
 DEEPEST, WIDEST = 100, 16384
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention over all tokens, and two layers on each, both added by weights that start as zero.
 
     Arguments:
@@ -106,7 +106,7 @@ class DiT(nn.Module):
         self.periodic, self.patch, self.rotations = tuple(periodic), patch, width // heads // 2
         self.embed = FourierEmbedding(embedding)
         self.stem = Conv3x3(in_channels * patch**2, width, periodic)
-        self.blocks = nn.ModuleList(Block(width, heads, embedding, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads, embedding, dropout) for _ in range(depth))
         self.modulate = zero(nn.Linear(embedding, 2 * width))
         self.head = zero(Conv3x3(width, out_channels * patch**2, periodic))
 

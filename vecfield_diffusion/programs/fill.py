@@ -32,9 +32,9 @@ from vecfield_diffusion.inference.work_items import shared_out
 from vecfield_diffusion.memory import FULL, is_full
 from vecfield_diffusion.programs.filling import Filling, at_once, open_filling
 from vecfield_diffusion.programs.gaussian import Series, open_series
-from vecfield_diffusion.programs.items import Block, Item, blocks_of, firsts, items_of
+from vecfield_diffusion.programs.items import Item, MemberBlock, blocks_of, firsts, items_of
 from vecfield_diffusion.programs.layout import layout
-from vecfield_diffusion.programs.mixture import Mixture
+from vecfield_diffusion.programs.mixture import NetworkMixture
 from vecfield_diffusion.programs.plausible import check_members
 from vecfield_diffusion.programs.series import Piece
 from vecfield_diffusion.programs.sinks import Sink
@@ -80,7 +80,7 @@ def fill_blocks(filling: Filling, work: Sequence[tuple[str, Piece]], sink: Sink,
     """Makes ensembles that are larger than what is computed at once, block by block, where a sink keeps blocks."""
     kept = sink.members_of
 
-    def done(block: Block) -> bool:
+    def done(block: MemberBlock) -> bool:
         return block.position in sink.done() or kept.find(block.position, block.first) is not None
 
     for block in [] if kept is None else shared_out(blocks_of(filling, work), done, sink.work):
@@ -246,7 +246,7 @@ def fill_cases(
 def fill_mixed(
     config: Mapping[str, Any],
     *,
-    mixture: Mixture,
+    mixture: NetworkMixture,
     method: Method,
     cases: Cases,
     members: int | None = None,

@@ -30,7 +30,7 @@ from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.fitted import fit_size
 from vecfield_diffusion.programs.method import agreed, build_method, choices, fit_method, node_of, process_of
-from vecfield_diffusion.programs.mixture import Mixture, check_options
+from vecfield_diffusion.programs.mixture import NetworkMixture, check_options
 from vecfield_diffusion.programs.plausible import Overview, absurd
 from vecfield_diffusion.programs.series import VALUES, Piece, Plan
 from vecfield_diffusion.programs.source import Source, chosen_snapshots, files_behind, read_variable
@@ -72,7 +72,7 @@ class Filling:
     factors: Mapping[str, float] = field(default_factory=dict)
     offered: Sequence[int] | None = None
     ahead: int = 0
-    mixture: Mixture | None = None
+    mixture: NetworkMixture | None = None
 
     @property
     def parts(self) -> Sequence[Trained]:
@@ -215,7 +215,7 @@ def open_filling(
     parts = [trained] if trained else load_parts(config, device)
     trained = parts[0]
     method = build_method(config, trained, device)
-    mixture = Mixture.of(parts, config["weights"]) if len(parts) > 1 else None
+    mixture = NetworkMixture.of(parts, config["weights"]) if len(parts) > 1 else None
     if mixture is not None:
         check_options(config, mixture, method)
     check_likelihood(config, method, mask, trained)

@@ -11,7 +11,7 @@ from vecfield_diffusion.data.statistics import homogeneous
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.evaluation.covariance import Homogeneous
 from vecfield_diffusion.evaluation.estimation import Estimator, choose, lagged_products, non_negative
-from vecfield_diffusion.evaluation.spacetime import Bools, Components, Floats, SpaceTime, Stationary, Sum
+from vecfield_diffusion.evaluation.spacetime import Bools, Floats, PrincipalComponents, SpaceTime, Stationary, Sum
 from vecfield_diffusion.models.gaussian import Eigenfields, Modes, Waves
 from vecfield_diffusion.models.product_modes import ProductModes
 from vecfield_diffusion.programs.in_time import training_frames
@@ -84,7 +84,7 @@ def product_modes(field: SpaceTime, frames: int, stride: int = 1) -> ProductMode
     """Returns a field for sequences of `frames`, `stride` of its steps apart, with its mean and variances."""
     parts = field.parts if isinstance(field, Sum) else (field,)
     (stationary,) = (part for part in parts if isinstance(part, Stationary))
-    components = [part for part in parts if isinstance(part, Components)]
+    components = [part for part in parts if isinstance(part, PrincipalComponents)]
     given = {"mean": field.mean, "scale": np.sqrt(np.square(stationary.scale).mean(axis=0))}
     for part in components:
         given |= {"components": part.fields, "component_lags": spaced(part.lags, frames, stride)}

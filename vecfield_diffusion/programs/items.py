@@ -21,7 +21,7 @@ class Item(NamedTuple):
         return f"{self.positions[-1]:08d}"
 
 
-class Block(NamedTuple):
+class MemberBlock(NamedTuple):
     """Members of one snapshot, from the number `first` on, made by the method of a name."""
 
     method: str
@@ -53,9 +53,9 @@ def firsts(filling: Filling) -> range:
     return range(0, filling.config["members"], at_once(filling.config, filling.trained))
 
 
-def blocks_of(filling: Filling, work: Sequence[tuple[str, Piece]]) -> list[Block]:
+def blocks_of(filling: Filling, work: Sequence[tuple[str, Piece]]) -> list[MemberBlock]:
     """Returns the blocks of pieces of one snapshot, where its members are more than are computed at once."""
     if len(firsts(filling)) == 1 or filling.trained.frames > 1:
         return []
     found = ((name, piece, piece.positions(filling.place)[0]) for name, piece in work)
-    return [Block(*of, first) for of in found for first in firsts(filling)]
+    return [MemberBlock(*of, first) for of in found for first in firsts(filling)]

@@ -33,7 +33,7 @@ from vecfield_diffusion.samplers.base import Sampler
 
 
 @dataclass(frozen=True)
-class Mixture:
+class NetworkMixture:
     """Networks and their weights.
 
     Arguments:
@@ -47,7 +47,7 @@ class Mixture:
     evidence: bool = False
 
     @classmethod
-    def of(cls, parts: Sequence[Trained], weights: Sequence[float] | str | None) -> Mixture:
+    def of(cls, parts: Sequence[Trained], weights: Sequence[float] | str | None) -> NetworkMixture:
         """Returns the mixture that `weights=` says: equal ones if None, or `evidence`.
 
         Raises:
@@ -124,7 +124,7 @@ def check_alike(parts: Sequence[Trained]) -> None:
             raise UserError(f"{here}: a mixture takes networks of one grid")
 
 
-def check_options(config: Mapping[str, Any], mixture: Mixture, method: Method) -> None:
+def check_options(config: Mapping[str, Any], mixture: NetworkMixture, method: Method) -> None:
     """Raises UserError where something is asked for that one network alone gives, or the evidence has no density."""
     for part in mixture.parts[1:]:
         method.check(part.denoiser.diffusion)

@@ -9,7 +9,14 @@ from typing import Any
 from vecfield_diffusion.data.units import SPEED, factor
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.scores import rate
-from vecfield_diffusion.inference.products import Derivative, Direction, Energy, Exceedance, Quantiles, quantity_of
+from vecfield_diffusion.inference.products import (
+    Derivative,
+    Direction,
+    Exceedance,
+    KineticEnergy,
+    Quantiles,
+    quantity_of,
+)
 from vecfield_diffusion.inference.template import Product, Template
 from vecfield_diffusion.physics.grid import Grid
 
@@ -32,7 +39,7 @@ def chosen_products(config: Mapping[str, Any], template: Template, grid: Grid, u
         "quantiles": lambda: Quantiles(_levels(config["quantiles"])),
         "exceedance": lambda: Exceedance(thresholds(config["exceed"], template)),
         "direction": Direction,
-        "energy": Energy,
+        "energy": KineticEnergy,
         "vorticity": lambda: Derivative("vorticity", grid, rate(units)),
         "strain": lambda: Derivative("strain", grid, rate(units)),
     }

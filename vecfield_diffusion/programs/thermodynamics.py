@@ -49,7 +49,7 @@ ENOUGH = 3.0
 
 
 @dataclass(frozen=True)
-class Found:
+class Thermodynamics:
     """What was found, in nats for each value.
 
     Attributes:
@@ -89,7 +89,7 @@ def thermodynamics(filling: Filling, cases: Cases, picture: Path) -> dict[str, A
     return found.results()
 
 
-def sentence(found: Found) -> str:
+def sentence(found: Thermodynamics) -> str:
     """Returns what the annealed paths say, in words."""
     numbers = found.numbers
     said = f"annealed paths: mean work {found.forward.mean():.3g} nats down, {found.reverse.mean():.3g} up"
@@ -106,7 +106,7 @@ def sentence(found: Found) -> str:
 
 
 @torch.no_grad()
-def follow(filling: Filling, cases: Cases) -> Found:
+def follow(filling: Filling, cases: Cases) -> Thermodynamics:
     """Returns work and heat of the members of the first case, and the work of annealed paths."""
     config, denoiser, sampler = filling.config, filling.trained.denoiser, filling.method.sampler
     members = config["members"]
@@ -135,7 +135,7 @@ def follow(filling: Filling, cases: Cases) -> Found:
     values = float(2 * total(one.valid)[0])
     square = total(torch.where(one.valid, begun, 0.0).double().square())
     first = square / (2 * ladder[0] ** 2) + values * math.log(2 * math.pi * ladder[0] ** 2) / 2
-    return Found(ladder, curves(path, first, values), down, up.cpu().numpy(), checks(down, up.cpu().numpy()))
+    return Thermodynamics(ladder, curves(path, first, values), down, up.cpu().numpy(), checks(down, up.cpu().numpy()))
 
 
 def inside(noise: NoiseFunction, valid: Tensor) -> NoiseFunction:

@@ -25,7 +25,7 @@ from vecfield_diffusion.inference.ensemble import sample_ensemble
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.inference.windows import Windowed
 from vecfield_diffusion.samplers.base import Sampler
-from vecfield_diffusion.training.trainer import Trainer
+from vecfield_diffusion.training.settings import Trainer
 
 #: The scores that are kept.
 SCORES = ("crps", "rmse_component", "spread_skill")

@@ -31,13 +31,20 @@ from vecfield_diffusion.physics.grid import Grid
 
 @dataclass(frozen=True)
 class Batch:
-    """What one evaluation of the loss needs; see `denoising_loss`."""
+    """What one evaluation of the loss needs; see `denoising_loss`.
+
+    Attributes:
+        drawn: The noise of all samples of the batch that this is a part of; None of a whole batch.
+        first: The number of the first sample in that batch.
+    """
 
     x0: Tensor
     measured: Tensor
     observation: Observation
     t: Tensor
     noise: Tensor
+    drawn: Tensor | None = None
+    first: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """Returns the same on `device`; from pinned memory, so that the copy waits for nothing."""
@@ -48,11 +55,23 @@ class Batch:
             return value.contiguous().pin_memory().to(device, non_blocking=True)
 
         x0, measured, t, noise = (move(value) for value in (self.x0, self.measured, self.t, self.noise))
-        return Batch(x0, measured, self.observation.apply(move), t, noise)
+        drawn = None if self.drawn is None else move(self.drawn)
+        return Batch(x0, measured, self.observation.apply(move), t, noise, drawn, self.first)
 
     def __getitem__(self, index: slice) -> Batch:
-        """The samples that `index` selects."""
-        return Batch(*(getattr(self, name)[index] for name in ("x0", "measured", "observation", "t", "noise")))
+        """The samples that `index`, of step 1, selects; their part of the whole batch is remembered."""
+        parts = (getattr(self, name)[index] for name in ("x0", "measured", "observation", "t", "noise"))
+        drawn = self.noise if self.drawn is None else self.drawn
+        return Batch(*parts, drawn, self.first + index.indices(len(self.t))[0])
+
+    def lent(self, members: int) -> Tensor:
+        """Returns the noise of each sample and of those before it in the whole batch, `(members, B, ...)`.
+
+        So it is the same in whatever parts a batch is worked on, by one process or by many.
+        """
+        drawn = self.noise if self.drawn is None else self.drawn
+        own = self.first + torch.arange(len(self.t), device=drawn.device)
+        return torch.stack([drawn[(own - k) % len(drawn)] for k in range(members)])
 
 
 @dataclass(frozen=True)

@@ -93,12 +93,17 @@ def last_state(last: Path, best: Path, identity: Mapping[str, Any]) -> dict[str,
             )
         return None
     state = load_checkpoint(last)
+    refuse_changed(last, state, identity)
+    return state
+
+
+def refuse_changed(path: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Raises UserError where a checkpoint is of other data than those of `identity`, both under `data`."""
     if found := changes(state.get("data") or {}, identity.get("data") or {}):
         raise UserError(
-            f"{last}: the data have changed since this run began: {found}. Restore them, or choose another name=... "
+            f"{path}: the data have changed since this run began: {found}. Restore them, or choose another name=... "
             "for a new run"
         )
-    return state
 
 
 def _read(path: Path) -> Any:

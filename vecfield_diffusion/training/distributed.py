@@ -53,9 +53,11 @@ class SingleProcess:
     Attributes:
         rank: Its number.
         count: How many there are.
+        sharded: Whether each keeps but a part of the weights.
     """
 
     rank, count = 0, 1
+    sharded = False
 
     @property
     def first(self) -> bool:

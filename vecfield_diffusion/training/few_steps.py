@@ -18,19 +18,21 @@ class FewStepRun(TrainingRun):
     That is a proper score of what comes out and the same through a run, while the loss of consistency tuning changes
     with the levels that it compares.
 
+    The members of a sample are made of its own noise and of that of the samples before it in the batch.
+
     Raises:
-        UserError: A part of a batch with fewer samples than members, which are made of the noise of its samples.
+        UserError: A batch with fewer samples than members.
     """
 
     gated = None  # a factor by noise level is one on a mean
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        trainer, members = self.trainer, self.diffusion.members
-        if trainer.batch_size // (trainer.accumulate * self.processes.count) < members:
+        size, members = self.trainer.batch_size, self.diffusion.members
+        if size < members:
             raise UserError(
-                f"trainer.batch_size={trainer.batch_size} over trainer.accumulate={trainer.accumulate}: at least "
-                f"{members} samples are worked on at once, each lends its noise to the members of the others"
+                f"trainer.batch_size={size}: a batch has at least {members} samples, each lends its noise to the "
+                "members of the others"
             )
 
     @property
@@ -40,7 +42,7 @@ class FewStepRun(TrainingRun):
 
     def loss(self, batch: Batch, training: bool = False, penalty: Penalty | None = None) -> Tensor:
         """Returns the loss of every sample of a batch, `(B,)`."""
-        known = (batch.x0, batch.measured, batch.observation, batch.t, batch.noise)
+        known = (batch.x0, batch.measured, batch.observation, batch.t, batch.lent(self.diffusion.members))
         loss, field = self.diffusion.loss(self.denoiser, *known, progress=self.trainer.progress(self.counters))
         return loss if penalty is None else loss + penalty(field, torch.zeros_like(loss))
 
@@ -50,6 +52,6 @@ class FewStepRun(TrainingRun):
         scores = []
         for k in range(self.trainer.validation_batches):
             batch = self.validation(k).to(self.device)
-            known = (batch.x0, batch.measured, batch.observation, batch.noise)
+            known = (batch.x0, batch.measured, batch.observation, batch.lent(self.diffusion.members))
             scores.append(self.diffusion.score(self.denoiser, *known)[0])
         return {"val/loss": torch.cat(scores).mean().item()}

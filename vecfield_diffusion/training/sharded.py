@@ -1,7 +1,8 @@
 """Training with the weights, their gradients, moments and averages shared out over the processes (FSDP2).
 
-A checkpoint holds the whole weights, as that of one process does: it is read by any number of processes, and by
-inference. Module by module the weights come together for a forward or backward pass and are let go again.
+A checkpoint holds the whole weights, as that of one process does, and inference reads it; what is saved on the way is
+in parts (`run_state.py`). Any number of processes goes on from either. Module by module the weights come together for a
+forward or backward pass and are let go again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from vecfield_diffusion.training.distributed import DataParallel, Loss, LossOf
 
 class ShardedDataParallel(DataParallel):
     """One of N processes, each of which keeps a part of all weights."""
+
+    sharded = True
 
     def distribute(self, denoiser: Denoiser) -> None:
         """See `SingleProcess`. All begin with the weights of the first process."""

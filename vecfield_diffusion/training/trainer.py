@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,110 +27,16 @@ from vecfield_diffusion.progress import bar
 from vecfield_diffusion.signals import Interrupted, interruptible
 from vecfield_diffusion.threads import Fixed, Tuner, allowed, chosen
 from vecfield_diffusion.training.batches import Batch, Batches, prefetched
-from vecfield_diffusion.training.checkpoint import last_state, make_folder, save_checkpoint
+from vecfield_diffusion.training.checkpoint import make_folder
 from vecfield_diffusion.training.counters import Counters
 from vecfield_diffusion.training.distributed import SingleProcess
 from vecfield_diffusion.training.ema import EMA
 from vecfield_diffusion.training.loggers import JSONLines, Logger, NoLogger
 from vecfield_diffusion.training.memory import check_memory, out_of_memory
+from vecfield_diffusion.training.run_state import RunState
+from vecfield_diffusion.training.settings import Trainer
 from vecfield_diffusion.training.validation import GatedLoss, headline, loss_by_level, where_it_helps
-from vecfield_diffusion.training.weights import Weights
-
-
-@dataclass
-class Trainer:
-    """How to train.
-
-    Arguments:
-        max_steps: Optimizer steps.
-        max_minutes: Stop after this many minutes of training, resumed ones included, whatever `max_steps` says.
-        batch_size: Samples of a step.
-        accumulate: Parts that a batch is worked on in, one after another, where memory is short.
-        warmup: Samples over which the learning rate rises from zero.
-        cooldown: The last share of the run over which the learning rate falls to zero; 0 keeps it. A run whose end
-            has been moved falls from another point.
-        grad_clip: The largest norm of the gradient.
-        ema: Half-life of the averaged weights in samples.
-        precision: `bf16` or `float32` for the network; `auto` takes bf16 where the processor computes in it.
-        condition_dropout: The share of samples without observations.
-        sigma_obs: The largest error of an observation in training, in standard deviations of the data.
-        validate_every: Steps between validations.
-        patience: Stop where the validation loss has not fallen for so many validations; `auto` chooses by the number of
-            fields, see `programs/small.py`.
-        validation_batches: Batches of a validation, the same each time.
-        score_cases: Validation snapshots that are filled with the sampler at each validation; 0 skips it.
-        score_members: Ensemble members of each.
-        log_every: Steps between lines of the log.
-        checkpoint_minutes: Minutes between checkpoints.
-        devices: Processes on this machine that share every batch out; torchrun starts its own.
-        strategy: What they keep: `ddp` all weights each, `fsdp` a part of them, of their moments and averages.
-
-    Raises:
-        ValueError: A number out of range.
-    """
-
-    max_steps: int = 20000
-    max_minutes: float | None = None
-    batch_size: int = 32
-    accumulate: int = 1
-    warmup: int = 3000
-    cooldown: float = 0.0
-    grad_clip: float = 1.0
-    ema: float = 50000
-    precision: Literal["auto", "bf16", "float32"] = "auto"
-    condition_dropout: float = 0.1
-    sigma_obs: float = 0.1
-    validate_every: int = 1000
-    patience: int | Literal["auto"] | None = "auto"
-    validation_batches: int = 4
-    score_cases: int = 8
-    score_members: int = 4
-    log_every: int = 50
-    checkpoint_minutes: float = 5.0
-    devices: int = 1
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-
-    def __post_init__(self) -> None:
-        counts = ("max_steps", "batch_size", "accumulate", "validate_every", "validation_batches", "log_every")
-        for name in (*counts, "devices"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("condition_dropout", "cooldown"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        for name in ("grad_clip", "checkpoint_minutes"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
-        for name in ("warmup", "ema", "sigma_obs", "score_cases"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if self.score_members < 2:
-            raise ValueError(f"score_members must be >= 2, a spread needs two, got {self.score_members}")
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"accumulate must divide batch_size={self.batch_size}, got {self.accumulate}")
-        if isinstance(self.patience, int) and self.patience < 1:
-            raise ValueError(f"patience must be >= 1, null or auto, got {self.patience}")
-        if self.max_minutes is not None and self.max_minutes <= 0:
-            raise ValueError(f"max_minutes must be > 0 or null, got {self.max_minutes}")
-
-    def progress(self, counters: Counters) -> float:
-        """Returns the share of the run that is done: by steps or by time, whichever is further."""
-        return max(counters.step / self.max_steps, counters.minutes / self.max_minutes if self.max_minutes else 0.0)
-
-    def untrained(self, counters: Counters) -> str:
-        """Returns what to know of a run that ended before half of its steps; see `Counters`."""
-        return counters.untrained(self.max_steps)
-
-    def waited(self, counters: Counters) -> bool:
-        """Returns whether the validation loss has not fallen for `patience` validations."""
-        since = counters.step - counters.best_step
-        return isinstance(self.patience, int) and since >= self.patience * self.validate_every
-
-    def rate(self, counters: Counters) -> float:
-        """Returns the factor on the learning rate: a linear rise at the start, a linear fall at the end."""
-        rise = min(1.0, (counters.samples + self.batch_size) / self.warmup) if self.warmup else 1.0
-        fall = min(1.0, (1 - self.progress(counters)) / self.cooldown) if self.cooldown else 1.0
-        return rise * max(fall, 0.0)
+from vecfield_diffusion.training.weights import Means, Weights
 
 
 @dataclass
@@ -173,6 +79,7 @@ class TrainingRun:
         self.processes.check(self.trainer.batch_size, self.trainer.accumulate)
         self.device = next(self.denoiser.parameters()).device
         self.weights = Weights(self.denoiser, self.optimizer, self.trainer.ema, self.processes)
+        self.state = RunState(self.folder / "checkpoints", self.identity, self.weights, self.processes)
         self.module = self.processes.module(self.denoiser, self.loss)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scores: dict[str, float] = {}
@@ -194,20 +101,17 @@ class TrainingRun:
     @property
     def last(self) -> Path:
         """The checkpoint to resume from."""
-        return self.folder / "checkpoints" / "last.pt"
+        return self.state.last
 
     @property
     def best(self) -> Path:
         """The checkpoint with the smallest validation loss."""
-        return self.last.with_name("best.pt")
+        return self.state.best
 
-    def save(self, path: Path) -> None:
-        """Writes a checkpoint of whole weights; the first process does."""
+    def progress(self) -> dict[str, Any]:
+        """Returns what checkpoints hold of a run beside its weights."""
         losses = torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
-        state = self.weights.state_dict()
-        state |= {"counters": vars(self.counters), "scores": self.scores, "losses": losses}
-        if self.processes.first:
-            save_checkpoint(path, {**self.identity, **state})
+        return {"counters": vars(self.counters), "scores": self.scores, "losses": losses}
 
     def resume(self) -> bool:
         """Goes on from the last checkpoint, where there is one.
@@ -215,17 +119,16 @@ class TrainingRun:
         Raises:
             UserError: It cannot be read, is of another network, optimizer or data, or is missing beside the best one.
         """
-        state = last_state(self.last, self.best, self.identity)
-        if state is None:
-            return False
         try:
-            self.weights.load_state_dict(state)
+            state = self.state.load()
+            if state is None:
+                return False
             self.counters = Counters.of(state["counters"])
             self.scores, self.losses = dict(state["scores"]), list(state["losses"].to(self.device))
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
+            reason, place = " ".join(str(error).split()), self.state.newest_parts() or self.last
             raise UserError(
-                f"{self.last} does not fit this run ({reason}). Remove it, or choose another name=..."
+                f"{place} does not fit this run ({reason}). Remove it, or choose another name=..."
             ) from error
         return True
 
@@ -301,12 +204,12 @@ class TrainingRun:
                     done = done or counters.stopped
                 if done or due:
                     self.finite()
-                    self.save(self.last)
+                    self.state.save(self.last, self.progress()) if done else self.state.keep(self.progress())
                     saved = time.monotonic()
         if (signal := processes.heard(self.signal)) is not None:
             if counters.step > start:
                 self.finite()
-                self.save(self.last)
+                self.state.keep(self.progress())
             raise Interrupted(signal)
 
     def tuner(self) -> Tuner | Fixed:
@@ -326,17 +229,16 @@ class TrainingRun:
         self.denoiser.train()
         torch.manual_seed(processes.seed(counters.step))  # dropout draws from the global state
         total = torch.zeros((), device=self.device)
-        size = len(batch.t) // trainer.accumulate
+        size, means = len(batch.t) // trainer.accumulate, Means(self.denoiser.parametrization.tracked)
         for first in range(0, len(batch.t), size):
             part = batch[first : first + size]
-            with processes.gathering(self.module, last=first + size == len(batch.t)):
+            with means.part(), processes.gathering(self.module, last=first + size == len(batch.t)):
                 loss = self.module(part, training=True, penalty=self.penalty).mean() / trainer.accumulate
                 loss.backward()
             total += loss.detach()
         norm = processes.whole(torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), trainer.grad_clip))
         self.optimizer.step()
-        for mean in self.denoiser.parametrization.tracked:
-            mean.copy_(processes.mean(mean))
+        means.take(processes)
         counters.step += 1
         counters.samples += trainer.batch_size
         self.ema.update(self.denoiser.network, trainer.batch_size, counters.samples)
@@ -382,8 +284,8 @@ class TrainingRun:
             self.logger.picture(picture, self.counters.step)
         if self.counters.improve(values["val/loss"]):
             if not self.last.exists():  # the best alone is nothing to go on from
-                self.save(self.last)
-            self.save(self.best)
+                self.state.save(self.last, self.progress())
+            self.state.save(self.best, self.progress())
         said = ", ".join(f"{name} {value:.4g}" for name, value in headline(values).items())
         return f"step {self.counters.step}: {said}"
 

@@ -24,7 +24,7 @@ from vecfield_diffusion.progress import over
 
 
 @dataclass(frozen=True)
-class Component:
+class FoundComponent:
     """One component of the velocity, or both in one array.
 
     Arguments:
@@ -85,7 +85,7 @@ class Found(Contents):
     The others are those of `Contents`.
     """
 
-    components: tuple[Component, ...]
+    components: tuple[FoundComponent, ...]
     length: int
     time: Axis = field(default_factory=lambda: Axis("time"))
     mask: np.ndarray | None = None

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from vecfield_diffusion.data.coordinates import Plane
-from vecfield_diffusion.data.readers.found import Component, Found
+from vecfield_diffusion.data.readers.found import Found, FoundComponent
 from vecfield_diffusion.data.stored import Combined, Joined, Reader
 from vecfield_diffusion.data.units import SPEED, factor, same_units
 from vecfield_diffusion.data.words import components, option
@@ -49,7 +49,7 @@ def joined(parts: Sequence[Found]) -> Found:
     )
 
 
-def _in_units(part: Component, own: Component) -> Reader:
+def _in_units(part: FoundComponent, own: FoundComponent) -> Reader:
     """The reader of a file in the units of the first."""
     if part.units == own.units or same_units(part.units, own.units):
         return part.reader

@@ -89,11 +89,10 @@ def layout_of(dataset: xr.Dataset, name: str, both: bool, options: Options, sour
 
 def _covered(dataset: xr.Dataset, name: str) -> set[str]:
     """The two dimensions that coordinates of every cell have, such as longitude and latitude; empty without such."""
-    flat = {str(other): set(item.dims) for other, item in dataset.variables.items() if item.ndim == 2}
-    flat = {other: dims for other, dims in flat.items() if dims <= set(dataset.variables[name].dims)}
-    places = {meaning_of(dataset, other): dims for other, dims in flat.items()}
-    pairs = [(places.get("lon"), places.get("lat")), (places.get("x"), places.get("y"))]
-    return next((x for x, y in pairs if x is not None and x == y), set())
+    own = set(dataset.variables[name].dims)
+    flat = [str(other) for other, item in dataset.variables.items() if item.ndim == 2 and set(item.dims) <= own]
+    dims = [set(dataset.variables[plane].dims) for plane in _pair(dataset, flat, None).values()]
+    return dims[0] if dims and dims[0] == dims[1] else set()
 
 
 def _role(dataset: xr.Dataset, dim: str, options: Options) -> str | None:
@@ -215,18 +214,19 @@ def planes_of(dataset: xr.Dataset, name: str, dims: Mapping[str, str], options: 
         for other, item in dataset.variables.items()
         if around <= set(item.dims) <= around | {dims.get("time")} and item.dtype.kind in "fiu"
     ]
-    flat = sorted(flat, key=lambda other: other not in listed.split())
-    roles = {other: meaning_of(dataset, other) for other in flat}
-    found: dict[str, str] = {}
+    return _pair(dataset, sorted(flat, key=lambda other: other not in listed.split()), options)
+
+
+def _pair(dataset: xr.Dataset, names: Sequence[str], options: Options | None) -> dict[str, str]:
+    """The first coordinates along x and y among variables: longitude and latitude, else x and y; empty without both."""
+    roles = {name: meaning_of(dataset, name) for name in names}
     for pair in (("lon", "lat"), ("x", "y")):
+        found = {}
         for axis, role in zip(("x", "y"), pair, strict=True):
             given = None if options is None else getattr(options, axis)
-            name_of = given if given in flat else next((other for other in flat if roles[other] == role), None)
-            if name_of is not None:
-                found.setdefault(axis, name_of)
-        if len(found) == 2:
+            found[axis] = given if given in names else next((name for name in names if roles[name] == role), None)
+        if None not in found.values():
             return found
-        found = {}
     return {}
 
 

@@ -12,7 +12,7 @@ import xarray as xr
 from vecfield_diffusion.data.coordinates import Axis, Plane, to_degrees
 from vecfield_diffusion.data.fields import Coordinate
 from vecfield_diffusion.data.readers.decoding import described, labels, times_of
-from vecfield_diffusion.data.readers.found import Component
+from vecfield_diffusion.data.readers.found import FoundComponent
 from vecfield_diffusion.data.readers.layout import (
     Layout,
     dims_of,
@@ -33,7 +33,7 @@ from vecfield_diffusion.errors import UserError
 EAST = ("eastward", "northward", "zonal", "meridional", "true east", "true north")
 
 
-def component_at(dataset: xr.Dataset, layout: Layout, options: Options, reader: Reader, source: str) -> Component:
+def component_at(dataset: xr.Dataset, layout: Layout, options: Options, reader: Reader, source: str) -> FoundComponent:
     """A component with the places of its points.
 
     Raises:
@@ -85,7 +85,7 @@ def component_at(dataset: xr.Dataset, layout: Layout, options: Options, reader: 
                     f"be told: {error}. Add longitude and latitude of every cell (y, x) to the file, or turn the "
                     "components and call them x and y (`standard_name`)."
                 ) from error
-    return Component(layout.name, reader, shape, lines["x"], lines["y"], plane, globe, attrs, east, angle)
+    return FoundComponent(layout.name, reader, shape, lines["x"], lines["y"], plane, globe, attrs, east, angle)
 
 
 def _axis(dataset: xr.Dataset, layout: Layout, axis: str, given: str | None, source: str) -> Axis:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from vecfield_diffusion.data.coordinates import Axis, Plane
-from vecfield_diffusion.data.readers.found import Component, Found
+from vecfield_diffusion.data.readers.found import Found, FoundComponent
 from vecfield_diffusion.data.stored import Combined
 from vecfield_diffusion.data.words import components, option
 from vecfield_diffusion.errors import UserError
@@ -74,7 +74,7 @@ def collocated(found: Found, source: str) -> Found:
     )
 
 
-def _offset(u: Component, v: Component) -> tuple[float, float] | None:
+def _offset(u: FoundComponent, v: FoundComponent) -> tuple[float, float] | None:
     """How far u lies from v; None where that varies, or nothing tells it."""
     here, there = places = u.place(), v.place()
     if None not in places and here.degrees == there.degrees:
