@@ -300,10 +300,10 @@ def test_damaged_data_and_a_newer_version_are_reported(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match="is damaged"):
         open_fields(str(path))
-    index = Path(write_plain(path, velocity=VELOCITY))
+    index = Path(write_plain(tmp_path / "index.h5", velocity=VELOCITY))
     index.write_bytes(index.read_bytes().replace(b"TREE", b"BUSH"))
     with pytest.raises(UserError, match="is damaged"):
-        open_fields(str(path), velocity="missing")
+        open_fields(str(index), velocity="missing")
     newer = write_plain(tmp_path / "b.h5", velocity=VELOCITY)
     with h5py.File(newer, "a") as file:
         file.attrs.update({"format": "vecfield", "version": 2})
