@@ -35,6 +35,9 @@ SAMPLING = {
     "data": "str | None",
 }
 
+#: The keys of errors that are more than a number.
+_ELLIPSE = {"sigma_scale": "float | str | None", "radars": "list[list[float]]"}
+
 train = Program(
     name="train",
     job="vecfield_diffusion.programs.train:train",
@@ -63,6 +66,7 @@ infer = Program(
     job="vecfield_diffusion.programs.infer:infer",
     keys={
         **SAMPLING,
+        **_ELLIPSE,
         "ckpt": "str | list[str]",
         "weights": "list[float] | Literal['evidence'] | None",
         "input": "str | None",
@@ -111,7 +115,7 @@ _MASKS = Spelling(instead={"mask": "masks"}, values=_GPU)
 evaluate = Program(
     name="evaluate",
     job="vecfield_diffusion.programs.evaluate:evaluate",
-    keys=_SCORING,
+    keys={**_SCORING, **_ELLIPSE},
     examples={"ckpt": "python evaluate.py ckpt=outputs/train/run 'masks=[track,block,pixels]'"},
     lists={"masks": "mask"},
     resolves=("mask", "inpainting"),

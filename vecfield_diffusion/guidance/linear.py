@@ -21,6 +21,7 @@ from torch import Tensor
 from vecfield_diffusion.axes import by_frame, u_and_v
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.ellipses import axes, deviations, turned
 from vecfield_diffusion.physics.grid import Grid
 
 #: A linear map of velocities `(B, 2, H, W)` on a grid.
@@ -87,6 +88,8 @@ def floored(sigma: Tensor) -> Tensor:
 def cells(observation: Observation, components: Components = "both") -> LinearObservation:
     """Returns the measured cells of an observation: A is the identity on `(B, 2, H, W)`, errors are at least `FLOOR`.
 
+    Where the errors of both components are correlated, A turns the velocity to the axes of their ellipse.
+
     Arguments:
         observation: Values, errors and what was measured, single components included.
         components: Which of the two components count.
@@ -100,7 +103,13 @@ def cells(observation: Observation, components: Components = "both") -> LinearOb
     y = observation.y
     counted = torch.tensor(chosen, device=y.device).view(2, 1, 1)
     present = observation.known & observation.valid & counted
-    return LinearObservation(lambda x: x, y, floored(observation.sigma_y), present)
+    angle, lengths = axes(observation.sigma_y)
+    if angle is None or components != "both":
+        return LinearObservation(lambda x: x, y, floored(deviations(observation.sigma_y)), present)
+    angle = torch.where(observation.observed, angle, 0.0)  # the error of a single component is its own
+    sigma = torch.where(observation.observed, lengths, deviations(observation.sigma_y))
+    y = torch.where(observation.known, y, 0.0)  # a component that is missing would spoil the other: 0 * NaN is NaN
+    return LinearObservation(lambda x: turned(x, angle), turned(y, angle), floored(sigma), present)
 
 
 def radial(bearing: Tensor, y: Tensor, sigma: Tensor, observed: Tensor) -> LinearObservation:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.ellipses import deviations
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.samplers.base import NoiseFunction
@@ -174,6 +175,6 @@ class _Run:
             valid=part.valid,
             reference=self.reference(part),
         )
-        x = torch.where(part.known & (part.sigma_y == 0), part.y, x)
+        x = torch.where(part.known & (deviations(part.sigma_y) == 0), part.y, x)
         x = method.physics.finish(x, part, normalizer, grid)
         return torch.where(part.valid, normalizer.denormalize(x), torch.nan).cpu()
