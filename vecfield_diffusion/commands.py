@@ -72,6 +72,7 @@ infer = Program(
         "input": "str | None",
         "names": "tuple[str, str] | None",
         "bin": "float | None",
+        "error_scales": "tuple[float, float] | None",
         "domain": "str | None",
         "time": "int | list[int] | str | None",
         "hide": "float",
