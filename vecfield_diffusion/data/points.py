@@ -249,7 +249,7 @@ def _correlation(places: NDArray[np.float64], here: NDArray[np.float64]) -> NDAr
 def _apart(
     position: NDArray[np.float64], time: NDArray | None, metres: Sequence[float | None], scales: Sequence[float]
 ) -> NDArray[np.float64]:
-    """Where and when points `(2, n)` are, in units of the scales, `(n, d)`, time last; on the sphere by their chords."""
+    """Where and when points `(2, n)` are, in units of the scales, `(n, d)`, time last; chords on the sphere."""
     x, y = position
     if metres[0] is None:
         lon, lat = np.deg2rad(x), np.deg2rad(y)
