@@ -174,22 +174,29 @@ def _boxes(x: Tensor, size: int, grid: Grid) -> Tensor:
 
 
 def operator_rows(
-    operator: Operator, target: Tensor | float, tau: float, grid: Grid, normalizer: Normalizer, frames: int = 1
+    operator: Operator,
+    target: Tensor | float,
+    tau: Tensor | float,
+    grid: Grid,
+    normalizer: Normalizer,
+    frames: int = 1,
+    where: Tensor | None = None,
 ) -> LinearObservation:
     """Returns what a linear operator of the physical field should give, in units of its tolerance; see the module.
 
     Arguments:
         operator: L, from velocities `(B, 2, H, W)` and a grid to `(B, C, H, W)`, which counts in valid cells, or to
             `(B, C, 1, 1)`.
-        target: l, a number or what broadcasts to the values.
-        tau: The tolerance, in the units of the values.
+        target: l, a number or what broadcasts to the values; where it is NaN there is no row.
+        tau: The tolerance, in the units of the values, a number or what broadcasts to them.
         grid: The grid.
         normalizer: The way to physical units.
         frames: The frames of a sample, each of which has these rows.
+        where: The cells that have a row, boolean, `(H, W)` or as the values; all valid ones if None.
     """
     mean = normalizer.mean.expand(*((1,) if frames == 1 else (1, frames)), 2, *grid.shape)
+    tau = tau.to(mean) if isinstance(tau, Tensor) else tau
     y = (target - operator(mean, grid)) / tau
     present = grid.valid.to(y.device) if y.shape[-2:] == grid.shape else torch.ones_like(y, dtype=torch.bool)
-    return LinearObservation(
-        lambda x: operator(normalizer.std.to(x) * x, grid) / tau, y, torch.ones_like(y), present.expand(y.shape)
-    )
+    present = present & y.isfinite() if where is None else present & y.isfinite() & where.to(y.device)
+    return LinearObservation(lambda x: operator(normalizer.std.to(x) * x, grid) / tau, y, torch.ones_like(y), present)

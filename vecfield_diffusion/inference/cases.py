@@ -23,6 +23,7 @@ from vecfield_diffusion.data.sequences import Integers, frame_numbers, read_sequ
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.ellipses import correlated, is_known
+from vecfield_diffusion.guidance.physics import NoPhysics
 from vecfield_diffusion.guidance.sensors import Sensor
 from vecfield_diffusion.inference.run_masks import masks_of_runs
 from vecfield_diffusion.physics.grid import Grid
@@ -43,6 +44,7 @@ class Cases:
         context: What a network is conditioned on beside, `(N, C, H, W)`, in its units.
         sensor: The observation operator with what it recorded of these cases, where it recorded anything.
         frames: Of sequences, the numbers of their frames in the series, `(N, T)`, each its own; see `frame_numbers`.
+        physics: What is known of these cases beside, where that differs from one to the other.
 
     Shapes are those of snapshots; those of sequences have T after N.
     """
@@ -57,6 +59,7 @@ class Cases:
     context: Tensor | None = None
     sensor: Sensor | None = None
     frames: list[list[int]] | None = None
+    physics: NoPhysics | None = None
 
     @property
     def noise_numbers(self) -> list[int] | list[list[int]]:
@@ -120,6 +123,7 @@ class Cases:
             sigma_obs=pick(self.sigma_obs),
             context=None if self.context is None else pick(self.context),
             sensor=None if self.sensor is None else self.sensor.select(chosen),
+            physics=None if self.physics is None else self.physics.select(chosen),
         )
 
     def given(self, fields: Tensor) -> Cases:
@@ -148,6 +152,7 @@ class Cases:
             sigma_obs=self.sigma_obs[index],
             context=None if self.context is None else self.context[index],
             sensor=None if self.sensor is None else self.sensor.select(index),
+            physics=None if self.physics is None else self.physics.select(index),
         )
 
     @property

@@ -145,7 +145,9 @@ class _Run:
         differentiates = method.inpainting.differentiates or sampler.differences
         self.reference = denoiser.reference if sampler.takes_reference else lambda observation: None
         self.denoiser = method.guidance.wrap(denoiser.in_float32() if differentiates else denoiser)
-        self.rows = list(method.physics.rows(denoiser.normalizer, grid, frames))
+        self.frames = frames
+        varies = method.physics.varies
+        self.rows = [] if varies else list(method.physics.rows(denoiser.normalizer, grid, frames))
 
     def __call__(
         self,
@@ -157,7 +159,10 @@ class _Run:
     ) -> Tensor:
         """Returns one field for each observation, those of `cases`; steps are repeated above the level `once_below`."""
         method, normalizer, grid = self.method, self.normalizer, self.grid
+        physics = method.physics
         rows = self.rows
+        if physics.varies:
+            rows = list(physics.select(cases).rows(normalizer, grid, self.frames))
         if method.sensor is not None:
             rows = [*method.sensor.select(cases).rows(part, normalizer, grid), *rows]
             part = part.nothing()

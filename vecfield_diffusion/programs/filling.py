@@ -28,6 +28,7 @@ from vecfield_diffusion.inference.cases import Cases, make_cases, shown_cells, w
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.accuracy import errors
+from vecfield_diffusion.programs.balances import with_balances
 from vecfield_diffusion.programs.fitted import fit_size
 from vecfield_diffusion.programs.method import agreed, build_method, choices, fit_method, node_of, process_of
 from vecfield_diffusion.programs.mixture import NetworkMixture, check_options
@@ -151,7 +152,8 @@ class Filling:
         past = self.mask if self.config["history"] == "masked" else None
         trained, seed = self.trained, self.config["seed"]
         normalizer = trained.denoiser.normalizer
-        return with_context(cases, self.fields, trained.context, normalizer, seed=seed, past=past, twin=self.twin)
+        cases = with_context(cases, self.fields, trained.context, normalizer, seed=seed, past=past, twin=self.twin)
+        return with_balances(cases, self.method, self.fields)
 
     @cached_property
     def place(self) -> dict[int, int]:
@@ -225,7 +227,9 @@ def open_filling(
         print(f"{part.path}: step {part.step}, {type(part.denoiser.diffusion).__name__}")
     fields, indices, offered = chosen_snapshots(config, trained, source)
     sizes = {"overlap": config["overlap"], "batch": config["batch"]}
-    parts, method = [fit_size(part, fields, **sizes) for part in parts], fit_method(method, fields, **sizes)
+    unseen = offered if source is None else range(0)
+    parts = [fit_size(part, fields, **sizes) for part in parts]
+    method = fit_method(method, fields, unseen=unseen, **sizes)
     trained, mixture = parts[0], None if mixture is None else replace(mixture, parts=parts)
     if config["likelihood"] != "none":
         check_energy(config, trained)

@@ -20,6 +20,7 @@ from vecfield_diffusion.inference.calibration import describe_process
 from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.programs.accuracy import is_constant
+from vecfield_diffusion.programs.balances import placed_balances
 from vecfield_diffusion.programs.familiar import TrainingMasks
 from vecfield_diffusion.programs.fitted import fit_size
 from vecfield_diffusion.programs.trained import Trained, load_trained
@@ -56,8 +57,17 @@ def build_method(config: Mapping[str, Any], trained: Trained, device: torch.devi
     return replace(method, guidance=method.guidance.loaded(weak.denoiser), weak=weak)
 
 
-def fit_method(method: Method, fields: Fields, *, overlap: float = 0.25, batch: int = 64) -> Method:
-    """Returns the method among the cells of the data: the observation operator placed, the second network fitted.
+def fit_method(
+    method: Method, fields: Fields, *, unseen: range = range(0), overlap: float = 0.25, batch: int = 64
+) -> Method:
+    """Returns the method among the cells of the data: operators and balances placed, the second network fitted.
+
+    Arguments:
+        method: The method.
+        fields: The data.
+        unseen: Snapshots that nothing may be learnt from.
+        overlap: Of windows, see `fit_size`.
+        batch: See there.
 
     Raises:
         UserError: An observation operator, guidance or physics that does not go with the grid.
@@ -69,7 +79,8 @@ def fit_method(method: Method, fields: Fields, *, overlap: float = 0.25, batch: 
     if method.weak is not None:
         guidance = guidance.loaded(fit_size(method.weak, fields, overlap, batch).denoiser)
     sensor = None if method.sensor is None else placed(method.sensor, fields)
-    return replace(method, guidance=guidance, sensor=sensor)
+    physics = placed_balances(method.physics, fields, unseen)
+    return replace(method, guidance=guidance, sensor=sensor, physics=physics)
 
 
 def placed(sensor: Sensor, fields: Fields) -> Sensor:
