@@ -234,6 +234,16 @@ def test_what_is_no_balance(options: dict, said: str) -> None:
         Balances(**options)
 
 
+def test_the_edge_of_what_was_measured_is_no_coast_where_land_is_known() -> None:
+    land = ~LAND
+    land[4, 0] = False  # sea that nothing measured
+    velocity = STD * normal(2, 2, H, W, seed=9)
+    (term,) = Balances(coast="auto").placed(replace(around(velocity=velocity), land=land)).terms
+    beside = beside_walls(grid(~land)) & LAND
+    assert torch.equal(term.where(grid()), beside) and beside.sum() < beside_walls(grid()).sum()
+    assert term.tau == pytest.approx(velocity[:, beside].square().mean().sqrt().item())
+
+
 def test_without_coasts_there_is_no_row_of_them() -> None:
     assert "no cell lies beside land" in Balances(coast=0.1).obstacle(grid(VALID))
     assert Balances(coast=0.1).obstacle(grid()) is None

@@ -54,6 +54,7 @@ class Surroundings:
         unit: The m s-1 of one unit of velocity; None where it is not known.
         velocity: Returns some measured velocities `(n, 2, H, W)`, NaN in gaps.
         variable: Returns a variable by name in metres at the same times, `(n, 1, H, W)`.
+        land: The cells that are land, where that is told from sea that was never measured, `(H, W)`; None elsewhere.
     """
 
     grid: Grid
@@ -61,6 +62,7 @@ class Surroundings:
     unit: float | None
     velocity: Callable[[], Tensor]
     variable: Callable[[str], Tensor]
+    land: Tensor | None = None
 
 
 class Balances(Physics):
@@ -130,7 +132,7 @@ class Balances(Physics):
         placed = copy.copy(self)
         if self.varies:
             placed.unit, placed.f = _unit(around), self._coriolis(around)
-        terms = [self._with_depth(term, around) for term in self.terms]
+        terms = [self._beside_land(self._with_depth(term, around), around) for term in self.terms]
         placed.terms = [placed._tolerated(term, around) if term.tau == "auto" else term for term in terms]
         return placed
 
@@ -181,6 +183,14 @@ class Balances(Physics):
             )
         depth = -depth if inside.mean() < 0 else depth
         return replace(term, operator=transport(torch.where(wet, depth, SHALLOW).clamp(min=SHALLOW)))
+
+    def _beside_land(self, term: Term, around: Surroundings) -> Term:
+        """The term of the coast without the edges of what was measured, where these are known to be none."""
+        if term.name != "coast" or around.land is None:
+            return term
+        sea = ~around.land.cpu()
+        where = beside_walls(replace(around.grid.to("cpu"), valid=sea | around.grid.valid.cpu()))
+        return replace(term, where=lambda grid: where.to(grid.valid.device) & grid.valid)
 
     def _given_height(self, term: Term, variable: Callable[[str], Tensor], grid: Grid) -> Term:
         """The term with the geostrophic velocity of some snapshots as its target, where it has one."""

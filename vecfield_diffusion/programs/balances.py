@@ -42,7 +42,13 @@ def placed_balances(physics: NoPhysics, fields: Fields, unseen: range) -> NoPhys
         factor(fields.units, SPEED),
         lambda: fields.read(numbers, partial=True),
         lambda name: in_metres(fields, name, numbers),
+        None if fields.land is None else torch.from_numpy(np.asarray(fields.land)),
     )
+    if fields.land is None and any(term.name == "coast" for term in physics.terms) and not fields.grid.valid.all():
+        print(
+            "note: physics.coast: nothing tells land from sea that was never measured, and both count as coasts. A mask "
+            "does, domain=mask.npy or dataset.valid="
+        )
     return physics.placed(around)
 
 
