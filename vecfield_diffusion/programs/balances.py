@@ -42,12 +42,12 @@ def placed_balances(physics: NoPhysics, fields: Fields, unseen: range) -> NoPhys
         factor(fields.units, SPEED),
         lambda: fields.read(numbers, partial=True),
         lambda name: in_metres(fields, name, numbers),
-        None if fields.land is None else torch.from_numpy(np.asarray(fields.land)),
+        None if fields.land is None else torch.as_tensor(fields.land),
     )
     if fields.land is None and any(term.name == "coast" for term in physics.terms) and not fields.grid.valid.all():
         print(
-            "note: physics.coast: nothing tells land from sea that was never measured, and both count as coasts. A mask "
-            "does, domain=mask.npy or dataset.valid="
+            "note: physics.coast: all that lies outside the domain counts as land. Where it is sea that was never "
+            "measured, give domain=mask.npy, 1 = sea"
         )
     return physics.placed(around)
 
