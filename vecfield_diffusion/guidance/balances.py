@@ -39,7 +39,7 @@ TROPICS = 5.0
 #: The least depth in metres: a mask and a depth of the same place need not agree.
 SHALLOW = 1.0
 #: Values from which a tolerance is found, at least.
-ENOUGH = 30
+ENOUGH = 10
 
 Tolerance = float | Literal["auto"] | None
 

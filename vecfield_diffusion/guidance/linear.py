@@ -195,8 +195,10 @@ def operator_rows(
         where: The cells that have a row, boolean, `(H, W)` or as the values; all valid ones if None.
     """
     mean = normalizer.mean.expand(*((1,) if frames == 1 else (1, frames)), 2, *grid.shape)
-    tau = tau.to(mean) if isinstance(tau, Tensor) else tau
-    y = (target - operator(mean, grid)) / tau
+    excess = target - operator(mean, grid)
+    if isinstance(tau, Tensor):  # unknown ones would make gradients NaN
+        tau = torch.where(excess.isfinite(), tau.to(mean), 1.0)
+    y = excess / tau
     present = grid.valid.to(y.device) if y.shape[-2:] == grid.shape else torch.ones_like(y, dtype=torch.bool)
     present = present & y.isfinite() if where is None else present & y.isfinite() & where.to(y.device)
     return LinearObservation(lambda x: operator(normalizer.std.to(x) * x, grid) / tau, y, torch.ones_like(y), present)
