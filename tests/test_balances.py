@@ -143,10 +143,8 @@ def dense_rows(name: str, domain: Grid, case: int) -> tuple[torch.Tensor, torch.
         rows = torch.from_numpy(np.stack(images, axis=-1)).flatten(0, 1)[LAND.flatten()]
         return rows, torch.zeros(len(rows)).double(), torch.full((len(rows),), 2e-6, dtype=torch.float64)
     target = geostrophic(HEIGHT[[case]], domain, F)[0]
-    tau = (
-        0.1**2
-        + geostrophic_error(torch.full((1, 1, H, W), 0.02, dtype=torch.float64), HEIGHT[[case]], domain, F)[0] ** 2
-    ).sqrt()
+    error = torch.full((1, 1, H, W), 0.02, dtype=torch.float64)
+    tau = (0.1**2 + geostrophic_error(error, HEIGHT[[case]], domain, F)[0] ** 2).sqrt()
     known = target.isfinite() & LAND
     return torch.eye(PRIOR.size).double()[known.flatten()], target[known], tau[known]
 
