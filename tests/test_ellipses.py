@@ -344,7 +344,7 @@ def test_errors_turn_with_the_components() -> None:
             "correlation of 1.2: expected a positive cov",
         ),
         ({"sigma_obs": NAMES}, changed("uv_covariance", 1.0, "kg"), "has units 'kg'. Expected a covariance"),
-        ({"sigma_obs": NAMES[:2]}, changed("u_err", 1.0, "1"), "a pure number: add sigma_scale="),
+        ({"sigma_obs": NAMES[:2]}, changed("u_err", 1.0, "1"), "a pure number needs sigma_scale="),
         ({"sigma_obs": [*NAMES, "u"]}, {}, "or these and one for what both have in common"),
         ({"sigma_obs": 0.1, "sigma_scale": 2.0}, {}, "sigma_scale is for variables"),
         ({"sigma_obs": NAMES, "sigma_scale": "3 kg"}, {}, "sigma_scale=3 kg: expected a number"),

@@ -27,6 +27,8 @@ SAMPLING = {
     "seed": "int",
     "batch": "int",
     "sigma_obs": "float | str | list[str]",
+    "sigma_scale": "float | str | None",
+    "radars": "list[list[float]]",
     "calibrate": "bool",
     "history": "Literal['masked', 'whole']",
     "overlap": "float",
@@ -34,9 +36,6 @@ SAMPLING = {
     "trust": "list[str]",
     "data": "str | None",
 }
-
-#: The keys of errors that are more than a number.
-_ELLIPSE = {"sigma_scale": "float | str | None", "radars": "list[list[float]]"}
 
 train = Program(
     name="train",
@@ -66,7 +65,6 @@ infer = Program(
     job="vecfield_diffusion.programs.infer:infer",
     keys={
         **SAMPLING,
-        **_ELLIPSE,
         "ckpt": "str | list[str]",
         "weights": "list[float] | Literal['evidence'] | None",
         "input": "str | None",
@@ -116,7 +114,7 @@ _MASKS = Spelling(instead={"mask": "masks"}, values=_GPU)
 evaluate = Program(
     name="evaluate",
     job="vecfield_diffusion.programs.evaluate:evaluate",
-    keys={**_SCORING, **_ELLIPSE},
+    keys=_SCORING,
     examples={"ckpt": "python evaluate.py ckpt=outputs/train/run 'masks=[track,block,pixels]'"},
     lists={"masks": "mask"},
     resolves=("mask", "inpainting"),

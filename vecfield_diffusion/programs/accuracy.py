@@ -95,18 +95,25 @@ def _read(name: str, fields: Fields, indices: Sequence[int] | Integers, scale: t
         return found * (square / _per_unit(name, fields) ** 2)
     if factor(units, SPEED) is not None or (units and same_units(units, own)):
         return found.square()
-    if scale is not None and says_nothing(units):
+    if scale is not None and _is_number(units):
         number, is_square = scale
         return found * number if is_square else (found * number).square()
     if not units:
         return found.square()
     how = (
-        "a pure number: add sigma_scale=, what it is to be multiplied by, such as '8 cm/s' (the error of a radial for "
-        "a dilution of precision) or '420 cm2 s-2' (the variance that a normalised one is over)"
-        if says_nothing(units)
-        else "no error of a velocity: convert it, or give a number in m s-1"
+        "such as m s-1; a pure number needs sigma_scale=, what it is multiplied by: '8 cm/s', the error of a radial for a "
+        "dilution of precision, or '420 cm2 s-2', the variance that a normalised one is over"
+        if _is_number(units)
+        else "such as m s-1: convert it, or give a number in m s-1"
     )
-    raise UserError(f"sigma_obs={name}: '{name}' in {fields.source} has units '{units}', {how}")
+    raise UserError(
+        f"sigma_obs={name}: '{name}' in {fields.source} has units '{units}'. Expected an error in units of speed, {how}"
+    )
+
+
+def _is_number(units: str) -> bool:
+    """Whether units are none; per cent are a hundredth of something."""
+    return says_nothing(units) and not re.search(r"%|percent|per cent", units, re.IGNORECASE)
 
 
 def _covariance(
@@ -121,9 +128,9 @@ def _covariance(
     square, product = factor(units, SQUARE), variances[0] * variances[1]
     if square is not None:
         found = found * (square / _per_unit(name, fields) ** 2)
-    elif "corr" in name.lower() or (units and scale is None and says_nothing(units)):
+    elif "corr" in name.lower() or (units and scale is None and _is_number(units)):
         found = found * product.sqrt()
-    elif scale is not None and says_nothing(units):
+    elif scale is not None and _is_number(units):
         found = found * (scale[0] if scale[1] else scale[0] ** 2)
     elif units or "cov" not in name.lower():
         raise UserError(
