@@ -23,17 +23,15 @@ from vecfield_diffusion.programs.source import read_variable
 SEEN = 32
 
 
-def placed_balances(physics: NoPhysics, fields: Fields, unseen: range) -> NoPhysics:
-    """Returns physics with what a file says of its balances; `unseen` snapshots say nothing of tolerances.
+def placed_balances(physics: NoPhysics, fields: Fields, seen: range | None) -> NoPhysics:
+    """Returns physics with what a file says of its balances; tolerances are those of the snapshots `seen`, or of all.
 
     Raises:
         UserError: Variables that there are not, and see `Balances.placed`.
     """
     if not isinstance(physics, Balances):
         return physics
-    offered = np.array([number for number in range(len(fields)) if number not in unseen])
-    if not len(offered):
-        raise UserError("physics: no snapshot is left that tolerances could be found from")
+    offered = np.asarray(range(len(fields)) if seen is None else seen)
     numbers = offered[np.linspace(0, len(offered) - 1, min(SEEN, len(offered))).astype(int)]
     latitude = torch.from_numpy(fields.y.astype(np.float64))[:, None] if fields.x_name == "lon" else None
     around = Surroundings(

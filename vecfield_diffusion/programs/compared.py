@@ -110,8 +110,8 @@ class Network:
                 "sensor.velocity: what a radar recorded has no truth to be scored against; it is for infer.py. Give "
                 "sensor.sites=[[X,Y]], through which the known fields are seen"
             )
-        unseen = self.trained.split["test"]
-        method = fit_method(self.method, fields, unseen=unseen, overlap=config["overlap"], batch=config["batch"])
+        seen = self.trained.split["train"]
+        method = fit_method(self.method, fields, seen=seen, overlap=config["overlap"], batch=config["batch"])
         return replace(self, trained=fit_size(self.trained, fields, config["overlap"], config["batch"]), method=method)
 
 

@@ -227,9 +227,8 @@ def open_filling(
         print(f"{part.path}: step {part.step}, {type(part.denoiser.diffusion).__name__}")
     fields, indices, offered = chosen_snapshots(config, trained, source)
     sizes = {"overlap": config["overlap"], "batch": config["batch"]}
-    unseen = offered if source is None else range(0)
     parts = [fit_size(part, fields, **sizes) for part in parts]
-    method = fit_method(method, fields, unseen=unseen, **sizes)
+    method = fit_method(method, fields, seen=trained.split["train"] if source is None else None, **sizes)
     trained, mixture = parts[0], None if mixture is None else replace(mixture, parts=parts)
     if config["likelihood"] != "none":
         check_energy(config, trained)

@@ -58,14 +58,14 @@ def build_method(config: Mapping[str, Any], trained: Trained, device: torch.devi
 
 
 def fit_method(
-    method: Method, fields: Fields, *, unseen: range = range(0), overlap: float = 0.25, batch: int = 64
+    method: Method, fields: Fields, *, seen: range | None = None, overlap: float = 0.25, batch: int = 64
 ) -> Method:
     """Returns the method among the cells of the data: operators and balances placed, the second network fitted.
 
     Arguments:
         method: The method.
         fields: The data.
-        unseen: Snapshots that nothing may be learnt from.
+        seen: Snapshots that tolerances may be found from; all if None.
         overlap: Of windows, see `fit_size`.
         batch: See there.
 
@@ -79,7 +79,7 @@ def fit_method(
     if method.weak is not None:
         guidance = guidance.loaded(fit_size(method.weak, fields, overlap, batch).denoiser)
     sensor = None if method.sensor is None else placed(method.sensor, fields)
-    physics = placed_balances(method.physics, fields, unseen)
+    physics = placed_balances(method.physics, fields, seen)
     return replace(method, guidance=guidance, sensor=sensor, physics=physics)
 
 
