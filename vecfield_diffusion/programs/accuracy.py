@@ -101,8 +101,8 @@ def _read(name: str, fields: Fields, indices: Sequence[int] | Integers, scale: t
     if not units:
         return found.square()
     how = (
-        "such as m s-1; a pure number needs sigma_scale=, what it is multiplied by: '8 cm/s', the error of a radial for "
-        "a dilution of precision, or '420 cm2 s-2', the variance that a normalised one is over"
+        "such as m s-1; a pure number needs sigma_scale=, its factor: '8 cm/s', the error of a radial for a "
+        "dilution of precision, or '420 cm2 s-2', the variance that a normalised one is over"
         if _is_number(units)
         else "such as m s-1: convert it, or give a number in m s-1"
     )
