@@ -322,6 +322,18 @@ def test_errors_of_a_file_in_any_of_its_forms(changes, options) -> None:
     torch.testing.assert_close(cases.y, cases.truth + correlated(found, white))
 
 
+def test_radars_make_the_same_ellipses_at_all_times() -> None:
+    """One number for all cases, which then stand for themselves; of a variable each its own."""
+    fields, sites = open_fields(source()), [[283.5, 36.0], [283.5, 40.0]]
+    one = errors({"sigma_obs": 0.08, "radars": sites}, fields, [0, 2])
+    assert one.shape == (2, 3, H, W) and torch.equal(one[0], one[1])
+    cases = make_cases(fields, [0, 2], Full(), seed=0, sigma_obs=one)
+    assert torch.equal(cases[[1]].sigma_obs, one[1:])
+    each = errors({"sigma_obs": "u_err", "radars": sites}, fields, [0, 2])
+    ratio = torch.tensor(source().u_err.isel(time=[0, 2]).values)[:, None].float() / 0.08
+    torch.testing.assert_close(each, ratio * one, rtol=1e-5, atol=1e-8)
+
+
 def test_errors_turn_with_the_components() -> None:
     """On a grid whose axes are turned, those of east and north become those of its axes."""
     fields = replace(open_fields(source()), turn=np.full((H, W), 0.4))

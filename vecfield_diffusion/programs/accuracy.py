@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,7 +49,8 @@ def errors(config: Mapping[str, Any], fields: Fields, indices: Sequence[int] | I
     scale = _scale(config.get("sigma_scale"), fields)
     parts = [_read(name, fields, indices, scale) for name in names[:2]]
     if radars:
-        return _of_radars(config, fields, parts)
+        found = _of_radars(config, fields, parts)
+        return found.expand(*np.shape(indices), *found.shape[-3:])
     if len(parts) == 1:
         return parts[0].sqrt()
     covariance = torch.zeros_like(parts[0]) if len(names) < 3 else _covariance(names[2], fields, indices, scale, parts)
@@ -81,8 +83,7 @@ def _of_radars(config: Mapping[str, Any], fields: Fields, parts: Sequence[Tensor
     x, y = (torch.tensor(axis.astype(float)) for axis in (fields.x, fields.y))
     bearing = great_circle_bearing if fields.x_name == "lon" else plane_bearing
     bearings = torch.stack([bearing(x[None, :], y[:, None], *site) for site in sites])
-    found = geometry(bearings, parts[0].sqrt() if parts else given).float()
-    return found if found.ndim > 3 else found[None]
+    return geometry(bearings, parts[0].sqrt() if parts else given).float()
 
 
 def _read(name: str, fields: Fields, indices: Sequence[int] | Integers, scale: tuple[float, bool] | None) -> Tensor:
