@@ -29,6 +29,7 @@ from torch import Tensor
 from vecfield_diffusion.diffusion.losses import Penalty
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.guidance.linear import FLOOR
 from vecfield_diffusion.guidance.physics import Physics, Term, beside_walls, through_walls
 from vecfield_diffusion.physics import operators
 from vecfield_diffusion.physics.grid import Grid
@@ -204,10 +205,14 @@ class Balances(Physics):
             tau = (term.tau**2 + (wide / self.unit).square()).sqrt()
         else:
             tau = term.tau
-        return replace(term, operator=velocity_itself, target=target.float(), tau=tau)
+        return replace(term, operator=velocity_itself, target=target, tau=tau)
 
     def _tolerated(self, term: Term, around: Surroundings) -> Term:
-        """The term with the tolerance that the measured velocities ask for."""
+        """The term with the tolerance that the measured velocities ask for.
+
+        It is at least `FLOOR` of what unrelated velocities of their size give: data that obey to rounding, as those of
+        a model may, would make systems too stiff.
+        """
         velocity, grid = around.velocity().double(), around.grid.to("cpu")
         known = replace(term, tau=1.0) if term.name == "geostrophy" else term
         known = self._given_height(known, around.variable, grid)
@@ -219,7 +224,12 @@ class Balances(Physics):
                 f"physics.{term.name}=auto: {len(values)} measured values have what it needs around them, expected "
                 f"{ENOUGH}. Give a number, the tolerance"
             )
-        return replace(term, tau=max(values.square().mean().sqrt().item(), 1e-12))
+        size = velocity[velocity.isfinite()].square().mean().sqrt()
+        white = size * torch.randn(1, *velocity.shape[1:], generator=torch.Generator().manual_seed(0)).double()
+        unrelated = known.operator(white, grid)
+        unrelated = unrelated[where.expand_as(unrelated)]
+        least, found = (part.square().mean().sqrt().item() for part in (FLOOR * unrelated, values))
+        return replace(term, tau=max(found, least))
 
 
 def velocity_itself(velocity: Tensor, grid: Grid) -> Tensor:
