@@ -11,7 +11,7 @@ import pytest
 import torch
 import xarray as xr
 from oracle import GaussianPrior
-from programs import FEW, is_message
+from programs import is_message
 
 from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.diffusion.normalizer import Normalizer
@@ -277,7 +277,14 @@ def test_from_the_command_line(place, run) -> None:
     with h5py.File(place / "sea.h5", "a") as file:
         file["context/height"] = height
         file["context/depth"] = np.full((1, n, n), 200.0, dtype=np.float32)
-    common = ["ckpt=outputs/train/run", "input=sea.h5", "magnitude=any", "sigma_obs=0.02", *FEW, "sampler.steps=4"]
+    common = [
+        "ckpt=outputs/train/run",
+        "input=sea.h5",
+        "magnitude=any",
+        "sigma_obs=0.02",
+        "members=2",
+        "sampler.steps=16",
+    ]
     balances = ["physics=balances", "physics.geostrophy=0.01", "physics.height=height", "physics.latitude=45"]
     more = ["physics.transport=auto", "physics.depth=depth"]
     misses = {}

@@ -217,16 +217,19 @@ class Balances(Physics):
         known = replace(term, tau=1.0) if term.name == "geostrophy" else term
         known = self._given_height(known, around.variable, grid)
         where = grid.valid if term.where is None else term.where(grid)
-        values = known.operator(velocity, grid) - known.aim(velocity)
-        values = values[(where & values.isfinite()).expand_as(values)]
+        draw = torch.randn(velocity.shape, generator=torch.Generator().manual_seed(0)).double()
+        gaps = ~velocity.isfinite()
+        # Rows that take a missing value are those that see anything that stands in its place.
+        whole = known.operator(torch.where(gaps, draw, 0.0), grid) == 0
+        values = known.operator(torch.where(gaps, 0.0, velocity), grid) - known.aim(velocity)
+        values = values[where & whole & values.isfinite()]
         if len(values) < ENOUGH:
             raise UserError(
                 f"physics.{term.name}=auto: {len(values)} measured values have what it needs around them, expected "
                 f"{ENOUGH}. Give a number, the tolerance"
             )
-        size = velocity[velocity.isfinite()].square().mean().sqrt()
-        white = size * torch.randn(1, *velocity.shape[1:], generator=torch.Generator().manual_seed(0)).double()
-        unrelated = known.operator(white, grid)
+        size = velocity[~gaps].square().mean().sqrt()
+        unrelated = known.operator(size * draw, grid)
         unrelated = unrelated[where.expand_as(unrelated)]
         least, found = (part.square().mean().sqrt().item() for part in (FLOOR * unrelated, values))
         return replace(term, tau=max(found, least))
