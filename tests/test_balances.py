@@ -263,7 +263,11 @@ def test_without_coasts_there_is_no_row_of_them() -> None:
 
 
 def test_from_the_command_line(place, run) -> None:
-    """Velocities that obey a height are found where nothing was measured; what is missing is one line."""
+    """Velocities that obey a height are found where nothing was measured; what is missing is one line.
+
+    By pigdm, whose systems leave the network alone: one of ten steps is hardly a prior, and mmps solves too few of its
+    equations.
+    """
     n = 16
     y, x = np.mgrid[:n, :n] * 2 * np.pi / n
     f = 2 * ROTATION * np.sin(np.deg2rad(45.0))
@@ -288,8 +292,8 @@ def test_from_the_command_line(place, run) -> None:
     balances = ["physics=balances", "physics.geostrophy=0.01", "physics.height=height", "physics.latitude=45"]
     more = ["physics.transport=auto", "physics.depth=depth"]
     misses = {}
-    for name, options in {"plain": ["inpainting=mmps"], "balanced": [*balances, *more]}.items():
-        code, out, err = run("infer", *common, *options, f"name={name}")
+    for name, options in {"plain": [], "balanced": [*balances, *more]}.items():
+        code, out, err = run("infer", *common, *options, "inpainting=pigdm", f"name={name}")
         assert (code, err) == (0, ""), err
         with xr.open_dataset(place / "outputs/infer" / name / "fields.nc") as data:
             filled = np.stack([data.u.values, data.v.values], axis=1)
