@@ -29,7 +29,7 @@ from torch import Tensor
 from vecfield_diffusion.diffusion.losses import Penalty
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.guidance.linear import FLOOR
+from vecfield_diffusion.guidance.linear import FLOOR, LinearObservation
 from vecfield_diffusion.guidance.physics import Physics, Term, beside_walls, through_walls
 from vecfield_diffusion.physics import operators
 from vecfield_diffusion.physics.grid import Grid
@@ -112,6 +112,7 @@ class Balances(Physics):
             if tau is not None
         ]
         self.unit, self.f = 1.0, torch.ones(1, 1, dtype=torch.float64)
+        self.grid: Grid | None = None
 
     @property
     def varies(self) -> bool:
@@ -131,17 +132,22 @@ class Balances(Physics):
             UserError: No depth or latitude, latitudes near the equator, or too few values for a tolerance.
         """
         placed = copy.copy(self)
+        placed.grid = around.grid
         if self.varies:
             placed.unit, placed.f = _unit(around), self._coriolis(around)
         terms = [self._beside_land(self._with_depth(term, around), around) for term in self.terms]
         placed.terms = [placed._tolerated(term, around) if term.tau == "auto" else term for term in terms]
         return placed
 
-    def recorded(self, variable: Callable[[str], Tensor], grid: Grid) -> Self:
+    def recorded(self, variable: Callable[[str], Tensor]) -> Self:
         """Returns the balances of some snapshots, whose heights `variable` reads in metres, `(N, 1, H, W)`."""
         known = copy.copy(self)
-        known.terms = [self._given_height(term, variable, grid) for term in self.terms]
+        known.terms = [self._given_height(term, variable, self.grid) for term in self.terms]
         return known
+
+    def rows(self, normalizer: Normalizer, grid: Grid, frames: int = 1) -> Sequence[LinearObservation]:
+        """See `Physics`: on the cells of the file, whose spacing need not be that of the training data."""
+        return super().rows(normalizer, grid if self.grid is None else self.grid.to(grid.valid.device), frames)
 
     def select(self, cases: Tensor) -> Self:
         """Returns those of `cases` alone among the ones that were recorded."""
