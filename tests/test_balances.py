@@ -163,7 +163,7 @@ def test_the_posterior_with_balances_is_the_dense_one(names: list[str]) -> None:
     domain, normalizer = grid(), Normalizer(0.2 * normal(2, H, W, seed=5), STD).double()
     physics = Balances(**options).placed(around())
     if physics.varies:
-        physics = physics.recorded(lambda name: HEIGHT).select(torch.tensor([1, 0]))
+        physics = physics.recorded(lambda name: HEIGHT, domain).select(torch.tensor([1, 0]))
     observed = (torch.rand(2, 1, H, W, generator=torch.Generator().manual_seed(1)) < 0.3) & LAND
     y, z, s = normal(2, 2, H, W, seed=6), normal(2, 2, H, W, seed=7), torch.tensor([0.4, 3.0], dtype=torch.float64)
     observation = Observation(y, observed, torch.full((2, 1, 1, 1), 0.2, dtype=torch.float64), LAND.expand(2, 1, H, W))

@@ -139,15 +139,19 @@ class Balances(Physics):
         placed.terms = [placed._tolerated(term, around) if term.tau == "auto" else term for term in terms]
         return placed
 
-    def recorded(self, variable: Callable[[str], Tensor]) -> Self:
-        """Returns the balances of some snapshots, whose heights `variable` reads in metres, `(N, 1, H, W)`."""
+    def recorded(self, variable: Callable[[str], Tensor], grid: Grid) -> Self:
+        """Returns the balances of some snapshots on `grid`, whose heights `variable` reads in metres, `(N, 1, H, W)`."""
         known = copy.copy(self)
-        known.terms = [self._given_height(term, variable, self.grid) for term in self.terms]
+        known.terms = [self._given_height(term, variable, self._cells(grid)) for term in self.terms]
         return known
 
     def rows(self, normalizer: Normalizer, grid: Grid, frames: int = 1) -> Sequence[LinearObservation]:
-        """See `Physics`: on the cells of the file, whose spacing need not be that of the training data."""
-        return super().rows(normalizer, grid if self.grid is None else self.grid.to(grid.valid.device), frames)
+        """See `Physics`: with the spacing of the file, which need not be that of the training data."""
+        return super().rows(normalizer, self._cells(grid), frames)
+
+    def _cells(self, grid: Grid) -> Grid:
+        """The domain that is filled, with the cells of the file."""
+        return grid if self.grid is None else replace(self.grid.to(grid.valid.device), valid=grid.valid)
 
     def select(self, cases: Tensor) -> Self:
         """Returns those of `cases` alone among the ones that were recorded."""
@@ -189,7 +193,7 @@ class Balances(Physics):
                 "depth. Leave them out by domain=, or give a variable that has it everywhere"
             )
         depth = -depth if inside.mean() < 0 else depth
-        return replace(term, operator=transport(torch.where(wet, depth, SHALLOW).clamp(min=SHALLOW)))
+        return replace(term, operator=transport(torch.where(depth.isfinite(), depth, SHALLOW).clamp(min=SHALLOW)))
 
     def _beside_land(self, term: Term, around: Surroundings) -> Term:
         """The term of the coast without the edges of what was measured, where these are known to be none."""

@@ -56,7 +56,7 @@ def with_balances(cases: Cases, method: Method, fields: Fields) -> Cases:
     if not isinstance(physics, Balances) or not physics.varies:
         return cases
     numbers = np.asarray(cases.numbers)
-    return replace(cases, physics=physics.recorded(lambda name: in_metres(fields, name, numbers)))
+    return replace(cases, physics=physics.recorded(lambda name: in_metres(fields, name, numbers), cases.grid))
 
 
 def in_metres(fields: Fields, name: str, numbers: Sequence[int] | Integers) -> Tensor:
