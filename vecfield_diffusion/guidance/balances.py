@@ -140,7 +140,7 @@ class Balances(Physics):
         return placed
 
     def recorded(self, variable: Callable[[str], Tensor], grid: Grid) -> Self:
-        """Returns the balances of some snapshots on a grid; `variable` reads their heights in metres, `(N, 1, H, W)`."""
+        """Returns those of some snapshots on a grid; `variable` reads their heights in metres, `(N, 1, H, W)`."""
         known = copy.copy(self)
         known.terms = [self._given_height(term, variable, self._cells(grid)) for term in self.terms]
         return known
