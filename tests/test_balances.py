@@ -296,6 +296,6 @@ def test_from_the_command_line(place, run) -> None:
             misses[name] = np.abs(filled - truth)[:, :, 5:11, 5:11].mean()
     assert "geostrophy (tau 0.01)" in out and "transport (tau" in out
     assert misses["balanced"] < 0.3 * misses["plain"], misses
-    is_message(run("infer", *common, *balances[:2], "physics.latitude=45"), "physics: height must name the variable")
+    is_message(run("infer", *common, *balances[:2], "physics.latitude=45"), "physics.height: must name the variable")
     is_message(run("infer", *common, *balances[:2], "physics.height=nothing"), "latitude")
     is_message(run("infer", *common, *balances, "inpainting=conditional"), "mmps or pigdm")
