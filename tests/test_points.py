@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,13 @@ def on_grid(x: np.ndarray, y: np.ndarray, degrees: bool, valid: np.ndarray, peri
     return Fields(MemoryReader(nothing), 1, grid, x, y, "training", ("u", "v"), **names)
 
 
-def points(tmp_path: Path, text: str, bin: float | None = None, **options: object) -> Fields:
+def points(
+    tmp_path: Path, text: str, bin: float | None = None, scales: Sequence[float] | None = None, **options: object
+) -> Fields:  # fmt: skip
     path = tmp_path / "points.csv"
     path.write_text(text, encoding="utf-8")
     usual = {"x": LON, "y": LAT, "degrees": True, "valid": VALID, "periodic": False, "metres": 1.0}
-    return open_points(path, on_grid(**usual | options), bin)
+    return open_points(path, on_grid(**usual | options), bin, scales)
 
 
 def values(found: Fields) -> np.ndarray:
@@ -285,3 +288,77 @@ def test_more_times_than_memory_holds(tmp_path: Path) -> None:
     axis = {"x": np.arange(1000.0) / 10, "y": np.arange(1000.0) / 10, "valid": valid}
     with pytest.raises(UserError, match="300 times on 1000x1000 cells are too many .* bin=24"):
         points(tmp_path, text, **axis)
+
+
+# Super-observations.
+
+LON_T, LAT_T = (11.0, 11.1, 11.1, 12.0), (51.0, 51.0, 51.2, 50.0)
+HOURS, ERRORS = (0.0, 3.0, 9.0, 1.0), (0.1, 0.2, 0.15, 0.3)
+
+
+def drifters(extra: str = "") -> str:
+    """Three points in one cell within a day, one in another."""
+    rows = zip(LON_T, LAT_T, (0.3, 0.5, 0.2, 1.0), (0.1, -0.2, 0.0, 0.4), ERRORS, HOURS, strict=True)
+    return "lon,lat,u,v,error,time\n" + "\n".join(",".join(map(str, row)) for row in rows) + "\n" + extra
+
+
+def test_a_mean_has_the_posterior_of_its_points(tmp_path: Path) -> None:
+    """Of any Gaussian field, where errors are independent: mean and variance of the dense system of all points."""
+    at = filled(points(tmp_path, drifters(), bin=24.0))
+    prior = np.array([[0.5, 0.2], [0.2, 0.4]])  # of both cells
+
+    def posterior(y: np.ndarray, rows: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        gain = prior @ rows.T @ np.linalg.inv(rows @ prior @ rows.T + np.diag(np.square(errors)))
+        return gain @ y, prior - gain @ rows @ prior
+
+    several = posterior(np.array([0.3, 0.5, 0.2, 1.0]), np.eye(2)[[0, 0, 0, 1]], np.array(ERRORS))
+    cells = at[0, 1, 1], at[0, 2, 2]
+    one = posterior(np.array([cell[0] for cell in cells]), np.eye(2), np.array([cell[2] for cell in cells]))
+    for found, wanted in zip(one, several, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("degrees", [True, False])
+def test_correlated_errors_widen_that_of_the_mean(tmp_path: Path, degrees: bool) -> None:
+    """w^T C w / (sum w)^2 with C_ij = e_i e_j exp(-r_ij / L - |t_i - t_j| / T), r on the sphere and in the plane."""
+    length, hours = 20.0, 12.0
+    text, options = (
+        (drifters(), {}) if degrees else (drifters().replace("lon,lat", "x,y"), {"degrees": False, "metres": 7e4})
+    )
+    found = filled(points(tmp_path, text, bin=24.0, scales=(length, hours), **options))
+    x, y = np.array(LON_T[:3]), np.array(LAT_T[:3])
+    e, w = np.array(ERRORS[:3]), np.array(ERRORS[:3]) ** -2.0
+    if degrees:  # haversines
+        lon, lat = np.deg2rad(x), np.deg2rad(y)
+        square = np.sin(np.subtract.outer(lat, lat) / 2) ** 2
+        square += np.outer(np.cos(lat), np.cos(lat)) * np.sin(np.subtract.outer(lon, lon) / 2) ** 2
+        away = 2 * 6371.0 * np.arcsin(np.sqrt(square))
+    else:
+        away = 70.0 * np.hypot(np.subtract.outer(x, x), np.subtract.outer(y, y))
+    c = np.outer(e, e) * np.exp(-away / length - np.abs(np.subtract.outer(HOURS[:3], HOURS[:3])) / hours)
+    wanted = np.sqrt(w @ c @ w) / w.sum()
+    plain = filled(points(tmp_path, text, bin=24.0, **options))
+    assert found[0, 1, 1][2] == pytest.approx(wanted, rel=1e-6)
+    assert found[0, 1, 1][2] > 1.2 * plain[0, 1, 1][2]
+    assert found[0, 1, 1][:2] == plain[0, 1, 1][:2] and found[0, 2, 2] == plain[0, 2, 2]
+    # Errors that are one for all points are those of the mean of equal ones; independent ones are as before.
+    same = text.replace(",0.2,", ",0.1,").replace(",0.15,", ",0.1,")
+    whole = filled(points(tmp_path, same, bin=24.0, scales=(1e9, 1e9), **options))
+    apart = filled(points(tmp_path, text, bin=24.0, scales=(1e-6, 1e-6), **options))
+    assert whole[0, 1, 1][2] == pytest.approx(0.1, rel=1e-5) and apart == plain
+
+
+def test_what_became_of_the_points_is_said(tmp_path: Path) -> None:
+    """A row that is there twice counts once; without times it may be a second reading."""
+    again = drifters().splitlines()[1] + "\n"
+    found = points(tmp_path, drifters(again), bin=24.0, scales=(20, 12))
+    assert "4 used, 1 repeated as 2 means of up to 3, 1 of one alone" in found.layout
+    assert "errors taken as correlated over 20 in space and 12 in time" in found.layout
+    assert filled(found)[0, 1, 1][3] == 3
+    assert filled(points(tmp_path, "lon,lat,u,v\n11,51,1,8\n11,51,1,8\n"))[0, 1, 1][3] == 2
+
+
+def test_scales_that_are_none(tmp_path: Path) -> None:
+    for scales in ((20.0,), (0.0, 12.0)):
+        with pytest.raises(ValueError, match="error_scales must be a length and a time above 0"):
+            points(tmp_path, drifters(), bin=24.0, scales=scales)

@@ -19,7 +19,7 @@ from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.readers import files_of, open_fields
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import EARTH_RADIUS
-from vecfield_diffusion.programs.filling import errors
+from vecfield_diffusion.programs.accuracy import errors
 
 TRIALS = Path(__file__).parents[2] / "shared" / "trials" / "make.py"
 N, H, W, RMS, WEST, SOUTH = 12, 9, 11, 0.3, 10.0, 30.0
@@ -440,9 +440,9 @@ def test_an_error_whose_units_are_no_speed_is_refused(units: str) -> None:
     data = base().assign(err=(("time", "lat", "lon"), np.full((N, H, W), 10.0), {"units": units}))
     fields = open_fields(data)
     with pytest.raises(UserError, match=f"'err' in memory has units '{units}'. Expected an error in units of speed"):
-        errors("err", fields, [0])
+        errors({"sigma_obs": "err"}, fields, [0])
     data.err.attrs["units"] = "cm s-1"
-    assert errors("err", open_fields(data), [0]).unique().item() == pytest.approx(0.1)
+    assert errors({"sigma_obs": "err"}, open_fields(data), [0]).unique().item() == pytest.approx(0.1)
 
 
 # A5: what is no time.

@@ -5,8 +5,14 @@ the cell whose centre is nearest, if that is within half a spacing. The n points
 
     mean = sum(w_i v_i) / sum(w_i),    error = 1 / sqrt(sum(w_i)),    w_i = 1 / e_i^2,
 
-the estimate of least variance for independent errors (Aitken 1935); w_i = 1 and an unknown error without a column of
-errors. Each component has its own points, as a row may lack one of them.
+the estimate of least variance for independent errors (Aitken 1935): its posterior is that of the n points. Errors that
+are correlated, rho_ij = exp(-r_ij / L - |t_i - t_j| / T), leave the weights and widen the error,
+
+    error^2 = sum_ij w_i w_j e_i e_j rho_ij / (sum_i w_i)^2,
+
+so that many points of one drifter do not count as many drifters (super-observations; Lorenc 1981, Mon. Weather Rev.
+109, 701). w_i = 1 and an unknown error without a column of errors. Each component has its own points, as a row may lack
+one of them. A row that repeats another one counts once.
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ from vecfield_diffusion.data.readers.decoding import dates_of
 from vecfield_diffusion.data.readers.reader import check_path
 from vecfield_diffusion.data.units import DEGREE, LENGTH, SPEED, factor, is_degrees, turned_degrees
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.physics.grid import EARTH_RADIUS
 
 #: The names of columns, in small letters and without units in brackets; the first that a table has is taken.
 NAMES = {
@@ -45,7 +52,9 @@ MISSING = {"", "nan", "na", "n/a", "null", "none"}
 MOST_BYTES = 2**32
 
 
-def open_points(path: str | Path, on: Fields, bin: float | None = None) -> Fields:
+def open_points(
+    path: str | Path, on: Fields, bin: float | None = None, scales: Sequence[float] | None = None
+) -> Fields:  # fmt: skip
     """The points of a text table, gathered in the cells of a grid as the module says; cells without one are gaps.
 
     There is one snapshot for each time that has a point on a valid cell. The variables `error` and `count`,
@@ -60,14 +69,18 @@ def open_points(path: str | Path, on: Fields, bin: float | None = None) -> Field
         on: Fields on the grid: its coordinates, spacing, valid cells and units.
         bin: The length of the intervals, counted from 0 or from 1970, whose points are one snapshot at the middle of
             the interval: in hours for dates, else in the units of the time. By default each time is a snapshot.
+        scales: L in km and T in the units of `bin`, over which the correlation of errors falls to 1 / e; they are
+            independent if None.
 
     Raises:
         UserError: A file that cannot be read, a missing column, what is no number (with its line), or no point on a
             valid cell.
-        ValueError: A bin that is not positive.
+        ValueError: A bin or scales that are not positive.
     """
     if bin is not None and not bin > 0:
         raise ValueError(f"bin must be > 0, got {bin}")
+    if scales is not None and not (len(scales) == 2 and min(scales) > 0):
+        raise ValueError(f"error_scales must be a length and a time above 0, such as [20,12], got {list(scales)}")
     degrees = on.x_name == "lon"
     table = _Table.read(Path(path).expanduser(), DEGREES if degrees else LENGTHS)
     spacings = ((on.grid.dx, on.x), (on.grid.dy, on.y))
@@ -80,8 +93,15 @@ def open_points(path: str | Path, on: Fields, bin: float | None = None) -> Field
     row = _nearest_centre(position[1], on.y)
     known = np.isfinite(position).all(axis=0) & np.isfinite(velocity).any(axis=1)
     inside = known & (row >= 0) & (column >= 0)
-    used = inside & on.grid.valid.numpy()[row, column]
-    fates = {"used": used, "outside the grid": known & ~inside, "on land": inside & ~used, "without values": ~known}
+    wet = inside & on.grid.valid.numpy()[row, column]
+    used = wet & ~table.repeated()
+    fates = {
+        "used": used,
+        "repeated": wet & ~used,
+        "outside the grid": known & ~inside,
+        "on land": inside & ~wet,
+        "without values": ~known,
+    }
     fate = ", ".join(f"{rows.sum()} {name}" for name, rows in fates.items() if rows.any())
     if not used.any():
         raise UserError(_nothing(path, fate, position[:, known], (on.x, on.y)))
@@ -94,7 +114,11 @@ def open_points(path: str | Path, on: Fields, bin: float | None = None) -> Field
             "belong together, e.g. bin=24 (hours for dates, else units of the time)"
         )
     cells = np.ravel_multi_index((snapshot, row[used], column[used]), shape)
-    mean, sigma, count = _means(cells, velocity[used], error, shape)
+    weights = _Weights.of(cells, velocity[used], error)
+    mean, sigma, count = weights.means(velocity[used], shape)
+    if scales is not None:
+        apart = _apart(position[:, used], None if time is None else time, metres, scales)
+        sigma = weights.on_grid(weights.errors(apart), np.nan, shape)
     names = _plain(table.names["u"]), _plain(table.names["v"])
     speed, errors = np.hypot(*np.nan_to_num(mean).swapaxes(0, 1)).max(), "unknown" if error is None else "given"
     return replace(
@@ -108,7 +132,8 @@ def open_points(path: str | Path, on: Fields, bin: float | None = None) -> Field
         y_attrs=ATTRIBUTES.get(on.y_name, {}),
         variables={"error": MemoryReader(sigma), "count": MemoryReader(count)},
         variable_units={},
-        layout=f"{', '.join(names)} of {len(known)} points ({fate}; speeds up to {speed:.3g}, errors {errors})",
+        layout=f"{', '.join(names)} of {len(known)} points ({fate}{weights.words(scales)}; speeds up to {speed:.3g}, "
+        f"errors {errors})",
     )
 
 
@@ -141,28 +166,103 @@ def _gather(time: NDArray, bin: float | None) -> tuple[NDArray, NDArray[np.int64
     return np.unique(time, return_inverse=True)
 
 
-def _means(
-    cells: NDArray[np.int64], velocity: NDArray[np.float64], error: NDArray[np.float64] | None, shape: tuple[int, ...]
-) -> list[NDArray[np.float32]]:
-    """Mean `(N, 2, H, W)`, error and count `(N, 1, H, W)` of the points `(n, 2)` that lie in `cells (n,)`."""
-    chosen, place = np.unique(cells, return_inverse=True)
+@dataclass(frozen=True)
+class _Weights:
+    """What the points of each cell weigh.
 
-    def total(values: NDArray) -> NDArray[np.float64]:
-        return np.stack([np.bincount(place, column) for column in values.T], axis=1)
+    Arguments:
+        chosen: The cells that have a point, as flat indices of (time, row, column), `(c,)`.
+        place: The place of each point among them, `(n,)`.
+        weight: w, `(n, 2)`, 0 where a component is missing.
+        error: e, `(n,)`; None where it is not known.
+    """
 
-    known = np.isfinite(velocity)
-    weight = known if error is None else known / error[:, None] ** 2
-    weights, counts = total(weight), total(known)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = total(weight * np.where(known, velocity, 0.0)) / weights
-        sigma = np.where(counts > 0, 1 / np.sqrt(weights), 0.0).max(axis=1, keepdims=True)
-    sigma = np.full_like(sigma, np.nan) if error is None else sigma
-    at = chosen // (shape[1] * shape[2]), slice(None), *np.unravel_index(chosen % (shape[1] * shape[2]), shape[1:])
-    found = []
-    for values, empty in ((mean, np.nan), (sigma, np.nan), (counts.max(axis=1, keepdims=True), 0.0)):
-        found.append(np.full((shape[0], values.shape[1], *shape[1:]), empty, dtype=np.float32))
-        found[-1][at] = values
-    return found
+    chosen: NDArray[np.int64]
+    place: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    error: NDArray[np.float64] | None
+
+    @classmethod
+    def of(
+        cls, cells: NDArray[np.int64], velocity: NDArray[np.float64], error: NDArray[np.float64] | None
+    ) -> _Weights:  # fmt: skip
+        """Of points with velocities `(n, 2)` that lie in `cells (n,)`."""
+        known = np.isfinite(velocity).astype(float)
+        weight = known if error is None else known / error[:, None] ** 2
+        return cls(*np.unique(cells, return_inverse=True), weight, error)
+
+    def total(self, values: NDArray) -> NDArray[np.float64]:
+        """The sums over the points of each cell, `(c, 2)`."""
+        return np.stack([np.bincount(self.place, column, len(self.chosen)) for column in values.T], axis=1)
+
+    def means(self, velocity: NDArray[np.float64], shape: tuple[int, ...]) -> list[NDArray[np.float32]]:
+        """Mean `(N, 2, H, W)`, error for independent points and count `(N, 1, H, W)`."""
+        weights, counts = self.total(self.weight), self.total(self.weight > 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = self.total(np.where(self.weight > 0, self.weight * np.nan_to_num(velocity), 0.0)) / weights
+            sigma = np.where(counts > 0, 1 / np.sqrt(weights), 0.0).max(axis=1, keepdims=True)
+        sigma = np.full_like(sigma, np.nan) if self.error is None else sigma
+        found = (mean, np.nan), (sigma, np.nan), (counts.max(axis=1, keepdims=True), 0.0)
+        return [self.on_grid(values, empty, shape) for values, empty in found]
+
+    def errors(self, apart: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The error of the mean of each cell `(c, 1)`, of the component that is known less well, for correlated errors.
+
+        `apart` has the places of the points in units of the scales, `(n, d)`, time last.
+        """
+        if self.error is None:
+            return np.full((len(self.chosen), 1), np.nan)
+        sigma = np.zeros((len(self.chosen), 1))
+        order = np.argsort(self.place, kind="stable")
+        for cell, points in enumerate(np.split(order, np.cumsum(np.bincount(self.place))[:-1])):
+            share = self.weight[points] * self.error[points, None]
+            square = np.zeros(2)
+            for point, own in zip(points, share, strict=True):  # a row at a time: points of a cell may be thousands
+                square += own * (_correlation(apart[points], apart[point]) @ share)
+            weight = self.weight[points].sum(axis=0)
+            sigma[cell] = (np.sqrt(square[weight > 0]) / weight[weight > 0]).max()
+        return sigma
+
+    def on_grid(self, values: NDArray, empty: float, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Values of the cells `(c, k)` as `(N, k, H, W)`, `empty` in cells without a point."""
+        at = np.unravel_index(self.chosen, shape)
+        found = np.full((shape[0], values.shape[1], *shape[1:]), empty, dtype=np.float32)
+        found[at[0], :, at[1], at[2]] = values
+        return found
+
+    def words(self, scales: Sequence[float] | None) -> str:
+        """What became of the points."""
+        counts = np.bincount(self.place)
+        if counts.max() == 1:
+            return ""
+        kind = "independent" if scales is None else "correlated over {:g} in space and {:g} in time".format(*scales)
+        many = f" as {len(counts)} means of up to {counts.max()}, {(counts == 1).sum()} of one alone"
+        return f"{many}, errors taken as {kind}"
+
+
+def _correlation(places: NDArray[np.float64], here: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The correlations `(n,)` of errors with that at one place, exp(-r - |t|), for places of any axes, time last."""
+    away = places - here
+    return np.exp(-np.linalg.norm(away[:, :-1], axis=1) - np.abs(away[:, -1]))
+
+
+def _apart(
+    position: NDArray[np.float64], time: NDArray | None, metres: Sequence[float | None], scales: Sequence[float]
+) -> NDArray[np.float64]:
+    """Where and when points `(2, n)` are, in units of the scales, `(n, d)`, time last; chords on the sphere."""
+    x, y = position
+    if metres[0] is None:
+        lon, lat = np.deg2rad(x), np.deg2rad(y)
+        away = EARTH_RADIUS * np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
+    else:
+        away = np.stack([x * metres[0], y * metres[1]])
+    if time is None:
+        hours = np.zeros_like(x)
+    elif time.dtype.kind == "M":
+        hours = (time - time.min()) / np.timedelta64(1, "h")
+    else:
+        hours = time
+    return np.stack([*(away / (1e3 * scales[0])), hours / scales[1]], axis=1)
 
 
 def _nothing(
@@ -208,6 +308,11 @@ class _Table:
         # Where a semicolon separates, the comma is a decimal point.
         point = "." if delimiter == ";" else ","
         return cls(path, names, cells.apply(lambda column: column.str.strip().str.replace(",", point)))
+
+    def repeated(self) -> NDArray[np.bool_]:
+        """The rows that repeat an earlier one, `(n,)`; none without times, where an instrument may repeat itself."""
+        repeats = self.cells.duplicated().to_numpy()
+        return repeats if "time" in self.names else np.zeros_like(repeats)
 
     def numbers(self, role: str) -> NDArray[np.float64]:
         """A column as float64, NaN where it is empty."""

@@ -116,7 +116,7 @@ class Denoiser(nn.Module):
     def reference(self, observation: Observation) -> GaussianReference | None:
         """Returns a Gaussian law that resembles that of the fields given the observation; None where none is known."""
         observed = observation.observed
-        y, error = (torch.where(observed, value, 0.0) for value in (observation.y, observation.error))
+        y, error = (torch.where(observed, value, 0.0) for value in (observation.y, observation.sigma_y))
         return self.parametrization.reference(y, observed, error, observation.valid)
 
     def moments(self, z: Tensor, s: Tensor, observation: Observation) -> tuple[Tensor, Tensor | None]:
@@ -179,7 +179,7 @@ class Denoiser(nn.Module):
         return Conditions(
             y=torch.where(observed, observation.y, 0.0),
             observed=observed,
-            error=torch.where(observed, observation.error, 0.0),
+            error=torch.where(observed, observation.sigma_y, 0.0),
             valid=observation.valid,
             channels=observation.channels(),
             mean=self.mean(observation) if mean is None else mean,

@@ -26,7 +26,8 @@ class Observation:
         y: The measured values, normalised, `(B, 2, H, W)`; anything, NaN included, where not observed.
         observed: The cells that were measured, boolean `(B, 1, H, W)`.
         sigma_y: The standard deviation of the measurement error, normalised: one a sample `(B, 1, 1, 1)`, one a cell
-            `(B, 1, H, W)`, or one a value `(B, 2, H, W)`.
+            `(B, 1, H, W)`, or one a value `(B, 2, H, W)`; with `(B, 3, H, W)` the root of the covariance of both
+            components of a cell (`ellipses.py`).
         valid: The cells of the domain, boolean `(B, 1, H, W)`.
         background: A first guess of the field, normalised, `(B, 2, H, W)`, for formulations that are coupled to one.
         single: Values measured where the other component was not, boolean `(B, 2, H, W)`. A network does not see them;
@@ -71,7 +72,7 @@ class Observation:
     def error(self) -> Tensor:
         """`sigma_y` with one channel: the root mean square of both components where they differ."""
         one = self.sigma_y.shape[-3] == 1
-        return self.sigma_y if one else self.sigma_y.square().mean(dim=-3, keepdim=True).sqrt()
+        return self.sigma_y if one else (self.sigma_y.square().sum(dim=-3, keepdim=True) / 2).sqrt()
 
     @property
     def known(self) -> Tensor:

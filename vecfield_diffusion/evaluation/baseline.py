@@ -17,9 +17,11 @@ class Baseline(ABC):
 
     Attributes:
         holds_observed: Whether the estimate equals the observed values whatever their noise.
+        takes_ellipses: Whether it takes errors of both components together; else one number stands for a cell.
     """
 
     holds_observed = True
+    takes_ellipses = False
 
     def fit(self, fields: NDArray[np.floating], grid: Grid) -> Self:
         """Learns from training fields `(N, 2, H, W)` in physical units, NaN where not measured.
@@ -48,7 +50,7 @@ class Baseline(ABC):
             y: Measured values `(2, H, W)`; read at observed cells only.
             observed: Which cells are measured.
             sigma_obs: Standard deviation of the measurement error, in the units of `y`: a number, or `(H, W)`, read at
-                observed cells only.
+                observed cells only; where `takes_ellipses`, also `(2, H, W)` and `(3, H, W)`, see `ellipses.py`.
             previous: The last field known before this one, `(2, H, W)`, NaN where it is not: what `Persistence` keeps.
 
         Raises:
@@ -80,12 +82,14 @@ class Baseline(ABC):
         y, observed = np.asarray(y, dtype=np.float64), np.asarray(observed, dtype=bool)
         sigma = np.asarray(sigma_obs, dtype=np.float64)
         shape = self.valid.shape
-        if y.shape != (2, *shape) or observed.shape != shape or sigma.shape not in ((), shape):
+        ellipses = [(2, *shape), (3, *shape)] if self.takes_ellipses else []
+        if y.shape != (2, *shape) or observed.shape != shape or sigma.shape not in ((), shape, *ellipses):
             wanted = f"y (2, H, W), observed (H, W), sigma_obs a number or (H, W) on {shape}"
             raise ValueError(f"expected {wanted}, got {y.shape}, {observed.shape}, {sigma.shape}")
         observed = observed & self.valid & np.isfinite(y).all(axis=0)
         sigma = np.where(observed, sigma, 0.0)
-        if not (np.isfinite(sigma) & (sigma >= 0)).all():
+        own = sigma[:2] if sigma.ndim == 3 else sigma  # what they have in common may be negative
+        if not (np.isfinite(sigma).all() and (own >= 0).all()):
             raise ValueError("sigma_obs must be finite and not negative at observed cells")
         return np.where(observed, y, 0.0), observed, sigma
 

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.interpolate import CloughTocher2DInterpolator, LinearNDInterpolator
 from scipy.sparse import csc_array, csr_array, eye_array
 from scipy.sparse.linalg import splu
 from scipy.spatial import Delaunay, QhullError, cKDTree
 
+from vecfield_diffusion.ellipses import blocks
 from vecfield_diffusion.evaluation.baseline import Baseline, mean_field
 from vecfield_diffusion.evaluation.covariance import Bools, Floats, Homogeneous, LowRank, without_divergence
 from vecfield_diffusion.evaluation.modes import DINEOF, GappyPOD
@@ -162,6 +164,7 @@ class OptimalInterpolation(Baseline):
     """
 
     holds_observed = False
+    takes_ellipses = True
 
     def __init__(
         self,
@@ -185,7 +188,7 @@ class OptimalInterpolation(Baseline):
         """Returns the posterior mean and standard deviation, both `(2, H, W)`; arguments as for `fill`."""
         y, observed, sigma = self.measured(y, observed, sigma_obs)
         anomaly = np.where(observed, y - self.mean, 0.0)
-        mean, variance = self.covariance.condition(anomaly, observed, sigma**2 + self.unresolved, with_variance=True)
+        mean, variance = self.covariance.condition(anomaly, observed, self._noise(sigma), with_variance=True)
         std = np.sqrt(np.maximum(variance, 0.0))
         return np.where(self.valid, self.mean + mean, np.nan), np.where(self.valid, std, np.nan)
 
@@ -237,9 +240,17 @@ class OptimalInterpolation(Baseline):
 
     def _estimate(self, y: Floats, observed: Bools, sigma: Floats) -> Floats:
         anomaly = np.where(observed, y - self.mean, 0.0)
-        estimate = self.mean + self.covariance.condition(anomaly, observed, sigma**2 + self.unresolved)[0]
-        exact = observed & (sigma == 0) & (self.unresolved == 0)
-        return np.where(exact, y, estimate)
+        noise = self._noise(sigma)
+        estimate = self.mean + self.covariance.condition(anomaly, observed, noise)[0]
+        return np.where(observed & (noise[:2] == 0 if noise.ndim == 3 else noise == 0), y, estimate)
+
+    def _noise(self, sigma: Floats) -> Floats:
+        """The variance of the errors, `(H, W)`, or variances and covariance of both components, `(3, H, W)`."""
+        if sigma.ndim < 3:
+            return sigma**2 + self.unresolved
+        block = blocks(torch.from_numpy(sigma)).numpy()
+        block = block if len(block) == 3 else np.concatenate([block, np.zeros_like(block[:1])])
+        return block + self.unresolved * np.array([1.0, 1.0, 0.0])[:, None, None]
 
 
 def _axes(grid: Grid) -> tuple[Floats, Floats]:

@@ -7,7 +7,7 @@ y = A x + n, n ~ N(0, R), R = sigma^2 I, where A picks the observed values,
 
 It is the best estimate of all for Gaussian fields and the best linear one for others, given the right S.
 
-Here R is diagonal, of a variance that may differ from cell to cell.
+Here R is diagonal, of a variance that may differ from cell to cell, or has a 2x2 block of its own in each of them.
 
 Homogeneous: the covariance depends on the offset alone. Its Fourier transform is the mean 2 x 2 cross-periodogram of
 the components over the torus that the grid forms where its axes are periodic, or that doubling them forms,
@@ -47,6 +47,7 @@ from scipy.linalg import cho_factor, cho_solve, eigh, solve_triangular
 from scipy.ndimage import distance_transform_edt
 from scipy.sparse.linalg import LinearOperator, eigsh
 
+from vecfield_diffusion.ellipses import axes, back, root, turned
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.projection import leray
 
@@ -143,12 +144,16 @@ class Homogeneous:
         Arguments:
             y: Anomalies `(2, H, W)`.
             observed: `(H, W)`.
-            noise: The variance of their error, a number or `(H, W)`.
+            noise: The variance of their error, a number or `(H, W)`, or the variances of both components and their
+                covariance, `(3, H, W)`, for which the first system is taken whatever is observed.
             with_variance: Whether the second result is wanted.
         """
-        noise = np.broadcast_to(noise, observed.shape)
+        ellipses = np.ndim(noise) == 3
+        noise = noise if ellipses else np.broadcast_to(noise, observed.shape)
         used, torus, level = self._embed(observed), self._embed(y), self._embed(noise)
-        free = used.size - (noise[observed] == noise[observed].min()).sum() if observed.any() else used.size
+        free = used.size
+        if observed.any() and not ellipses:
+            free -= (noise[observed] == noise[observed].min()).sum()
         if free <= min(used.sum(), _LARGEST):
             mean, variance = self.by_hidden(torus, used, level, with_variance)
         else:
@@ -156,7 +161,9 @@ class Homogeneous:
             mean, variance = self.by_observations(torus, used, level, with_variance)
         rest = observed & ~self._crop(used) & self.white
         mean = np.where(rest, y, self._crop(mean))
-        return mean, None if variance is None else np.where(rest, noise, self._crop(variance))
+        return mean, None if variance is None else np.where(
+            rest, noise[:2] if ellipses else noise, self._crop(variance)
+        )
 
     def _periodic(self) -> tuple[bool, ...]:
         return tuple(np.equal(self.spectrum.shape[-2:], self.valid.shape))
@@ -177,7 +184,7 @@ class Homogeneous:
         """`condition` on the whole torus by a system of the size of the observations."""
         offsets = np.fft.ifft2(self.spectrum).real
         system = _block(offsets, observed, observed)
-        system[np.diag_indices_from(system)] += np.tile(np.broadcast_to(noise, observed.shape)[observed], 2)
+        _add_noise(system, noise if np.ndim(noise) == 3 else np.broadcast_to(noise, observed.shape), observed)
         factor = cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
         weights = np.zeros_like(y)
         weights[:, observed] = cho_solve(factor, y[:, observed].ravel(), check_finite=False).reshape(2, -1)
@@ -264,22 +271,61 @@ class LowRank:
         self, y: Floats, observed: Bools, noise: float | Floats, with_variance: bool = False
     ) -> tuple[Floats, Floats | None]:
         """Posterior mean and variance `(2, H, W)` of the anomaly given `y` (0 where hidden); as for `Homogeneous`."""
+        if np.ndim(noise) == 3:
+            return self._by_axes(y, observed, noise, with_variance)
+        return self._condition(self.modes, y, observed, np.broadcast_to(noise, y.shape), with_variance)
+
+    def _by_axes(
+        self, y: Floats, observed: Bools, noise: Floats, with_variance: bool
+    ) -> tuple[Floats, Floats | None]:  # fmt: skip
+        """`condition` along the axes of the error ellipses, to which the modes are turned, and the results back."""
+        block = np.where(observed, noise, np.array([1.0, 1.0, 0.0])[:, None, None])
+        u, v, both = (torch.from_numpy(part[None]) for part in block)
+        angle, lengths = axes(root(u, v, both))
+        modes = np.zeros((len(self.variances), 2, *self.valid.shape))
+        modes[:, :, self.valid] = self.modes.T.reshape(len(modes), 2, -1)
+        modes, y = (turned(torch.from_numpy(part), angle).numpy() for part in (modes, y))
+        modes = modes[:, :, self.valid].reshape(len(modes), -1).T
+        mean, covariance = self._condition(
+            modes, y, observed, lengths.square().numpy(), with_variance, angle.numpy()[0]
+        )
+        return back(torch.from_numpy(mean), angle).numpy(), covariance
+
+    def _condition(
+        self,
+        modes: Floats,
+        y: Floats,
+        observed: Bools,
+        noise: Floats,
+        with_variance: bool,
+        angle: Floats | None = None,
+    ) -> tuple[Floats, Floats | None]:
+        """`condition` for the variances of single values, `(2, H, W)`.
+
+        The variance is that of u and v, where modes and values are turned by an angle `(H, W)`.
+        """
         seen = np.tile(observed[self.valid], 2)
-        basis, values = self.modes[seen], y[:, self.valid].ravel()[seen]
-        noise = np.tile(np.broadcast_to(noise, observed.shape)[self.valid], 2)
+        basis, values = modes[seen], y[:, self.valid].ravel()[seen]
+        noise = noise[:, self.valid].ravel()
         white = self.nugget + noise[seen]
         weighted = basis / white[:, None]
         system = weighted.T @ basis + np.diag(1 / self.variances)
         factor = cho_factor(system, lower=True, check_finite=False)
-        smooth = self.modes @ cho_solve(factor, weighted.T @ values, check_finite=False)
+        smooth = modes @ cho_solve(factor, weighted.T @ values, check_finite=False)
         share = np.zeros(len(seen))
         share[seen] = self.nugget / white
         smooth[seen] += share[seen] * (values - smooth[seen])
         if not with_variance:
             return self._on_grid(smooth), None
-        half = solve_triangular(factor[0], self.modes.T, lower=True, check_finite=False)
-        variance = (1 - share) ** 2 * np.square(half).sum(axis=0) + np.where(seen, share * noise, self.nugget)
-        return self._on_grid(smooth), self._on_grid(variance)
+        half = (1 - share) * solve_triangular(factor[0], modes.T, lower=True, check_finite=False)
+        beside = np.where(seen, share * noise, self.nugget)
+        if angle is not None:  # of Q (H H^T + diag) Q^T, what stands on the diagonal
+            c, s = np.cos(angle[self.valid]), np.sin(angle[self.valid])
+            first, second = half.reshape(len(half), 2, -1).swapaxes(0, 1)
+            half = np.concatenate([c * first - s * second, s * first + c * second], axis=1)
+            first, second = beside.reshape(2, -1)
+            beside = np.concatenate([c**2 * first + s**2 * second, s**2 * first + c**2 * second])
+        return self._on_grid(smooth), self._on_grid(np.square(half).sum(axis=0) + beside)
 
     def _on_grid(self, values: Floats) -> Floats:
         field = np.zeros((2, *self.valid.shape))
@@ -321,6 +367,18 @@ def _block(offsets: Floats, rows: Bools, columns: Bools) -> Floats:
     flat = (y1[:, None] - y2) % height * width + (x1[:, None] - x2) % width
     blocks = [[offsets[c, d].ravel()[flat] for d in range(2)] for c in range(2)]
     return np.block(blocks)
+
+
+def _add_noise(system: Floats, noise: Floats, observed: Bools) -> None:
+    """Adds the covariance of errors `(H, W)` or `(3, H, W)` to that of observed values, component by component."""
+    if noise.ndim == 2:
+        system[np.diag_indices_from(system)] += np.tile(noise[observed], 2)
+        return
+    u, v, both = noise[:, observed]
+    system[np.diag_indices_from(system)] += np.concatenate([u, v])
+    first, second = np.arange(len(u)), len(u) + np.arange(len(u))
+    system[first, second] += both
+    system[second, first] += both
 
 
 def _apply(spectrum: NDArray[np.complex128], field: Floats) -> Floats:

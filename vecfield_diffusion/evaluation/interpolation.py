@@ -1,6 +1,7 @@
 """Optimal interpolation in space and time: the posterior of a series given what was measured of it.
 
-Values y = x + n of any frames, n ~ N(0, R) with R diagonal, give every other value of the trajectory x ~ N(m, S)
+Values y = x + n of any frames, n ~ N(0, R) with R diagonal but for the 2x2 blocks of cells, give every other value of
+the trajectory x ~ N(m, S)
 
     x^ = m + S A^T (A S A^T + R)^-1 (y - A m)            Cov = S - S A^T (A S A^T + R)^-1 A S
 
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vecfield_diffusion.ellipses import correlated, root
 from vecfield_diffusion.evaluation.spacetime import Bools, Floats, SpaceTime
 from vecfield_diffusion.models.measured import System, Values, budget, nearest
 
@@ -82,7 +84,7 @@ class Interpolation:
 
         Arguments:
             series: What was measured.
-            noise: The variance of the errors.
+            noise: The variance of the errors, see `parts`.
             frames: The frames to fill; all if None. What was measured in others counts too.
             members: The number of members.
             seed: Of the members.
@@ -112,7 +114,8 @@ class Interpolation:
 
         Arguments:
             series: What was measured, `(T, 2, H, W)`, NaN elsewhere.
-            noise: The variance of the errors, a number or as the series.
+            noise: The variance of the errors, a number or as the series; with a third channel, `(T, 3, H, W)`, that is
+                the covariance of those of both components of a cell.
             blocks: Consecutive frames that are filled at once.
             members: The number of members.
             seed: One seed gives one trajectory for each number of a member.
@@ -124,9 +127,10 @@ class Interpolation:
         """
         if series.ndim != 4 or series.shape[1:] != self.prior.mean.shape:
             raise ValueError(f"series must be (T, {', '.join(map(str, self.prior.mean.shape))}), got {series.shape}")
-        noise = np.broadcast_to(np.asarray(noise, dtype=np.float64), series.shape)
+        noise = np.asarray(noise, dtype=np.float64)
+        noise = noise if noise.ndim == 4 and noise.shape[1] == 3 else np.broadcast_to(noise, series.shape)
         observed = np.isfinite(series) & self.prior.valid
-        if not (noise[observed] >= 0).all():
+        if not (noise[:, :2][observed] >= 0).all():
             raise ValueError("noise must be >= 0 where something was measured")
         wanted = np.broadcast_to(with_variance, series.shape)
         anomalies = np.where(observed, series - self.prior.mean, 0.0)
@@ -147,7 +151,9 @@ class Interpolation:
         inside, prior = self.prior.valid, self.prior
         values = self._select(observed, block)
         y = _of(anomalies, values)
-        system = System(prior.covariance, values, torch.from_numpy(_of(noise, values)))
+        first, last = (int(end(values.frame.tolist(), default=0)) for end in (min, max))
+        level = torch.from_numpy(np.ascontiguousarray(noise[first : last + 1]))
+        system = System(prior.covariance, values, *values.errors(level, first))
         innovations = np.stack([y, *(y - _of(x, values) - _of(n, values) for x, n in drawn)])
         steps = system.correct(torch.from_numpy(innovations), block).numpy()
         chosen = slice(block.start, block.stop)
@@ -163,7 +169,7 @@ class Interpolation:
         mean, members = (
             np.where(inside, part + prior.mean, np.nan) for part in (mean, np.reshape(members, shape))
         )  # fmt: skip
-        variance = np.where(inside & wanted[chosen] & left, noise[chosen], np.nan)
+        variance = np.where(inside & wanted[chosen] & left, noise[chosen, :2], np.nan)
         targets = Values.where(torch.from_numpy(inside & wanted[chosen] & ~left), block.start)
         variance[_places(targets, block.start)] = system.variance(targets)
         return Filled(mean, variance, members)
@@ -171,8 +177,8 @@ class Interpolation:
     def _draw(self, frames: int, noise: Floats, observed: Bools, seed: int, number: int) -> tuple[Floats, Floats]:
         generator = np.random.default_rng([seed, number])
         x = self.prior.draw(frames, generator)
-        errors = generator.standard_normal(noise.shape)
-        return x, np.where(observed, np.sqrt(np.where(observed, noise, 0.0)) * errors, 0.0)
+        errors = generator.standard_normal(x.shape)
+        return x, np.where(observed, drawn(noise, observed, errors), 0.0)
 
     def _select(self, observed: Bools, block: range) -> Values:
         """The measured values that a block is given."""
@@ -194,6 +200,22 @@ class Interpolation:
             cells, sought = (torch.from_numpy(part) for part in (chosen.any(axis=1), hidden))
             chosen &= nearest(cells, sought, most // 2, self.prior.covariance.lengths()).numpy()[:, None]
         return Values.where(torch.from_numpy(chosen), first)
+
+
+def drawn(noise: Floats, observed: Bools, white: Floats) -> Floats:
+    """Returns errors made of unit normal noise `(T, 2, H, W)`; what they are where not observed does not matter.
+
+    Arguments:
+        noise: Their variances, `(T, 2, H, W)`, or `(T, 3, H, W)` with the covariances.
+        observed: The values that have errors, `(T, 2, H, W)`.
+        white: The noise.
+    """
+    if noise.shape[1] == 2:
+        return np.sqrt(np.where(observed, noise, 0.0)) * white
+    var_u, var_v, both = (torch.from_numpy(noise[:, [entry]]) for entry in range(3))
+    seen = torch.from_numpy(observed)
+    var_u = torch.where(seen[:, :1], var_u, torch.nan)
+    return correlated(root(var_u, var_v, both), torch.from_numpy(white)).nan_to_num().numpy()
 
 
 def _places(values: Values, first: int = 0) -> tuple[np.ndarray, ...]:

@@ -55,7 +55,7 @@ class ObservedSeries:
 
     Arguments:
         y: The values of frames at equal steps, `(T, 2, H, W)`, NaN where not observed.
-        noise: The variance of their errors, likewise; read where observed.
+        noise: The variance of their errors, likewise, or with their covariance `(T, 3, H, W)`; read where observed.
         frames: The frames that are wanted.
     """
 
@@ -172,7 +172,9 @@ class ExtendedEOF(SeriesBaseline):
         """See `SeriesBaseline.fill`."""
         height = self.valid.shape[0]
         for frame in observations.frames:
-            y, noise = (_tall(_window(part, frame, self.frames)) for part in (observations.y, observations.noise))
+            y, noise = (
+                _tall(_window(part, frame, self.frames)) for part in (observations.y, observations.noise[:, :2])
+            )
             observed = np.isfinite(y).all(axis=0)
             sigma = np.sqrt(np.where(observed, noise.mean(axis=0), 0.0))
             yield Law(self.modes.fill(y, observed, sigma)[:, REACH * height : (REACH + 1) * height])

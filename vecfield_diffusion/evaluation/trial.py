@@ -111,7 +111,7 @@ def _at(noise: NDArray | float, judged: Bools, frames: NDArray) -> Floats | floa
     """The variance of the errors of the judged values: what is compared with has them, too."""
     if np.ndim(noise) == 0:
         return noise
-    return np.concatenate([noise[frame][judged[frame]] for frame in frames])
+    return np.concatenate([noise[frame, :2][judged[frame]] for frame in frames])
 
 
 def _scored(mean: Floats, variance: Floats, truth: Floats, half: NDArray) -> tuple[dict[str, float], float]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vecfield_diffusion.diffusion.denoiser import Denoiser, DenoiserFunction
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.ellipses import blocks, root
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.cfg import Guidance
 from vecfield_diffusion.models.symmetry import Generator, Symmetry, group
@@ -116,6 +117,13 @@ def image(observation: Observation, g: Symmetry, shift: tuple[int, int] = (0, 0)
         moved = shifted(g.move(values), shift)
         return moved.flip(-3) if g.transpose and values.shape[-3] == 2 else moved
 
+    def errors(values: Tensor) -> Tensor:
+        if values.shape[-3] < 3:
+            return scalars(values)
+        *variances, covariance = blocks(shifted(g.move(values), shift)).split(1, dim=-3)
+        variances = variances[::-1] if g.transpose else variances
+        return root(*variances, -covariance if g.flip_x != g.flip_y else covariance)
+
     def vectors(values: Tensor) -> Tensor:
         return shifted(g.act(values), shift)
 
@@ -123,7 +131,7 @@ def image(observation: Observation, g: Symmetry, shift: tuple[int, int] = (0, 0)
         observation,
         y=vectors(observation.y),
         observed=scalars(observation.observed),
-        sigma_y=scalars(observation.sigma_y),
+        sigma_y=errors(observation.sigma_y),
         valid=scalars(observation.valid),
         background=None if observation.background is None else vectors(observation.background),
         single=None if observation.single is None else scalars(observation.single),

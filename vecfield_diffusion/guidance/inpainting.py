@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vecfield_diffusion.diffusion.denoiser import DenoiserFunction
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.ellipses import deviations
 from vecfield_diffusion.guidance.linear import LinearObservation
 from vecfield_diffusion.samplers.base import BoundDenoiser, Hook, NoiseFunction, Sampler
 from vecfield_diffusion.samplers.stochastic import DDIM, Ancestral
@@ -157,9 +158,10 @@ class RePaint(Inpainting):
         """Returns the replacement after each step."""
 
         def replace(z: Tensor, r: float) -> Tensor:
-            scale = (r**2 - observation.sigma_y**2).clamp(min=0).sqrt()
+            sigma = deviations(observation.sigma_y)
+            scale = (r**2 - sigma**2).clamp(min=0).sqrt()
             # Below its own error the observation knows less than the sample.
-            known = observation.known & (observation.sigma_y <= r)
+            known = observation.known & (sigma <= r)
             return torch.where(known, observation.y + scale * noise(), z)
 
         return replace
@@ -169,7 +171,7 @@ class RePaint(Inpainting):
 
         Below it nothing holds the known cells, and repeated steps would forget them.
         """
-        sigma = torch.where(observation.known, observation.sigma_y, 0.0)
+        sigma = torch.where(observation.known, deviations(observation.sigma_y), 0.0)
         return sigma.flatten(1).amax(dim=1) if self.repeats > 1 else sigma.new_zeros(len(sigma))
 
     def advice(self, sampler: Sampler) -> str | None:

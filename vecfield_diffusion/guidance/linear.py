@@ -21,6 +21,7 @@ from torch import Tensor
 from vecfield_diffusion.axes import by_frame, u_and_v
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.ellipses import axes, deviations, turned
 from vecfield_diffusion.physics.grid import Grid
 
 #: A linear map of velocities `(B, 2, H, W)` on a grid.
@@ -87,6 +88,8 @@ def floored(sigma: Tensor) -> Tensor:
 def cells(observation: Observation, components: Components = "both") -> LinearObservation:
     """Returns the measured cells of an observation: A is the identity on `(B, 2, H, W)`, errors are at least `FLOOR`.
 
+    Where the errors of both components are correlated, A turns the velocity to the axes of their ellipse.
+
     Arguments:
         observation: Values, errors and what was measured, single components included.
         components: Which of the two components count.
@@ -100,7 +103,13 @@ def cells(observation: Observation, components: Components = "both") -> LinearOb
     y = observation.y
     counted = torch.tensor(chosen, device=y.device).view(2, 1, 1)
     present = observation.known & observation.valid & counted
-    return LinearObservation(lambda x: x, y, floored(observation.sigma_y), present)
+    angle, lengths = axes(observation.sigma_y)
+    if angle is None or components != "both":
+        return LinearObservation(lambda x: x, y, floored(deviations(observation.sigma_y)), present)
+    angle = torch.where(observation.observed, angle, 0.0)  # the error of a single component is its own
+    sigma = torch.where(observation.observed, lengths, deviations(observation.sigma_y))
+    y = torch.where(observation.known, y, 0.0)  # a component that is missing would spoil the other: 0 * NaN is NaN
+    return LinearObservation(lambda x: turned(x, angle), turned(y, angle), floored(sigma), present)
 
 
 def radial(bearing: Tensor, y: Tensor, sigma: Tensor, observed: Tensor) -> LinearObservation:
@@ -165,22 +174,31 @@ def _boxes(x: Tensor, size: int, grid: Grid) -> Tensor:
 
 
 def operator_rows(
-    operator: Operator, target: Tensor | float, tau: float, grid: Grid, normalizer: Normalizer, frames: int = 1
+    operator: Operator,
+    target: Tensor | float,
+    tau: Tensor | float,
+    grid: Grid,
+    normalizer: Normalizer,
+    frames: int = 1,
+    where: Tensor | None = None,
 ) -> LinearObservation:
     """Returns what a linear operator of the physical field should give, in units of its tolerance; see the module.
 
     Arguments:
         operator: L, from velocities `(B, 2, H, W)` and a grid to `(B, C, H, W)`, which counts in valid cells, or to
             `(B, C, 1, 1)`.
-        target: l, a number or what broadcasts to the values.
-        tau: The tolerance, in the units of the values.
+        target: l, a number or what broadcasts to the values; where it is NaN there is no row.
+        tau: The tolerance, in the units of the values, a number or what broadcasts to them.
         grid: The grid.
         normalizer: The way to physical units.
         frames: The frames of a sample, each of which has these rows.
+        where: The cells that have a row, boolean, `(H, W)` or as the values; all valid ones if None.
     """
     mean = normalizer.mean.expand(*((1,) if frames == 1 else (1, frames)), 2, *grid.shape)
-    y = (target - operator(mean, grid)) / tau
+    excess = target - operator(mean, grid)
+    if isinstance(tau, Tensor):  # unknown ones would make gradients NaN
+        tau = torch.where(excess.isfinite(), tau.to(mean), 1.0)
+    y = excess / tau
     present = grid.valid.to(y.device) if y.shape[-2:] == grid.shape else torch.ones_like(y, dtype=torch.bool)
-    return LinearObservation(
-        lambda x: operator(normalizer.std.to(x) * x, grid) / tau, y, torch.ones_like(y), present.expand(y.shape)
-    )
+    present = present & y.isfinite() if where is None else present & y.isfinite() & where.to(y.device)
+    return LinearObservation(lambda x: operator(normalizer.std.to(x) * x, grid) / tau, y, torch.ones_like(y), present)

@@ -32,8 +32,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -61,17 +61,21 @@ class Term:
         weight: Of its energy; 0 leaves it out.
         operator: L.
         target: What `L u` should be.
-        tau: How far it may be off, in the units of the target.
+        tau: How far it may be off, in the units of the target; a number, or as `L u`.
+        where: The cells of a grid in which it is asked for, `(H, W)`; all valid ones if None.
     """
 
     name: str
     weight: float
     operator: Operator
-    target: float | tuple[float, float]
-    tau: float | Literal["auto"]
+    target: float | tuple[float, float] | Tensor
+    tau: float | Literal["auto"] | Tensor
+    where: Callable[[Grid], Tensor] | None = None
 
     def aim(self, like: Tensor) -> Tensor:
         """Returns the target as a tensor that broadcasts against `L u`."""
+        if isinstance(self.target, Tensor):
+            return self.target.to(like)
         return torch.as_tensor(self.target, dtype=like.dtype, device=like.device).view(-1, 1, 1)
 
 
@@ -81,10 +85,12 @@ class NoPhysics:
     Attributes:
         plain: Whether it adds nothing.
         mode: How its terms act, see the module.
+        varies: Whether what it knows differs from snapshot to snapshot, and is read by `recorded`.
     """
 
     plain: bool = True
     mode: str = "none"
+    varies: bool = False
 
     def obstacle(self, grid: Grid) -> str | None:
         """Returns why it does not go with a grid, in the words of the command line; None where it does."""
@@ -188,7 +194,7 @@ class Physics(NoPhysics):
         terms = [
             Term("divergence", divergence, operators.divergence, divergence_target, tau),
             Term("curl", curl, operators.vorticity, curl_target, curl_tau),
-            Term("no_flow", no_flow, through_walls, 0.0, velocity_tau),
+            Term("no_flow", no_flow, through_walls, 0.0, velocity_tau, beside_walls),
         ]
         if momentum is not None:
             terms.append(Term("momentum", 1.0, mean_velocity, tuple(momentum), velocity_tau))
@@ -215,10 +221,7 @@ class Physics(NoPhysics):
         if self.mode == "auto":
             known.mode = "rows" if weighs_rows and self.kinetic_energy is None else "gradient"
         known.terms = [
-            Term(term.name, term.weight, term.operator, term.target, max(found[term.name], 1e-12))
-            if term.tau == "auto"
-            else term
-            for term in self.terms
+            replace(term, tau=max(found[term.name], 1e-12)) if term.tau == "auto" else term for term in self.terms
         ]
         return known
 
@@ -232,7 +235,12 @@ class Physics(NoPhysics):
             return ()
         like = normalizer.std
         given = grid, normalizer, frames
-        return [operator_rows(term.operator, term.aim(like), term.tau, *given) for term in self.terms]
+        return [
+            operator_rows(
+                term.operator, term.aim(like), term.tau, *given, None if term.where is None else term.where(grid)
+            )
+            for term in self.terms
+        ]
 
     def energy(self, velocity: Tensor, std: Tensor, grid: Grid, norms: list[Tensor]) -> Tensor:
         """Returns E of every sample `(B,)`, dimensionless, of velocities `(B, 2, H, W)` in physical units.
@@ -354,8 +362,12 @@ def outer_edge(grid: Grid) -> float:
 
 def through_walls(velocity: Tensor, grid: Grid) -> Tensor:
     """Returns the velocity across walls and coasts of the cells beside them, `(B, 2, H, W)`, 0 in all others."""
-    beside = torch.stack([_beside(grid.valid, grid.boundary_x), _beside(grid.valid.mT, grid.boundary_y).mT])
-    return torch.where(beside, velocity, 0.0)
+    return torch.where(beside_walls(grid).to(velocity.device), velocity, 0.0)
+
+
+def beside_walls(grid: Grid) -> Tensor:
+    """Returns the components that lead into walls and coasts, of the cells beside them, boolean `(2, H, W)`."""
+    return torch.stack([_beside(grid.valid, grid.boundary_x), _beside(grid.valid.mT, grid.boundary_y).mT])
 
 
 def _beside(valid: Tensor, boundary: str) -> Tensor:

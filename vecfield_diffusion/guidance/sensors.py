@@ -18,6 +18,7 @@ from torch import Tensor
 from vecfield_diffusion.axes import u_and_v
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.ellipses import deviations
 from vecfield_diffusion.guidance.linear import FLOOR, Components, LinearObservation, cells, footprint, radial
 from vecfield_diffusion.physics.grid import Grid
 
@@ -250,7 +251,7 @@ class Footprint(Sensor):
 
     def rows(self, observation: Observation, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
         """Returns the averages of both components. The mean field is averaged, too."""
-        averages = footprint(self.size, grid, observation.y, observation.sigma_y, observation.observed)
+        averages = footprint(self.size, grid, observation.y, deviations(observation.sigma_y), observation.observed)
         # y has had the mean of the single cell taken off; what counts is that of the footprint.
         mean = normalizer.mean[None].to(observation.y) / normalizer.std.to(observation.y)
         shifted = observation.y + mean - averages.forward(mean)

@@ -20,12 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vecfield_diffusion.ellipses import deviations
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.export import SHIPPED, amend_weights, load_weights
 from vecfield_diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 
 #: The parts of a configuration, beside mask and error, that the spread of an ensemble depends on.
 PARTS = ("history", "sampler", "inpainting", "physics", "guidance", "sensor")
+
+#: The keys of the shape of errors, which few have.
+ELLIPSE = ("sigma_scale", "radars")
 
 #: The keys that say how a mask goes through time. A factor from before there were any is one of snapshots, which have
 #: nothing of them.
@@ -69,7 +73,8 @@ def apply_factor(members: Tensor, factor: float, observed: Tensor, sigma_obs: Te
         sigma_obs: The standard deviation of their error: a number, or a tensor as `Cases` has it.
     """
     mean = members.mean(dim=0)
-    held = observed & (torch.as_tensor(sigma_obs) == 0).to(observed.device)
+    sigma = torch.as_tensor(sigma_obs)
+    held = observed & ((deviations(sigma) if sigma.ndim else sigma) == 0).to(observed.device)
     return torch.where(held, members, torch.lerp(mean, members, factor))
 
 
@@ -81,7 +86,9 @@ def describe_process(config: Mapping[str, Any], mask: Mapping[str, Any], inpaint
         mask: The node of the mask.
         inpainting: The node of the way to condition, or of what `inpainting=auto` has come to.
     """
-    process = {"mask": mask, "sigma_obs": config["sigma_obs"]} | {name: config.get(name) or None for name in PARTS}
+    process = {"mask": mask, "sigma_obs": config["sigma_obs"]}
+    process |= {name: config[name] for name in ELLIPSE if config.get(name)}
+    process |= {name: config.get(name) or None for name in PARTS}
     return json.loads(json.dumps(process | {"inpainting": inpainting}))
 
 

@@ -22,6 +22,8 @@ from vecfield_diffusion.data.masks import Mask
 from vecfield_diffusion.data.sequences import Integers, frame_numbers, read_sequences
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.ellipses import correlated, is_known
+from vecfield_diffusion.guidance.physics import NoPhysics
 from vecfield_diffusion.guidance.sensors import Sensor
 from vecfield_diffusion.inference.run_masks import masks_of_runs
 from vecfield_diffusion.physics.grid import Grid
@@ -37,12 +39,12 @@ class Cases:
         observed: The cells that are observed, boolean `(N, 1, H, W)`.
         single: Observed values of cells where the other component is missing, boolean `(N, 2, H, W)`.
         y: The observed values `(N, 2, H, W)` in physical units, NaN elsewhere.
-        sigma_obs: The standard deviation of their error in physical units, `(N, 1, 1, 1)`, `(N, 1, H, W)` or
-            `(N, 2, H, W)`.
+        sigma_obs: Their errors in physical units, `(N, 1, 1, 1)`, or `(N, C, H, W)` as `ellipses.py` has them.
         grid: The grid.
         context: What a network is conditioned on beside, `(N, C, H, W)`, in its units.
         sensor: The observation operator with what it recorded of these cases, where it recorded anything.
         frames: Of sequences, the numbers of their frames in the series, `(N, T)`, each its own; see `frame_numbers`.
+        physics: What is known of these cases beside, where that differs from one to the other.
 
     Shapes are those of snapshots; those of sequences have T after N.
     """
@@ -57,6 +59,7 @@ class Cases:
     context: Tensor | None = None
     sensor: Sensor | None = None
     frames: list[list[int]] | None = None
+    physics: NoPhysics | None = None
 
     @property
     def noise_numbers(self) -> list[int] | list[list[int]]:
@@ -120,6 +123,7 @@ class Cases:
             sigma_obs=pick(self.sigma_obs),
             context=None if self.context is None else pick(self.context),
             sensor=None if self.sensor is None else self.sensor.select(chosen),
+            physics=None if self.physics is None else self.physics.select(chosen),
         )
 
     def given(self, fields: Tensor) -> Cases:
@@ -148,6 +152,7 @@ class Cases:
             sigma_obs=self.sigma_obs[index],
             context=None if self.context is None else self.context[index],
             sensor=None if self.sensor is None else self.sensor.select(index),
+            physics=None if self.physics is None else self.physics.select(index),
         )
 
     @property
@@ -197,7 +202,7 @@ def make_cases(
     sigma = torch.as_tensor(sigma_obs, dtype=truth.dtype)
     sigma = sigma.expand(len(truth), *(1,) * (truth.ndim - 1)) if sigma.ndim == 0 else sigma
     measured = truth if sensor is None or not add_error else sensor.measure(truth, grid)
-    known = measured.isfinite() & sigma.isfinite()
+    known = measured.isfinite() & is_known(sigma)
     drawn = {"valid": grid.valid, "seed": seed, "hide": hide, "along": along, "through": through}
     shown = shown_cells(fields, chosen, mask, known, **drawn)
     observed = known.all(dim=-3, keepdim=True) & shown
@@ -206,7 +211,7 @@ def make_cases(
     if add_error:
         # A missing frame has no number of its own, and nothing that an error could be added to.
         draws = [torch.randn(truth.shape[-3:], generator=seeded(seed, max(number, 0), 1)) for number in numbers]
-        y = y + sigma * torch.stack(draws).view(truth.shape)
+        y = y + correlated(sigma, torch.stack(draws).view(truth.shape))
     frames = frame_numbers(fields, chosen).tolist() if series else None
     return Cases(chosen.tolist(), truth, observed, single, y, sigma, grid, frames=frames)
 
@@ -316,7 +321,7 @@ def with_context(
         earlier = [number - lag for number in cases.numbers]
         # Snapshots before the first are unknown, and have no generator.
         draws = [torch.randn(parts[k].shape[1:], generator=seeded(seed, max(n, 0), 1)) for n in earlier]
-        parts[k] = parts[k] + cases.sigma_obs * torch.stack(draws)
+        parts[k] = parts[k] + correlated(cases.sigma_obs, torch.stack(draws))
         if past is not None:
             pairs = zip(parts[k].isfinite(), earlier, strict=True)
             shown[k] = torch.stack([observed_cells(known, past, seed, max(n, 0), 0.0) for known, n in pairs])

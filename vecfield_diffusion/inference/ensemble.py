@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.ellipses import deviations
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.samplers.base import NoiseFunction
@@ -144,7 +145,9 @@ class _Run:
         differentiates = method.inpainting.differentiates or sampler.differences
         self.reference = denoiser.reference if sampler.takes_reference else lambda observation: None
         self.denoiser = method.guidance.wrap(denoiser.in_float32() if differentiates else denoiser)
-        self.rows = list(method.physics.rows(denoiser.normalizer, grid, frames))
+        self.frames = frames
+        varies = method.physics.varies
+        self.rows = [] if varies else list(method.physics.rows(denoiser.normalizer, grid, frames))
 
     def __call__(
         self,
@@ -156,7 +159,10 @@ class _Run:
     ) -> Tensor:
         """Returns one field for each observation, those of `cases`; steps are repeated above the level `once_below`."""
         method, normalizer, grid = self.method, self.normalizer, self.grid
+        physics = method.physics
         rows = self.rows
+        if physics.varies:
+            rows = list(physics.select(cases).rows(normalizer, grid, self.frames))
         if method.sensor is not None:
             rows = [*method.sensor.select(cases).rows(part, normalizer, grid), *rows]
             part = part.nothing()
@@ -174,6 +180,6 @@ class _Run:
             valid=part.valid,
             reference=self.reference(part),
         )
-        x = torch.where(part.known & (part.sigma_y == 0), part.y, x)
+        x = torch.where(part.known & (deviations(part.sigma_y) == 0), part.y, x)
         x = method.physics.finish(x, part, normalizer, grid)
         return torch.where(part.valid, normalizer.denormalize(x), torch.nan).cpu()

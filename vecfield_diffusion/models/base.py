@@ -34,7 +34,7 @@ class Conditions(NamedTuple):
     Arguments:
         y: The measured values `(B, 2, H, W)`, 0 where there are none.
         observed: The measured cells, boolean `(B, 1, H, W)`.
-        error: The standard deviation of their error, `(B, 1, H, W)`, 0 where there are none.
+        error: Their errors, `(B, C, H, W)` as `ellipses.py` has them, 0 where there are none.
         valid: The cells of the domain, boolean `(B, 1, H, W)`.
         channels: All of this and what else the network is conditioned on, `(B, C, H, W)`.
         mean: The mean of the field given what is known, `(B, 2, H, W)`, of networks that predict it.

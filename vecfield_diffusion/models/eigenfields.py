@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vecfield_diffusion.ellipses import axes, back, turned
 from vecfield_diffusion.models.modes import MeanVariance, Modes, alike, least, of_samples, signs
 
 #: Products of modes that float32 leaves, at most.
@@ -24,7 +25,8 @@ class Eigenfields(Modes):
 
         D V C V^T D + nugget p / (nugget + p).
 
-    Its trace over the valid cells is exact up to `EXACT` modes, and without bias, to a few hundredths, beyond.
+    Its trace over the valid cells is exact up to `EXACT` modes, and without bias, to a few hundredths, beyond. Where
+    errors of u and v are correlated this holds along the axes of their ellipses, to which V, y and z are turned.
 
     Arguments:
         modes: V, `(K, 2, H, W)`, orthonormal.
@@ -49,7 +51,7 @@ class Eigenfields(Modes):
         #: with: the mean trace over all cells, land included, by 16 probes, times the mean D^2.
         self.register_buffer("over_valid", torch.tensor(True))
         self.before = False
-        self.remembered: dict[tuple[torch.dtype, bytes], Tensor] = {}
+        self.remembered: dict[tuple[torch.dtype, bytes, bytes], Tensor] = {}
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         state.setdefault(f"{prefix}over_valid", torch.tensor(False))
@@ -64,24 +66,50 @@ class Eigenfields(Modes):
 
     def forward(self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> MeanVariance:
         """See `Modes`."""
+        angle, error = axes(error)
+        if angle is None:
+            return self._posterior(self.modes, z, s, y, observed, error, valid)
+        parts, (kinds, which) = (z, y, observed, error, valid), torch.unique(angle, dim=0, return_inverse=True)
+        mean, variance = torch.zeros_like(z), torch.zeros_like(s)
+        for number, kind in enumerate(kinds):
+            own = which == number
+            z_own, y_own, *rest = (part[own] for part in parts)
+            fields = (turned(part, kind) for part in (self.modes, z_own))
+            along = self._posterior(*fields, s[own], turned(y_own, kind), *rest, seen=kind.cpu().numpy().tobytes())
+            mean[own], variance[own] = back(along[0], kind), along[1]
+        return mean, variance
+
+    def _posterior(
+        self,
+        modes: Tensor,
+        z: Tensor,
+        s: Tensor,
+        y: Tensor,
+        observed: Tensor,
+        error: Tensor,
+        valid: Tensor,
+        seen: bytes = b"",
+    ) -> MeanVariance:
+        """Returns the posterior for errors of one or two channels; `seen` tells modes that were turned from others."""
         noise, square = s[:, None, None, None].square(), error.square()
         p = torch.where(observed, noise * square / (noise + square), noise)
         m = torch.where(observed, (square * z + noise * y) / (noise + square), z)
-        nugget, modes, variances = (value.to(z.dtype) for value in (self.nugget, self.modes, self.variances))
+        nugget, modes, variances = (value.to(z.dtype) for value in (self.nugget, modes, self.variances))
         total = (nugget + p).clamp(min=least(variances))
         weight, white = (torch.where(valid, share, 0.0) for share in (1 / total, nugget / total))
         kept = torch.where(valid, 1 - white, 0.0)
-        kinds, which = alike(torch.cat([weight.flatten(1), kept.flatten(1)], dim=1))
+        values = (part.expand(-1, 2, -1, -1).flatten(1) for part in (weight, kept))
+        kinds, which = alike(torch.cat([*values], dim=1))
         kinds, kinds_kept = kinds.chunk(2, dim=1)
         basis = modes.flatten(1)
         right = (weight * m).flatten(1) @ basis.T
-        coefficients, factor = self.solve(self.gram(basis, kinds), variances, right, which)
+        coefficients, factor = self.solve(self.gram(basis, kinds, seen), variances, right, which)
         smooth = (coefficients @ basis).unflatten(1, z.shape[1:])
         mean = smooth + white * (m - smooth)
         cells = valid.sum(dim=(1, 2, 3)).clamp(min=1)
-        beside = (white * p).sum(dim=(1, 2, 3)) / cells
+        beside = (white * p).sum(dim=(1, 2, 3)) / (white.shape[1] * cells)
         if self.before:
-            share = kept.square().sum(dim=(1, 2, 3)) / cells
+            share = kept.square().sum(dim=(1, 2, 3)) / (kept.shape[1] * cells)
             spread = share * of_samples(self.trace(factor, variances), which)
         else:
             spread = of_samples(self.spread(factor, variances, basis, kinds_kept), which)
@@ -96,7 +124,7 @@ class Eigenfields(Modes):
         return field, field
 
     def spread(self, factor: Tensor, variances: Tensor, basis: Tensor, kept: Tensor) -> Tensor:
-        """Returns the trace of D V C V^T D, `(U,)`, for V^T `(K, 2 H W)` and D of the cells `(U, H W)`."""
+        """Returns the trace of D V C V^T D, `(U,)`, for V^T `(K, 2 H W)` and D `(U, 2 H W)`."""
         d = variances.sqrt()
         if len(d) <= self.EXACT:
             probes = torch.eye(len(d), dtype=d.dtype, device=d.device)
@@ -105,12 +133,12 @@ class Eigenfields(Modes):
         # C = X X^T for X = d R^-T, R the factor: a sum of squares, from which nothing is subtracted.
         roots = d[:, None] * torch.linalg.solve_triangular(factor.mT, probes.expand(len(factor), -1, -1), upper=True)
         energy = (basis.T @ roots).square().sum(dim=2)
-        return (energy * kept.square().repeat(1, 2)).sum(dim=1)
+        return (energy * kept.square()).sum(dim=1)
 
-    def gram(self, basis: Tensor, weight: Tensor) -> Tensor:
-        """Returns V^T w V, `(U, K, K)`, for V^T `(K, 2 H W)` and weights of the cells `(U, H W)`."""
+    def gram(self, basis: Tensor, weight: Tensor, seen: bytes = b"") -> Tensor:
+        """Returns V^T w V, `(U, K, K)`, for V^T `(K, 2 H W)` and weights `(U, 2 H W)`; `seen` as in `_posterior`."""
         if basis.device.type != "cpu":
-            return torch.stack([(basis * row.repeat(2)) @ basis.T for row in weight])
+            return torch.stack([(basis * row) @ basis.T for row in weight])
         gram = torch.zeros(len(weight), len(basis), len(basis), dtype=basis.dtype)
         for row, into in zip(weight, gram, strict=True):
             # V^T V is the identity: only cells of another weight than most take work.
@@ -118,23 +146,23 @@ class Eigenfields(Modes):
             values = row.unique()
             if len(values) <= 3:
                 for value in values[values != most]:
-                    into.add_(self.product(basis, row == value), alpha=float(value - most))
+                    into.add_(self.product(basis, row == value, seen), alpha=float(value - most))
             else:
-                other = (row != most).repeat(2)
+                other = row != most
                 part = basis[:, other]
-                torch.mm(part * (row - most).repeat(2)[other], part.T, out=into)
+                torch.mm(part * (row - most)[other], part.T, out=into)
             into.diagonal().add_(most)
         return gram
 
-    def product(self, basis: Tensor, cells: Tensor) -> Tensor:
-        """Returns V^T V over the cells marked True in `(H W,)`, `(K, K)`.
+    def product(self, basis: Tensor, values: Tensor, seen: bytes = b"") -> Tensor:
+        """Returns V^T V over the values marked True in `(2 H W,)`, `(K, K)`; `seen` as in `_posterior`.
 
         It is remembered while nothing is trained: the mask of an observation is the same at each step of a sampler,
         though the weights are not.
         """
-        key = (basis.dtype, np.packbits(cells.numpy()).tobytes())
+        key = (basis.dtype, np.packbits(values.numpy()).tobytes(), seen)
         if (product := self.remembered.get(key)) is None:
-            part = basis[:, cells.repeat(2)]
+            part = basis[:, values]
             product = part @ part.T
             if not self.training:
                 self.remembered[key] = product

@@ -1,6 +1,7 @@
 """The posterior of a stationary field given what was measured of it: optimal interpolation in space and time.
 
-With S the covariance and A what picks the measured values y = A x + n, n ~ N(0, R), R diagonal,
+With S the covariance and A what picks the measured values y = A x + n, n ~ N(0, R), R diagonal but for the
+covariance of the errors of both components of a cell,
 
     x^ = S A^T (A S A^T + R)^-1 y        Cov = S - S A^T (A S A^T + R)^-1 A S.
 
@@ -50,6 +51,30 @@ class Values(NamedTuple):
     def of(self, fields: Tensor, first: int = 0) -> Tensor:
         """What series `(..., T, 2, H, W)`, whose first frame has the number `first`, have there, `(..., n)`."""
         return fields[..., self.frame - first, self.component, self.row, self.column]
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """Where u and v of one cell are among those of `where`, `(p,)` each."""
+        cells = torch.stack([self.frame, self.row, self.column], dim=1)
+        both, place, count = torch.unique(cells, dim=0, return_inverse=True, return_counts=True)
+        first, second = (
+            torch.full((len(both),), -1, device=place.device).index_copy(0, place[chosen], chosen.nonzero()[:, 0])
+            for chosen in (self.component == 0, self.component == 1)
+        )
+        return first[count == 2], second[count == 2]
+
+    def errors(self, noise: Tensor, first: int = 0) -> tuple[Tensor, Tensor | None]:
+        """The variance of their errors `(n,)`, and of u and v of a cell the covariance, one a pair of `pairs`.
+
+        Arguments:
+            noise: The variance of both components, of each, or these and their covariance, `(T, C, H, W)`.
+            first: The number of the first frame of `noise`.
+        """
+        entries = noise.shape[1]
+        own = self.of(noise.narrow(1, 0, min(entries, 2)).expand(-1, 2, -1, -1), first)
+        if entries < 3:
+            return own, None
+        u = self.at(self.pairs()[0])
+        return own, noise[u.frame - first, 2, u.row, u.column]
 
 
 class Covariance:
@@ -197,12 +222,19 @@ class System:
         covariance: Of the field.
         values: Which values were measured.
         noise: The variance of their errors, `(n,)`.
+        across: The covariance of the errors of u and v of a cell, `(p,)`, see `Values.errors`; 0 if None.
     """
 
-    def __init__(self, covariance: Covariance, values: Values, noise: Tensor) -> None:
+    def __init__(
+        self, covariance: Covariance, values: Values, noise: Tensor, across: Tensor | None = None
+    ) -> None:  # fmt: skip
         self.covariance, self.values = covariance, values
         system = covariance.between(values, values)
         system.diagonal().add_(noise)
+        if across is not None:
+            u, v = values.pairs()
+            system[u, v] += across
+            system[v, u] += across
         self.factor = torch.linalg.cholesky(system)
 
     def correct(self, innovations: Tensor, onto: Sequence[int]) -> Tensor:
@@ -233,7 +265,7 @@ class Known(NamedTuple):
     Arguments:
         y: The values `(T, 2, H, W)`, 0 where there are none.
         observed: Their cells, `(T, H, W)`.
-        noise: The variance of their error, `(T, H, W)`.
+        noise: The covariance of their errors, `(T, C, H, W)`, see `Values.errors`.
         valid: The cells of the domain, `(T, H, W)`.
     """
 
@@ -241,6 +273,11 @@ class Known(NamedTuple):
     observed: Tensor
     noise: Tensor
     valid: Tensor
+
+    @property
+    def level(self) -> Tensor:
+        """The variance of the error of a cell, the mean of both components, `(T, H, W)`."""
+        return self.noise[:, :2].mean(dim=1)
 
 
 class Estimate(NamedTuple):
@@ -277,8 +314,8 @@ def interpolate(
     variance = some.of(covariance.variance().expand_as(known.y))
     if not len(values.frame):
         return Estimate(used, torch.zeros_like(known.y), prior, variance)
-    noise = values.of(known.noise[:, None].expand_as(known.y))
-    system = System(covariance, values, noise.clamp(min=ROUNDED * covariance.variance().max()))
+    noise, between = values.errors(known.noise)
+    system = System(covariance, values, noise.clamp(min=ROUNDED * covariance.variance().max()), between)
     mean = system.correct(values.of(known.y)[None], range(len(known.y)))[0]
     right = torch.cat([values.of(across).mT, covariance.between(values, some)], dim=1)
     functionals, single = system.half(right).split([len(across), len(variance)], dim=1)

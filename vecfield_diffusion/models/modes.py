@@ -31,7 +31,7 @@ class Modes(nn.Module, ABC):
         s: The standard deviation of its noise, `(B,)`.
         y: The measured values `(B, 2, H, W)`, 0 where there are none.
         observed: The measured cells, boolean `(B, 1, H, W)`.
-        error: The standard deviation of their error, `(B, 1, H, W)`.
+        error: Their errors, `(B, C, H, W)` as `ellipses.py` has them.
         valid: The cells of the domain, boolean `(B, 1, H, W)`.
     """
 

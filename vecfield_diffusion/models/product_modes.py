@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.axes import column, total
+from vecfield_diffusion.ellipses import blocks
 from vecfield_diffusion.models.measured import DENSE, ROUNDED, Covariance, Known, Values, budget, interpolate, some_of
 from vecfield_diffusion.models.modes import MeanVariance, Modes
 from vecfield_diffusion.models.products import Table
@@ -121,7 +122,7 @@ class ProductModes(Modes):
             return mean[:, 0], variance
         table, square = self.prior().table, self.scale.square()
         known = torch.where(observed, (y.double() - self.mean) / self.scale, 0.0)
-        noise = torch.where(observed, error.double().square() / square, 0.0)
+        noise = torch.where(observed, blocks(error.double()) / square, 0.0)
         posteriors = [self.posterior(*parts) for parts in zip(known, observed, noise, valid, strict=True)]
         if all(each is posteriors[0] for each in posteriors):  # members of one observation share what it says
             posteriors = posteriors[:1]
@@ -138,7 +139,8 @@ class ProductModes(Modes):
         rest, cells = table.rest / (1 + column(rate, z) * table.rest), total(valid).clamp(min=1)
         mean_square = column(total(valid * square) / cells, z)
         # What y tells of a cell is in its mean: there z is worth no more than beside it.
-        worth = torch.where(observed, noise / (noise + level / square), 1.0).sqrt() * valid
+        own = noise.narrow(-3, 0, min(noise.shape[-3], 2))
+        worth = torch.where(observed, own / (own + level / square), 1.0).sqrt() * valid
         small = worth * square * (innovation - step(innovation))
         small = worth * table.filtered(small, rest / (rest * mean_square + level))
         mean = first + small + step(innovation - small)
@@ -156,8 +158,10 @@ class ProductModes(Modes):
         key = hashlib.sha256(told + str(most).encode()).digest()
         found = self.remembered.pop(key, None)
         if found is None:
-            cells = (part.expand(len(y), 1, *y.shape[-2:])[:, 0] for part in parts[1:])
-            found = self.prior().given(Known(y, *cells), self.scale.square(), most, self.POINTS)
+            seen, level, inside = (part.expand(len(y), -1, *y.shape[-2:]) for part in parts[1:])
+            found = self.prior().given(
+                Known(y, seen[:, 0], level, inside[:, 0]), self.scale.square(), most, self.POINTS
+            )
         self.remembered[key] = found
         for old in list(self.remembered)[: -self.REMEMBERED]:
             del self.remembered[old]
@@ -223,10 +227,10 @@ class Prior:
         values, vectors = torch.linalg.eigh(found.among)
         root = vectors * values.clamp(min=0.0).sqrt()
         mean, unused, variance = found.mean, known.observed & ~found.used, found.variance
-        noise = known.noise[:, None].expand_as(mean)
+        noise = known.noise[:, :2].expand_as(mean)
         if unused.any():
             spread = table.rest.mean()
-            weight = torch.where(unused, 1 / (known.noise + spread).clamp(min=ROUNDED * variance.max()), 0.0)
+            weight = torch.where(unused, 1 / (known.level + spread).clamp(min=ROUNDED * variance.max()), 0.0)
             inner = torch.eye(len(root)).to(root) + root.T @ table.gram(weight) @ root
             root = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), root.T, upper=False).T
             missed = weight[:, None] * (known.y - mean)
@@ -263,7 +267,7 @@ class Prior:
     def bound(self, root: Tensor, known: Known) -> Tensor:
         """Returns the factor on the modes, `(T, 1, H, W)`, so that no measured cell varies by more than its error."""
         claimed = self.table.spread(root @ root.T)
-        share = known.noise / claimed.clamp(min=torch.finfo(claimed.dtype).tiny)
+        share = known.level / claimed.clamp(min=torch.finfo(claimed.dtype).tiny)
         return torch.where(known.observed, share.clamp(max=1.0).sqrt(), 1.0)[:, None]
 
 

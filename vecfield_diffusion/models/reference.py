@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vecfield_diffusion.ellipses import correlated
 from vecfield_diffusion.models.modes import Modes
 
 #: A level at which z tells nothing.
@@ -28,7 +29,7 @@ class GaussianReference:
         field: The Gaussian field, one that draws.
         y: The measured values `(B, 2, H, W)`, 0 where there are none.
         observed: The measured cells, boolean `(B, 1, H, W)`.
-        error: The standard deviation of their error, `(B, 1, H, W)`, 0 where there are none.
+        error: Their errors, `(B, C, H, W)` as `ellipses.py` has them, 0 where there are none.
         valid: The cells of the domain, boolean `(B, 1, H, W)`.
     """
 
@@ -49,7 +50,7 @@ class GaussianReference:
     def draw(self, noise: Callable[[], Tensor]) -> Tensor:
         """Returns a draw of N(0, C), linear in unit normal noise `(B, 2, H, W)`."""
         field, seen = self.field.draw(noise(), noise(), self.observed)
-        y = torch.where(self.observed, seen + self.error * noise(), 0.0)
+        y = torch.where(self.observed, seen + correlated(self.error, noise()), 0.0)
         return field - self._mean(torch.zeros_like(field), FAR, y)
 
     def _mean(self, z: Tensor, s: float, y: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from vecfield_diffusion.ellipses import blocks
 from vecfield_diffusion.models.modes import MeanVariance, Modes, alike, least, of_samples
 
 
@@ -55,10 +56,10 @@ class Waves(Modes):
         """See `Modes`."""
         table, noise = self.table(z), s[:, None].square()
         leak = self.leak(table, observed)
-        weight = torch.where(observed, 1 / (error.square() + leak), 0.0)
-        right = table.analyse(weight * y + z / noise[:, :, None, None])
+        weight = torch.where(observed, inverse(blocks(error), leak), 0.0)
+        right = table.analyse(times(weight, y) + z / noise[:, :, None, None])
         kinds, which = alike(torch.cat([weight.flatten(1), 1 / noise], dim=1))
-        gram = table.gram(kinds[:, :-1].unflatten(1, z.shape[2:]))
+        gram = table.gram(kinds[:, :-1].unflatten(1, (-1, *z.shape[2:])))
         gram.diagonal(dim1=1, dim2=2).add_(kinds[:, -1:])
         coefficients, factor = self.solve(gram, table.variances, right, which)
         trace = of_samples(self.trace(factor, table.variances), which)
@@ -78,6 +79,23 @@ class Waves(Modes):
         strong = table.synthesise(table.variances.sqrt() * table.analyse(noise))
         seen = strong + self.leak(table, observed).sqrt() * leaked
         return strong + table.filter(noise, table.rest.sqrt()), seen
+
+
+def inverse(block: Tensor, more: Tensor) -> Tensor:
+    """Returns (R + more I)^-1 of covariances of as many channels as `ellipses.blocks` gives, in as many."""
+    if block.shape[-3] < 3:
+        return 1 / (block + more)
+    u, v, covariance = block.split(1, dim=-3)
+    u, v = u + more, v + more
+    return torch.cat([v, u, -covariance], dim=-3) / (u * v - covariance.square())
+
+
+def times(block: Tensor, fields: Tensor) -> Tensor:
+    """Returns such symmetric matrices times vectors `(B, 2, H, W)`."""
+    if block.shape[-3] < 3:
+        return block * fields
+    own, across = block.split((2, 1), dim=-3)
+    return own * fields + across * fields.flip(-3)
 
 
 @dataclass(frozen=True)
@@ -161,16 +179,33 @@ class Table:
         return Table(*(cast(getattr(self, field.name)) for field in fields(self)))
 
     def gram(self, weight: Tensor) -> Tensor:
-        """Returns V^T w V, `(U, K, K)`, for weights `(U, H, W)`: their transforms at sums and differences of waves."""
-        m = torch.fft.fft2(weight).flatten(1).conj().resolve_conj() / (self.shape[0] * self.shape[1])
+        """Returns V^T w V, `(U, K, K)`: the transforms of w at sums and differences of waves.
+
+        Arguments:
+            weight: w, `(U, C, H, W)`: of both components, of each, or these and what is off the diagonal of 2x2 blocks.
+        """
+        m = torch.fft.fft2(weight).flatten(2).conj().resolve_conj() / (self.shape[0] * self.shape[1])
         n, pair = len(self.wave), self.factor[:, None] * self.factor / 2
-        near = m[:, self.minus.flatten()].unflatten(1, (n, n)) * (pair * (self.vector.conj() @ self.vector.T))
-        far = m[:, self.plus.flatten()].unflatten(1, (n, n)) * (pair * (self.vector @ self.vector.T))
+        near, far = (
+            sum(
+                m[:, entry, at.flatten()].unflatten(1, (n, n)) * (pair * products)
+                for entry, products in enumerate(self.products(vector, weight.shape[1]))
+            )
+            for vector, at in ((self.vector.conj(), self.minus), (self.vector, self.plus))
+        )
         both, gram = near + far, weight.new_empty(len(weight), 2 * n, 2 * n)
         gram[:, :n, :n], gram[:, n:, n:] = both.real, (near - far).real
         gram[:, :n, n:] = -both.imag
         gram[:, n:, :n] = -both.imag.mT
         return gram
+
+    def products(self, vector: Tensor, entries: int) -> list[Tensor]:
+        """Returns what each entry of w is multiplied by, `(n, n)`, for eigenvectors or their conjugates `(n, 2)`."""
+        if entries == 1:
+            return [vector @ self.vector.T]
+        u, v = ((left[:, None], right) for left, right in zip(vector.T, self.vector.T, strict=True))
+        both = [u[0] * u[1], v[0] * v[1], u[0] * v[1] + v[0] * u[1]]
+        return both[:entries]
 
     def analyse(self, field: Tensor) -> Tensor:
         """Returns V^T of fields `(B, 2, H, W)`, `(B, K)`."""

@@ -106,6 +106,17 @@ def gradient(potential: Tensor, grid: Grid) -> Tensor:
     return _flowing(torch.cat((along_x / grid.dx[:, None].to(p), along_y / grid.dy[:, None].to(p)), dim=-3), grid)
 
 
+def slope(height: Tensor, grid: Grid) -> Tensor:
+    """Returns (d/dx, d/dy) of a scalar `(B, 1, H, W)`, as `(B, 2, H, W)`, one-sided beside land, walls and open edges.
+
+    NaN where a value that it needs is. Unlike `gradient` it is no adjoint, and exact for planes up to the coast.
+    """
+    h = _inside(height, grid)
+    along_x = _difference(h, along(grid, 1, sealed=False), grid.boundary_x) / grid.dx[:, None].to(h)
+    along_y = _difference(h.mT, along(grid, 0, sealed=False), grid.boundary_y).mT / grid.dy[:, None].to(h)
+    return _inside(torch.cat((along_x, along_y), dim=-3), grid)
+
+
 def laplacian(potential: Tensor, grid: Grid) -> Tensor:
     """Returns `divergence(gradient(potential))` of `(B, 1, H, W)`: self-adjoint by area and never positive."""
     return divergence(gradient(potential, grid), grid)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.ellipses import at_least
 from vecfield_diffusion.errors import UserError, nearest
 from vecfield_diffusion.evaluation.baseline import Baseline
 from vecfield_diffusion.evaluation.baselines import BASELINES
@@ -75,8 +76,12 @@ def baseline_fill(
     """
 
     def estimate(case: int) -> tuple[np.ndarray, np.ndarray | None]:
-        sigma = cases.sigma_obs[case].double().square().mean(dim=0).sqrt().nan_to_num(0.0, posinf=0.0)
-        error = np.maximum(sigma.item() if sigma.numel() == 1 else sigma.numpy(), floor)
+        sigma = cases.sigma_obs[case].double().nan_to_num(0.0, posinf=0.0)
+        if baseline.takes_ellipses and len(sigma) > 1:
+            error = at_least(sigma, floor).numpy()
+        else:
+            sigma = (sigma.square().sum(dim=0) / min(len(sigma), 2)).sqrt()
+            error = np.maximum(sigma.item() if sigma.numel() == 1 else sigma.numpy(), floor)
         previous = None if before is None else before[case].numpy()
         found = baseline.posterior(cases.y[case].numpy(), cases.observed[case, 0].numpy(), error, previous)
         progress(1)

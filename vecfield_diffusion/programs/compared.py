@@ -28,6 +28,7 @@ from vecfield_diffusion.inference.calibration import find_factor
 from vecfield_diffusion.inference.cases import Cases, with_context
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.programs.ahead import View
+from vecfield_diffusion.programs.balances import with_balances
 from vecfield_diffusion.programs.baselines import REGRESSION
 from vecfield_diffusion.programs.fitted import check_grid, fit_size
 from vecfield_diffusion.programs.method import build_method, fit_method, node_of, process_of, resolve_method
@@ -73,7 +74,10 @@ class Network:
         """
         past = mask if config["history"] == "masked" else None
         normalizer = self.trained.denoiser.normalizer
-        return with_context(cases, fields, self.trained.context, normalizer, seed=config["seed"], past=past, twin=True)
+        options = dict(seed=config["seed"], past=past, twin=True)
+        return with_balances(
+            with_context(cases, fields, self.trained.context, normalizer, **options), self.method, fields
+        )
 
     def resolved(self, view: View, cases: Cases, config: Mapping[str, Any]) -> Network:
         """The same with nothing left open for the cases of a mask: neither the method nor the factor.
@@ -106,7 +110,8 @@ class Network:
                 "sensor.velocity: what a radar recorded has no truth to be scored against; it is for infer.py. Give "
                 "sensor.sites=[[X,Y]], through which the known fields are seen"
             )
-        method = fit_method(self.method, fields, overlap=config["overlap"], batch=config["batch"])
+        seen = self.trained.split["train"]
+        method = fit_method(self.method, fields, seen=seen, overlap=config["overlap"], batch=config["batch"])
         return replace(self, trained=fit_size(self.trained, fields, config["overlap"], config["batch"]), method=method)
 
 

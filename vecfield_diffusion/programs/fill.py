@@ -229,6 +229,7 @@ def fill_cases(
     """
     denoiser, batch = trained.denoiser, at_once(config, trained)
     method = method if cases.sensor is None else replace(method, sensor=cases.sensor)
+    method = method if cases.physics is None else replace(method, physics=cases.physics)
     observation = cases.observation(denoiser.normalizer, denoiser.normalizer.std.device)
     known = {"grid": trained.grid, "seed": config["seed"], "first": first, "numbers": cases.noise_numbers}
     sample = partial(sample_ensemble, denoiser, observation=observation, **known)

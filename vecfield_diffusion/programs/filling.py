@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.data.draws import MaskFunction, goes_on, says_so
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.masks import Empty
 from vecfield_diffusion.data.sequences import Integers
-from vecfield_diffusion.data.units import SPEED, factor, same_units
+from vecfield_diffusion.ellipses import is_known
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.plots import MOVING, check_moving
 from vecfield_diffusion.evaluation.viewer import PAGE, check_page
@@ -28,6 +27,8 @@ from vecfield_diffusion.inference.calibration import find_factor
 from vecfield_diffusion.inference.cases import Cases, make_cases, shown_cells, with_context
 from vecfield_diffusion.inference.method import Method
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.programs.accuracy import errors
+from vecfield_diffusion.programs.balances import with_balances
 from vecfield_diffusion.programs.fitted import fit_size
 from vecfield_diffusion.programs.method import agreed, build_method, choices, fit_method, node_of, process_of
 from vecfield_diffusion.programs.mixture import NetworkMixture, check_options
@@ -130,7 +131,7 @@ class Filling:
             snapshots,
             self.mask,
             seed=config["seed"],
-            sigma_obs=errors(config["sigma_obs"], self.fields, snapshots),
+            sigma_obs=errors(config, self.fields, snapshots),
             add_error=self.twin,
             grid=trained.grid,
             sensor=sensor,
@@ -141,7 +142,7 @@ class Filling:
             return cases
         # The fields of the file stand for their coordinates alone.
         sensor = sensor.recorded(lambda name: read_variable(self.fields, name, snapshots))
-        known = sensor.cells & trained.grid.valid & cases.sigma_obs.isfinite().all(dim=-3, keepdim=True)
+        known = sensor.cells & trained.grid.valid & is_known(cases.sigma_obs).all(dim=-3, keepdim=True)
         given = {"valid": trained.grid.valid, "seed": config["seed"], "hide": config["hide"], "through": self.goes_on}
         shown = shown_cells(self.fields, snapshots, self.mask, known, **given)
         return cases.seen_through(sensor.within(shown))
@@ -151,7 +152,8 @@ class Filling:
         past = self.mask if self.config["history"] == "masked" else None
         trained, seed = self.trained, self.config["seed"]
         normalizer = trained.denoiser.normalizer
-        return with_context(cases, self.fields, trained.context, normalizer, seed=seed, past=past, twin=self.twin)
+        cases = with_context(cases, self.fields, trained.context, normalizer, seed=seed, past=past, twin=self.twin)
+        return with_balances(cases, self.method, self.fields)
 
     @cached_property
     def place(self) -> dict[int, int]:
@@ -225,7 +227,8 @@ def open_filling(
         print(f"{part.path}: step {part.step}, {type(part.denoiser.diffusion).__name__}")
     fields, indices, offered = chosen_snapshots(config, trained, source)
     sizes = {"overlap": config["overlap"], "batch": config["batch"]}
-    parts, method = [fit_size(part, fields, **sizes) for part in parts], fit_method(method, fields, **sizes)
+    parts = [fit_size(part, fields, **sizes) for part in parts]
+    method = fit_method(method, fields, seen=trained.split["train"] if source is None else None, **sizes)
     trained, mixture = parts[0], None if mixture is None else replace(mixture, parts=parts)
     if config["likelihood"] != "none":
         check_energy(config, trained)
@@ -336,34 +339,6 @@ def check_energy(config: Mapping[str, Any], trained: Trained) -> None:
             f"likelihood=energy: {trained.path} has no energy of these fields. It takes a network trained with "
             "model=energy loss.dual=1 and fields of its own size, for a blend of windows has none. Use likelihood=exact"
         )
-
-
-def errors(sigma_obs: float | str | list[str], fields: Fields, indices: Sequence[int] | Integers) -> float | Tensor:
-    """Returns the errors that `sigma_obs` names: a number, a variable of the source, or one for each component.
-
-    Those of variables are of snapshots `(N,)`, or of sequences `(N, T)`, as `Cases` has them.
-
-    Raises:
-        UserError: No such variable, or values that are no errors.
-    """
-    if isinstance(sigma_obs, int | float):
-        return sigma_obs
-    names = [sigma_obs] if isinstance(sigma_obs, str) else sigma_obs
-    if len(names) not in (1, 2):
-        raise UserError(f"sigma_obs={sigma_obs}: expected a number, a variable of the file, or one for u and one for v")
-    for name in names:
-        units = fields.units_of(name)
-        own = str(fields.component_attrs[0].get("units", ""))
-        if units and factor(units, SPEED) is None and not same_units(units, own):
-            raise UserError(
-                f"sigma_obs={name}: '{name}' in {fields.source} has units '{units}'. Expected an error in units of "
-                "speed, such as m s-1: convert it, or give a number in m s-1"
-            )
-    found = torch.cat([read_variable(fields, name, indices).narrow(-3, 0, 1) for name in names], dim=-3)
-    if (found < 0).any():
-        worst = found.nan_to_num().min()
-        raise UserError(f"sigma_obs={sigma_obs}: expected errors >= 0 in {fields.source}, found {worst}")
-    return found
 
 
 def at_once(config: Mapping[str, Any], trained: Trained) -> int:

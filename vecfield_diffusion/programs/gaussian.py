@@ -23,6 +23,7 @@ from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.masks import load_mask
 from vecfield_diffusion.data.sequences import Timeline, lengthened
 from vecfield_diffusion.data.words import INPUT, called
+from vecfield_diffusion.ellipses import blocks, deviations
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.estimation import Choice, Estimator, choose
 from vecfield_diffusion.evaluation.interpolation import Interpolation
@@ -35,7 +36,8 @@ from vecfield_diffusion.inference.template import Buffer
 from vecfield_diffusion.inference.work_items import shared_out
 from vecfield_diffusion.models.measured import SPARSE
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.programs.filling import check_ranges, errors
+from vecfield_diffusion.programs.accuracy import errors, is_constant
+from vecfield_diffusion.programs.filling import check_ranges
 from vecfield_diffusion.programs.method import node_of
 from vecfield_diffusion.programs.source import TABLES, Source, files_behind, open_source, times
 
@@ -117,7 +119,7 @@ class Series:
 
     def _read(self, snapshots: list[int]) -> Cases:
         config, through = self.config, says_so(self.mask)
-        options = dict(sigma_obs=errors(config["sigma_obs"], self.fields, snapshots), hide=config["hide"])
+        options = dict(sigma_obs=errors(config, self.fields, snapshots), hide=config["hide"])
         return make_cases(self.fields, snapshots, self.mask, seed=config["seed"], through=through, **options)
 
     def run(self, sink: FieldsWriter | Buffer) -> dict[str, dict[str, float]]:
@@ -142,7 +144,7 @@ class Series:
                 spread = part.mean + factor * (part.members - part.mean)
                 cases = self.cases(places)
                 known = (cases.observed | cases.single).numpy()
-                members = np.where(known & (cases.sigma_obs.numpy() == 0), cases.y.numpy(), spread[:, at])
+                members = np.where(known & (deviations(cases.sigma_obs).numpy() == 0), cases.y.numpy(), spread[:, at])
                 truth = cases.truth.numpy() if cases.hidden.any() else None
                 sink.write(places, members.astype(np.float32), known, truth)
                 bar.update(len(places))
@@ -157,15 +159,17 @@ class Series:
                 "part of the file"
             )
         series = np.full(shape, np.nan)
-        constant = isinstance(self.config["sigma_obs"], int | float)
-        noise = self.config["sigma_obs"] ** 2 if constant else np.full(shape, np.nan)
+        constant = is_constant(self.config)
+        noise = self.config["sigma_obs"] ** 2 if constant else np.full((shape[0], 3, *shape[2:]), np.nan)
         for first in range(0, len(self.fields), READ):
             snapshots = list(range(first, min(first + READ, len(self.fields))))
             cases = self._read(snapshots)
             series[self.line.frames[snapshots]] = cases.y.double().numpy()
             if not constant:
-                variance = cases.sigma_obs.double().square().expand_as(cases.y)
-                noise[self.line.frames[snapshots]] = variance.numpy()
+                variance = blocks(cases.sigma_obs.double())
+                noise[self.line.frames[snapshots], : max(2, variance.shape[1])] = variance.numpy()
+        if not constant and np.isnan(noise[:, 2]).all():
+            noise = noise[:, :2]
         series[:, :, ~self.grid.valid.numpy()] = np.nan
         return series, noise
 
@@ -185,7 +189,7 @@ class Series:
                 "network: ckpt=RUN"
             )
         hidden, shape = pieces(measured, valid, seed)
-        error = float(noise[np.isfinite(known)].mean()) if isinstance(noise, np.ndarray) else float(noise)
+        error = float(noise[:, :2][np.isfinite(known)].mean()) if isinstance(noise, np.ndarray) else float(noise)
         estimator = Estimator(self.grid.periodic, self.line.lags, noise=error)
         shown = np.where(hidden[:, None], np.nan, known)
         choice: Choice = choose(shown, valid, estimator, seed=seed)

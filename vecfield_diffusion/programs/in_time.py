@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.sequences import Timeline, duration, intervals
 from vecfield_diffusion.data.units import factor, says_nothing
+from vecfield_diffusion.ellipses import at_least, blocks
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.comparison import Estimate
 from vecfield_diffusion.evaluation.series import ObservedSeries, SeriesBaseline
@@ -48,12 +49,14 @@ def observations(cases: Cases, line: Timeline, indices: Sequence[int], floor: fl
         floor: The least error of an observation, in the units of the data.
     """
     at, found = line.frames[cases.numbers], []
-    sigma = cases.sigma_obs.double().expand_as(cases.y).nan_to_num(posinf=0.0).clamp(min=floor)
+    sigma = at_least(cases.sigma_obs.double().nan_to_num(posinf=0.0), floor)
+    noise_of = blocks(sigma.expand(*cases.y.shape[:-3], max(2, sigma.shape[-3]), *cases.y.shape[-2:]))
     for run in np.split(np.arange(len(at)), np.flatnonzero(np.diff(at) >= line.lags) + 1):
         first, inside = at[run[0]], {cases.numbers[place] for place in run}
-        y, noise = (np.full((int(at[run[-1]] - first) + 1, *cases.y.shape[1:]), np.nan) for _ in range(2))
+        length = int(at[run[-1]] - first) + 1
+        y, noise = (np.full((length, *part.shape[1:]), np.nan) for part in (cases.y, noise_of))
         y[at[run] - first] = cases.y[run].double().numpy()
-        noise[at[run] - first] = sigma[run].square().numpy()
+        noise[at[run] - first] = noise_of[run].numpy()
         wanted = [int(line.frames[number] - first) for number in indices if number in inside]
         found += [ObservedSeries(y, noise, wanted)] if wanted else []
     return found

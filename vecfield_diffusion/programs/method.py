@@ -13,11 +13,14 @@ from torch import Tensor
 
 from vecfield_diffusion.config.build import build
 from vecfield_diffusion.data.fields import Fields
+from vecfield_diffusion.ellipses import deviations
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.sensors import Sensor
 from vecfield_diffusion.inference.calibration import describe_process
 from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.inference.method import Method
+from vecfield_diffusion.programs.accuracy import is_constant
+from vecfield_diffusion.programs.balances import placed_balances
 from vecfield_diffusion.programs.familiar import TrainingMasks
 from vecfield_diffusion.programs.fitted import fit_size
 from vecfield_diffusion.programs.trained import Trained, load_trained
@@ -54,8 +57,17 @@ def build_method(config: Mapping[str, Any], trained: Trained, device: torch.devi
     return replace(method, guidance=method.guidance.loaded(weak.denoiser), weak=weak)
 
 
-def fit_method(method: Method, fields: Fields, *, overlap: float = 0.25, batch: int = 64) -> Method:
-    """Returns the method among the cells of the data: the observation operator placed, the second network fitted.
+def fit_method(
+    method: Method, fields: Fields, *, seen: range | None = None, overlap: float = 0.25, batch: int = 64
+) -> Method:
+    """Returns the method among the cells of the data: operators and balances placed, the second network fitted.
+
+    Arguments:
+        method: The method.
+        fields: The data.
+        seen: Snapshots that tolerances may be found from; all if None.
+        overlap: Of windows, see `fit_size`.
+        batch: See there.
 
     Raises:
         UserError: An observation operator, guidance or physics that does not go with the grid.
@@ -67,7 +79,8 @@ def fit_method(method: Method, fields: Fields, *, overlap: float = 0.25, batch: 
     if method.weak is not None:
         guidance = guidance.loaded(fit_size(method.weak, fields, overlap, batch).denoiser)
     sensor = None if method.sensor is None else placed(method.sensor, fields)
-    return replace(method, guidance=guidance, sensor=sensor)
+    physics = placed_balances(method.physics, fields, seen)
+    return replace(method, guidance=guidance, sensor=sensor, physics=physics)
 
 
 def placed(sensor: Sensor, fields: Fields) -> Sensor:
@@ -92,8 +105,9 @@ class Observed:
     @classmethod
     def of(cls, cases: Cases) -> list[Observed]:
         """Returns what is observed of each case."""
-        known = (cases.observed | cases.single) & cases.sigma_obs.isfinite()
-        errors = torch.where(known, cases.sigma_obs, 0.0).flatten(1).amax(dim=1).tolist()
+        sigma = deviations(cases.sigma_obs)
+        known = (cases.observed | cases.single) & sigma.isfinite()
+        errors = torch.where(known, sigma, 0.0).flatten(1).amax(dim=1).tolist()
         singles = cases.single.flatten(1).any(dim=1).tolist()
         return [cls(*values) for values in zip(cases.observed, errors, singles, strict=True)]
 
@@ -162,14 +176,14 @@ def choices(
         UserError: A way to condition that cannot take the errors, or physics that it cannot take.
     """
     if method.inpainting is not None:
-        return [], {method.inpainting.name: complete(method, trained, config["sigma_obs"])}
+        return [], {method.inpainting.name: complete(method, trained, is_constant(config))}
     names = [name for name, _ in chosen]
     methods = {}
     for name in dict.fromkeys(names):
         count = names.count(name)
         share = f" for {count} of {len(names)} snapshots" if count < len(names) else ""
         print(f"inpainting={name}{share}: {usual_reason(chosen, name)}")
-        methods[name] = complete(conditioned(config, method, name), trained, config["sigma_obs"])
+        methods[name] = complete(conditioned(config, method, name), trained, is_constant(config))
     return names, methods
 
 
@@ -211,11 +225,13 @@ def resolve_method(
         name = chosen[0][0]
         print(f"{label}{': ' if label else ''}inpainting={name}: {usual_reason(chosen, name)}")
         method = conditioned(config, method, name)
-    return complete(method, trained, config["sigma_obs"])
+    return complete(method, trained, is_constant(config))
 
 
-def complete(method: Method, trained: Trained, sigma_obs: float | str | Sequence[str] = 0.0) -> Method:
+def complete(method: Method, trained: Trained, constant: bool = True) -> Method:
     """Returns the method with the tolerances and the mode of its physics; prints them, and what goes badly together.
+
+    `constant` says whether all observations have one error.
 
     Raises:
         UserError: Physics or errors that the way to condition cannot take.
@@ -225,7 +241,7 @@ def complete(method: Method, trained: Trained, sigma_obs: float | str | Sequence
         physics = method.physics.resolve(inpainting.weighs_rows, trained.statistics)
     except ValueError as error:
         raise UserError(f"physics.{error}") from error
-    if inpainting.repeats > 1 and not isinstance(sigma_obs, int | float):
+    if inpainting.repeats > 1 and not constant:
         raise UserError("inpainting=repaint takes one error for all cells: give sigma_obs as a number, or use mmps")
     advice = inpainting.advice(method.sampler)
     for line in (physics.summary(), advice and f"note: {advice}"):

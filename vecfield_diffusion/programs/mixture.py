@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.axes import total
+from vecfield_diffusion.ellipses import axes, is_known, turned
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.inference.cases import Cases
@@ -102,9 +103,10 @@ def log_evidence(part: Trained, cases: Cases, sampler: Sampler, config: Mapping[
         for given in (observation.nothing(), observation)
     ]
     values = 2 * part.grid.valid.sum().cpu()
-    sigma = cases.sigma_obs.expand_as(fields).double()
-    known = cases.observed.expand_as(fields) & sigma.isfinite()  # single components are no condition of a network
-    misfit = ((cases.y - fields) / sigma).square() / 2 + sigma.log() + math.log(2 * math.pi) / 2
+    angle, sigma = axes(cases.sigma_obs.double())
+    # Single components are no condition of a network.
+    known = (cases.observed & is_known(cases.sigma_obs).all(dim=-3, keepdim=True)).expand_as(fields)
+    misfit = (turned(cases.y - fields, angle) / sigma).square() / 2 + sigma.log() + math.log(2 * math.pi) / 2
     prior, posterior = (values * likelihood.double() for likelihood in likelihoods)
     return prior - posterior - total(torch.where(known, misfit, 0.0))
 

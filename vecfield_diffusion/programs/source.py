@@ -66,6 +66,7 @@ def open_input(
     bin_length: float | None = None,
     zeros: str | None = None,
     quality: str | None = None,
+    scales: Sequence[float] | None = None,
 ) -> Fields:
     """Returns the fields given as `input=`: points by the ending csv, tsv or txt, else whatever the source is.
 
@@ -78,13 +79,14 @@ def open_input(
         bin_length: See `open_points`.
         zeros: `gaps` or `land`, which cells that are 0 in both components are.
         quality: Which values count by their quality flags, see `open_fields`.
+        scales: See `open_points`.
 
     Raises:
         UserError: A source that cannot be read or understood.
     """
     if isinstance(source, str | Path) and Path(source).suffix.lower() in TABLES:
         with called(INPUT):
-            return open_table(str(source), trained, bin_length)
+            return open_table(str(source), trained, bin_length, scales)
     known = inspect.signature(open_fields).parameters
     options = {key: value for key, value in trained.config["dataset"].items() if key in known and value is not None}
     options.pop("path", None)
@@ -113,11 +115,16 @@ def open_input(
         raise UserError(f"{place}{error}") from error
 
 
-def open_table(path: str, trained: Trained, bin_length: float | None) -> Fields:
+def open_table(
+    path: str, trained: Trained, bin_length: float | None, scales: Sequence[float] | None = None
+) -> Fields:  # fmt: skip
     """Returns the points of a table on the grid of the training data. Raises UserError."""
     if trained.coordinates is None:
         raise UserError(f"{trained.path} does not say where its cells are: train anew to give it points")
-    points = open_points(path, empty_fields(trained), bin_length)
+    try:
+        points = open_points(path, empty_fields(trained), bin_length, scales)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     if np.isfinite(points.variable("error")(np.arange(len(points)))).any():
         print("note: the table gives errors, which sigma_obs=error takes into account")
     return points
@@ -159,7 +166,9 @@ def chosen_snapshots(
     elif source is not None:
         radial = next(iter((config["sensor"] or {}).get("velocity") or ()), None)
         names = config["names"] if radial is None else (radial, radial)
-        fields = open_input(source, trained, names, config["bin"], config["zeros"], config["quality"])
+        fields = open_input(
+            source, trained, names, config["bin"], config["zeros"], config["quality"], config["error_scales"]
+        )
         offered = range(len(fields))
     else:
         fields, offered = held_out(trained, "test", config["trust"], config["data"])

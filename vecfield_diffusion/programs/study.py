@@ -41,10 +41,10 @@ from vecfield_diffusion.evaluation.series import SERIES_BASELINES, ObservedSerie
 from vecfield_diffusion.evaluation.trajectory import TrueSeries
 from vecfield_diffusion.guidance.sensors import Sensor
 from vecfield_diffusion.inference.cases import Cases, make_cases
+from vecfield_diffusion.programs.accuracy import errors
 from vecfield_diffusion.programs.ahead import earlier, foretellable, foretold
 from vecfield_diffusion.programs.baselines import NUGGET, REGRESSION, training_fields
 from vecfield_diffusion.programs.compared import Network, load_models
-from vecfield_diffusion.programs.filling import errors
 from vecfield_diffusion.programs.in_time import (
     AROUND,
     consecutive,
@@ -112,7 +112,7 @@ class Study:
     def cases(self, mask: Mask, indices: Sequence[int] | None = None, *, plain: bool = False) -> Cases:
         """The snapshots, or others, through a mask, and unless `plain` through the instrument where there is one."""
         indices = self.indices if indices is None else indices
-        error = errors(self.config["sigma_obs"], self.fields, indices)
+        error = errors(self.config, self.fields, indices)
         options = dict(seed=self.config["seed"], add_error=True, sensor=None if plain else self.sensor)
         return make_cases(self.fields, indices, mask, sigma_obs=error, through=True, **options)
 
