@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 #: The dotted name of a class or function in an older configuration, and its name now.
-MOVED = {"vecfield_diffusion.training.trainer.Trainer": "vecfield_diffusion.training.settings.Trainer"} | {
+MOVED = {
     f"vecfield_diffusion.data.{old}": "vecfield_diffusion.data.readers.open_fields"
     for old in ("formats.open_fields", "netcdf.open_netcdf", "hdf5.open_hdf5")
-}
+} | {"vecfield_diffusion.training.trainer.Trainer": "vecfield_diffusion.training.settings.Trainer"}
 
 #: The key of a group in an older configuration or command, and its key now.
 RENAMED = {"sampler.grid": "sampler.schedule", "inpainting.told": "inpainting.conditioned"}
