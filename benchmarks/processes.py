@@ -21,9 +21,9 @@ import numpy as np
 import xarray as xr
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOWS = ["resolution=64", "solver_resolution=128", "snapshots=64", "duration=20"]
+FLOWS = ["resolution=64", "snapshots=160", "duration=5"]
 TRAIN = ["debug=fast", "trainer.max_steps=1", "trainer.score_cases=0", *(f"dataset.{key}" for key in FLOWS)]
-FILL = ["ckpt=outputs/train/run", "time=all", "mask=block", "members=8", "batch=8", "sampler.steps=16"]
+FILL = ["ckpt=outputs/train/run", f"time={list(range(16))}", "mask=block", "members=8", "batch=8", "sampler.steps=16"]
 
 
 def started(folder: Path, program: str, *words: str) -> subprocess.Popen[bytes]:
