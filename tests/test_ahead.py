@@ -20,6 +20,7 @@ from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.baselines import Persistence
 from vecfield_diffusion.evaluation.series import ObservedSeries, TimeInterpolation
 from vecfield_diffusion.evaluation.spacetime import Stationary
+from vecfield_diffusion.guidance.physics import NoPhysics
 from vecfield_diffusion.inference.cases import make_cases
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs import filling
@@ -115,7 +116,8 @@ def test_a_network_sees_nothing_of_what_is_foretold(
     fields, config = fields_of(list(range(12))), dict(members=2, seed=0, sigma_obs=0.1, hide=0.0, history="masked")
     normalizer = SimpleNamespace(normalizer=None)
     trained = SimpleNamespace(frames=3, stride=stride, grid=fields.grid, context=None, denoiser=normalizer)
-    given = config | {"time_context": "both"}, trained, fields, [11], Full(), SimpleNamespace(sensor=None)
+    method = SimpleNamespace(sensor=None, physics=NoPhysics())
+    given = config | {"time_context": "both"}, trained, fields, [11], Full(), method
     cases = Filling(*given, twin=True, ahead=ahead).known(np.arange(12 - 4 * stride, 12, stride)[None])
     seen = cases.observed.flatten(2).any(dim=2)[0].tolist()
     assert seen == [True] * (4 - hidden) + [False] * hidden
