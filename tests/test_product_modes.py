@@ -14,13 +14,13 @@ from test_spacetime import H, L, T, W, components, dense, land, ornstein_uhlenbe
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import EDM
 from vecfield_diffusion.diffusion.observation import Observation
-from vecfield_diffusion.evaluation.spacetime import SpaceTime, Stationary, Sum
+from vecfield_diffusion.evaluation.spacetime import Components, SpaceTime, Stationary, Sum
 from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.inference.export import load_weights, save_weights
 from vecfield_diffusion.models import measured
 from vecfield_diffusion.models import product_modes as module
 from vecfield_diffusion.models.gaussian import GaussianResidual
-from vecfield_diffusion.models.measured import nearest
+from vecfield_diffusion.models.measured import Known, Split, Values, interpolate, nearest
 from vecfield_diffusion.models.product_modes import ProductModes
 from vecfield_diffusion.programs.gaussian_field import cut, product_modes, sequence_field, spaced
 from vecfield_diffusion.samplers.deterministic import Heun
@@ -94,8 +94,9 @@ def levels(s: float, n: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize("kind", PRIORS)
 @pytest.mark.parametrize("budget", [10**6, 20], ids=["all values", "few values"])
 def test_the_posterior_is_the_dense_one_over_all_frames(kind, budget, monkeypatch):
-    """Also where the values beyond the budget enter with the modes."""
-    monkeypatch.setattr(module, "budget", lambda count: budget)
+    """Also where there are more values than one system takes."""
+    monkeypatch.setattr(module, "SPARSE", budget)
+    monkeypatch.setattr(Split, "TOLERANCE", 1e-13)
     prior = PRIORS[kind]
     field, given = product_modes(prior, T), data(prior.valid)
     for s in LEVELS:
@@ -152,22 +153,34 @@ def test_the_deviation_by_some_of_the_values_is_off_by_a_few_hundredths(monkeypa
         assert abs(variance[i].sqrt() / spread.sqrt() - 1) < 0.05
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("sparse", [True, False])
-def test_all_values_count_where_they_are_sparse(sparse, training, monkeypatch):
-    """After training, however few there may be of dense ones, whose mean then is not the exact one by few modes."""
-    prior = PRIORS["ornstein-uhlenbeck around land"]
-    given = data(prior.valid, 1)
-    monkeypatch.setattr(module, "DENSE", 20)
-    monkeypatch.setattr(measured, "DENSE", 20)
-    monkeypatch.setattr(measured, "SPARSE", 2 * int(given[2].sum()) - (not sparse))
+@pytest.mark.parametrize("kind", PRIORS)
+def test_all_of_many_values_count_with_few_modes(kind, monkeypatch):
+    """The mean is the dense one, and so is the mean variance of what is hidden."""
+    monkeypatch.setattr(Split, "TOLERANCE", 1e-12)
+    monkeypatch.setattr(Split, "TILE", 40)
+    monkeypatch.setattr(measured, "PROBES", 4000)
+    prior = PRIORS[kind]
+    _, y, _, error, domain = (part[0] for part in data(prior.valid, 1))
+    observed = domain.clone()
+    observed[:, :, 1:3, 1:4] = False
     field = product_modes(prior, T)
     field.modes.fill_(8)
-    for mode in (not training, training):  # what is remembered of one is not taken for the other
-        mean, _ = field.train(mode)(1e6 * given[0], levels(1e6, 1), *given[1:])
-    exact = posterior(prior, 1e6, 1e6 * given[0][0], *(part[0] for part in given[1:]))[0]
-    miss = (mean[0] - exact)[given[-1][0].expand_as(exact)].abs().max()
-    assert miss < 1e-4 if sparse and not training else miss > 0.01
+    learnt = field.prior()
+    noise, anomaly = (error / field.scale).square(), torch.where(observed, (y - field.mean) / field.scale, 0.0)
+    hidden = (domain & ~observed).expand_as(y)
+    known = Known(anomaly, *(part[:, 0] for part in (observed, noise, domain)))
+    found = interpolate(learnt.covariance, known, Values.where(hidden), learnt.across, learnt.among, most=20)
+    bare = Stationary(field.lags.numpy(), 0 * prior.mean, prior.valid)
+    if len(field.components):
+        unscaled = Components(
+            (field.components / field.scale).numpy(), field.component_lags.numpy(), 0 * prior.mean, prior.valid
+        )
+        bare = Sum(unscaled, bare)
+    full, seen = torch.from_numpy(dense(bare, T)), observed.expand_as(y).flatten()
+    gain = full[:, seen] @ torch.linalg.inv(full[seen][:, seen] + noise.expand_as(y).flatten()[seen].diag())
+    torch.testing.assert_close(found.mean.flatten(), gain @ anomaly.flatten()[seen], rtol=0, atol=1e-9)
+    variance = (full - gain @ full[seen]).diagonal()[hidden.flatten()].mean()
+    torch.testing.assert_close(found.variance.mean(), variance, rtol=0.02, atol=0.0)
 
 
 @pytest.mark.parametrize("s", LEVELS)

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.axes import column, total
-from vecfield_diffusion.models.measured import DENSE, ROUNDED, Covariance, Known, Values, budget, interpolate, some_of
+from vecfield_diffusion.models.measured import DENSE, SPARSE, Covariance, Known, Values, interpolate, some_of
 from vecfield_diffusion.models.modes import MeanVariance, Modes
 from vecfield_diffusion.models.products import Table
 
@@ -151,7 +151,7 @@ class ProductModes(Modes):
         """Returns what is remembered of one observation, in units of xi; shapes as for a sample of `Modes`."""
         parts = (y, observed, noise, valid)
         # Training meets every observation for the first time, and has no seconds for it.
-        most = DENSE if self.training else budget(2 * int(observed.sum()))
+        most = DENSE if self.training else SPARSE
         told = b"".join(part.detach().cpu().contiguous().numpy().tobytes() for part in parts)
         key = hashlib.sha256(told + str(most).encode()).digest()
         found = self.remembered.pop(key, None)
@@ -222,21 +222,7 @@ class Prior:
         found = interpolate(self.covariance, known, some, self.across, self.among, most=most)
         values, vectors = torch.linalg.eigh(found.among)
         root = vectors * values.clamp(min=0.0).sqrt()
-        mean, unused, variance = found.mean, known.observed & ~found.used, found.variance
-        noise = known.noise[:, None].expand_as(mean)
-        if unused.any():
-            spread = table.rest.mean()
-            weight = torch.where(unused, 1 / (known.noise + spread).clamp(min=ROUNDED * variance.max()), 0.0)
-            inner = torch.eye(len(root)).to(root) + root.T @ table.gram(weight) @ root
-            root = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), root.T, upper=False).T
-            missed = weight[:, None] * (known.y - mean)
-            more = mean + table.field((table.coefficients(missed[None]) @ root) @ root.T)[0]
-            # Cells among measured ones: each is nearly what was measured there. All others lie nearer to what counted:
-            # modes that are not all there are would carry to them what was measured far away.
-            near = torch.lerp(more, known.y, (spread * weight)[:, None])
-            mean = torch.where(unused[:, None], near, more if self.whole else mean)
-            inside = some.of(unused[:, None].expand_as(mean))
-            variance = torch.where(inside, variance.minimum(some.of(noise)), variance)
+        mean, variance = found.mean, found.variance
         bound = self.bound(root, known)
         left = variance - (some.of(bound.expand_as(mean))[:, None] * (table.rows(some) @ root)).square().sum(dim=1)
         gains, turned = torch.linalg.eigh(root.T @ table.gram(known.valid * square * bound[:, 0].square()) @ root)
@@ -254,11 +240,6 @@ class Prior:
         # Modes that reach from hidden cells to measured ones may claim more than the whole variance.
         claim = (1 + every.clamp(max=0.0) / gains.sum().clamp(min=torch.finfo(whole.dtype).tiny)).clamp(min=0.0)
         return Posterior(mean, root @ turned, gains, bound, rate, share, claim)
-
-    @property
-    def whole(self) -> bool:
-        """Whether the modes hold the field but for a thousandth of its variance."""
-        return bool(self.table.rest.mean() <= 1e-3 * self.covariance.variance().mean())
 
     def bound(self, root: Tensor, known: Known) -> Tensor:
         """Returns the factor on the modes, `(T, 1, H, W)`, so that no measured cell varies by more than its error."""
