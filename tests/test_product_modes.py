@@ -313,6 +313,19 @@ def test_the_jacobian_is_the_gain_and_symmetric(modes):
         torch.testing.assert_close(jacobian[inside], gain[inside], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", PRIORS)
+@pytest.mark.parametrize("s", [1e-3, 0.05, 1.0, 20.0])
+def test_with_few_modes_nothing_of_z_is_made_larger(kind, s):
+    """Whatever the variance of a cell: where the gain exceeds 1 the steps of a sampler grow."""
+    prior = PRIORS[kind]
+    field = product_modes(prior, T)
+    field.modes.fill_(8)
+    z, *given = data(prior.valid, 1)
+    gain = torch.autograd.functional.jacobian(lambda z: field(z, levels(s, 1), *given)[0], z)
+    values = torch.linalg.eigvalsh(gain.reshape(z.numel(), z.numel()))
+    assert -1e-9 < values.min() and 0.01 / (1 + s**2) < values.max() < 1
+
+
 def test_a_sampler_draws_from_the_posterior_of_the_sequence():
     """Mean and covariance of its samples, from one run: those of the dense posterior."""
     frames, prior = 2, PRIORS["ornstein-uhlenbeck around land"]

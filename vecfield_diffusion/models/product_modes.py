@@ -139,13 +139,23 @@ class ProductModes(Modes):
         mean_square = column(total(valid * square) / cells, z)
         # What y tells of a cell is in its mean: there z is worth no more than beside it.
         worth = torch.where(observed, noise / (noise + level / square), 1.0).sqrt() * valid
-        small = worth * square * (innovation - step(innovation))
-        small = worth * table.filtered(small, rest / (rest * mean_square + level))
+        worth = worth * self._louder(rest, level, mean_square) * self.scale
+        small = worth * (innovation - step(innovation))
+        small = worth / square * table.filtered(small, rest * mean_square / (rest * mean_square + level))
         mean = first + small + step(innovation - small)
         beside = share * (mean_square * rest * level / (mean_square * rest + level)).mean(dim=(1, 2, 3, 4))
         # Their trace over the valid values, that of X^T (V^T A^T A V) X / (1 + nu / s^2) = nu / (1 + nu / s^2).
         trace = claim * (gains * left).sum(dim=1) / (2 * cells)
         return torch.where(valid, self.mean + self.scale * mean, 0.0).to(z.dtype), (trace + beside).to(z.dtype)
+
+    def _louder(self, rest: Tensor, level: Tensor, mean_square: Tensor) -> Tensor:
+        """Returns the root of what the filter of the rest is for a cell of its own variance a^2, over that of all.
+
+        By the largest variance r among the rest, of which a^2 r / (a^2 r + s^2) is the filter: so none exceeds 1, where
+        a sampler would no longer be stable.
+        """
+        square, most = self.scale.square(), rest.amax(dim=(1, 2, 3, 4), keepdim=True)
+        return (square / mean_square * (mean_square * most + level) / (square * most + level)).sqrt()
 
     def posterior(self, y: Tensor, observed: Tensor, noise: Tensor, valid: Tensor) -> Posterior:
         """Returns what is remembered of one observation, in units of xi; shapes as for a sample of `Modes`."""
