@@ -7,7 +7,7 @@ never negative; else the nearest one of the same variance is taken, on a torus o
 of non-negative transform, ends it at the lag L. Then it is one of
 
     separable       C(tau, r) = rho(tau) C(0, r), rho the correlation of all
-    advected        C_k(tau) = f_k C_k(0) exp(-i omega_k tau - g_k tau) for tau > 0, from the lag 1, and 2 for noise, 1 - f_k
+    advected        C_k(tau) = f_k C_k(0) exp(-i omega_k tau - g_k tau) beyond lag 0, from lag 1, f_k from lags 1 and 2
     full            C(tau, r) as it is
     shrunk          0.85 of the full one and 0.15 of the advected one, which has less noise of sampling
 
