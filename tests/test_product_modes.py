@@ -87,6 +87,12 @@ def posterior(prior: SpaceTime, s: float, z, y, observed, error, valid) -> tuple
     return found.view_as(z), variance[inside].mean(), full
 
 
+def exact_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variance of what is hidden by one probe for each value: nothing is left to chance."""
+    monkeypatch.setattr(measured, "PROBES", T * 2 * H * W)
+    monkeypatch.setattr(measured, "signs", lambda n, count, *kind: n**0.5 * torch.eye(n, dtype=torch.float64))
+
+
 def levels(s: float, n: int = 3) -> torch.Tensor:
     return torch.full((n,), s, dtype=torch.float64)
 
@@ -97,6 +103,7 @@ def test_the_posterior_is_the_dense_one_over_all_frames(kind, budget, monkeypatc
     """Also where there are more values than one system takes."""
     monkeypatch.setattr(module, "SPARSE", budget)
     monkeypatch.setattr(Split, "TOLERANCE", 1e-13)
+    exact_trace(monkeypatch)
     prior = PRIORS[kind]
     field, given = product_modes(prior, T), data(prior.valid)
     for s in LEVELS:
@@ -160,8 +167,7 @@ def test_all_of_many_values_count_with_few_modes(kind, monkeypatch):
     monkeypatch.setattr(Split, "TILE", 40)
     prior = PRIORS[kind]
     _, y, _, error, domain = (part[0] for part in data(prior.valid, 1))
-    monkeypatch.setattr(measured, "PROBES", y.numel())  # one for each value: nothing is left to chance
-    monkeypatch.setattr(measured, "signs", lambda n, count, *kind: n**0.5 * torch.eye(n, dtype=torch.float64))
+    exact_trace(monkeypatch)
     observed = domain.clone()
     observed[:, :, 1:3, 1:4] = False
     field = product_modes(prior, T)
@@ -214,7 +220,7 @@ def test_the_variance_of_cells_is_that_of_the_modes():
 
 def test_what_is_measured_everywhere_is_not_taken_for_known_exactly(monkeypatch):
     """Where few modes, for more values than count, claim more than there is: the deviation is that of the error."""
-    monkeypatch.setattr(module, "DENSE", 40)
+    monkeypatch.setattr(module, "SPARSE", 40)
     prior = PRIORS["ornstein-uhlenbeck around land"]
     _, y, _, _, domain = data(prior.valid, 1)
     field, error = product_modes(prior, T), torch.full((1, T, 1, H, W), 0.1, dtype=torch.float64)

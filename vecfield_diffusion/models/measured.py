@@ -19,8 +19,8 @@ from vecfield_diffusion.models.modes import signs
 
 #: The least variance of an error beside that of the field: what float64 leaves room for.
 ROUNDED = 1e-9
-#: Measured values of one system: all if they are at most `SPARSE`, as sparse measurements are, whose system takes
-#: seconds; of more, which are dense, the `DENSE` ones that tell most.
+#: Measured values of a system that is factorised, which takes seconds, at most: more, as dense observations are, are
+#: solved for by conjugate gradients (`Split`). Where that takes too long, `DENSE` of them count, those that tell most.
 SPARSE, DENSE = 6000, 3000
 #: Random fields that estimate the posterior variance of what is hidden, to a few hundredths.
 PROBES = 4
@@ -29,7 +29,7 @@ CHUNK = 4096
 
 
 def budget(count: int) -> int:
-    """Returns how many of `count` measured values enter a system, at most."""
+    """Returns how many of `count` measured values enter a system that is factorised, at most."""
     return SPARSE if count <= SPARSE else DENSE
 
 

@@ -6,8 +6,8 @@ not be separable. The posterior is taken in two steps, one for y and one for z,
 
     g = m_y + C_y A^T (A C_y A^T + s^2)^-1 (z - A m_y),        A = restriction to the valid cells.
 
-The mean m_y = E[x | y] and the covariance C_y = Cov[x | y] have neither level nor member. They are those of the dense
-system of the measured values (`models/measured.py`), solved once an observation and remembered. Of C_y, the step for z
+The mean m_y = E[x | y] and the covariance C_y = Cov[x | y] have neither level nor member. They are those of the system
+of all measured values (`models/measured.py`), solved once an observation and remembered. Of C_y, the step for z
 takes what it is among K modes, V^T C_y V: products psi_p(t) phi_i(y) chi_j(x), in each component, of the eigenvectors
 of the covariance along each axis alone, waves where an axis is periodic (`models/products.py`). One eigendecomposition,
 
@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.axes import column, total
-from vecfield_diffusion.models.measured import DENSE, SPARSE, Covariance, Known, Values, interpolate, some_of
+from vecfield_diffusion.models.measured import SPARSE, Covariance, Known, Values, interpolate, some_of
 from vecfield_diffusion.models.modes import MeanVariance, Modes
 from vecfield_diffusion.models.products import Table
 
@@ -160,14 +160,12 @@ class ProductModes(Modes):
     def posterior(self, y: Tensor, observed: Tensor, noise: Tensor, valid: Tensor) -> Posterior:
         """Returns what is remembered of one observation, in units of xi; shapes as for a sample of `Modes`."""
         parts = (y, observed, noise, valid)
-        # Training meets every observation for the first time, and has no seconds for it.
-        most = DENSE if self.training else SPARSE
         told = b"".join(part.detach().cpu().contiguous().numpy().tobytes() for part in parts)
-        key = hashlib.sha256(told + str(most).encode()).digest()
+        key = hashlib.sha256(told).digest()
         found = self.remembered.pop(key, None)
         if found is None:
             cells = (part.expand(len(y), 1, *y.shape[-2:])[:, 0] for part in parts[1:])
-            found = self.prior().given(Known(y, *cells), self.scale.square(), most, self.POINTS)
+            found = self.prior().given(Known(y, *cells), self.scale.square(), SPARSE, self.POINTS)
         self.remembered[key] = found
         for old in list(self.remembered)[: -self.REMEMBERED]:
             del self.remembered[old]
