@@ -14,13 +14,13 @@ from test_spacetime import H, L, T, W, components, dense, land, ornstein_uhlenbe
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import EDM
 from vecfield_diffusion.diffusion.observation import Observation
-from vecfield_diffusion.evaluation.spacetime import SpaceTime, Stationary, Sum
+from vecfield_diffusion.evaluation.spacetime import PrincipalComponents, SpaceTime, Stationary, Sum
 from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.inference.export import load_weights, save_weights
 from vecfield_diffusion.models import measured
 from vecfield_diffusion.models import product_modes as module
 from vecfield_diffusion.models.gaussian import GaussianResidual
-from vecfield_diffusion.models.measured import nearest
+from vecfield_diffusion.models.measured import Known, Split, Values, interpolate, nearest
 from vecfield_diffusion.models.product_modes import ProductModes
 from vecfield_diffusion.programs.gaussian_field import cut, product_modes, sequence_field, spaced
 from vecfield_diffusion.samplers.deterministic import Heun
@@ -87,6 +87,12 @@ def posterior(prior: SpaceTime, s: float, z, y, observed, error, valid) -> tuple
     return found.view_as(z), variance[inside].mean(), full
 
 
+def exact_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variance of what is hidden by one probe for each value: nothing is left to chance."""
+    monkeypatch.setattr(measured, "PROBES", T * 2 * H * W)
+    monkeypatch.setattr(measured, "signs", lambda n, count, *kind: n**0.5 * torch.eye(n, dtype=torch.float64))
+
+
 def levels(s: float, n: int = 3) -> torch.Tensor:
     return torch.full((n,), s, dtype=torch.float64)
 
@@ -94,8 +100,10 @@ def levels(s: float, n: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize("kind", PRIORS)
 @pytest.mark.parametrize("budget", [10**6, 20], ids=["all values", "few values"])
 def test_the_posterior_is_the_dense_one_over_all_frames(kind, budget, monkeypatch):
-    """Also where the values beyond the budget enter with the modes."""
-    monkeypatch.setattr(module, "budget", lambda count: budget)
+    """Also where there are more values than one system takes."""
+    monkeypatch.setattr(module, "SPARSE", budget)
+    monkeypatch.setattr(Split, "TOLERANCE", 1e-13)
+    exact_trace(monkeypatch)
     prior = PRIORS[kind]
     field, given = product_modes(prior, T), data(prior.valid)
     for s in LEVELS:
@@ -152,22 +160,40 @@ def test_the_deviation_by_some_of_the_values_is_off_by_a_few_hundredths(monkeypa
         assert abs(variance[i].sqrt() / spread.sqrt() - 1) < 0.05
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("sparse", [True, False])
-def test_all_values_count_where_they_are_sparse(sparse, training, monkeypatch):
-    """After training, however few there may be of dense ones, whose mean then is not the exact one by few modes."""
-    prior = PRIORS["ornstein-uhlenbeck around land"]
-    given = data(prior.valid, 1)
-    monkeypatch.setattr(module, "DENSE", 20)
-    monkeypatch.setattr(measured, "DENSE", 20)
-    monkeypatch.setattr(measured, "SPARSE", 2 * int(given[2].sum()) - (not sparse))
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("kind", PRIORS)
+def test_all_of_many_values_count_with_few_modes(kind, together, monkeypatch):
+    """The mean is the dense one, and so is the mean variance of what is hidden; errors of u and v belong together."""
+    monkeypatch.setattr(Split, "TOLERANCE", 1e-12)
+    monkeypatch.setattr(Split, "TILE", 40)
+    prior = PRIORS[kind]
+    _, y, _, error, domain = (part[0] for part in data(prior.valid, 1))
+    exact_trace(monkeypatch)
+    observed = domain.clone()
+    observed[:, :, 1:3, 1:4] = False
     field = product_modes(prior, T)
     field.modes.fill_(8)
-    for mode in (not training, training):  # what is remembered of one is not taken for the other
-        mean, _ = field.train(mode)(1e6 * given[0], levels(1e6, 1), *given[1:])
-    exact = posterior(prior, 1e6, 1e6 * given[0][0], *(part[0] for part in given[1:]))[0]
-    miss = (mean[0] - exact)[given[-1][0].expand_as(exact)].abs().max()
-    assert miss < 1e-4 if sparse and not training else miss > 0.01
+    learnt = field.prior()
+    noise, anomaly = (error / field.scale).square(), torch.where(observed, (y - field.mean) / field.scale, 0.0)
+    hidden = (domain & ~observed).expand_as(y)
+    errors = noise.expand_as(y).flatten().diag()
+    if together:
+        u, v = torch.arange(y.numel()).view(y.shape).unbind(1)
+        errors[v, v], errors[u, v], errors[v, u] = 1.5 * noise[:, 0], 0.8 * noise[:, 0], 0.8 * noise[:, 0]
+        noise = torch.cat([noise, 1.5 * noise, 0.8 * noise], dim=1)
+    known = Known(anomaly, observed[:, 0], noise, domain[:, 0])
+    found = interpolate(learnt.covariance, known, Values.where(hidden), learnt.across, learnt.among, most=20)
+    bare = Stationary(field.lags.numpy(), 0 * prior.mean, prior.valid)
+    if len(field.components):
+        unscaled = PrincipalComponents(
+            (field.components / field.scale).numpy(), field.component_lags.numpy(), 0 * prior.mean, prior.valid
+        )
+        bare = Sum(unscaled, bare)
+    full, seen = torch.from_numpy(dense(bare, T)), observed.expand_as(y).flatten()
+    gain = full[:, seen] @ torch.linalg.inv(full[seen][:, seen] + errors[seen][:, seen])
+    torch.testing.assert_close(found.mean.flatten(), gain @ anomaly.flatten()[seen], rtol=0, atol=1e-9)
+    variance = (full - gain @ full[seen]).diagonal()[hidden.flatten()].mean()
+    torch.testing.assert_close(found.variance.mean(), variance, rtol=1e-9, atol=0.0)
 
 
 @pytest.mark.parametrize("s", LEVELS)
@@ -200,7 +226,7 @@ def test_the_variance_of_cells_is_that_of_the_modes():
 
 def test_what_is_measured_everywhere_is_not_taken_for_known_exactly(monkeypatch):
     """Where few modes, for more values than count, claim more than there is: the deviation is that of the error."""
-    monkeypatch.setattr(module, "DENSE", 40)
+    monkeypatch.setattr(module, "SPARSE", 40)
     prior = PRIORS["ornstein-uhlenbeck around land"]
     _, y, _, _, domain = data(prior.valid, 1)
     field, error = product_modes(prior, T), torch.full((1, T, 1, H, W), 0.1, dtype=torch.float64)
@@ -298,6 +324,19 @@ def test_the_jacobian_is_the_gain_and_symmetric(modes):
         gain = posterior(prior, 1.0, *(part[0] for part in (z, *given)))[2]
         inside = given[-1][0].expand(T, 2, H, W).flatten()
         torch.testing.assert_close(jacobian[inside], gain[inside], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", PRIORS)
+@pytest.mark.parametrize("s", [1e-3, 0.05, 1.0, 20.0])
+def test_with_few_modes_nothing_of_z_is_made_larger(kind, s):
+    """Whatever the variance of a cell: where the gain exceeds 1 the steps of a sampler grow."""
+    prior = PRIORS[kind]
+    field = product_modes(prior, T)
+    field.modes.fill_(8)
+    z, *given = data(prior.valid, 1)
+    gain = torch.autograd.functional.jacobian(lambda z: field(z, levels(s, 1), *given)[0], z)
+    values = torch.linalg.eigvalsh(gain.reshape(z.numel(), z.numel()))
+    assert values.min() > -1e-9 and 0.01 / (1 + s**2) < values.max() < 1
 
 
 def test_a_sampler_draws_from_the_posterior_of_the_sequence():

@@ -299,6 +299,39 @@ def test_waves_that_travel_are_learnt_as_such(missing: float) -> None:
     assert ("2 components" in choice.scores) == (missing == 0)
 
 
+def drifting(shape: tuple[int, int] = (8, 12), frames: int = 120, noise: float = 0.8, seed: int = 0) -> np.ndarray:
+    """Waves that drift and never fade, longer than the domain or shorter, and white noise."""
+    generator = np.random.default_rng(seed)
+    time, y, x = np.meshgrid(np.arange(frames), *(np.arange(size) for size in shape), indexing="ij")
+    out = noise * generator.standard_normal((frames, 2, *shape))
+    for kx, ky in product((1, 2), (0, 1)):
+        phase = 3.4 * np.pi * (kx * x / shape[1] + ky * y / shape[0]) - (0.5 * kx + 0.2 * ky) * time
+        for component in range(2):
+            amplitude, start = generator.standard_normal() / kx, generator.uniform(0, 2 * np.pi)
+            out[:, component] += amplitude * np.cos(phase + start)
+    return out
+
+
+def test_noise_does_not_make_drifting_waves_fade() -> None:
+    """In closed form: what a step ends of a wave is noise, alike in all waves, and the rest goes on as it turned."""
+    turn = np.zeros((2 * H, W), dtype=complex)
+    y, x = WAVES
+    moving = (np.hypot(y, x) > 0) & (np.hypot(y, x) < 2)
+    turn[moving] = 0.99 * np.exp(-0.7j * np.sign(x + 0.1 * y) * np.hypot(y, x))[moving]
+    power, noise = np.where(moving, 4 / (1 + x**2 + y**2), 0.0), 1.5
+    lags = power * turn ** np.arange(6)[:, None, None]
+    lags[0] += noise
+    given = np.fft.ifft2(lags[:, None, None] * np.eye(2)[..., None, None]).real
+    assert moving.mean() < 0.5
+    np.testing.assert_allclose(shaped(given, "advected"), given, atol=1e-12)
+
+
+def test_noisy_waves_that_drift_are_learnt_as_advected() -> None:
+    series, valid = drifting(), np.ones((8, 12), dtype=bool)
+    choice = choose(series, valid, Estimator(lags=60), ranks=(), local=(False,))
+    assert choice.name == "advected" and choice.scores["separable"] < choice.scores["advected"] - 0.05
+
+
 def test_flows_that_differ_from_place_to_place_ask_for_components_or_a_local_variance() -> None:
     valid = np.ones((8, 10), dtype=bool)
     time = np.arange(120)[:, None, None, None]
@@ -329,7 +362,8 @@ def test_single_values_are_found_again() -> None:
     values, series = Values.where(seen, first=3), torch.from_numpy(random(T, 2, H, W))
     assert values.frame.min() >= 3
     assert torch.equal(values.of(series, 3), series[seen])
-    system = System(fields()[0].covariance, values.at(torch.arange(4)), torch.ones(4))
+    few = values.at(torch.arange(4))
+    system = System(fields()[0].covariance, few, few.errors(torch.ones(3 + T, 1, H, W)))
     assert system.factor.shape == (4, 4)
 
 

@@ -7,7 +7,7 @@ never negative; else the nearest one of the same variance is taken, on a torus o
 of non-negative transform, ends it at the lag L. Then it is one of
 
     separable       C(tau, r) = rho(tau) C(0, r), rho the correlation of all
-    advected        C_k(tau) = C_k(0) exp(-i omega_k tau - g_k tau), from the lag 1
+    advected        C_k(tau) = f_k C_k(0) exp(-i omega_k tau - g_k tau) beyond lag 0, from lag 1, f_k from lags 1 and 2
     full            C(tau, r) as it is
     shrunk          0.85 of the full one and 0.15 of the advected one, which has less noise of sampling
 
@@ -179,13 +179,18 @@ def shaped(lags: Floats, shape: Shape) -> Floats:
         trace = np.trace(lags[:, :, :, 0, 0], axis1=1, axis2=2)
         rho = _positive(trace / trace[0])
         return rho[:, None, None, None, None] * still
-    waves = fft.fft2(lags[: min(2, count)])
-    trace = np.trace(waves, axis1=1, axis2=2)
     power = np.trace(fft.fft2(still), axis1=0, axis2=1).real
-    turn = np.where(power > 1e-6 * power.max(), trace[-1] / np.where(power > 0, power, 1.0), 0.0)
-    size = np.abs(turn)
-    turn = np.where(size > 0.999, 0.999 * turn / np.where(size > 0, size, 1.0), turn)
-    moved = turn ** np.arange(count)[:, None, None]
+    lagged = np.trace(fft.fft2(lags[: min(3, count)]), axis1=1, axis2=2)
+    (size, later), lagged = np.abs(lagged[[min(1, count - 1), -1]]), lagged[min(1, count - 1)]
+    known = power > 1e-6 * power.max()
+    # A wave that fades evenly had size^2 / later at lag 0. What most waves have beyond is white, and no decay.
+    before = np.where(later > 0, np.square(size) / np.where(later > 0, later, 1.0), 0.0)
+    lasting = np.maximum(power - max(np.median(power - before), 0.0), size)
+    lasting = np.where(known, np.minimum(np.maximum(lasting, size / 0.999), power), 1.0)
+    turn = np.where(known, lagged / lasting, 0.0)
+    turn *= 0.999 / np.maximum(np.abs(turn), 0.999)
+    moved = np.where(known, lasting / np.where(known, power, 1.0), 0.0) * turn ** np.arange(count)[:, None, None]
+    moved[0] = 1.0
     return fft.ifft2(moved[:, None, None] * fft.fft2(still)).real
 
 

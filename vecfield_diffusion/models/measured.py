@@ -16,17 +16,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vecfield_diffusion.models.modes import signs
+
 #: The least variance of an error beside that of the field: what float64 leaves room for.
 ROUNDED = 1e-9
-#: Measured values of one system: all if they are at most `SPARSE`, as sparse measurements are, whose system takes
-#: seconds; of more, which are dense, the `DENSE` ones that tell most.
+#: Measured values of a system that is factorised, which takes seconds, at most: more, as dense observations are, are
+#: solved for by conjugate gradients (`Split`). Where that takes too long, `DENSE` of them count, those that tell most.
 SPARSE, DENSE = 6000, 3000
+#: Random fields that estimate the posterior variance of what is hidden, to a few hundredths.
+PROBES = 4
 #: Values whose covariance with the measured ones is held at once.
 CHUNK = 4096
 
 
 def budget(count: int) -> int:
-    """Returns how many of `count` measured values enter a system, at most."""
+    """Returns how many of `count` measured values enter a system that is factorised, at most."""
     return SPARSE if count <= SPARSE else DENSE
 
 
@@ -52,29 +56,68 @@ class Values(NamedTuple):
         """What series `(..., T, 2, H, W)`, whose first frame has the number `first`, have there, `(..., n)`."""
         return fields[..., self.frame - first, self.component, self.row, self.column]
 
-    def pairs(self) -> tuple[Tensor, Tensor]:
-        """Where u and v of one cell are among those of `where`, `(p,)` each."""
-        cells = torch.stack([self.frame, self.row, self.column], dim=1)
-        both, place, count = torch.unique(cells, dim=0, return_inverse=True, return_counts=True)
-        first, second = (
-            torch.full((len(both),), -1, device=place.device).index_copy(0, place[chosen], chosen.nonzero()[:, 0])
-            for chosen in (self.component == 0, self.component == 1)
-        )
-        return first[count == 2], second[count == 2]
-
-    def errors(self, noise: Tensor, first: int = 0) -> tuple[Tensor, Tensor | None]:
-        """The variance of their errors `(n,)`, and of u and v of a cell the covariance, one a pair of `pairs`.
+    def errors(self, noise: Tensor, first: int = 0) -> Errors:
+        """Returns the covariance of their errors; those of both components of a cell must be among them.
 
         Arguments:
             noise: The variance of both components, of each, or these and their covariance, `(T, C, H, W)`.
             first: The number of the first frame of `noise`.
         """
-        entries = noise.shape[1]
+        entries, none = noise.shape[1], self.frame.new_empty(0)
         own = self.of(noise.narrow(1, 0, min(entries, 2)).expand(-1, 2, -1, -1), first)
         if entries < 3:
-            return own, None
-        u = self.at(self.pairs()[0])
-        return own, noise[u.frame - first, 2, u.row, u.column]
+            return Errors(own, none, none, own.new_empty(0))
+        cells = torch.stack([self.frame, self.row, self.column], dim=1)
+        both, place, count = torch.unique(cells, dim=0, return_inverse=True, return_counts=True)
+        u, v = (
+            torch.full((len(both),), -1, device=place.device).index_copy(0, place[chosen], chosen.nonzero()[:, 0])
+            for chosen in (self.component == 0, self.component == 1)
+        )
+        u, v = u[count == 2], v[count == 2]
+        cell = self.at(u)
+        return Errors(own, u, v, noise[cell.frame - first, 2, cell.row, cell.column])
+
+
+class Errors(NamedTuple):
+    """R, the covariance of the errors of measured values.
+
+    Arguments:
+        variance: Of each, `(n,)`.
+        u: Which of them have an error that belongs together with another, `(p,)`.
+        v: That other, `(p,)`.
+        covariance: Of both, `(p,)`.
+    """
+
+    variance: Tensor
+    u: Tensor
+    v: Tensor
+    covariance: Tensor
+
+    def at_least(self, variance: Tensor) -> Errors:
+        """R with variances that are no smaller."""
+        return self._replace(variance=self.variance.clamp(min=variance))
+
+    def at(self, chosen: Tensor) -> Errors:
+        """Those of an index `(m,)` of values, which has both of a pair or none."""
+        place = torch.full_like(self.variance, -1, dtype=torch.long)
+        place[chosen] = torch.arange(len(chosen), device=place.device)
+        inside = place[self.u] >= 0
+        return Errors(
+            self.variance[chosen], place[self.u[inside]], place[self.v[inside]], self.covariance[inside]
+        )  # fmt: skip
+
+    def add_to(self, system: Tensor) -> None:
+        """Adds R to a matrix `(n, n)`, in place."""
+        system.diagonal().add_(self.variance)
+        system[self.u, self.v] += self.covariance
+        system[self.v, self.u] += self.covariance
+
+    def times(self, right: Tensor) -> Tensor:
+        """Returns R times columns `(n, M)`."""
+        out = self.variance[:, None] * right
+        out[self.u] += self.covariance[:, None] * right[self.v]
+        out[self.v] += self.covariance[:, None] * right[self.u]
+        return out
 
 
 class Covariance:
@@ -221,20 +264,13 @@ class System:
     Arguments:
         covariance: Of the field.
         values: Which values were measured.
-        noise: The variance of their errors, `(n,)`.
-        across: The covariance of the errors of u and v of a cell, `(p,)`, see `Values.errors`; 0 if None.
+        errors: R.
     """
 
-    def __init__(
-        self, covariance: Covariance, values: Values, noise: Tensor, across: Tensor | None = None
-    ) -> None:  # fmt: skip
+    def __init__(self, covariance: Covariance, values: Values, errors: Errors) -> None:
         self.covariance, self.values = covariance, values
         system = covariance.between(values, values)
-        system.diagonal().add_(noise)
-        if across is not None:
-            u, v = values.pairs()
-            system[u, v] += across
-            system[v, u] += across
+        errors.add_to(system)
         self.factor = torch.linalg.cholesky(system)
 
     def correct(self, innovations: Tensor, onto: Sequence[int]) -> Tensor:
@@ -280,17 +316,148 @@ class Known(NamedTuple):
         return self.noise[:, :2].mean(dim=1)
 
 
+class Tiles:
+    """A system M near to that of many measured values, A S A^T + R, which is easily solved.
+
+    It is that but for what values of different tiles of the domain have in common beside some functionals V^T x of the
+    field. With F = S V (V^T S V)^-1/2, S' = S - F F^T, which is never negative, and D what S' and R are among the
+    values of one tile, all frames of it, and 0 between those of two,
+
+        M = A F F^T A^T + D,    Xi = (I + F^T A^T D^-1 A F)^-1,    M^-1 = D^-1 - D^-1 A F Xi F^T A^T D^-1.
+
+    Arguments:
+        covariance: Of the field.
+        values: Which values were measured.
+        errors: R.
+        functions: F, `(K, T, 2, H, W)`.
+        side: Of a tile, in cells.
+        shift: By how many cells the tiles are moved.
+    """
+
+    def __init__(
+        self, covariance: Covariance, values: Values, errors: Errors, functions: Tensor, side: int, shift: int = 0
+    ) -> None:
+        self.covariance, self.values, self.errors, self.functions = covariance, values, errors, functions
+        self.side, self.shift = side, shift
+        self.known = values.of(functions).mT.contiguous()  # A F
+        tiles = self._tile(values)
+        self.places = {int(tile): (tiles == tile).nonzero()[:, 0] for tile in tiles.unique()}
+        self.factors = {tile: self._factor(places) for tile, places in self.places.items()}
+        self.weighed = self._local(self.known)  # D^-1 A F
+        inner = self.known.mT @ self.weighed
+        inner.diagonal().add_(1.0)
+        self.xi = torch.cholesky_inverse(torch.linalg.cholesky(inner))
+
+    def _tile(self, values: Values) -> Tensor:
+        row, column = ((part + self.shift) // self.side for part in (values.row, values.column))
+        return row * (self.covariance.shape[1] + self.side) + column
+
+    def _factor(self, places: Tensor) -> Tensor:
+        some, known = self.values.at(places), self.known[places]
+        block = self.covariance.between(some, some) - known @ known.mT
+        self.errors.at(places).add_to(block)
+        return torch.linalg.cholesky(block)
+
+    def _local(self, right: Tensor) -> Tensor:
+        """D^-1 times columns `(n, M)`."""
+        out = torch.empty_like(right)
+        for tile, places in self.places.items():
+            out[places] = torch.cholesky_solve(right[places], self.factors[tile])
+        return out
+
+    def solve(self, right: Tensor) -> Tensor:
+        """M^-1 times columns `(n, M)`."""
+        return self._local(right) - self.weighed @ (self.xi @ (self.weighed.mT @ right))
+
+    def variance(self, values: Values) -> Tensor:
+        """Returns the posterior variance of single values by M, `(len(values),)`."""
+        rows = values.of(self.functions).mT
+        left = self.covariance.variance()[values.component, values.row, values.column] - rows.square().sum(dim=1)
+        tiles, rows = self._tile(values), rows.clone()
+        for tile, places in self.places.items():
+            here = (tiles == tile).nonzero()[:, 0]
+            known, mine = self.known[places], rows[here]
+            cross = self.covariance.between(self.values.at(places), values.at(here)) - known @ mine.mT
+            gain = torch.cholesky_solve(cross, self.factors[tile])
+            left[here] -= (gain * cross).sum(dim=0)
+            rows[here] = mine - gain.mT @ known
+        return left.clamp(min=0.0) + ((rows @ self.xi) * rows).sum(dim=1)
+
+
+class Split:
+    """The system B = A S A^T + R of many measured values, solved by conjugate gradients.
+
+    They are preconditioned by the mean of M^-1 for two sets of tiles, half a tile apart: neighbours that one set parts
+    are together in the other.
+
+    Arguments:
+        covariance: Of the field.
+        values: Which values were measured.
+        errors: R.
+        across: S V, `(K, T, 2, H, W)`.
+        prior: V^T S V, `(K, K)`.
+    """
+
+    #: Values of a tile, about, and the residual beside the right side at which iterations end, in the norm of M^-1.
+    TILE, TOLERANCE, STEPS = 600, 1e-2, 200
+
+    def __init__(self, covariance: Covariance, values: Values, errors: Errors, across: Tensor, prior: Tensor) -> None:
+        self.covariance, self.values, self.errors = covariance, values, errors
+        sizes, vectors = torch.linalg.eigh(prior)
+        sizes = sizes.clamp(min=torch.finfo(sizes.dtype).eps * sizes.max()).sqrt()
+        functions, self.root = torch.einsum("ki,ktcyx->itcyx", vectors / sizes, across), vectors * sizes
+        height, width = covariance.shape
+        side = max(1, round((self.TILE * height * width / len(values.frame)) ** 0.5))
+        self.tiles = [Tiles(covariance, values, errors, functions, side, shift) for shift in {0, side // 2}]
+
+    @property
+    def among(self) -> Tensor:
+        """The posterior covariance of V^T x by M, `(K, K)`."""
+        return self.root @ self.tiles[0].xi @ self.root.mT
+
+    def variance(self, values: Values) -> Tensor:
+        """Returns the posterior variance of single values by M, `(len(values),)`."""
+        return self.tiles[0].variance(values)
+
+    def _field(self, weights: Tensor) -> Tensor:
+        """S A^T times columns `(n, M)`, `(M, T, 2, H, W)`."""
+        sources = weights.new_zeros(weights.shape[1], *self.tiles[0].functions.shape[1:])
+        sources[(slice(None), *self.values)] = weights.mT
+        return self.covariance.apply(sources)
+
+    def _near(self, right: Tensor) -> Tensor:
+        return sum(tiles.solve(right) for tiles in self.tiles) / len(self.tiles)
+
+    def correct(self, innovations: Tensor) -> Tensor:
+        """Returns S A^T B^-1 d for d `(M, n)`, `(M, T, 2, H, W)`."""
+        residual = innovations.mT.clone()
+        weights, near = torch.zeros_like(residual), self._near(residual)
+        size = (residual * near).sum(dim=0)
+        step = near[:, size > 0]
+        least = self.TOLERANCE**2 * size
+        for _ in range(self.STEPS):
+            going = (size > least).nonzero()[:, 0]  # the others are solved
+            if not len(going):
+                break
+            moved = self.values.of(self._field(step)).mT + self.errors.times(step)
+            length = size[going] / (step * moved).sum(dim=0)
+            weights[:, going] += length * step
+            residual[:, going] -= length * moved
+            near = self._near(residual[:, going])
+            before, size[going] = size[going], (residual[:, going] * near).sum(dim=0)
+            step = (near + size[going] / before * step)[:, size[going] > least[going]]
+        return self._field(weights)
+
+
 class Estimate(NamedTuple):
     """What measured values say of a sequence, and of some linear functionals V^T x of it.
 
     Arguments:
-        used: The measured cells that counted, `(T, H, W)`.
         mean: The posterior mean `(T, 2, H, W)`.
         among: The posterior covariance of the functionals, `(K, K)`.
         variance: The posterior variance of single values.
     """
 
-    used: Tensor
     mean: Tensor
     among: Tensor
     variance: Tensor
@@ -299,7 +466,7 @@ class Estimate(NamedTuple):
 def interpolate(
     covariance: Covariance, known: Known, some: Values, across: Tensor, prior: Tensor, *, most: int
 ) -> Estimate:
-    """Returns the posterior given what is known: the exact one, where no more than `most` values were measured.
+    """Returns the posterior given what is known: the exact mean, and its covariance by `Split` where there is much.
 
     Arguments:
         covariance: Of the field.
@@ -307,19 +474,40 @@ def interpolate(
         some: Values whose variance is computed.
         across: S V, the covariance of the field with the functionals, `(K, T, 2, H, W)`.
         prior: V^T S V, `(K, K)`.
-        most: Values that count at most: those nearest to what was not measured.
+        most: Values of a system that is solved at once, and whose covariance is exact.
     """
-    used = nearest(known.observed, known.valid & ~known.observed, most // 2, covariance.lengths())
-    values = Values.where(used[:, None].expand_as(known.y))
+    values = Values.where(known.observed[:, None].expand_as(known.y))
     variance = some.of(covariance.variance().expand_as(known.y))
     if not len(values.frame):
-        return Estimate(used, torch.zeros_like(known.y), prior, variance)
-    noise, between = values.errors(known.noise)
-    system = System(covariance, values, noise.clamp(min=ROUNDED * covariance.variance().max()), between)
-    mean = system.correct(values.of(known.y)[None], range(len(known.y)))[0]
+        return Estimate(torch.zeros_like(known.y), prior, variance)
+    errors = values.errors(known.noise).at_least(ROUNDED * covariance.variance().max())
+    y = values.of(known.y)[None]
+    if len(values.frame) > most:
+        return _of_many(Split(covariance, values, errors, across, prior), known, some, y)
+    system = System(covariance, values, errors)
+    mean = system.correct(y, range(len(known.y)))[0]
     right = torch.cat([values.of(across).mT, covariance.between(values, some)], dim=1)
     functionals, single = system.half(right).split([len(across), len(variance)], dim=1)
-    return Estimate(used, mean, prior - functionals.mT @ functionals, variance - single.square().sum(dim=0))
+    return Estimate(mean, prior - functionals.mT @ functionals, variance - single.square().sum(dim=0))
+
+
+def _of_many(split: Split, known: Known, some: Values, y: Tensor) -> Estimate:
+    """The posterior given many values.
+
+    The covariance by M is too large, for it forgets what tiles have in common. It is scaled to the variance of the
+    hidden values by B, whose trace is that of C = S - S A^T B^-1 A S in random signs v: the mean of v^T C v.
+    """
+    hidden = (known.valid & ~known.observed)[:, None].expand_as(known.y)
+    probes = signs(known.y.numel(), PROBES, known.y.dtype, known.y.device).mT.reshape(-1, *known.y.shape) * hidden
+    before = split.covariance.apply(probes)
+    found = split.correct(torch.cat([y, split.values.of(before)]))
+    trace, variance = (probes * (before - found[1:])).sum() / PROBES, split.variance(some)
+    inside = some.of(hidden)
+    factor = torch.ones_like(trace)
+    if inside.any():
+        factor = (trace / hidden.sum() / variance[inside].mean()).clamp(min=0.0)
+    variance = torch.where(inside, factor * variance, variance)
+    return Estimate(found[0], factor * split.among, variance)
 
 
 def nearest(observed: Tensor, hidden: Tensor, count: int, lengths: tuple[float, float]) -> Tensor:

@@ -6,8 +6,8 @@ not be separable. The posterior is taken in two steps, one for y and one for z,
 
     g = m_y + C_y A^T (A C_y A^T + s^2)^-1 (z - A m_y),        A = restriction to the valid cells.
 
-The mean m_y = E[x | y] and the covariance C_y = Cov[x | y] have neither level nor member. They are those of the dense
-system of the measured values (`models/measured.py`), solved once an observation and remembered. Of C_y, the step for z
+The mean m_y = E[x | y] and the covariance C_y = Cov[x | y] have neither level nor member. They are those of the system
+of all measured values (`models/measured.py`), solved once an observation and remembered. Of C_y, the step for z
 takes what it is among K modes, V^T C_y V: products psi_p(t) phi_i(y) chi_j(x), in each component, of the eigenvectors
 of the covariance along each axis alone, waves where an axis is periodic (`models/products.py`). One eigendecomposition,
 
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from vecfield_diffusion.axes import column, total
 from vecfield_diffusion.ellipses import blocks
-from vecfield_diffusion.models.measured import DENSE, ROUNDED, Covariance, Known, Values, budget, interpolate, some_of
+from vecfield_diffusion.models.measured import SPARSE, Covariance, Known, Values, interpolate, some_of
 from vecfield_diffusion.models.modes import MeanVariance, Modes
 from vecfield_diffusion.models.products import Table
 
@@ -141,27 +141,34 @@ class ProductModes(Modes):
         # What y tells of a cell is in its mean: there z is worth no more than beside it.
         own = noise.narrow(-3, 0, min(noise.shape[-3], 2))
         worth = torch.where(observed, own / (own + level / square), 1.0).sqrt() * valid
-        small = worth * square * (innovation - step(innovation))
-        small = worth * table.filtered(small, rest / (rest * mean_square + level))
+        worth = worth * self._louder(rest, level, mean_square) * self.scale
+        small = worth * (innovation - step(innovation))
+        small = worth / square * table.filtered(small, rest * mean_square / (rest * mean_square + level))
         mean = first + small + step(innovation - small)
         beside = share * (mean_square * rest * level / (mean_square * rest + level)).mean(dim=(1, 2, 3, 4))
         # Their trace over the valid values, that of X^T (V^T A^T A V) X / (1 + nu / s^2) = nu / (1 + nu / s^2).
         trace = claim * (gains * left).sum(dim=1) / (2 * cells)
         return torch.where(valid, self.mean + self.scale * mean, 0.0).to(z.dtype), (trace + beside).to(z.dtype)
 
+    def _louder(self, rest: Tensor, level: Tensor, mean_square: Tensor) -> Tensor:
+        """Returns the root of what the filter of the rest is for a cell of its own variance a^2, over that of all.
+
+        By the largest variance r among the rest, of which a^2 r / (a^2 r + s^2) is the filter: so none exceeds 1, where
+        a sampler would no longer be stable.
+        """
+        square, most = self.scale.square(), rest.amax(dim=(1, 2, 3, 4), keepdim=True)
+        return (square / mean_square * (mean_square * most + level) / (square * most + level)).sqrt()
+
     def posterior(self, y: Tensor, observed: Tensor, noise: Tensor, valid: Tensor) -> Posterior:
         """Returns what is remembered of one observation, in units of xi; shapes as for a sample of `Modes`."""
         parts = (y, observed, noise, valid)
-        # Training meets every observation for the first time, and has no seconds for it.
-        most = DENSE if self.training else budget(2 * int(observed.sum()))
         told = b"".join(part.detach().cpu().contiguous().numpy().tobytes() for part in parts)
-        key = hashlib.sha256(told + str(most).encode()).digest()
+        key = hashlib.sha256(told).digest()
         found = self.remembered.pop(key, None)
         if found is None:
             seen, level, inside = (part.expand(len(y), -1, *y.shape[-2:]) for part in parts[1:])
-            found = self.prior().given(
-                Known(y, seen[:, 0], level, inside[:, 0]), self.scale.square(), most, self.POINTS
-            )
+            known = Known(y, seen[:, 0], level, inside[:, 0])
+            found = self.prior().given(known, self.scale.square(), SPARSE, self.POINTS)
         self.remembered[key] = found
         for old in list(self.remembered)[: -self.REMEMBERED]:
             del self.remembered[old]
@@ -226,21 +233,7 @@ class Prior:
         found = interpolate(self.covariance, known, some, self.across, self.among, most=most)
         values, vectors = torch.linalg.eigh(found.among)
         root = vectors * values.clamp(min=0.0).sqrt()
-        mean, unused, variance = found.mean, known.observed & ~found.used, found.variance
-        noise = known.noise[:, :2].expand_as(mean)
-        if unused.any():
-            spread = table.rest.mean()
-            weight = torch.where(unused, 1 / (known.level + spread).clamp(min=ROUNDED * variance.max()), 0.0)
-            inner = torch.eye(len(root)).to(root) + root.T @ table.gram(weight) @ root
-            root = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), root.T, upper=False).T
-            missed = weight[:, None] * (known.y - mean)
-            more = mean + table.field((table.coefficients(missed[None]) @ root) @ root.T)[0]
-            # Cells among measured ones: each is nearly what was measured there. All others lie nearer to what counted:
-            # modes that are not all there are would carry to them what was measured far away.
-            near = torch.lerp(more, known.y, (spread * weight)[:, None])
-            mean = torch.where(unused[:, None], near, more if self.whole else mean)
-            inside = some.of(unused[:, None].expand_as(mean))
-            variance = torch.where(inside, variance.minimum(some.of(noise)), variance)
+        mean, variance = found.mean, found.variance
         bound = self.bound(root, known)
         left = variance - (some.of(bound.expand_as(mean))[:, None] * (table.rows(some) @ root)).square().sum(dim=1)
         gains, turned = torch.linalg.eigh(root.T @ table.gram(known.valid * square * bound[:, 0].square()) @ root)
@@ -258,11 +251,6 @@ class Prior:
         # Modes that reach from hidden cells to measured ones may claim more than the whole variance.
         claim = (1 + every.clamp(max=0.0) / gains.sum().clamp(min=torch.finfo(whole.dtype).tiny)).clamp(min=0.0)
         return Posterior(mean, root @ turned, gains, bound, rate, share, claim)
-
-    @property
-    def whole(self) -> bool:
-        """Whether the modes hold the field but for a thousandth of its variance."""
-        return bool(self.table.rest.mean() <= 1e-3 * self.covariance.variance().mean())
 
     def bound(self, root: Tensor, known: Known) -> Tensor:
         """Returns the factor on the modes, `(T, 1, H, W)`, so that no measured cell varies by more than its error."""
