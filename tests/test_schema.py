@@ -348,6 +348,7 @@ MEANT = {
     ),
     "model/energy": ({"channels", "embedding"}, "as small as unet_small"),
     "model/energy_multiscale": ({"channels", "embedding", "scales"}, "as small as unet_small, on three scales"),
+    "model/energy_gaussian": ({"channels", "embedding"}, "as small as unet_small"),
     "model/gaussian": ({"channels", "embedding"}, "as small as unet_small"),
     "model/residual": ({"channels", "embedding"}, "as small as unet_small"),
     "model/unet_tiny": ({"channels", "blocks", "embedding"}, "one class in four sizes"),
