@@ -10,11 +10,12 @@ import torch
 from ideal import FORMULATIONS, NORMALIZER
 from programs import FEW, SMALL, TINY, Call, is_message
 from test_energy import check_score, seen, woken
-from test_gaussian import LAND, D, H, W, eigenfields, homogeneous_covariance, random_spectrum
+from test_gaussian import LAND, D, H, W, dense, eigenfields, homogeneous_covariance, random_spectrum
 
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import EDM
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.models.gaussian import Waves
 from vecfield_diffusion.models.gaussian_energy import GaussianEnergy
 
@@ -82,6 +83,22 @@ def test_the_score_is_minus_the_gradient_of_the_energy(kind):
     inside = valid.expand_as(observation.valid)
     given = Observation(observation.y, observation.observed & inside, observation.sigma_y, inside)
     check_score(denoiser_of(field, awake=True), z, s, given)
+
+
+def test_mmps_with_a_new_one_is_exact_and_needs_no_guard():
+    """The posterior mean given the noisy field and a third of the cells, by the dense system of both."""
+    field, covariance, valid = waves()
+    denoiser, (z, s, _) = denoiser_of(field), drawn(valid, (0.05, 0.7, 30.0))
+    observed = torch.rand(3, 1, H, W, generator=torch.Generator().manual_seed(5)) < 0.3
+    y = torch.randn(3, 2, H, W, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    error = torch.full((3, 1, H, W), 0.1, dtype=torch.float64)
+    given = Observation(torch.where(observed, y, 0.0), observed, error, valid.expand(3, 1, H, W))
+    method = MMPS(k_max=400, tolerance=1e-10)
+    found = method.bind(denoiser, given)(z, s)
+    for k in range(3):
+        exact = dense(covariance, z[k], s[k].item(), given.y[k], observed[k], error[k])[0]
+        torch.testing.assert_close(found[k], exact, rtol=1e-6, atol=1e-6)
+    assert method.guard == 0
 
 
 @torch.no_grad()
