@@ -346,6 +346,7 @@ MEANT = {
         {"fraction", "legs", "width", "count", "slope", "aspect", "spell", "horizon", "ways", "frames", "shares"},
         "masks of training vary, in time too; by itself each is one typical case",
     ),
+    "model/cascade": ({"embedding"}, "as small as unet_small"),
     "model/energy": ({"channels", "embedding"}, "as small as unet_small"),
     "model/energy_multiscale": ({"channels", "embedding", "scales"}, "as small as unet_small, on three scales"),
     "model/energy_gaussian": ({"channels", "embedding"}, "as small as unet_small"),
