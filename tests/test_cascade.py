@@ -13,8 +13,10 @@ from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import EDM, IDDPM
 from vecfield_diffusion.diffusion.losses import denoising_loss
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.inference.export import save_program
 from vecfield_diffusion.models.cascade import Cascade, averaged
 from vecfield_diffusion.models.energy import pool
+from vecfield_diffusion.physics.grid import Grid
 
 SIZES = {"coarse": [8, 8], "channels": [8], "blocks": 1, "attention": [], "embedding": 16}
 H, W = PRIOR.shape[1:]
@@ -124,6 +126,13 @@ def test_both_networks_learn(learned):
 def test_sizes_that_there_are_not():
     with pytest.raises(ValueError, match="cells must be in"):
         Cascade(7, cells=1)
+
+
+def test_it_is_exported_as_a_program(tmp_path):
+    """Which compares what it gives with the denoiser, for more than one size of batch."""
+    denoiser = Denoiser(Cascade(7, cells=2, **SIZES), EDM(), NORMALIZER).eval().requires_grad_(False)
+    save_program(tmp_path / "cascade.pt2", denoiser, Grid(torch.ones(H, W, dtype=torch.bool), 1.0, 1.0))
+    assert (tmp_path / "cascade.pt2").stat().st_size > 0
 
 
 # The program.
