@@ -27,6 +27,8 @@ from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.models import energy
 from vecfield_diffusion.models.dit import DiT
 from vecfield_diffusion.models.energy import DiTEnergy, UNetEnergy
+from vecfield_diffusion.models.gaussian import AroundField, Waves
+from vecfield_diffusion.models.gaussian_energy import GaussianEnergy
 from vecfield_diffusion.models.unet import UNet
 from vecfield_diffusion.training.batches import Batch
 from vecfield_diffusion.training.memory import kept_bytes
@@ -40,6 +42,7 @@ GROUPS = {
         "inner": (lambda **more: UNetEnergy(7, **UNET, **more), False),
         "squares": (lambda **more: UNetEnergy(7, form="squares", **UNET, **more), False),
         "3 scales": (lambda **more: UNetEnergy(7, scales=3, **UNET, **more), False),
+        "gaussian": (lambda **more: GaussianEnergy(7, **UNET, **more), False),
         "torch's own": (lambda **more: UNetEnergy(7, **UNET, **more), True),
     },
     "DiT": {
@@ -64,6 +67,9 @@ class Contender:
         torch.manual_seed(0)
         dtype = torch.bfloat16 if options.bf16 else None
         network = make(periodic=(True, True)).to(memory_format=torch.channels_last)
+        if isinstance(network, AroundField):
+            white = torch.eye(2, dtype=torch.complex128)[:, :, None, None]
+            network.learn(lambda: Waves(white.expand(2, 2, options.size, options.size)))
         self.denoiser = Denoiser(network, EDM(sigma_max=80.0), Normalizer(torch.zeros(2, 1, 1), 1.0), dtype)
         x0, noise = torch.randn(2, options.batch, 2, options.size, options.size)
         observation = Observation.none(options.batch, torch.ones(options.size, options.size, dtype=torch.bool))

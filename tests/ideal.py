@@ -8,8 +8,8 @@ from oracle import GaussianPrior
 
 from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.formulations import DDPM, EDM, IDDPM, OU, VE, VP, Flow, Interpolant
+from vecfield_diffusion.diffusion.formulations.thermodynamic import Thermodynamic
 from vecfield_diffusion.diffusion.normalizer import Normalizer
-from vecfield_diffusion.diffusion.thermodynamic import Thermodynamic
 
 PRIOR = GaussianPrior()
 

@@ -340,6 +340,17 @@ def test_paths_that_cannot_be_followed(run: Call, options, parts):
     is_message(run("infer", "ckpt=outputs/train/run", "thermodynamics=true", *few, *options, "name=bad"), *parts)
 
 
+def test_what_a_sampler_recorded_stands_in_the_scores_of_an_evaluation(run: Call, place: Path):
+    few = ["cases=2", "members=2", "sampler=pcn", "sampler.steps=2", "sampler.corrections=1", "masks=[block]"]
+    code, out, err = run("evaluate", "ckpt=outputs/train/run", *few, "name=recorded")
+    assert code == 0, err
+    assert "not to be trusted" in out
+    rows = (place / "outputs/evaluate/recorded/scores.csv").read_text().splitlines()
+    found = {cells[2]: float(cells[4]) for cells in (row.split(",") for row in rows) if "sampler_" in cells[2]}
+    assert {"sampler_acceptance", "sampler_noise_left"} <= found.keys()
+    assert 0 <= found["sampler_acceptance"] <= 1 and found["sampler_noise_left"] > 1
+
+
 @pytest.fixture
 def pair(run: Call, place: Path) -> str:
     """Two networks that differ, as `ckpt=` takes them."""

@@ -24,6 +24,7 @@ from vecfield_diffusion.diffusion.formulations import DDPM, EDM, IDDPM, Flow, Re
 from vecfield_diffusion.diffusion.losses import denoising_loss
 from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.errors import UserError
+from vecfield_diffusion.guidance.inpainting import Bound
 from vecfield_diffusion.guidance.posterior import Tangent, all_rows, prior
 from vecfield_diffusion.inference.export import save_program
 from vecfield_diffusion.inference.windows import Windowed
@@ -31,6 +32,7 @@ from vecfield_diffusion.models.energy import DiTEnergy, Energy, UNetEnergy, inne
 from vecfield_diffusion.models.unet import UNet
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.filling import check_energy
+from vecfield_diffusion.programs.thermodynamics import energies_of
 from vecfield_diffusion.programs.trained import load_trained
 
 SIZES = {"channels": [8, 16], "blocks": 1, "embedding": 16}
@@ -365,6 +367,20 @@ def test_options_are_made_of_their_files(name):
     assert network.has_energy and len(network.networks) == (3 if name == "energy_multiscale" else 1)
 
 
+def test_the_work_of_an_energy_whose_levels_cannot_be_compared_is_that_of_its_score():
+    """A constant at each level changes the work of the energy, and not that of the score."""
+    z, s, observation = seen()
+    network, work = woken(NETWORKS["inner"]()), {}
+    for constant in (0.0, 1.0):
+        network.constant.weight.data.fill_(constant)
+        bound = Bound(Denoiser(network, EDM(sigma_max=80.0), NORMALIZER), observation)
+        for compared in (False, True):
+            energies = energies_of(bound, bound, lambda: torch.ones_like(z), compared)
+            work[compared, constant] = energies.between_levels(torch.where(observation.valid, z, 0.0), 0.7, 0.4)
+    assert (work[True, 1.0] - work[True, 0.0]).abs().min() > 0.1
+    torch.testing.assert_close(work[False, 1.0], work[False, 0.0], rtol=0, atol=0)
+
+
 # The programs.
 
 MODEL = ["model=energy", "model.blocks=1", *SMALL, "trainer.max_steps=2", "trainer.validate_every=2"]
@@ -386,6 +402,8 @@ def test_an_energy_trains_fills_and_says_how_probable_fields_are(place: Path, ru
     s = torch.full((2,), denoiser.diffusion.sigma_min)
     expected = -denoiser.energy(x0, s, observation) / x0[0].numel()
     torch.testing.assert_close(torch.tensor(list(found.values())).double(), expected.detach(), rtol=1e-4, atol=1e-4)
+    paths = run("infer", *given[:2], "mask=none", "members=2", "sampler.steps=3", "thermodynamics=true")
+    assert paths[0] == 0 and "trained without loss.dual" in paths[1]
 
 
 def test_what_needs_an_energy_says_so(place: Path, run: Call) -> None:

@@ -228,6 +228,7 @@ def test_every_term_trains_and_validation_stays_the_denoising_loss(run: Call, op
         (["loss.dual=1"], ["loss.dual", "model=energy"]),
         (["loss.sliced=-1"], ["loss.sliced", "must be >= 0"]),
         (["loss.sliced=1", "diffusion=regression"], ["loss.sliced", "diffusion=regression"]),
+        (["loss.sliced=1", "model=energy"], ["loss.sliced", "that of an energy is a derivative", "model=unet_small"]),
         (["loss.slice=1"], ["unknown key loss.slice", "sliced"]),
         ([*SEQUENCES, "dataset.twin=true", "loss.budget=1"], ["nothing is known of the viscosity", "loss.viscosity="]),
     ],

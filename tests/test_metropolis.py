@@ -190,6 +190,36 @@ def test_langevins_bias_halves_with_its_step_and_that_of_mala_is_none():
     assert abs(state.z.square().mean() / variance - 1) < 4 * math.sqrt(2 / MANY) < excess[0] / 3
 
 
+@pytest.mark.parametrize("T", [1.0, 0.5])
+@pytest.mark.parametrize("name", ["pcn", "mala"])
+def test_noise_of_higher_levels_that_is_left_is_measured_and_said(name, T):
+    """Exact where all is accepted: of pcn with white data, and nearly so of short steps of mala without data.
+
+    The chain begins without the variance v of the data, of which the same share is lacking at the end.
+    """
+    v, sampler, keeps = {
+        "pcn": (1.0, CrankNicolson(3, corrections=2, step_size=0.5, temperature=T), 0.75),
+        "mala": (0.0, MALA(3, corrections=2, step_size=0.04, temperature=T), 0.96**2),
+    }[name]
+    ladder, noise, left = torch.tensor([4.0, 2.0, 1.0, 0.0], dtype=torch.float64), drawn(MANY, 4), 0.0
+    _, states = sampler.sample(gaussian(v), ladder, noise, return_trajectory=True)
+    for s, r in ((4.0, 2.0), (2.0, 1.0)):
+        left = (left + s**2 - r**2) * keeps**2
+    numbers = sampler.record.numbers()
+    assert numbers["acceptance"] > 0.98
+    assert numbers["noise_left"] == pytest.approx(math.sqrt(T * left), rel=0.01) and left > 2
+    expected = T * (v + 1 + left - v * keeps**6)
+    assert abs(states[-2].square().mean() / expected - 1) < 4 * math.sqrt(2 / MANY)
+    assert "sampler.corrections" in sampler.record.summary()
+
+
+def test_levels_that_are_forgotten_leave_no_noise():
+    sampler = CrankNicolson(12, corrections=6, step_size=0.8)
+    sampler.sample(gaussian(1.0), levels(12), drawn(50))
+    assert sampler.record.numbers()["noise_left"] < 0.03
+    assert "not to be trusted" not in sampler.record.summary()
+
+
 def test_a_uniform_number_of_each_sample_is_uniform_at_any_temperature():
     noise = drawn(MANY, 5)
     u = uniform(lambda: math.sqrt(0.5) * noise(), 0.5)

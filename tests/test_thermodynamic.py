@@ -8,11 +8,12 @@ import pytest
 import torch
 from ideal import NORMALIZER, PRIOR, IdealNetwork
 
+from vecfield_diffusion.config.build import build
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import VP
+from vecfield_diffusion.diffusion.formulations.thermodynamic import Learned, Schedule, Thermodynamic
 from vecfield_diffusion.diffusion.losses import denoising_loss
 from vecfield_diffusion.diffusion.observation import Observation
-from vecfield_diffusion.diffusion.thermodynamic import Learned, Schedule, Thermodynamic
 
 SCHEDULES = get_args(Schedule)
 DOMAIN = torch.ones(PRIOR.shape[1:], dtype=torch.bool)
@@ -152,3 +153,8 @@ def test_no_level_goes_untrained():
     assert shares.min() >= Learned.EVEN / Learned.BINS * (1 - 1e-12) and shares.sum().item() == pytest.approx(1)
     assert diffusion.level(torch.tensor(1.0, dtype=torch.float64)).item() == pytest.approx(80.0)
     assert math.isclose(diffusion.levels(8)[0].item(), 80.0, rel_tol=1e-9)
+
+
+def test_a_configuration_of_before_it_moved_still_names_it():
+    node = {"_target_": "vecfield_diffusion.diffusion.thermodynamic.Thermodynamic", "schedule": "cosine"}
+    assert isinstance(build(node, "diffusion"), Thermodynamic)

@@ -10,7 +10,12 @@ from typing import Any
 MOVED = {
     f"vecfield_diffusion.data.{old}": "vecfield_diffusion.data.readers.open_fields"
     for old in ("formats.open_fields", "netcdf.open_netcdf", "hdf5.open_hdf5")
-} | {"vecfield_diffusion.training.trainer.Trainer": "vecfield_diffusion.training.settings.Trainer"}
+} | {
+    "vecfield_diffusion.training.trainer.Trainer": "vecfield_diffusion.training.settings.Trainer",
+    "vecfield_diffusion.diffusion.thermodynamic.Thermodynamic": (
+        "vecfield_diffusion.diffusion.formulations.Thermodynamic"
+    ),
+}
 
 #: The key of a group in an older configuration or command, and its key now.
 RENAMED = {"sampler.grid": "sampler.schedule", "inpainting.told": "inpainting.conditioned"}

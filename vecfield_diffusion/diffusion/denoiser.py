@@ -32,13 +32,15 @@ class Moments(NamedTuple):
 
     `mean` `(B, 2, H, W)`; `fraction` `(B, 2, H, W)`, where it is learned, is where the reverse variance lies between
     its bounds: 0 is the small one and 1 the large one, see `reverse_variances`; `out` `(B,)` is what the output of the
-    network was multiplied with, the factor of a gate apart; `skip` `(B, 2, H, W)` is the mean without the network.
+    network was multiplied with, the factor of a gate apart; `skip` `(B, 2, H, W)` is the mean without the network;
+    `coarse` `(B, 2, H, W)`, where the network has one, is a field whose averages over squares estimate those of x0.
     """
 
     mean: Tensor
     fraction: Tensor | None
     out: Tensor
     skip: Tensor
+    coarse: Tensor | None = None
 
 
 class Denoiser(nn.Module):
@@ -138,7 +140,8 @@ class Denoiser(nn.Module):
         scale = out if gate is None else out * gate(s)
         x_hat = torch.where(valid, skip + column(scale, z) * output.narrow(-3, 0, 2), 0.0)
         fraction = torch.sigmoid(output.narrow(-3, 2, 2)) if self.diffusion.learned_variance else None
-        return Moments(x_hat, fraction, out, skip)
+        coarse = skip + column(out, z) * output[..., -2:, :, :] if self.parametrization.coarse_cells else None
+        return Moments(x_hat, fraction, out, skip, coarse)
 
     @property
     def has_energy(self) -> bool:

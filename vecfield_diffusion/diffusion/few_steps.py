@@ -78,7 +78,7 @@ class FewSteps(Diffusion, ABC):
         """Returns fields `(B, 2, H, W)` made in one evaluation of unit noise, and what their output counts, `(B,)`."""
         s = noise.new_full((len(noise),), self.sigma_max)
         start = 0.0 if observation.background is None else observation.background
-        field, _, out, _ = denoiser.estimate(start + self.sigma_max * noise, s, observation)
+        field, _, out, *_ = denoiser.estimate(start + self.sigma_max * noise, s, observation)
         return field, out
 
     def score(
@@ -168,7 +168,7 @@ class Consistency(FewSteps):
         with torch.no_grad(), torch.random.fork_rng([x0.device] if x0.device.type == "cuda" else []):
             near = denoiser(x0 + column(r, x0) * noise[0], torch.where(r > 0, r, s), observation)
         aim = torch.where(column(r > 0, x0), near, x0)
-        field, _, out, _ = denoiser.estimate(x0 + column(s, x0) * noise[0], s, observation)
+        field, _, out, *_ = denoiser.estimate(x0 + column(s, x0) * noise[0], s, observation)
         square = mean_measured((field - aim).square(), measured) / out.square()
         return ((square + self.huber**2).sqrt() - self.huber) / (1 - r / s), field
 

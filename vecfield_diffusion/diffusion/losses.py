@@ -8,8 +8,9 @@ the mean taken over the cells where the truth is known and both components (Karr
 A weight that is not a formulation's own is 1 / out^2 of the parametrization (`models/base.py`): the squared error of
 the output of the network, whatever it stands for.
 Training adds what a formulation learns beside the mean: the variational bound of a learned reverse variance, the
-uncertainty of the levels, and a schedule that is learned. Where the network predicts the mean mu(y) and denoises what
-it misses, mu is a constant in all this, and its own mean squared error is added with the weight 1: the two share no
+uncertainty of the levels, and a schedule that is learned. Of a network that estimates the averaged field on
+its way (`models/cascade.py`) the error of that is added. Where the network predicts the mean mu(y) and denoises what it
+misses, mu is a constant in all this, and its own mean squared error is added with the weight 1: the two share no
 weights, each learns from its own.
 
 With J = dD/dz, d values and the sign vector v, the other terms of a weighted sum (`Loss`) are
@@ -38,6 +39,7 @@ from vecfield_diffusion.axes import column, total
 from vecfield_diffusion.diffusion.base import reverse_variances
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.models.cascade import averaged
 
 #: `x_hat (B, 2, H, W), s (B,) -> (B,)`, such as the energy of what physics knows.
 Penalty = Callable[[Tensor, Tensor], Tensor]
@@ -181,12 +183,15 @@ def denoising_loss(
         z = x0 + column(s, x0) * noise
         z = z.requires_grad_() if objective.differentiates else z
         mean = denoiser.mean(observation)
-        x_hat, fraction, out, _ = denoiser.estimate(z, s, observation, mean)
+        x_hat, fraction, out, _, coarse = denoiser.estimate(z, s, observation, mean)
         weight = denoiser.weight(level, out)
         seen = Evaluated(denoiser, x0, measured, observation, s, z, x_hat, weight)
         further = [share * term(seen) for share, term in objective.terms]
     error = mean_measured((x_hat - x0).square(), measured)
     loss = weight * error
+    if training and coarse is not None:
+        misses = averaged(torch.where(measured, coarse - x0, 0.0), denoiser.parametrization.coarse_cells)
+        loss = loss + weight * mean_measured(misses.square(), measured)
     if training and fraction is not None:
         bound = variational_bound(x0, x_hat.detach(), fraction, level, diffusion.below(level))
         # One of the M terms of the chain stands for all.

@@ -141,6 +141,7 @@ class Scored:
         scores: Scores by region and name; those of the whole field in `field`.
         reliability: Count, summed probability and summed event of hidden cells by the probability that the speed is
             above the threshold, `(3, bins)`; see `events`.
+        recorded: What a sampler recorded of its runs, such as the share of its proposals that were accepted, by name.
     """
 
     method: str
@@ -156,6 +157,7 @@ class Scored:
     example: Estimate
     scores: dict[str, dict[str, Score]] = field(default_factory=dict)
     reliability: Tensor | None = None
+    recorded: dict[str, float] = field(default_factory=dict)
 
     def rows(self, mask: str, units: str) -> list[dict[str, object]]:
         """One row for each score that has a value."""
@@ -165,7 +167,8 @@ class Scored:
             for metric, score in values.items()
             if not math.isnan(score.value)
         ]
-        return [*found, row(mask, self.method, "seconds_per_field", "field", Score(self.seconds), units)]
+        beside = {"seconds_per_field": self.seconds} | {f"sampler_{name}": x for name, x in self.recorded.items()}
+        return found + [row(mask, self.method, name, "field", Score(value), units) for name, value in beside.items()]
 
 
 def row(mask: str, method: str, metric: str, region: str, score: Score, units: str) -> dict[str, object]:

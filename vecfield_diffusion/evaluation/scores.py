@@ -230,7 +230,7 @@ def columns(place: Place) -> list[str]:
 
 def unit(name: str, units: str) -> str:
     """Returns the unit of a score of velocities in `units` on a grid in metres; `1` where it has none."""
-    found = SCORES[name].unit
+    found = SCORES[name].unit if name in SCORES else "1"
     return {_VELOCITY: units, _RATE: rate(units)}.get(found, found)
 
 

@@ -73,6 +73,9 @@ class Parametrization:
     predicts_mean: bool = False
     #: Whether the denoiser is the gradient of an energy, see `energy`.
     has_energy: bool = False
+    #: Cells along each axis of the squares over which a network estimates the averaged field as well; 0 for none. Its
+    #: output then has two more channels, that of the average copied to the cells.
+    coarse_cells: int = 0
     #: Whether torch.export can write the denoiser as a program.
     traceable: bool = True
     #: Why the network does not go with a formulation without noise; empty where it does.

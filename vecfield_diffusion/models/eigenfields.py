@@ -52,11 +52,12 @@ class Eigenfields(Modes):
         self.register_buffer("over_valid", torch.tensor(True))
         self.before = False
         self.remembered: dict[tuple[torch.dtype, bytes, bytes], Tensor] = {}
+        self.restricted: dict[bytes, tuple[Tensor, Tensor]] = {}
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         state.setdefault(f"{prefix}over_valid", torch.tensor(False))
         super()._load_from_state_dict(state, prefix, *rest)
-        self.before, self.remembered = not bool(self.over_valid), {}
+        self.before, self.remembered, self.restricted = not bool(self.over_valid), {}, {}
         flat = self.modes.flatten(1).double()
         miss = (flat @ flat.T - torch.eye(len(flat), dtype=flat.dtype, device=flat.device)).abs().max()
         if miss > ROUNDED:  # stored in half precision: what is solved counts on V^T V = I
@@ -122,6 +123,42 @@ class Eigenfields(Modes):
         more = (variances + nugget).sqrt() - white
         field = white * noise + ((more * (noise.flatten(1) @ basis.T)) @ basis).view_as(noise)
         return field, field
+
+    def whiten(self, z: Tensor, s: Tensor, valid: Tensor) -> Tensor:
+        """See `Modes`."""
+        rows, noise, parts = z.flatten(1), s[:, None].square() + self.nugget.to(z.dtype), []
+        white = noise.rsqrt()
+        for k, (basis, variances) in enumerate(self.inside(valid, z)):
+            share = (variances + noise[k]).rsqrt() - white[k]
+            parts.append(white[k] * rows[k] + ((rows[k] @ basis.T) * share) @ basis)
+        return torch.stack(parts).view_as(z)
+
+    def log_determinant(self, s: Tensor, valid: Tensor) -> Tensor:
+        """See `Modes`."""
+        noise, sums = s.double().square() + self.nugget.double(), []
+        values = 2 * valid.flatten(1).sum(dim=1)
+        for k, (_, variances) in enumerate(self.inside(valid, noise)):
+            sums.append((variances + noise[k]).log().sum() + (values[k] - len(variances)) * noise[k].log())
+        return torch.stack(sums)
+
+    def inside(self, valid: Tensor, like: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Returns the modes `(K, 2 H W)` in the cells of each sample and their variances, in the type of `like`."""
+        kinds, which = alike(valid.expand(-1, 2, -1, -1).flatten(1))
+        found = [tuple(part.to(like) for part in self.eigen(row)) for row in kinds]
+        return [found[k] for k in (range(len(kinds)) if which is None else which.tolist())]
+
+    def eigen(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the orthonormal modes of V L V^T in the cells marked True, and their variances, in float64."""
+        key = cells.cpu().numpy().tobytes()
+        if key not in self.restricted:
+            basis, variances = self.modes.flatten(1).double(), self.variances.double()
+            if not bool(cells.all()):
+                part = variances.sqrt()[:, None] * torch.where(cells, basis, 0.0)
+                _, sizes, basis = torch.linalg.svd(part, full_matrices=False)
+                kept = min(len(sizes), int(cells.sum()))
+                basis, variances = basis[:kept], sizes[:kept].square()
+            self.restricted = {**dict(list(self.restricted.items())[-self.REMEMBERED :]), key: (basis, variances)}
+        return self.restricted[key]
 
     def spread(self, factor: Tensor, variances: Tensor, basis: Tensor, kept: Tensor) -> Tensor:
         """Returns the trace of D V C V^T D, `(U,)`, for V^T `(K, 2 H W)` and D `(U, 2 H W)`."""

@@ -14,7 +14,7 @@ learned denoisers are nearly Gaussian over most noise levels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -34,7 +34,44 @@ FIELD = 2  # channels of the noisy field; what is known follows
 FLOOR = 1e-3
 
 
-class GaussianResidual(nn.Module, Parametrization):
+class AroundField(Parametrization):
+    """What networks around a Gaussian field have in common: the field, which is learned once and kept with the weights.
+
+    Attributes:
+        field: The Gaussian field; None until `learn`, or until it is loaded.
+    """
+
+    field: Modes | None
+    #: The kinds of fields by a name among their weights.
+    kinds: Mapping[str, type[Modes]] = {
+        "field.power": Waves,
+        "field.nugget": Eigenfields,
+        "field.lags": ProductModes,
+    }
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        found = [kind for name, kind in self.kinds.items() if prefix + name in state]
+        if found and not isinstance(self.field, found[0]):
+            self.field = found[0]().to(next(self.parameters()).device)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+    @property
+    def fills_domain(self) -> bool:
+        """Whether the field is one of waves, which have no gaps."""
+        return self.field is not None and self.field.fills_domain
+
+    def learn(self, field: Callable[[], Modes]) -> None:
+        """Takes the Gaussian field `field()`, which training leaves as it is."""
+        self.field = field().to(next(self.parameters()).device)
+
+    def reference(self, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> GaussianReference | None:
+        """Returns the Gaussian field given the observation, where it draws; see `Parametrization`."""
+        if self.field is None or not self.field.draws:
+            return None
+        return GaussianReference(self.field, y, observed, error, valid)
+
+
+class GaussianResidual(AroundField, nn.Module):
     """The posterior of a Gaussian field, and a UNet for what it misses.
 
     Arguments:
@@ -51,7 +88,6 @@ class GaussianResidual(nn.Module, Parametrization):
         time: See `UNet`.
 
     Attributes:
-        field: The Gaussian field; None until `learn`, or until it is loaded.
         gating: The factor on the output of the network by noise level, that validation asks for.
 
     Raises:
@@ -82,37 +118,15 @@ class GaussianResidual(nn.Module, Parametrization):
         self.field = None
         self.gating = Gate()
 
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        kinds = {"field.power": Waves, "field.nugget": Eigenfields, "field.lags": ProductModes}
-        found = [kind for name, kind in kinds.items() if prefix + name in state]
-        if found and not isinstance(self.field, found[0]):
-            self.field = found[0]().to(next(self.parameters()).device)
-        super()._load_from_state_dict(state, prefix, *rest)
-
     @property
     def gate(self) -> Gate:
         """The factor on the output of the network by noise level; see `models/gate.py`."""
         return self.gating
 
     @property
-    def fills_domain(self) -> bool:
-        """Whether the field is one of waves, which have no gaps."""
-        return self.field is not None and self.field.fills_domain
-
-    @property
     def remembers(self) -> bool:
         """See `Parametrization`."""
         return self.field is not None and self.field.remembers
-
-    def learn(self, field: Callable[[], Modes]) -> None:
-        """Takes the Gaussian field `field()`, which training leaves as it is."""
-        self.field = field().to(next(self.parameters()).device)
-
-    def reference(self, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> GaussianReference | None:
-        """Returns the Gaussian field given the observation, where it draws; see `Parametrization`."""
-        if self.field is None or not self.field.draws:
-            return None
-        return GaussianReference(self.field, y, observed, error, valid)
 
     def precondition(
         self, z: Tensor, s: Tensor, known: Conditions, scalars: Callable[[Tensor], Scalars]

@@ -63,6 +63,18 @@ class Modes(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no draws")
 
+    def whiten(self, z: Tensor, s: Tensor, valid: Tensor) -> Tensor:
+        """Returns (S + s^2)^(-1/2) z, S the covariance of the field in the cells `valid`, `(B, 2, H, W)`.
+
+        Raises:
+            NotImplementedError: The eigenvalues of the field are not known.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no eigenvalues")
+
+    def log_determinant(self, s: Tensor, valid: Tensor) -> Tensor:
+        """Returns ln det(S + s^2), `(B,)` in float64; see `whiten`."""
+        raise NotImplementedError(f"{type(self).__name__} has no eigenvalues")
+
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         for name, buffer in self.named_buffers(recurse=False):
             if (given := state.get(prefix + name)) is not None and given.shape != buffer.shape:

@@ -80,6 +80,15 @@ class Waves(Modes):
         seen = strong + self.leak(table, observed).sqrt() * leaked
         return strong + table.filter(noise, table.rest.sqrt()), seen
 
+    def whiten(self, z: Tensor, s: Tensor, valid: Tensor) -> Tensor:
+        """See `Modes`."""
+        table = self.table(z)
+        return table.filter(z, (table.every + s[:, None, None].square()).rsqrt())
+
+    def log_determinant(self, s: Tensor, valid: Tensor) -> Tensor:
+        """See `Modes`."""
+        return (self.table(s.double()).every + s.double()[:, None, None].square()).log().sum(dim=(1, 2))
+
 
 def inverse(block: Tensor, more: Tensor) -> Tensor:
     """Returns (R + more I)^-1 of covariances of as many channels as `ellipses.blocks` gives, in as many."""
@@ -110,6 +119,7 @@ class Table:
         minus: Where the wave k_b - k_a is, `(n, n)`.
         plus: Where k_b + k_a is, `(n, n)`.
         basis: All eigenvectors, complex `(2, 2, H W)`: component, index.
+        every: Their variances, `(2, H W)`.
         rest: The variances of those that are not among the modes, `(2, H W)`, else 0.
         left_out: Their mean a value, a number.
         shape: (H, W).
@@ -122,6 +132,7 @@ class Table:
     minus: Tensor
     plus: Tensor
     basis: Tensor
+    every: Tensor
     rest: Tensor
     left_out: Tensor
     shape: tuple[int, int]
@@ -162,6 +173,7 @@ class Table:
             at(-1),
             at(1),
             basis.permute(1, 2, 0).contiguous(),
+            values.T.contiguous(),
             rest.T.contiguous(),
             rest.sum() / (2 * size),
             tuple(shape),

@@ -161,7 +161,7 @@ def model_scored(
             return collect(model.name, members)
 
         plain = score(model.name, ensemble, setting, size)
-    say_summary(model.method)
+    plain = replace(plain, recorded=say_summary(model.method))
     yield plain
     for name in model.rows[1:]:
 

@@ -39,7 +39,13 @@ def make_objective(loss: Loss, data: TrainingData, denoiser: Denoiser) -> Object
 
 
 def sliced_term(loss: Loss, data: TrainingData, denoiser: Denoiser) -> Term:
-    """Returns sliced score matching, which asks for nothing."""
+    """Returns sliced score matching. Raises UserError for a network that is a derivative already."""
+    if denoiser.has_energy:
+        raise UserError(
+            "loss.sliced differentiates the denoiser, and that of an energy is a derivative already: training would "
+            "take a third one, which is not written (models/twice.py). Leave it out, or take a plain network, such as "
+            "model=unet_small"
+        )
     return sliced
 
 

@@ -37,6 +37,7 @@ from vecfield_diffusion.guidance.inpainting import Bound
 from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.inference.ensemble import member_noise, seeds_of
 from vecfield_diffusion.programs.filling import Filling
+from vecfield_diffusion.programs.trained import Trained
 from vecfield_diffusion.samplers.base import BoundDenoiser, NoiseFunction, first_state
 from vecfield_diffusion.samplers.likelihood import tracer
 
@@ -108,6 +109,7 @@ def sentence(found: Thermodynamics) -> str:
 @torch.no_grad()
 def follow(filling: Filling, cases: Cases) -> Thermodynamics:
     """Returns work and heat of the members of the first case, and the work of annealed paths."""
+    compared = are_compared(filling.trained)
     config, denoiser, sampler = filling.config, filling.trained.denoiser, filling.method.sampler
     members = config["members"]
     observation = cases.observation(denoiser.normalizer, denoiser.normalizer.std.device)
@@ -125,7 +127,7 @@ def follow(filling: Filling, cases: Cases) -> Thermodynamics:
 
         given = {"start": one.background, "return_trajectory": True, "valid": one.valid}
         _, states = sampler.sample(watched, levels, noise, **given)
-        energies = energies_of(bound, watched, noise)
+        energies = energies_of(bound, watched, noise, compared)
         states = torch.where(one.valid, states, 0.0)
         path = along(energies, states[:-1], ladder)
         start = torch.where(one.valid, first_state(ladder[0], noise, one.background), 0.0)
@@ -143,9 +145,20 @@ def inside(noise: NoiseFunction, valid: Tensor) -> NoiseFunction:
     return lambda: torch.where(valid, noise(), 0.0)
 
 
-def energies_of(bound: Bound, watched: BoundDenoiser, noise: NoiseFunction) -> Energies:
-    """Returns the differences of energy that a network knows: of its own energy, or of its score."""
-    if bound.has_energy:
+def are_compared(trained: Trained) -> bool:
+    """Returns whether the levels of a network's energy can be compared; prints a note where it has one without that."""
+    learned = trained.config.get("loss", {}).get("dual", 0.0) > 0
+    if trained.denoiser.has_energy and not learned:
+        print(
+            f"note: {trained.path} was trained without loss.dual, so that its energy has a free constant at each "
+            "level: work and heat are those of its score"
+        )
+    return learned
+
+
+def energies_of(bound: Bound, watched: BoundDenoiser, noise: NoiseFunction, compared: bool) -> Energies:
+    """Returns differences of energy that a network knows: by its energy if levels are `compared`, else by score."""
+    if bound.has_energy and compared:
         return ByEnergy(watched, bound.energy)
     valid = bound.observation.valid.expand_as(bound.observation.y)
     return ByScore(watched, tracer("hutchinson", valid, noise, 1), valid)

@@ -8,6 +8,15 @@ is accepted with the probability (Metropolis et al., 1953; Hastings, 1970)
 whatever the size of the step. `ln p_s(z') - ln p_s(z)` is `LevelDenoiser.log_ratio`. Cells outside the domain stay as
 they are. What is recorded of a run: the share of the proposals that were accepted, and how long it takes ln p_s of a
 chain to forget where it was.
+
+Levels that lie too far apart are not forgotten. Of a disturbance where the data leave the noise alone, an accepted step
+keeps a share q of the variance, (1 - b^2) of pcn and (1 - share)^2 of mala, so that beyond the noise r^2 that belongs
+to a level a state has
+
+    e <- (e + s^2 - r^2) q^accepted
+
+from the levels above. Where the root of it is not small at the end, the samples are not of the law, however many of the
+proposals were accepted; it is recorded as `noise_left`, and a note says what to do.
 """
 
 from __future__ import annotations
@@ -24,6 +33,9 @@ from vecfield_diffusion.axes import column, total
 from vecfield_diffusion.diffusion.base import ScheduleName
 from vecfield_diffusion.samplers.base import NODES, LevelDenoiser, NoiseFunction, Reference, Sampler, line_integral
 from vecfield_diffusion.samplers.record import Record
+
+#: Noise of higher levels that samples may keep before it is said, in standard deviations of the data.
+MUCH = 0.1
 
 
 class State(NamedTuple):
@@ -76,6 +88,10 @@ class Move(ABC):
     evaluations: int = NODES
 
     @abstractmethod
+    def keeps(self, z: Tensor) -> float:
+        """Returns the share of the variance of a disturbance of white noise that an accepted step leaves."""
+
+    @abstractmethod
     def propose(self, place: Place, old: State, noise: NoiseFunction) -> tuple[State, Tensor]:
         """Returns the proposal, and the logarithm of the ratio `(B,)` that it is accepted by, in float64.
 
@@ -116,6 +132,10 @@ class LangevinMove(Move):
         """Returns the share for states `(B, ...)`."""
         return min(1.0, 1.65**2 / 2 * z[0].numel() ** (-1 / 3)) if self.share is None else self.share
 
+    def keeps(self, z: Tensor) -> float:
+        """See `Move`."""
+        return (1 - self.length(z)) ** 2
+
     def propose(self, place: Place, old: State, noise: NoiseFunction) -> tuple[State, Tensor]:
         """See `Move`."""
         share, s = self.length(old.z), place.s
@@ -143,6 +163,10 @@ class CrankNicolsonMove(Move):
 
     def __init__(self, b: float, reference: Reference) -> None:
         self.b, self.reference = b, reference
+
+    def keeps(self, z: Tensor) -> float:
+        """See `Move`."""
+        return 1 - self.b**2
 
     def propose(self, place: Place, old: State, noise: NoiseFunction) -> tuple[State, Tensor]:
         """See `Move`."""
@@ -202,19 +226,39 @@ class Metropolis(Sampler):
     ) -> Tensor:
         if not memory:
             memory["move"] = self.move(denoise)
-            z = self.correct(denoise, z, s, noise, memory["move"])
-        return self.correct(denoise, z, r, noise, memory["move"]) if r > 0 else denoise(z, s)
+            z, _ = self.correct(denoise, z, s, noise, memory["move"])
+            memory["left"] = z.new_zeros(len(z), dtype=torch.float64)
+        if r == 0:
+            self.judge(memory["left"])
+            return denoise(z, s)
+        z, kept = self.correct(denoise, z, r, noise, memory["move"])
+        memory["left"] = (memory["left"] + s**2 - r**2) * kept
+        return z
 
-    def correct(self, denoise: LevelDenoiser, z: Tensor, s: float, noise: NoiseFunction, move: Move) -> Tensor:
-        """Takes the steps at level `s`."""
+    def correct(
+        self, denoise: LevelDenoiser, z: Tensor, s: float, noise: NoiseFunction, move: Move
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the state after the steps at level `s`, and the share of a disturbance that they left, `(B,)`."""
         place = Place(denoise, s, self.temperature, denoise.valid)
-        state = move.begin(place, z)
-        chain = [state.log_p]
+        state, kept = move.begin(place, z), z.new_ones(len(z), dtype=torch.float64)
+        chain, keeps = [state.log_p], move.keeps(z)
         for _ in range(self.corrections):
             state = move(place, state, noise, self.record)
+            kept = torch.where(self.record.last("acceptance") > 0, keeps * kept, kept)
             chain.append(state.log_p)
         self.record.follow(chain)
-        return state.z
+        return state.z, kept
+
+    def judge(self, left: Tensor) -> None:
+        """Records the noise of higher levels that is left, of variance `(B,)`, and says what to do where it is much."""
+        root = (self.temperature * left).sqrt()
+        self.record.add("noise_left", root)
+        if (found := root.mean().item()) > MUCH:
+            self.record.note(
+                f"the members keep {found:.2g} standard deviations of the noise of higher levels, which the steps did "
+                "not forget: they are not to be trusted. Add levels or steps at each (sampler.steps, "
+                "sampler.corrections), or shorten the steps where few were accepted (sampler.step_size)"
+            )
 
 
 class MALA(Metropolis):

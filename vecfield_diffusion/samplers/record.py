@@ -34,6 +34,10 @@ class Record:
         """Takes in one value of each sample, `(B,)`."""
         self.series.setdefault(name, []).append(values.detach())
 
+    def last(self, name: str) -> Tensor:
+        """Returns the values `(B,)` that were added last."""
+        return self.series[name][-1]
+
     def follow(self, energies: list[Tensor]) -> None:
         """Takes in the energies `(B,)` of a chain, state by state, up to a constant for each sample."""
         if len(energies) > 1:

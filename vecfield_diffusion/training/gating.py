@@ -82,7 +82,7 @@ def evidence(denoiser: Denoiser, batch: Batch, snapshots: Tensor) -> Evidence:
     level = denoiser.diffusion.level(batch.t)
     s = level.to(batch.x0.dtype)
     with denoiser.parametrization.gate.opened():
-        x_hat, _, out, skip = denoiser.estimate(batch.x0 + column(s, batch.x0) * batch.noise, s, batch.observation)
+        x_hat, _, out, skip, _ = denoiser.estimate(batch.x0 + column(s, batch.x0) * batch.noise, s, batch.observation)
     skip = torch.where(batch.observation.valid, skip, 0.0)
     weight = denoiser.weight(level, out)
 

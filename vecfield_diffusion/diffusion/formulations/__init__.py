@@ -9,6 +9,7 @@
     Flow          1 - t                             t                     uniform or logit-normal    velocity
     OU            sqrt(1 - t^2)                     t                     uniform                    noise
     Interpolant   1 - t                             gamma sqrt(t (1 - t))  uniform                   velocity
+    Thermodynamic exp(-integral of T)               sqrt(1 - alpha^2)     uniform                    noise
     Regression    1                                 t                     the last alone             sample
 
 `inputs=published` keeps c_in and c_noise of the paper, for networks that were made for them; `inputs=unit` takes an
@@ -16,11 +17,13 @@ input of unit variance and ln(s) / 4 for all.
 
     exploding.py      alpha = 1: EDM, VE, IDDPM            preserving.py   alpha^2 + sigma^2 = 1: VP, OU, DDPM
     interpolants.py   alpha = 1 - t: Flow, Interpolant     regression.py   no diffusion: Regression
+    thermodynamic.py  alpha^2 + sigma^2 = 1, by a temperature
 """
 
 from vecfield_diffusion.diffusion.formulations.exploding import EDM, IDDPM, VE
 from vecfield_diffusion.diffusion.formulations.interpolants import Flow, Interpolant
 from vecfield_diffusion.diffusion.formulations.preserving import DDPM, OU, VP
 from vecfield_diffusion.diffusion.formulations.regression import Regression
+from vecfield_diffusion.diffusion.formulations.thermodynamic import Thermodynamic
 
-__all__ = ["DDPM", "EDM", "IDDPM", "OU", "VE", "VP", "Flow", "Interpolant", "Regression"]
+__all__ = ["DDPM", "EDM", "IDDPM", "OU", "VE", "VP", "Flow", "Interpolant", "Regression", "Thermodynamic"]
