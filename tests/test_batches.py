@@ -91,6 +91,22 @@ def test_snapshots_are_what_they_were_to_the_bit(window: tuple[int, int] | None,
         assert made.keys() == expected.keys() and all(torch.equal(made[name], expected[name]) for name in made)
 
 
+def test_what_a_source_gives_is_the_same_for_other_snapshots_and_noise() -> None:
+    data = fields()
+    given = batches(data, window=(3, 4), augmentation=Augmentation(["flip_x"]).resolve(data.grid, True))
+    first, second, again = given(3, 1), given(7, 1), given(3, 1)
+    both = first.measured & second.measured  # a cell of one snapshot is missing
+    assert torch.equal(first.observation.observed & both, second.observation.observed & both)
+    assert torch.equal(first.observation.error, second.observation.error)
+    assert torch.equal(first.t, second.t)
+    assert not torch.equal(first.t, given(3).t)
+    for one, other, same in zip(
+        *((b.x0, b.noise, b.observation.y - b.x0) for b in (first, second, again)), strict=True
+    ):
+        assert torch.equal(one, same)
+        assert not torch.equal(one, other)
+
+
 def test_a_batch_of_sequences_holds_frames_of_one_run_at_equal_steps() -> None:
     data = fields(frames=3, stride=2)
     given = batches(data, sigma_obs=0.3, dropout=0.3, size=40)

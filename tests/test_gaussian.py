@@ -167,6 +167,35 @@ def test_products_of_a_mask_are_remembered_while_nothing_is_trained():
     assert len(field.remembered) == 2
 
 
+@pytest.mark.parametrize("kind", ["waves", "eigenfields"])
+def test_training_factorises_a_system_once_for_all_snapshots_that_ask_for_it(kind, monkeypatch):
+    field, _, valid = fields(monkeypatch)[kind]
+    z, y, observed, error, domain = data(valid)
+    levels, factorise, found = torch.tensor([0.1, 1.0, 10.0]).double(), field.factorised, []
+    monkeypatch.setattr(field, "factorised", lambda gram, d: found.append(len(gram)) or factorise(gram, d))
+    kept = (observed, error, domain)
+    exact = field.eval()(z, levels, y, *kept), field(-z, levels, 2 * y, *kept)
+    field.train()
+    found.clear()
+    for _ in range(2):
+        for given, expected in zip(((z, levels, y, *kept), (-z, levels, 2 * y, *kept)), exact, strict=True):
+            for ours, theirs in zip(field(*given), expected, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert found == [3]
+    field(z, levels * torch.tensor([1, 2, 1]).double(), y, *kept)
+    assert found == [3, 1]  # one level is another
+    field.load_state_dict(field.state_dict())
+    field(z, levels, y, *kept)
+    assert found == [3, 1] and len(field.solved) == 4
+    field.SYSTEMS = 2  # but never fewer than those of a batch
+    field(z, levels * 3, y, *kept)
+    assert found == [3, 1, 3] and len(field.solved) == 3
+    field.load_state_dict(
+        {name: 2 * value if value.is_floating_point() else value for name, value in field.state_dict().items()}
+    )
+    assert not field.solved
+
+
 def test_few_waves_leave_the_rest_to_the_wiener_filter(monkeypatch):
     """Exact without observations however few are estimated together; with them, the better the more they are."""
     monkeypatch.setattr(Waves, "LEFT_OUT", 0.0)

@@ -10,7 +10,7 @@ import torch
 
 from vecfield_diffusion.diffusion.formulations import EDM
 from vecfield_diffusion.training.batches import Batch
-from vecfield_diffusion.training.reuse import Reused
+from vecfield_diffusion.training.reuse import Reused, reused
 
 
 @dataclass
@@ -46,6 +46,19 @@ def test_levels_and_noise_are_of_the_batch_itself():
     assert len({batch.t[0].item() for batch in batches}) == 4
     assert len({batch.noise.sum().item() for batch in batches}) == 4
     assert torch.equal(reused(2).noise, batches[2].noise)
+
+
+def test_of_snapshots_a_source_gives_the_systems_and_what_is_kept_is_as_the_field_says():
+    asked = []
+    batches = Numbered(size=16)
+    monkeyed = lambda k, source=None: asked.append((k, source))  # noqa: E731
+    given = Reused(monkeyed, pool=2, uses=2, keep="systems")
+    for k in range(6):
+        given(k)
+    assert asked == [(0, 0), (1, 1), (2, 0), (3, 3), (4, 2), (5, 3)]
+    assert reused(batches, None) is batches
+    assert reused(batches, "observations") == Reused(batches)
+    assert [reused(Numbered(size=size), "systems").pool for size in (16, 64, 100)] == [4, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["pool", "uses"])

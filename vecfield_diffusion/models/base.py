@@ -25,6 +25,7 @@ from torch import Tensor
 
 from vecfield_diffusion.axes import column
 from vecfield_diffusion.models.gate import Gate
+from vecfield_diffusion.models.modes import Kept
 from vecfield_diffusion.models.reference import GaussianReference
 
 
@@ -92,9 +93,9 @@ class Parametrization:
         return False
 
     @property
-    def remembers(self) -> bool:
-        """Whether an observation is solved for once and then serves all levels: training uses it several times."""
-        return False
+    def keeps(self) -> Kept | None:
+        """What is solved for once and serves many samples, so that training uses it several times; None for nothing."""
+        return None
 
     @property
     def tracked(self) -> Sequence[Tensor]:

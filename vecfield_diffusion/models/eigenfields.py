@@ -57,13 +57,17 @@ class Eigenfields(Modes):
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         state.setdefault(f"{prefix}over_valid", torch.tensor(False))
         super()._load_from_state_dict(state, prefix, *rest)
-        self.before, self.remembered, self.restricted = not bool(self.over_valid), {}, {}
+        self.before = not bool(self.over_valid)
         flat = self.modes.flatten(1).double()
         miss = (flat @ flat.T - torch.eye(len(flat), dtype=flat.dtype, device=flat.device)).abs().max()
         if miss > ROUNDED:  # stored in half precision: what is solved counts on V^T V = I
             vectors, triangle = torch.linalg.qr(flat.T)
             upright = (vectors * triangle.diagonal().sign()).T.reshape(self.modes.shape)
             self.modes = upright.to(self.modes)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self.remembered, self.restricted = {}, {}
 
     def forward(self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> MeanVariance:
         """See `Modes`."""
@@ -101,20 +105,22 @@ class Eigenfields(Modes):
         kept = torch.where(valid, 1 - white, 0.0)
         values = (part.expand(-1, 2, -1, -1).flatten(1) for part in (weight, kept))
         kinds, which = alike(torch.cat([*values], dim=1))
-        kinds, kinds_kept = kinds.chunk(2, dim=1)
         basis = modes.flatten(1)
         right = (weight * m).flatten(1) @ basis.T
-        coefficients, factor = self.solve(self.gram(basis, kinds, seen), variances, right, which)
+        factor, trace = self.systems(kinds, lambda rows: self.system(basis, variances, rows, seen), seen)
+        coefficients, trace = self.solve(factor, variances, right, which), of_samples(trace, which)
         smooth = (coefficients @ basis).unflatten(1, z.shape[1:])
         mean = smooth + white * (m - smooth)
         cells = valid.sum(dim=(1, 2, 3)).clamp(min=1)
         beside = (white * p).sum(dim=(1, 2, 3)) / (white.shape[1] * cells)
-        if self.before:
-            share = kept.square().sum(dim=(1, 2, 3)) / (kept.shape[1] * cells)
-            spread = share * of_samples(self.trace(factor, variances), which)
-        else:
-            spread = of_samples(self.spread(factor, variances, basis, kinds_kept), which)
+        spread = trace * kept.square().sum(dim=(1, 2, 3)) / (kept.shape[1] * cells) if self.before else trace
         return torch.where(valid, mean, 0.0), spread / (2 * cells) + beside
+
+    def system(self, basis: Tensor, variances: Tensor, rows: Tensor, seen: bytes) -> tuple[Tensor, Tensor]:
+        """Returns the factor and the trace of systems, by the weights and D of the values, `(U, 4 H W)`."""
+        weight, kept = rows.chunk(2, dim=1)
+        factor = self.factorised(self.gram(basis, weight, seen), variances)
+        return factor, self.trace(factor, variances) if self.before else self.spread(factor, variances, basis, kept)
 
     def draw(self, noise: Tensor, leaked: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
         """See `Modes`; a measurement sees the field itself."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from vecfield_diffusion.models.base import Conditions, Parametrization, Preconditioned, Scalars, column
 from vecfield_diffusion.models.eigenfields import Eigenfields
 from vecfield_diffusion.models.gate import Gate
-from vecfield_diffusion.models.modes import MeanVariance, Modes
+from vecfield_diffusion.models.modes import Kept, MeanVariance, Modes
 from vecfield_diffusion.models.product_modes import ProductModes
 from vecfield_diffusion.models.reference import GaussianReference
 from vecfield_diffusion.models.unet import Time, UNet
@@ -124,9 +124,9 @@ class GaussianResidual(AroundField, nn.Module):
         return self.gating
 
     @property
-    def remembers(self) -> bool:
+    def keeps(self) -> Kept | None:
         """See `Parametrization`."""
-        return self.field is not None and self.field.remembers
+        return None if self.field is None else self.field.keeps
 
     def precondition(
         self, z: Tensor, s: Tensor, known: Conditions, scalars: Callable[[Tensor], Scalars]

@@ -10,13 +10,17 @@ No eigenvalue of what is factorised is below 1: float32 is enough.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+#: What training solves for once: the system of a mask, an error and a level, or all that an observation says.
+Kept = Literal["systems", "observations"]
 #: The mean of x0 `(B, 2, H, W)`, and the mean variance of its error `(B,)`.
 MeanVariance = tuple[Tensor, Tensor]
 
@@ -37,12 +41,18 @@ class Modes(nn.Module, ABC):
 
     #: Whether all cells of the rectangle must belong to the domain.
     fills_domain: bool = False
-    #: Whether an observation is solved for once, and serves all levels from then on.
-    remembers: bool = False
+    #: What is solved for once in training and serves many samples: see `training/reuse.py`.
+    keeps: Kept = "systems"
     #: Whether it has draws, see `draw`.
     draws: bool = False
     #: Random vectors that estimate the trace of the posterior covariance, to a few hundredths.
     PROBES = 16
+    #: Systems that are remembered in training, at most.
+    SYSTEMS = 128
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.solved: dict[bytes, tuple[Tensor, Tensor]] = {}
 
     @abstractmethod
     def forward(self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> MeanVariance:
@@ -76,30 +86,69 @@ class Modes(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} has no eigenvalues")
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        for name, buffer in self.named_buffers(recurse=False):
+        # Every validation loads averages and what they are of: the same field, of which all is remembered.
+        before = {name: buffer.clone() for name, buffer in self.named_buffers(recurse=False)}
+        for name, buffer in before.items():
             if (given := state.get(prefix + name)) is not None and given.shape != buffer.shape:
                 setattr(self, name, buffer.new_empty(given.shape))
         super()._load_from_state_dict(state, prefix, *rest)
+        if not all(torch.equal(buffer, before[name]) for name, buffer in self.named_buffers(recurse=False)):
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drops all that follows from another field."""
+        self.solved = {}
+
+    def systems(
+        self, rows: Tensor, solve: Callable[[Tensor], tuple[Tensor, Tensor]], seen: bytes = b""
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the factor `(U, K, K)` and the trace `(U,)` of the system of every row `(U, n)`, by `solve(rows)`.
+
+        Training on a CPU comes back to the same systems (`training/reuse.py`), and remembers them. `seen` tells those of
+        modes that were turned from others.
+        """
+        if not self.training or rows.device.type != "cpu":
+            return solve(rows)
+        keys = [hashlib.sha256(seen + row.numpy().tobytes()).digest() for row in rows]
+        new = [number for number, key in enumerate(keys) if key not in self.solved]
+        if new:
+            self.solved |= zip((keys[number] for number in new), zip(*solve(rows[new]), strict=True), strict=True)
+        found = {key: self.solved.pop(key) for key in keys}
+        self.solved |= found  # those used last are last
+        for old in list(self.solved)[: -max(self.SYSTEMS, len(found))]:
+            del self.solved[old]
+        factors, traces = zip(*found.values(), strict=True)
+        return torch.stack(factors), torch.stack(traces)
 
     @staticmethod
-    def solve(gram: Tensor, variances: Tensor, right: Tensor, which: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Returns the posterior mean of the coefficients `(B, K)`, and the Cholesky factor of every system `(U, K, K)`.
+    def factorised(gram: Tensor, variances: Tensor) -> Tensor:
+        """Returns the Cholesky factor of every system, `(U, K, K)`.
 
         Arguments:
             gram: V^T w V of every system, `(U, K, K)`; it is overwritten.
+            variances: The diagonal of L, `(K,)`.
+        """
+        d = variances.sqrt()
+        gram.mul_(d[:, None]).mul_(d).diagonal(dim1=1, dim2=2).add_(1.0)
+        return torch.linalg.cholesky(gram)
+
+    @staticmethod
+    def solve(factor: Tensor, variances: Tensor, right: Tensor, which: Tensor | None) -> Tensor:
+        """Returns the posterior mean of the coefficients, `(B, K)`.
+
+        Arguments:
+            factor: Of every system, `(U, K, K)`.
             variances: The diagonal of L, `(K,)`.
             right: V^T w of the data, `(B, K)`.
             which: The system of each sample, `(B,)`; None where each has its own.
         """
         d = variances.sqrt()
-        gram.mul_(d[:, None]).mul_(d).diagonal(dim1=1, dim2=2).add_(1.0)
-        factor = torch.linalg.cholesky(gram)
         if which is None:
-            return torch.cholesky_solve((d * right)[..., None], factor)[..., 0] * d, factor
+            return torch.cholesky_solve((d * right)[..., None], factor)[..., 0] * d
         # Members share their system: a copy of it for each would take longer than to solve it.
         parts = [torch.cholesky_solve((d * right[which == u]).mT, factor[u]).mT * d for u in range(len(factor))]
         order = torch.cat([(which == u).nonzero()[:, 0] for u in range(len(factor))])
-        return torch.cat(parts)[order.argsort()], factor
+        return torch.cat(parts)[order.argsort()]
 
     @classmethod
     def trace(cls, factor: Tensor, variances: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class ProductModes(Modes):
         modes: The number K at most; those that carry 1e-4 of the variance together are left out in any case.
     """
 
-    remembers = True
+    keeps = "observations"
     #: The number of modes K that is taken, at most, and the share of the variance that they may leave out.
     MODES, LEFT_OUT = 300, 1e-4
     #: Values whose variance is computed, at most, of those that were measured and of those that were not.
@@ -88,6 +88,7 @@ class ProductModes(Modes):
         self._forget()
 
     def _forget(self) -> None:
+        super()._forget()
         self._prior: Prior | None = None
         self.remembered: dict[bytes, Posterior] = {}
 
@@ -99,13 +100,6 @@ class ProductModes(Modes):
             setattr(self, name, buffer.to(self.get_buffer(name).device))
         self._forget()
         return self
-
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        # Every validation loads averages and what they are of: the same field, of which all is remembered.
-        before = {name: buffer.clone() for name, buffer in self.named_buffers(recurse=False)}
-        super()._load_from_state_dict(state, prefix, *rest)
-        if not all(torch.equal(buffer, before[name]) for name, buffer in self.named_buffers(recurse=False)):
-            self._forget()
 
     def prior(self) -> Prior:
         """Returns what follows from the covariance of xi, on the device of the field."""

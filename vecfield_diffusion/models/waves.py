@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -40,8 +41,8 @@ class Waves(Modes):
         self.register_buffer("modes", torch.tensor(modes))
         self.tables: dict[tuple[torch.dtype, torch.device], Table] = {}
 
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        super()._load_from_state_dict(state, prefix, *rest)
+    def _forget(self) -> None:
+        super()._forget()
         self.tables = {}
 
     def table(self, like: Tensor) -> Table:
@@ -59,14 +60,19 @@ class Waves(Modes):
         weight = torch.where(observed, inverse(blocks(error), leak), 0.0)
         right = table.analyse(times(weight, y) + z / noise[:, :, None, None])
         kinds, which = alike(torch.cat([weight.flatten(1), 1 / noise], dim=1))
-        gram = table.gram(kinds[:, :-1].unflatten(1, (-1, *z.shape[2:])))
-        gram.diagonal(dim1=1, dim2=2).add_(kinds[:, -1:])
-        coefficients, factor = self.solve(gram, table.variances, right, which)
-        trace = of_samples(self.trace(factor, table.variances), which)
+        factor, trace = self.systems(kinds, lambda rows: self.system(table, rows, z.shape[2:]))
+        coefficients, trace = self.solve(factor, table.variances, right, which), of_samples(trace, which)
         mean, rest = table.synthesise(coefficients), table.rest / (table.rest + noise[:, :, None])  # (B, 2, n)
         mean = mean + table.filter(z, rest)
         values = z[0].numel()
         return mean, (trace + (rest * noise[:, :, None]).sum(dim=(1, 2))) / values
+
+    def system(self, table: Table, rows: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Returns the factor and the trace of systems, by the weights of the cells and 1 / s^2, `(U, H W + 1)`."""
+        gram = table.gram(rows[:, :-1].unflatten(1, (-1, *shape)))
+        gram.diagonal(dim1=1, dim2=2).add_(rows[:, -1:])
+        factor = self.factorised(gram, table.variances)
+        return factor, self.trace(factor, table.variances)
 
     def leak(self, table: Table, observed: Tensor) -> Tensor:
         """Returns the variance `(B, 1, 1, 1)` that the rest adds to the errors of the measurements."""

@@ -39,7 +39,7 @@ from vecfield_diffusion.training.distributed import SingleProcess
 from vecfield_diffusion.training.few_steps import FewStepRun
 from vecfield_diffusion.training.launch import joined, launched
 from vecfield_diffusion.training.loggers import NoLogger
-from vecfield_diffusion.training.reuse import Reused
+from vecfield_diffusion.training.reuse import reused
 from vecfield_diffusion.training.trainer import TrainingRun, headline
 
 
@@ -186,7 +186,7 @@ def make_run(
         trainer=trainer,
         denoiser=denoiser,
         optimizer=build(config["optimizer"], "optimizer", trusted=True, params=denoiser.parameters()),
-        batches=Reused(train) if denoiser.parametrization.remembers else train,
+        batches=reused(train, denoiser.parametrization.keeps),
         validation=batches(indices=data.split["validation"], augmentation=None),
         folder=folder,
         logger=parts["logger"] if processes.first else NoLogger(),

@@ -138,9 +138,14 @@ class Batches:
         places = zip(passes.tolist(), (positions % count).tolist(), strict=True)
         return torch.as_tensor(np.asarray([self.samples[int(orders[p][i])] for p, i in places], dtype=np.int64))
 
-    def __call__(self, k: int) -> Batch:
-        """Returns batch k, on the CPU."""
-        generator, chosen = self.generator(0, k), self.chosen(k)
+    def __call__(self, k: int, source: int | None = None) -> Batch:
+        """Returns batch k, on the CPU.
+
+        Where it has a source, a batch of that number gives it windows, symmetries, masks, errors and levels: it has
+        snapshots and noise of its own.
+        """
+        generator, chosen = self.generator(0, k if source is None else source), self.chosen(k)
+        own = generator if source is None else self.generator(2, k)
         read = self.fields.read if chosen.ndim == 1 else partial(read_sequences, self.fields)
         x0, valid = self.normalizer.normalize(read(chosen)), self.fields.grid.valid
         context = None if self.context is None else self.context_channels(chosen, generator)
@@ -157,13 +162,13 @@ class Batches:
         x0 = torch.where(measured, x0, 0.0)
         observed = self.masks(self.size, valid, generator) & measured
         sigma_y = self.sigma_obs * torch.rand(self.size, *(1,) * (x0.ndim - 1), generator=generator)
-        y = x0 + sigma_y * torch.randn(x0.shape, generator=generator)
+        y = x0 + sigma_y * torch.randn(x0.shape, generator=own)
         # A cell that was not measured has no noisy value either: to the network it lies outside the domain.
         observation = self.diffusion.with_background(Observation(y, observed, sigma_y, measured), self.grid)
         silent = torch.rand(self.size, generator=generator) < self.dropout
         t = self.diffusion.sample_times(self.size, generator)
         observation = replace(observation.forget(silent), context=context)
-        return Batch(x0, measured, observation, t, torch.randn(x0.shape, generator=generator))
+        return Batch(x0, measured, observation, t, torch.randn(x0.shape, generator=own))
 
     def masks(self, n: int, valid: Tensor, generator: torch.Generator) -> Tensor:
         """Returns masks of n samples, `(n, 1, H, W)` or `(n, T, 1, H, W)`, on one domain or one a sample."""

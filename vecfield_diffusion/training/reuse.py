@@ -1,9 +1,11 @@
-"""Observations that are used again: each of a pool at several noise levels, with noise of its own each time.
+"""What is solved for a Gaussian field, used again: training meets every system several times, with other noise.
 
-A Gaussian field in space and time (`models/product_modes.py`) solves for the measured values of an observation once,
-and what follows serves all levels. The pool holds the samples of `pool` batches; batch k takes the observations of the
-slot k mod `pool`, which are replaced after `uses` of them. The slots are replaced in turn, so that the work is spread
-evenly. Batch k stays a function of the seed and k.
+Of a field of snapshots a system is that of a window's domain, a mask, an error and a level (`models/modes.py`): it is
+factorised once, and serves whatever snapshots are seen so. A field in space and time (`models/product_modes.py`) solves
+for the measured values of an observation, and what follows serves all levels.
+
+The pool holds what `pool` batches ask for; batch k takes that of the slot k mod `pool`, which is replaced after `uses`
+batches. The slots are replaced in turn, so that the work is spread evenly. Batch k stays a function of the seed and k.
 """
 
 from __future__ import annotations
@@ -12,17 +14,20 @@ from dataclasses import dataclass
 
 import torch
 
+from vecfield_diffusion.models.modes import Kept
 from vecfield_diffusion.training.batches import Batch, Batches
 
 
 @dataclass(frozen=True)
 class Reused:
-    """Batches whose observations are used several times.
+    """Batches of which something is used several times.
 
     Arguments:
         batches: Where they come from.
         pool: Batches that are in use at once.
         uses: How often each is used.
+        keep: `observations`, snapshots and what is seen of them, each time at other levels; or `systems`, windows,
+            masks, errors and levels, each time of other snapshots.
 
     Raises:
         ValueError: A number below 1.
@@ -31,6 +36,7 @@ class Reused:
     batches: Batches
     pool: int = 4
     uses: int = 128
+    keep: Kept = "observations"
 
     def __post_init__(self) -> None:
         for name in ("pool", "uses"):
@@ -38,12 +44,23 @@ class Reused:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
 
     def source(self, k: int) -> int:
-        """Returns the number of the batch whose observations batch k takes."""
+        """Returns the number of the batch whose observations or systems batch k takes."""
         use, slot = divmod(k, self.pool)
         return (use + slot * self.uses // self.pool) // self.uses * self.pool + slot
 
     def __call__(self, k: int) -> Batch:
-        """Returns batch k, on the CPU: levels and noise of its own, all else that of its source."""
+        """Returns batch k, on the CPU, with noise of its own and what is kept of its source."""
+        if self.keep == "systems":
+            return self.batches(k, self.source(k))
         batch, generator = self.batches(self.source(k)), self.batches.generator(2, k)
         t = self.batches.diffusion.sample_times(self.batches.size, generator)
         return Batch(batch.x0, batch.measured, batch.observation, t, torch.randn(batch.x0.shape, generator=generator))
+
+
+def reused(batches: Batches, keep: Kept | None) -> Batches | Reused:
+    """Returns batches that a network with a Gaussian field trains on, by what of them is kept; others as they are."""
+    if keep is None:
+        return batches
+    # Systems of 64 samples, at least those of a batch: a few hundred MB at most.
+    sizes = {"systems": (max(1, 64 // batches.size), 32), "observations": (Reused.pool, Reused.uses)}
+    return Reused(batches, *sizes[keep], keep)
