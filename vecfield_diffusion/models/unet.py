@@ -65,6 +65,14 @@ class ResidualBlock(nn.Module):
         return self.skip(x) + self.conv2(self.dropout(y))
 
 
+class Halved(nn.Sequential):
+    """Four cells gathered into channels and a layer on them, which is one convolution: 2x2 with a stride of 2."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self[1]
+        return F.conv2d(x, layer.weight.view(len(layer.weight), -1, 2, 2), layer.bias, stride=2)
+
+
 class UNet(nn.Module):
     """`(B, in_channels, H, W)` and a number `(B,)` to `(B, out_channels, H, W)`.
 
@@ -141,7 +149,7 @@ class UNet(nn.Module):
             self.down.append(stage([(c, c)] * blocks, level))
             self.up.append(stage([(2 * c, c)] + [(c, c)] * (blocks - 1), level))
         for fine, coarse in zip(channels, channels[1:], strict=False):
-            self.shrink.append(nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * fine, coarse, 1)))
+            self.shrink.append(Halved(nn.PixelUnshuffle(2), nn.Conv2d(4 * fine, coarse, 1)))
             self.grow.append(nn.Sequential(nn.Conv2d(coarse, 4 * fine, 1), nn.PixelShuffle(2)))
         self.head = nn.Sequential(
             nn.GroupNorm(groups(channels[0]), channels[0]),
