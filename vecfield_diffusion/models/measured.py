@@ -25,8 +25,9 @@ ROUNDED = 1e-9
 SPARSE, DENSE = 6000, 3000
 #: Random fields that estimate the posterior variance of what is hidden, to a few hundredths.
 PROBES = 4
-#: Values whose covariance with the measured ones is held at once.
-CHUNK = 4096
+#: Values whose covariance with the measured ones is held at once, and entries of a matrix that are looked up at once:
+#: some 50 MB beside the system.
+CHUNK, ENTRIES = 1024, 1 << 22
 
 
 def budget(count: int) -> int:
@@ -168,15 +169,16 @@ class Covariance:
         ours = a.frame * frame + a.component * left + a.row * row + a.column
         first = reach * frame + (height - 1) * row + width - 1
         theirs = first - b.frame * frame + b.component * right - b.row * row - b.column
-        index, far = ours[:, None] + theirs, None
-        if farthest > reach:
-            far = (a.frame[:, None] - b.frame).abs() > reach
-            index[far] = 0
-        out = table.view(-1).index_select(0, index.view(-1)).view_as(index)
+        out, flat = table.new_empty(len(ours), len(theirs)), table.view(-1)
+        for rows in torch.arange(len(ours), device=table.device).split(max(1, ENTRIES // len(theirs))):
+            part, index = out[rows[0] : rows[-1] + 1], ours[rows, None] + theirs
+            if farthest > reach:
+                far = (a.frame[rows, None] - b.frame).abs() > reach
+                part.copy_(flat[index.masked_fill_(far, 0)]).masked_fill_(far, 0.0)
+            else:
+                torch.index_select(flat, 0, index.view(-1), out=part.view(-1))
         if self.scale is not None:
             out.mul_(self._scales(a)[:, None]).mul_(self._scales(b))
-        if far is not None:
-            out[far] = 0.0
         if len(self.components):
             self._add_components(out, a, b)
         return out
