@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vecfield_diffusion.models.layers import Unwrap, Wrap
+from vecfield_diffusion.models.layers import Unwrap, Wrap, WrappedSiLU
 from vecfield_diffusion.models.twice import twice_differentiable
 from vecfield_diffusion.models.unet import UNet
 
@@ -59,6 +59,7 @@ def test_wrapping_can_be_differentiated_twice(periodic):
     x, y = tensor(1, 2, 3, 4), tensor(1, 2, 3 + 2 * periodic[0], 6)
     assert torch.autograd.gradgradcheck(lambda x: Wrap.apply(x, periodic).sin(), x)
     assert torch.autograd.gradcheck(lambda y: Unwrap.apply(y, periodic), y)
+    assert torch.autograd.gradgradcheck(lambda x: WrappedSiLU.apply(x, periodic), x)
 
 
 def test_a_whole_network_with_attention():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vecfield_diffusion.models.layers import Attention, Conv3x3, FourierEmbedding, TimeAttention, Wrap
+from vecfield_diffusion.models.layers import Attention, Conv3x3, FourierEmbedding, TimeAttention, Wrap, WrappedSiLU
 from vecfield_diffusion.models.residual import Residual
 from vecfield_diffusion.models.unet import UNet, last, load_snapshots
 
@@ -95,6 +95,13 @@ def test_wrapping_and_its_gradient(periodic):
     expected = torch.nn.functional.pad(x, (columns, columns, rows, rows), mode="circular")
     torch.testing.assert_close(Wrap.apply(x, periodic), expected, rtol=0, atol=0)
     assert torch.autograd.gradcheck(lambda x: Wrap.apply(x, periodic), x)
+    active = torch.nn.functional.silu(expected)
+    torch.testing.assert_close(WrappedSiLU.apply(x, periodic), active, rtol=0, atol=1e-15)
+    assert torch.autograd.gradcheck(lambda x: WrappedSiLU.apply(x, periodic), x)
+    weights = torch.randn_like(active)
+    (plain,) = torch.autograd.grad((weights * torch.nn.functional.silu(expected)).sum(), x)
+    (ours,) = torch.autograd.grad((weights * WrappedSiLU.apply(x, periodic)).sum(), x)
+    torch.testing.assert_close(ours, plain, rtol=1e-13, atol=1e-14)
 
 
 def test_attention_is_softmax_of_scaled_products():

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vecfield_diffusion.models.twice import Slope
+
+aten = torch.ops.aten
 Zeroed = TypeVar("Zeroed", nn.Conv2d, nn.Linear)
 
 
@@ -22,15 +25,9 @@ class Wrap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, periodic: tuple[bool, bool]) -> Tensor:
         ctx.periodic = periodic
-        sizes = [size + 2 * closed for size, closed in zip(x.shape[-2:], periodic, strict=True)]
-        out = torch.empty((*x.shape[:-2], *sizes), dtype=x.dtype, device=x.device, memory_format=order_of(x))
+        out = around(x, periodic)
         inside(out, periodic).copy_(x)
-        if periodic[1]:
-            rows = out.narrow(-2, int(periodic[0]), x.shape[-2])
-            rows[..., 0], rows[..., -1] = x[..., -1], x[..., 0]
-        if periodic[0]:
-            out[..., 0, :], out[..., -1, :] = out[..., -2, :], out[..., 1, :]
-        return out
+        return closed(out, periodic)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -45,14 +42,14 @@ class Unwrap(torch.autograd.Function):
         ctx.periodic = periodic
         inner = inside(gradient, periodic).clone(memory_format=order_of(gradient))
         rows = gradient.narrow(-2, int(periodic[0]), inner.shape[-2])
-        first, last = gradient[..., :1, :], gradient[..., -1:, :]
+        first, last = gradient[..., 0, :], gradient[..., -1, :]
         if periodic[1]:
             inner[..., -1].add_(rows[..., 0])
             inner[..., 0].add_(rows[..., -1])
             first, last = folded(first), folded(last)
         if periodic[0]:
-            inner[..., -1:, :].add_(first)
-            inner[..., :1, :].add_(last)
+            inner[..., -1, :].add_(first)
+            inner[..., 0, :].add_(last)
         return inner
 
     @staticmethod
@@ -66,6 +63,22 @@ def order_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def around(x: Tensor, periodic: tuple[bool, bool]) -> Tensor:
+    """Returns memory for what `Wrap` makes of `x`."""
+    sizes = [size + 2 * closed for size, closed in zip(x.shape[-2:], periodic, strict=True)]
+    return torch.empty((*x.shape[:-2], *sizes), dtype=x.dtype, device=x.device, memory_format=order_of(x))
+
+
+def closed(out: Tensor, periodic: tuple[bool, bool]) -> Tensor:
+    """Returns a wrapped field of which the cells inside are given, with its edges."""
+    if periodic[1]:
+        rows = out.narrow(-2, int(periodic[0]), out.shape[-2] - 2 * periodic[0])
+        rows[..., 0], rows[..., -1] = rows[..., -2], rows[..., 1]
+    if periodic[0]:
+        out[..., 0, :], out[..., -1, :] = out[..., -2, :], out[..., 1, :]
+    return out
+
+
 def inside(x: Tensor, periodic: tuple[bool, bool]) -> Tensor:
     """Returns the cells that `Wrap` has wrapped."""
     for axis, closed in zip((-2, -1), periodic, strict=True):
@@ -74,11 +87,40 @@ def inside(x: Tensor, periodic: tuple[bool, bool]) -> Tensor:
 
 
 def folded(row: Tensor) -> Tensor:
-    """Returns a wrapped row `(..., 1, W + 2)` with its ends added to the cells that they came from, `(..., 1, W)`."""
+    """Returns a wrapped row `(..., W + 2)` with its ends added to the cells that they came from, `(..., W)`."""
     inner = row[..., 1:-1].clone()
     inner[..., -1].add_(row[..., 0])
     inner[..., 0].add_(row[..., -1])
     return inner
+
+
+class WrappedSiLU(torch.autograd.Function):
+    """`Wrap` of x sigmoid(x), which is written where it is wrapped, without a copy either way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, periodic: tuple[bool, bool]) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.periodic = periodic
+        out = around(x, periodic)
+        aten.silu.out(x, out=inside(out, periodic))
+        return closed(out, periodic)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (x,), periodic = ctx.saved_tensors, ctx.periodic
+        if torch.is_grad_enabled():
+            return Slope.apply(Unwrap.apply(gradient, periodic), x), None
+        out = aten.silu_backward(inside(gradient, periodic), x)
+        rows = gradient.narrow(-2, int(periodic[0]), x.shape[-2])
+        first, last = gradient[..., 0, :], gradient[..., -1, :]
+        if periodic[1]:
+            for to, edge in ((-1, 0), (0, -1)):
+                out[..., to].add_(aten.silu_backward(rows[..., edge], x[..., to]))
+            first, last = folded(first), folded(last)
+        if periodic[0]:
+            for to, edge in ((-1, first), (0, last)):
+                out[..., to, :].add_(aten.silu_backward(edge, x[..., to, :]))
+        return out, None
 
 
 class Conv3x3(nn.Conv2d):
@@ -96,6 +138,10 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(Wrap.apply(x, self.periodic) if any(self.periodic) else x)
+
+    def of_silu(self, x: Tensor) -> Tensor:
+        """Returns the convolution of x sigmoid(x)."""
+        return super().forward(WrappedSiLU.apply(x, self.periodic) if any(self.periodic) else F.silu(x))
 
 
 class FourierEmbedding(nn.Module):

@@ -60,9 +60,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.modulate(embedding)[:, :, None, None].chunk(2, dim=1)
-        y = self.conv1(F.silu(self.norm1(x)))
-        y = F.silu(torch.addcmul(shift, self.norm2(y), 1 + scale))
-        return self.skip(x) + self.conv2(self.dropout(y))
+        y = self.conv1.of_silu(self.norm1(x))
+        y = torch.addcmul(shift, self.norm2(y), 1 + scale)
+        drops = self.training and self.dropout.p > 0
+        return self.skip(x) + (self.conv2(self.dropout(F.silu(y))) if drops else self.conv2.of_silu(y))
 
 
 class Halved(nn.Sequential):
