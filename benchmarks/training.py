@@ -169,7 +169,9 @@ def convolution(channels: int, side: int, batch: int, kind: torch.dtype | None) 
     gradient = last(torch.randn(batch, channels, side, side, dtype=kind))
 
     def work() -> None:
-        torch.autograd.grad(layer(x), (x, *layer.parameters()), gradient)
+        layer.zero_grad()
+        x.grad = None
+        layer(x).backward(gradient)
 
     return Convolution(work, 3 * 2 * 9 * channels**2 * side**2 * batch)
 

@@ -54,3 +54,14 @@ def test_the_path_of_a_user_has_the_levels_that_it_was_given(bench):
     assert (path.sigma_min, path.sigma_max) == pytest.approx((0.01, 70.0))
     s = torch.logspace(-2, 1.8, 9, dtype=torch.float64)
     torch.testing.assert_close(path.level(path.time(s)), s)
+
+
+def test_networks_that_are_timed_have_one_size_and_operations_are_counted_forward_and_backward(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import training
+
+    sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in training.networks(9).items()}
+    assert max(sizes.values()) < 1.06 * min(sizes.values()), sizes
+    layer = training.convolution(8, 6, 2, None)
+    # 9 x 8 products a value of the output, forward, by the input and by the weights, each with an addition
+    assert training.operations(layer.work) == layer.operations == 3 * 2 * 9 * 8 * (2 * 8 * 6 * 6)
