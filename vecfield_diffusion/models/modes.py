@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+#: Cholesky factors of systems, `(U, K, K)`, or one by one, where a copy of all would take longer than to solve them.
+Factors = Tensor | Sequence[Tensor]
 #: What training solves for once: the system of a mask, an error and a level, or all that an observation says.
 Kept = Literal["systems", "observations"]
 #: The mean of x0 `(B, 2, H, W)`, and the mean variance of its error `(B,)`.
@@ -101,11 +103,11 @@ class Modes(nn.Module, ABC):
 
     def systems(
         self, rows: Tensor, solve: Callable[[Tensor], tuple[Tensor, Tensor]], seen: bytes = b""
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the factor `(U, K, K)` and the trace `(U,)` of the system of every row `(U, n)`, by `solve(rows)`.
+    ) -> tuple[Factors, Tensor]:
+        """Returns the factors, `(K, K)`, and the trace `(U,)` of the system of every row `(U, n)`, by `solve(rows)`.
 
-        Training on a CPU comes back to the same systems (`training/reuse.py`), and remembers them. `seen` tells those of
-        modes that were turned from others.
+        Training on a CPU comes back to the same systems (`training/reuse.py`), and remembers them. `seen` tells those
+        of modes that were turned from others.
         """
         if not self.training or rows.device.type != "cpu":
             return solve(rows)
@@ -118,7 +120,7 @@ class Modes(nn.Module, ABC):
         for old in list(self.solved)[: -max(self.SYSTEMS, len(found))]:
             del self.solved[old]
         factors, traces = zip(*found.values(), strict=True)
-        return torch.stack(factors), torch.stack(traces)
+        return factors, torch.stack(traces)
 
     @staticmethod
     def factorised(gram: Tensor, variances: Tensor) -> Tensor:
@@ -133,22 +135,26 @@ class Modes(nn.Module, ABC):
         return torch.linalg.cholesky(gram)
 
     @staticmethod
-    def solve(factor: Tensor, variances: Tensor, right: Tensor, which: Tensor | None) -> Tensor:
+    def solve(factors: Factors, variances: Tensor, right: Tensor, which: Tensor | None) -> Tensor:
         """Returns the posterior mean of the coefficients, `(B, K)`.
 
         Arguments:
-            factor: Of every system, `(U, K, K)`.
+            factors: Of every system, `(K, K)`.
             variances: The diagonal of L, `(K,)`.
             right: V^T w of the data, `(B, K)`.
             which: The system of each sample, `(B,)`; None where each has its own.
         """
         d = variances.sqrt()
-        if which is None:
-            return torch.cholesky_solve((d * right)[..., None], factor)[..., 0] * d
-        # Members share their system: a copy of it for each would take longer than to solve it.
-        parts = [torch.cholesky_solve((d * right[which == u]).mT, factor[u]).mT * d for u in range(len(factor))]
-        order = torch.cat([(which == u).nonzero()[:, 0] for u in range(len(factor))])
-        return torch.cat(parts)[order.argsort()]
+        if isinstance(factors, Tensor) and which is None and right.device.type != "cpu":
+            return torch.cholesky_solve((d * right)[..., None], factors)[..., 0] * d
+        which = torch.arange(len(right)) if which is None else which
+        out = torch.empty_like(right)
+        # One after another, and triangles as they are: a copy of a factor takes longer than to solve its system.
+        for number, factor in enumerate(factors):
+            own = which == number
+            half = torch.linalg.solve_triangular(factor, (d * right[own]).mT, upper=False)
+            out[own] = torch.linalg.solve_triangular(factor.mT, half, upper=True).mT * d
+        return out
 
     @classmethod
     def trace(cls, factor: Tensor, variances: Tensor) -> Tensor:
