@@ -18,7 +18,7 @@ hidden in the last fifth of the series is most likely, given the rest of the las
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -234,11 +234,10 @@ class Estimator:
             shape: See the module.
             local: Whether the standard deviation differs from cell to cell.
         """
-        (field,) = self.family(series, valid, [shape], local).values()
-        return field
+        return self.family(series, valid, local)(shape)
 
-    def family(self, series: Floats, valid: Bools, shapes: Sequence[Shape], local: bool) -> dict[Shape, Stationary]:
-        """The fields of several shapes, from the same products."""
+    def family(self, series: Floats, valid: Bools, local: bool) -> Callable[[Shape], Stationary]:
+        """What makes the field of a shape: those of all shapes are learnt from the same products."""
         mean = mean_field(series, valid)
         anomalies = series - mean
         scale = local_scale(anomalies, valid) if local else np.ones_like(mean)
@@ -246,12 +245,13 @@ class Estimator:
         raw = lagged_products(anomalies / scale, valid, self.periodic, count)
         white = raw[0, [0, 1], [0, 1], 0, 0]
         raw[0, [0, 1], [0, 1], 0, 0] -= np.minimum(self.noise / np.square(scale[:, valid]).mean(), 0.9 * white)
-        found = {}
-        for shape in shapes:
+
+        def field(shape: Shape) -> Stationary:
             lags = shaped(raw, shape) * window(count)[:, None, None, None, None]
             lags[0, [0, 1], [0, 1], 0, 0] *= 1 + self.nugget
-            found[shape] = Stationary(lags, mean, valid, scale)
-        return found
+            return Stationary(lags, mean, valid, scale)
+
+        return field
 
     def components(self, series: Floats, valid: Bools, rank: int, shape: Shape = "advected") -> Sum:
         """The field of `rank` principal components, and a homogeneous one for what they leave.
@@ -330,21 +330,22 @@ def choose(
     split = len(series) - max(1, len(series) // 5)
     learn, judge = series[:split], series[split:]
     missing = 1 - np.isfinite(series[:, :, valid]).mean()
-    kinds: dict[str, SpaceTime] = {}
-    for differs in local:
-        for shape, found in estimator.family(learn, valid, SHAPES, differs).items():
-            kinds[shape + (", local variance" if differs else "")] = found
-    if missing <= _COMPLETE:
-        for rank in ranks:
-            if rank < split // 2:
-                kinds[f"{rank} components"] = estimator.components(learn, valid, rank)
     measured = np.flatnonzero(np.isfinite(judge[:, :, valid]).any(axis=(1, 2)))
     frames = measured[np.linspace(0, len(measured) - 1, cases).astype(int)] if len(measured) else ()
     hidden = [
         (frame, hide(judge, valid, frame, kind, np.random.default_rng([seed, number])))
         for number, (frame, kind) in enumerate(zip(frames, ["pixels", "block"] * cases, strict=False))
     ]
-    judged = {name: log_score(field, judge, hidden) for name, field in kinds.items()}
+    judged: dict[str, tuple[float, float]] = {}
+    # A field of 160 lags may take 200 MB: one after another, none is kept.
+    for differs in local:
+        field = estimator.family(learn, valid, differs)
+        for shape in SHAPES:
+            judged[shape + (", local variance" if differs else "")] = log_score(field(shape), judge, hidden)
+        del field
+    for rank in ranks if missing <= _COMPLETE else ():
+        if rank < split // 2:
+            judged[f"{rank} components"] = log_score(estimator.components(learn, valid, rank), judge, hidden)
     scores = {name: score for name, (score, _) in judged.items()}
     best = max(scores, key=scores.get)
     return Choice(estimator.learn(series, valid, best), best, scores, judged[best][1])
