@@ -79,8 +79,8 @@ class Homogeneous:
         """Of training fields `(N, 2, H, W)`, with a white part of `nugget` times their variance."""
         torus = [size if close else 2 * size for size, close in zip(valid.shape, periodic, strict=True)]
         spectrum, pairs = np.zeros((2, 2, *torus), dtype=np.complex128), np.zeros(torus)
-        for start in range(0, len(fields), 256):
-            part = fields[start : start + 256]
+        for start in range(0, len(fields), 64):
+            part = fields[start : start + 64]
             measured = np.isfinite(part).all(axis=1, keepdims=True) & valid
             waves = np.fft.fft2(np.where(measured, part - mean, 0.0), torus)
             spectrum += np.einsum("nchw,ndhw->cdhw", waves, waves.conj())
