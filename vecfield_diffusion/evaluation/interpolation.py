@@ -152,7 +152,7 @@ class Interpolation:
         values = self._select(observed, block)
         y = _of(anomalies, values)
         first, last = (int(end(values.frame.tolist(), default=0)) for end in (min, max))
-        level = torch.from_numpy(np.ascontiguousarray(noise[first : last + 1]))
+        level = torch.from_numpy(np.array(noise[first : last + 1]))
         system = System(prior.covariance, values, values.errors(level, first))
         innovations = np.stack([y, *(y - _of(x, values) - _of(n, values) for x, n in drawn)])
         steps = system.correct(torch.from_numpy(innovations), block).numpy()
