@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there: what is equal to the last bit needs one number
@@ -13,15 +14,21 @@ from programs import PROGRAMS, TINY, Call, process
 from vecfield_diffusion.config.ending import guarded
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which `python train.py name=run` was typed once."""
-    folder = tmp_path_factory.mktemp("place")
+@pytest.fixture(scope="session")
+def first_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `place` is a copy of: a training takes ten seconds, a copy none."""
+    folder = tmp_path_factory.mktemp("first")
     done = process(folder, "train", *TINY, "name=run")
     assert done.returncode == 0, done.stderr
     assert "outputs/train/run: 10 steps" in done.stdout
     assert "next: python infer.py ckpt=outputs/train/run mask=block" in done.stdout
     return folder
+
+
+@pytest.fixture(scope="module")
+def place(first_place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `python train.py name=run` was typed once."""
+    return shutil.copytree(first_place, tmp_path_factory.mktemp("place"), dirs_exist_ok=True)
 
 
 @pytest.fixture

@@ -406,7 +406,7 @@ def test_a_signal_while_data_are_opened_is_one_line(
     assert capsys.readouterr() == ("", said)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143)])
 def test_what_is_finished_is_kept_and_the_same_command_goes_on(
     place: Path, run: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, code: int
 ) -> None:
