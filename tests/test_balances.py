@@ -232,7 +232,7 @@ def test_what_a_file_does_not_give_is_refused(options: dict, surroundings: dict,
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({}, "coast, transport or geostrophy must be given"),
+        ({}, "no balance is given: physics.coast, transport or geostrophy needs"),
         ({"coast": -1.0}, "coast must be > 0, auto or null"),
         ({"transport": 1e-6}, "depth must name the variable"),
         ({"geostrophy": 0.1}, "height must name the variable"),

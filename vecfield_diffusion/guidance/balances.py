@@ -96,7 +96,7 @@ class Balances(Physics):
         super().__init__("rows", divergence=0.0)
         wanted = {"coast": coast, "transport": transport, "geostrophy": geostrophy}
         if all(tau is None for tau in wanted.values()):
-            raise ValueError("coast, transport or geostrophy must be given: a tolerance, or auto")
+            raise ValueError("no balance is given: physics.coast, transport or geostrophy needs a tolerance, or auto")
         for name, tau in wanted.items():
             if tau not in (None, "auto") and tau <= 0:
                 raise ValueError(f"{name} must be > 0, auto or null, got {tau}")
