@@ -58,7 +58,7 @@ class Values(NamedTuple):
         return fields[..., self.frame - first, self.component, self.row, self.column]
 
     def errors(self, noise: Tensor, first: int = 0) -> Errors:
-        """Returns the covariance of their errors; those of both components of a cell must be among them.
+        """Returns the covariance of their errors; a value counts by itself where the other component is not among them.
 
         Arguments:
             noise: The variance of both components, of each, or these and their covariance, `(T, C, H, W)`.
