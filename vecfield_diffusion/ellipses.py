@@ -93,15 +93,22 @@ def back(fields: Tensor, angle: Tensor | None) -> Tensor:
     return fields if angle is None else turned(fields, -angle)
 
 
+def turned_blocks(block: Tensor, angle: Tensor) -> Tensor:
+    """Returns Q^T R Q of variances and covariance `(..., 3, H, W)`: those of velocities that are `turned`."""
+    (u, v, both), c, s = block.split(1, dim=-3), angle.cos().to(block), angle.sin().to(block)
+    along = c**2 * u + s**2 * v + 2 * c * s * both
+    across = s**2 * u + c**2 * v - 2 * c * s * both
+    return torch.cat([along, across, (c**2 - s**2) * both + c * s * (v - u)], dim=-3)
+
+
 def at_least(error: Tensor, least: float) -> Tensor:
     """Returns errors whose axes are no shorter than `least`."""
     angle, lengths = axes(error)
     lengths = lengths.clamp(min=least)
     if angle is None:
         return lengths
-    c, s = angle.cos(), angle.sin()
-    large, small = u_and_v(lengths.square())
-    return root(c**2 * large + s**2 * small, s**2 * large + c**2 * small, c * s * (large - small))
+    along_axes = torch.cat([lengths.square(), torch.zeros_like(angle)], dim=-3)
+    return root(*turned_blocks(along_axes, -angle).split(1, dim=-3))
 
 
 def geometry(bearings: Tensor, error: Tensor | float) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.sequences import Integers
 from vecfield_diffusion.data.units import SPEED, factor, same_units, says_nothing
-from vecfield_diffusion.ellipses import geometry, root
+from vecfield_diffusion.ellipses import geometry, root, turned_blocks
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.sensors import great_circle_bearing, plane_bearing
 from vecfield_diffusion.programs.source import read_variable
@@ -61,12 +61,7 @@ def _turned(block: Tensor, fields: Fields, *, common: bool) -> Tensor:
     """The errors of variances and covariances along east and north, or along the axes of the grid."""
     if fields.turn is None:
         return root(*block.split(1, dim=-3)) if common else block.narrow(-3, 0, 2).sqrt()
-    angle = torch.from_numpy(fields.turn)
-    c, s = angle.cos().to(block), angle.sin().to(block)
-    u, v, both = block.split(1, dim=-3)
-    along = c**2 * u + s**2 * v + 2 * c * s * both
-    across = s**2 * u + c**2 * v - 2 * c * s * both
-    return root(along, across, (c**2 - s**2) * both + c * s * (v - u))
+    return root(*turned_blocks(block, torch.from_numpy(fields.turn)).split(1, dim=-3))
 
 
 def _of_radars(config: Mapping[str, Any], fields: Fields, parts: Sequence[Tensor]) -> Tensor:
