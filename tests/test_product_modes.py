@@ -19,9 +19,11 @@ from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.inference.export import load_weights, save_weights
 from vecfield_diffusion.models import measured
 from vecfield_diffusion.models import product_modes as module
+from vecfield_diffusion.models.conjugate_gradients import Split
 from vecfield_diffusion.models.gaussian import GaussianResidual
-from vecfield_diffusion.models.measured import Known, Split, Values, interpolate, nearest
+from vecfield_diffusion.models.measured import Known, interpolate, nearest
 from vecfield_diffusion.models.product_modes import ProductModes
+from vecfield_diffusion.models.stationary import Values
 from vecfield_diffusion.programs.gaussian_field import cut, product_modes, sequence_field, spaced
 from vecfield_diffusion.samplers.deterministic import Heun
 

@@ -25,7 +25,7 @@ from vecfield_diffusion.evaluation.plots import Moment, figure_animation
 from vecfield_diffusion.evaluation.series import along_time
 from vecfield_diffusion.evaluation.spacetime import Stationary
 from vecfield_diffusion.evaluation.trial import Trial, pieces
-from vecfield_diffusion.models.measured import Values
+from vecfield_diffusion.models.stationary import Values
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs import gaussian, pictures
 from vecfield_diffusion.programs.gaussian import PLAIN, open_series

@@ -12,7 +12,8 @@ from vecfield_diffusion.evaluation import estimation
 from vecfield_diffusion.evaluation.estimation import Estimator, choose, lagged_products, non_negative, shaped, window
 from vecfield_diffusion.evaluation.interpolation import Interpolation
 from vecfield_diffusion.evaluation.spacetime import PrincipalComponents, SpaceTime, Stationary, Sum, spectrum
-from vecfield_diffusion.models.measured import System, Values
+from vecfield_diffusion.models.measured import System
+from vecfield_diffusion.models.stationary import Values
 
 T, H, W, L = 5, 4, 5, 4
 WAVES = np.meshgrid(np.fft.fftfreq(2 * H, 1 / (2 * H)), np.fft.fftfreq(W, 1 / W), indexing="ij")

@@ -29,7 +29,8 @@ import torch
 
 from vecfield_diffusion.ellipses import correlated, root
 from vecfield_diffusion.evaluation.spacetime import Bools, Floats, SpaceTime
-from vecfield_diffusion.models.measured import System, Values, budget, nearest
+from vecfield_diffusion.models.measured import System, budget, nearest
+from vecfield_diffusion.models.stationary import Values
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import fft
 
-from vecfield_diffusion.models.measured import Covariance
+from vecfield_diffusion.models.stationary import Covariance
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

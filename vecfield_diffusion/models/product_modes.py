@@ -33,9 +33,10 @@ from torch import Tensor
 
 from vecfield_diffusion.axes import column, total
 from vecfield_diffusion.ellipses import blocks
-from vecfield_diffusion.models.measured import SPARSE, Covariance, Known, Values, interpolate, some_of
+from vecfield_diffusion.models.measured import SPARSE, Known, interpolate, some_of
 from vecfield_diffusion.models.modes import MeanVariance, Modes
 from vecfield_diffusion.models.products import Table
+from vecfield_diffusion.models.stationary import Covariance, Values
 
 
 class ProductModes(Modes):

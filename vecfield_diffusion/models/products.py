@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.models.measured import Covariance, Values
+from vecfield_diffusion.models.stationary import Covariance, Values
 
 #: One of time, one of y, and one of x.
 Three = tuple[Tensor, Tensor, Tensor]
