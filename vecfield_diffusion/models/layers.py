@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -41,16 +42,7 @@ class Unwrap(torch.autograd.Function):
     def forward(ctx: Any, gradient: Tensor, periodic: tuple[bool, bool]) -> Tensor:
         ctx.periodic = periodic
         inner = inside(gradient, periodic).clone(memory_format=order_of(gradient))
-        rows = gradient.narrow(-2, int(periodic[0]), inner.shape[-2])
-        first, last = gradient[..., 0, :], gradient[..., -1, :]
-        if periodic[1]:
-            inner[..., -1].add_(rows[..., 0])
-            inner[..., 0].add_(rows[..., -1])
-            first, last = folded(first), folded(last)
-        if periodic[0]:
-            inner[..., -1, :].add_(first)
-            inner[..., 0, :].add_(last)
-        return inner
+        return with_edges(inner, gradient, periodic, lambda edge, _: edge)
 
     @staticmethod
     def backward(ctx: Any, x: Tensor) -> tuple[Tensor, None]:
@@ -94,6 +86,29 @@ def folded(row: Tensor) -> Tensor:
     return inner
 
 
+def with_edges(
+    inner: Tensor, gradient: Tensor, periodic: tuple[bool, bool], part: Callable[[Tensor, Any], Tensor]
+) -> Tensor:
+    """Returns what cells are given by their own gradient and by that of their copies at the edges, added in place.
+
+    Arguments:
+        inner: What the gradient of the cells themselves comes to.
+        gradient: That of a wrapped field.
+        periodic: Whether y and x close on themselves.
+        part: `(edge, index) -> what is added`, linear in the gradient of an edge, of the cells with an index.
+    """
+    first, last = gradient[..., 0, :], gradient[..., -1, :]
+    if periodic[1]:
+        rows = inside(gradient, (periodic[0], False))
+        for to, edge in ((-1, 0), (0, -1)):
+            inner[..., to].add_(part(rows[..., edge], (..., to)))
+        first, last = folded(first), folded(last)
+    if periodic[0]:
+        for to, edge in ((-1, first), (0, last)):
+            inner[..., to, :].add_(part(edge, (..., to, slice(None))))
+    return inner
+
+
 class WrappedSiLU(torch.autograd.Function):
     """`Wrap` of x sigmoid(x), which is written where it is wrapped, without a copy either way."""
 
@@ -111,16 +126,7 @@ class WrappedSiLU(torch.autograd.Function):
         if torch.is_grad_enabled():
             return Slope.apply(Unwrap.apply(gradient, periodic), x), None
         out = aten.silu_backward(inside(gradient, periodic), x)
-        rows = gradient.narrow(-2, int(periodic[0]), x.shape[-2])
-        first, last = gradient[..., 0, :], gradient[..., -1, :]
-        if periodic[1]:
-            for to, edge in ((-1, 0), (0, -1)):
-                out[..., to].add_(aten.silu_backward(rows[..., edge], x[..., to]))
-            first, last = folded(first), folded(last)
-        if periodic[0]:
-            for to, edge in ((-1, first), (0, last)):
-                out[..., to, :].add_(aten.silu_backward(edge, x[..., to, :]))
-        return out, None
+        return with_edges(out, gradient, periodic, lambda edge, at: aten.silu_backward(edge, x[at])), None
 
 
 class Conv3x3(nn.Conv2d):
