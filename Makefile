@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 READY := .venv/.ready
 # Two processes of one thread each: threads of small networks wait for each other most of the time.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\): .*## \(.*\)/make \1\t\2/p' Makefile

@@ -9,19 +9,26 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there: what is equal to the last bit needs one number
 
 import pytest
+from filelock import FileLock
+from PIL import Image
 from programs import PROGRAMS, TINY, Call, process
 
 from vecfield_diffusion.config.ending import guarded
+from vecfield_diffusion.evaluation.plots import style
 
 
 @pytest.fixture(scope="session")
 def first_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `place` is a copy of: a training takes ten seconds, a copy none."""
-    folder = tmp_path_factory.mktemp("first")
-    done = process(folder, "train", *TINY, "name=run")
-    assert done.returncode == 0, done.stderr
-    assert "outputs/train/run: 10 steps" in done.stdout
-    assert "next: python infer.py ckpt=outputs/train/run mask=block" in done.stdout
+    """What `place` is a copy of: a training takes ten seconds, a copy none. Processes of xdist share it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "first"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            folder.mkdir()
+            done = process(folder, "train", *TINY, "name=run")
+            assert done.returncode == 0, done.stderr
+            assert "outputs/train/run: 10 steps" in done.stdout
+            assert "next: python infer.py ckpt=outputs/train/run mask=block" in done.stdout
     return folder
 
 
@@ -29,6 +36,18 @@ def first_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(first_place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which `python train.py name=run` was typed once."""
     return shutil.copytree(first_place, tmp_path_factory.mktemp("place"), dirs_exist_ok=True)
+
+
+@pytest.fixture
+def rendered() -> None:
+    """What a test asks for that looks at pictures."""
+
+
+@pytest.fixture(autouse=True)
+def not_rendered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made, but painted only for tests that are `rendered`: that takes most of the time of a program."""
+    if "rendered" not in request.fixturenames:
+        monkeypatch.setattr(style, "paint", lambda figure, to, kind: Image.new("L", (1, 1)).save(to, kind))
 
 
 @pytest.fixture
@@ -52,17 +71,20 @@ def run(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     return call
 
 
-#: What starts programs, trains or samples for long: left out of `make quick`.
+#: What starts programs, trains or samples for long, what takes most time first: left out of `make quick`.
 SLOW = (
-    *("programs", "choices", "files_filled", "evaluate", "combinations", "report", "residual", "library", "config"),
-    *("posterior", "gaussian", "projection", "trained", "training_room", "calibrate", "export", "plausible"),
-    *("run_folder", "calibration", "field_likelihood", "series_filled", "readme", "few_steps", "distributed"),
-    "work_items",
+    *("programs", "distributed", "choices", "files_filled", "evaluate", "report", "work_items", "series_pieces"),
+    *("residual", "docs", "library", "series_combined", "ahead", "inspection", "gaussian", "field_likelihood"),
+    *("series_filled", "export", "calibration", "series_public", "start", "drift", "cascade", "sweeps", "gating"),
+    *("few_steps", "readme", "calibrate", "config", "trained", "training_room", "run_folder", "plausible", "posterior"),
+    *("losses", "gaussian_energy", "standards", "combinations", "projection"),
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of slow modules."""
+    """Marks the tests of slow modules, and puts them first: no process is to wait at the end for one long module."""
+    order = {f"test_{name}": place for place, name in enumerate(SLOW)}
     for item in items:
-        if item.path.stem.removeprefix("test_") in SLOW:
+        if item.path.stem in order:
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: order.get(item.path.stem, len(SLOW)))

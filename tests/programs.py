@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from vecfield_diffusion import commands
 from vecfield_diffusion.programs import evaluate, infer, train
 
@@ -29,6 +31,14 @@ def process(folder: Path, program: str, *arguments: str, **options: object) -> s
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, **options
     )  # fmt: skip
+
+
+def trained_in(folder: Path, *overrides: str) -> None:
+    """Trains in this process and in `folder`, before any test has a fixture for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        config = commands.train.config(*overrides)
+        train.train(config, Path("outputs/train") / config["name"])
 
 
 def is_message(done: subprocess.CompletedProcess[str] | tuple[int, str, str], *parts: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from ideal import FORMULATIONS, NORMALIZER, PRIOR, IdealNetwork
@@ -138,12 +136,6 @@ def test_it_is_exported_as_a_program(tmp_path):
 # The program.
 
 SMALL = ["model=cascade", "model.coarse=[8,8]", "model.channels=[8,8]", "model.embedding=16", "trainer.score_cases=0"]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder: nothing is asked of a run that is there."""
-    return tmp_path_factory.mktemp("cascade")
 
 
 @pytest.mark.parametrize("options", [[], ["dataset.frames=2", "dataset.trajectory=4"]], ids=["snapshots", "sequences"])

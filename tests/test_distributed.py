@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -139,8 +140,12 @@ def records(folder: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name != "minutes"} for line in lines]
 
 
-def test_two_processes_take_the_steps_of_one_whatever_they_keep(tmp_path: Path) -> None:
+def test_two_processes_take_the_steps_of_one_whatever_they_keep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Losses, weights, averages and moments after four steps, to rounding, in one stretch and in two."""
+    monkeypatch.setattr(launch, "CONTEXT", "forkserver")  # five processes import torch once
+    multiprocessing.set_forkserver_preload(["vecfield_diffusion.training.sharded"])
     trained(tmp_path / "begun", SingleProcess(), max_steps=2)
     trained(tmp_path / "one", SingleProcess())
     assert launched(train_in_all_ways, tmp_path, devices=2) == 2

@@ -12,7 +12,6 @@ ROOT = Path(__file__).parents[1]
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 
 
-@pytest.mark.slow
 def test_the_tutorial_fills_its_file(tmp_path, monkeypatch, capsys):
     """A third of its hours: in space and time the hidden field is found better than from the hour alone."""
     monkeypatch.chdir(tmp_path)

@@ -54,6 +54,7 @@ def run(folder: Path, *overrides: str, draw: bool = False) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
+@pytest.mark.usefixtures("rendered")
 def test_drifters_end_where_their_members_carry_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """At 0.1 E 10.5 N, for twelve hours; 5 of 12 come within reach of a place that lies on their way."""
     path, hours = filled(tmp_path / "f.nc"), 12

@@ -18,7 +18,7 @@ import pytest
 import torch
 import xarray as xr
 import yaml
-from programs import FEW, SMALL, TINY, Call, is_message
+from programs import FEW, SMALL, TINY, Call, is_message, trained_in
 from torch import Tensor
 
 from vecfield_diffusion.commands import evaluate as main
@@ -174,20 +174,9 @@ FOUR = ["cases=4", "members=3", "sampler.steps=2"]
 @pytest.fixture(scope="module")
 def networks(place: Path) -> None:
     """A regression, and a network that has one, beside the run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        from vecfield_diffusion.commands import train as program
-        from vecfield_diffusion.programs.train import train
-
-        short = [*TINY, *SMALL, "trainer.max_steps=3"]
-        for name, given in (("regression", ["diffusion=regression"]), ("residual", ["model=residual"])):
-            train(program.config(*short, *given, f"name={name}"), Path("outputs/train") / name)
-
-
-@pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the report out, whose figures take seconds."""
-    monkeypatch.setattr("vecfield_diffusion.programs.evaluate.write_report", lambda *given: None)
+    short = [*TINY, *SMALL, "trainer.max_steps=3"]
+    for name, given in (("regression", "diffusion=regression"), ("residual", "model=residual")):
+        trained_in(place, *short, given, f"name={name}")
 
 
 def table(place: Path, name: str) -> dict[tuple[str, str, str], dict[str, float]]:
@@ -245,7 +234,7 @@ def test_a_regression_by_itself_is_what_is_judged(place: Path, networks: None, r
     assert judged((place / "outputs/evaluate/alone/report.html").read_text()) == ["regression"]
 
 
-def test_calibrated_rows(place: Path, networks: None, plain: None, run: Call) -> None:
+def test_calibrated_rows(place: Path, networks: None, run: Call) -> None:
     """Every mask needs a factor, before anything is sampled; rows of calibrated ensembles stand beside the plain."""
     given = [f"ckpt=[{RUN},{REGRESSION}]", "inpainting=conditional", *FOUR, "calibrate=true", "baselines=climatology"]
     trained = load_trained(RUN, CPU)
@@ -275,9 +264,7 @@ def test_calibrated_rows(place: Path, networks: None, plain: None, run: Call) ->
 @pytest.mark.parametrize(
     "sensor", ["sensor=component", "sensor=footprint", "sensor=radial sensor.sites=[[20e3,30e3],[600e3,100e3]]"]
 )
-def test_ensembles_of_what_an_instrument_sees_are_those_of_infer(
-    place: Path, plain: None, run: Call, sensor: str
-) -> None:
+def test_ensembles_of_what_an_instrument_sees_are_those_of_infer(place: Path, run: Call, sensor: str) -> None:
     """Both programs fill the same snapshots; what `fields.nc` holds is scored here."""
     how = [f"ckpt={RUN}", *sensor.split(), "members=3", "sampler.steps=2", "sigma_obs=0.02"]
     code, out, err = run("evaluate", *how, "name=seen", "masks=[pixels]", "cases=5", "baselines=[climatology,linear]")
@@ -351,7 +338,7 @@ def radar(place: Path) -> Path:
     return place / "radar.h5"
 
 
-def test_gaps_are_those_of_other_times(place: Path, radar: Path, plain: None, run: Call) -> None:
+def test_gaps_are_those_of_other_times(place: Path, radar: Path, run: Call) -> None:
     """Each snapshot measures one side; hidden is what the other pattern lacks, and nothing else is scored."""
     given = ["ckpt=radar.pt", "data=radar.h5", "masks=[gaps]", "cases=4", "baselines=climatology", "name=radar", *FEW]
     code, out, err = run("evaluate", *given)
@@ -375,7 +362,7 @@ def test_a_pattern_is_drawn_among_those_that_hide_something_and_show_something()
     assert (whole == row).all()  # no pattern hides some of the row and shows another: nothing to score
 
 
-def test_a_mask_that_cannot_be_scored_does_not_end_the_others(place: Path, plain: None, run: Call) -> None:
+def test_a_mask_that_cannot_be_scored_does_not_end_the_others(place: Path, run: Call) -> None:
     few = ["cases=2", "baselines=climatology", "name=others", *FEW]
     code, out, err = run("evaluate", f"ckpt={RUN}", "masks=[gaps,block]", *few)
     assert (code, err) == (0, "") and "gaps hides no cell that is known, and is left out" in out
@@ -383,7 +370,7 @@ def test_a_mask_that_cannot_be_scored_does_not_end_the_others(place: Path, plain
     is_message(run("evaluate", f"ckpt={RUN}", "masks=[gaps]", "name=bad", *few[:2], *FEW), "gaps hides no cell")
 
 
-def test_few_independent_cases_are_said_to_be_too_few(place: Path, plain: None, run: Call) -> None:
+def test_few_independent_cases_are_said_to_be_too_few(place: Path, run: Call) -> None:
     given = [f"ckpt={RUN}", "masks=[block]", "cases=3", "baselines=climatology", "name=few", *FEW]
     _, out, _ = run("evaluate", *given)
     assert "note: Too few to tell which method is better" in out and "3 unseen snapshots" in out
@@ -488,7 +475,7 @@ def test_from_when_persistence_is(times: list[str], words: str) -> None:
         assert time_before(SimpleNamespace(time=time), [0, 1, 2]) == "1 snapshot"
 
 
-def test_all_baselines_leave_out_a_regression_that_there_is_not(place: Path, plain: None, run: Call) -> None:
+def test_all_baselines_leave_out_a_regression_that_there_is_not(place: Path, run: Call) -> None:
     few = ["masks=[block]", "cases=2", *FEW]
     assert run("evaluate", f"ckpt={RUN}", "name=all", "baselines=all", *few)[::2] == (0, "")
     assert not any("regression" in method for _, method, _ in table(place, "all"))
@@ -528,9 +515,7 @@ LABELS = {"last value of the cell", "linear in time", "OI in space and time", "e
 LABELS |= {"DINEOF in space and time"}
 
 
-def test_baselines_of_series_fill_from_the_unseen_snapshots_around(
-    place: Path, drifting: str, plain: None, run: Call
-) -> None:
+def test_baselines_of_series_fill_from_the_unseen_snapshots_around(place: Path, drifting: str, run: Call) -> None:
     """Interpolation in time is worked out here from the cases of the neighbours, with the same masks and errors."""
     few = [drifting, "data=drifting.h5", "masks=[pixels]", "cases=3", "sigma_obs=0.01", *FEW]
     code, out, err = run("evaluate", *few, "name=around", f"baselines=[climatology,oi,{','.join(SERIES)}]")
@@ -557,7 +542,7 @@ def test_baselines_of_series_fill_from_the_unseen_snapshots_around(
     assert found["linear in time"]["rmse_component"] == pytest.approx(want, rel=1e-5)
 
 
-def test_past_alone_leaves_out_what_needs_later_snapshots(place: Path, drifting: str, plain: None, run: Call) -> None:
+def test_past_alone_leaves_out_what_needs_later_snapshots(place: Path, drifting: str, run: Call) -> None:
     few = [drifting, "data=drifting.h5", "masks=[pixels]", "cases=3", *FEW, "name=past", "time_context=past"]
     code, out, _ = run("evaluate", *few, "baselines=[linear_in_time,last_observed,dineof_spacetime]")
     assert code == 0 and "note: linear_in_time is left out: without later observations it is last_observed" in out
@@ -590,7 +575,7 @@ def test_a_series_is_scored_as_trajectories(place: Path, drifting: str, run: Cal
     assert "energy by frequency" in text
 
 
-def test_what_is_no_series_is_refused_or_said(place: Path, drifting: str, plain: None, run: Call) -> None:
+def test_what_is_no_series_is_refused_or_said(place: Path, drifting: str, run: Call) -> None:
     few = ["masks=[pixels]", *FEW, "name=none"]
     code, out, _ = run("evaluate", f"ckpt={RUN}", *few, "cases=2", "baselines=[linear_in_time,oi_spacetime]")
     assert code == 0 and "note: linear_in_time, oi_spacetime are left out: the correlation with the snapshot" in out

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
-from programs import FEW, ROOT, SMALL, is_message
+from programs import FEW, ROOT, SMALL, is_message, trained_in
 
 from vecfield_diffusion import progress
 from vecfield_diffusion.data.readers import open_fields
@@ -49,8 +49,6 @@ def radar(folder, name="radar.nc", **changes):
 @pytest.fixture(scope="module")
 def trained(place):
     """A network for files of this kind: odd in no way but its rows."""
-    from programs import process
-
     data, rng = radar(place), np.random.default_rng(5)
     data = data.assign({name: (data[name].dims, 0.2 * rng.standard_normal((5, 16, 16))) for name in ("ugos", "vgos")})
     for name in ("ugos", "vgos"):
@@ -58,8 +56,7 @@ def trained(place):
     many = xr.concat([data.assign_coords(time=data.time + np.timedelta64(30 * k, "h")) for k in range(8)], "time")
     many.to_netcdf(place / "many.nc", engine="h5netcdf")
     options = ["dataset.path=many.nc", "mean_field=false", "splits.guard=0", "name=net"]
-    done = process(place, "train", *WINDOW, *options)
-    assert done.returncode == 0, done.stderr
+    trained_in(place, *WINDOW, *options)
     return place
 
 

@@ -126,12 +126,6 @@ def test_frames_are_refused_and_proposals_are_those_of_the_field():
     torch.testing.assert_close(denoiser.reference(observation).centre(z), torch.zeros_like(z), rtol=0, atol=1e-6)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder: nothing is asked of a run that is there."""
-    return tmp_path_factory.mktemp("gaussian_energy")
-
-
 MODEL = ["model=energy_gaussian", "model.blocks=1", *SMALL, "loss.dual=1", "trainer.max_steps=2"]
 
 

@@ -354,6 +354,7 @@ def test_the_guard_says_the_correlation_that_it_is() -> None:
     assert "guard: 5               # snapshots; the correlation is 0.00 there" in plan.yaml()
 
 
+@pytest.mark.usefixtures("rendered")
 @pytest.mark.parametrize("file", FILES)
 def test_the_files_of_the_data_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: str

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from programs import FEW, ROOT, SMALL, Call, process
+from programs import FEW, ROOT, SMALL, Call, trained_in
 
 import vecfield_diffusion as vf
 from vecfield_diffusion import commands, library
@@ -84,8 +84,7 @@ def net(place: Path) -> Path:
     gappy().to_netcdf(place / "radar.nc", engine="h5netcdf")
     options = ["debug=fast", "dataset=file", "dataset.path=whole.nc", "splits.guard=0", "mean_field=false"]
     small = ["model.channels=[8,8]", "model.embedding=16", "trainer.score_cases=0", "trainer.max_steps=2"]
-    done = process(place, "train", *options, *small, "name=net", "trainer.batch_size=2")
-    assert done.returncode == 0, done.stderr
+    trained_in(place, *options, *small, "name=net", "trainer.batch_size=2")
     return place
 
 

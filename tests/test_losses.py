@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -191,12 +190,6 @@ def test_the_configuration_asks_for_the_denoising_loss_alone():
 def test_weights_out_of_range_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         Loss(**given)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder: nothing is asked of a run that is there."""
-    return tmp_path_factory.mktemp("losses")
 
 
 SEQUENCES = ["dataset.frames=2", "dataset.trajectory=4"]

@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -80,15 +81,16 @@ def test_training_leaves_what_the_design_names(place: Path) -> None:
     assert state["counters"]["samples"] == 40 and yaml.safe_load(state["config"]) == config
 
 
-def test_inference_writes_fields_scores_and_a_picture(place: Path) -> None:
-    done = process(place, "infer", "ckpt=outputs/train/run", "mask=block", "name=first", "time=[0,2]", *FEW)
-    assert (done.returncode, done.stderr) == (0, "")
+@pytest.mark.usefixtures("rendered")
+def test_inference_writes_fields_scores_and_a_picture(place: Path, run: Call) -> None:
+    code, out, err = run("infer", "ckpt=outputs/train/run", "mask=block", "name=first", "time=[0,2]", *FEW)
+    assert (code, err) == (0, "")
     folder = place / "outputs" / "infer" / "first"
     assert set(contents(folder)) == {"fields.nc", "metrics.json", "figure.png"}
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
     scores = json.loads((folder / "metrics.json").read_text())
     assert scores.keys() == {"hidden", "observed", "all"} and scores["hidden"]["rmse_component"] > 0
-    assert scores["observed"]["rmse_component"] < 1e-6 and "hidden" in done.stdout
+    assert scores["observed"]["rmse_component"] < 1e-6 and "hidden" in out
     with xr.open_dataset(folder / "fields.nc") as data:
         assert dict(data.sizes) == {"time": 2, "y": 16, "x": 16, "member": 2}
         names = {f"{letter}{end}" for letter in "uv" for end in ("", "_members", "_std", "_truth")}
@@ -110,10 +112,11 @@ def test_inference_writes_fields_scores_and_a_picture(place: Path) -> None:
             np.testing.assert_array_equal(data["u_truth"], file["velocity"][[43, 45], 0])
 
 
-def test_evaluation_scores_beside_the_baselines(place: Path) -> None:
+@pytest.mark.usefixtures("rendered")
+def test_evaluation_scores_beside_the_baselines(place: Path, run: Call) -> None:
     few = ["cases=3", "name=scores", *FEW]
-    done = process(place, "evaluate", "ckpt=outputs/train/run", "masks=[pixels,block]", *few)
-    assert (done.returncode, done.stderr) == (0, "")
+    code, out, err = run("evaluate", "ckpt=outputs/train/run", "masks=[pixels,block]", *few)
+    assert (code, err) == (0, "")
     with (place / "outputs" / "evaluate" / "scores" / "scores.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     methods = {"diffusion", "climatology", "nearest", "linear", "biharmonic", "optimal interpolation"}
@@ -121,8 +124,8 @@ def test_evaluation_scores_beside_the_baselines(place: Path) -> None:
     errors = [row for row in rows if (row["metric"], row["region"]) == ("rmse_component", "hidden")]
     assert len(errors) == 12 and all(0 < float(row["low"]) <= float(row["high"]) for row in errors)
     assert {(row["cases"], row["units"]) for row in errors} == {("3", "m s-1")}
-    assert "rmse / OI" in done.stdout and "biharmonic" in done.stdout
-    assert "persistence is left out" in done.stdout  # the snapshots of the turbulence are independent
+    assert "rmse / OI" in out and "biharmonic" in out
+    assert "persistence is left out" in out  # the snapshots of the turbulence are independent
     report = (place / "outputs" / "evaluate" / "scores" / "report.html").read_text()
     assert report.count("data:image/png;base64,") == 22 and "outputs/train/run" in report
 
@@ -227,23 +230,20 @@ def test_the_same_name_goes_on_and_another_configuration_is_refused(place: Path,
     assert contents(place / "outputs" / "data") == made, "data were made for a run that was refused"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_ends(place: Path, number: signal.Signals, code: int) -> None:
-    name = f"stopped_{code}"
-    options = [*TINY, *SMALL, f"name={name}", "trainer.max_steps=1000000", "trainer.validate_every=1000000"]
+def test_a_signal_saves_and_ends(place: Path) -> None:
+    options = [*TINY, *SMALL, "name=stopped", "trainer.max_steps=1000000", "trainer.validate_every=1000000"]
     command = [sys.executable, str(ROOT / "train.py"), *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True) as child:
-        log = place / "outputs" / "train" / name / "metrics.jsonl"
+        log = place / "outputs" / "train" / "stopped" / "metrics.jsonl"
         for _ in wait_for(child):
             if log.exists() and log.read_text().count("\n") > 1:
                 break
-        child.send_signal(number)
+        child.send_signal(signal.SIGTERM)
         _, err = child.communicate(timeout=60)
-    assert child.returncode == code and "Traceback" not in err
-    last = f"outputs/train/{name}/checkpoints/last.pt"
-    stopped = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-    assert err == f"stopped by {stopped}: saved {last}; the same command goes on\n"
+    assert child.returncode == 143 and "Traceback" not in err
+    last = "outputs/train/stopped/checkpoints/last.pt"
+    assert err == f"stopped by SIGTERM: saved {last}; the same command goes on\n"
     assert load_checkpoint(place / last)["counters"]["step"] >= 5
 
 
@@ -522,23 +522,17 @@ def test_checkpoints_that_do_not_fit_or_do_harm(place: Path, bad: Path, run: Cal
 # The same endings as processes.
 
 
-def test_messages_of_processes(place: Path, bad: Path) -> None:
+def test_a_message_of_a_process(place: Path, bad: Path) -> None:
     before = contents(place)
-    is_message(process(place, "train", "dataset=hdf5", "dataset.path=bad/truncated.h5", "name=p"), "is truncated")
     is_message(process(place, "infer", "ckpt=bad/good.h5", "name=p"), "not a checkpoint that can be read")
-    is_message(process(place, "evaluate", "ckpt=bad/empty", "name=p"), "no checkpoint there")
-    assert contents(place) == before
-    assert not any((place / "outputs" / program / "p").exists() for program in ("train", "infer", "evaluate"))
+    assert contents(place) == before and not (place / "outputs" / "infer" / "p").exists()
 
 
 @pytest.mark.parametrize(
     ("program", "arguments", "parts"),
     [
-        ("infer", "mask=block", ("ckpt= is missing: python infer.py ckpt=",)),
         ("evaluate", "", ("ckpt= is missing: python evaluate.py ckpt=",)),
-        ("train", "name=a?b", ("name=a?b", "expected letters, digits")),
-        ("train", "name=../up", ("name=../up",)),
-        ("train", "modle=unet_tiny", ("unknown key modle. Did you mean 'model'?",)),
+        ("train", "name=../up", ("name=../up", "expected letters, digits")),
         ("infer", "ckpt=x sampler=hune", ("Did you mean 'heun'?",)),
     ],
 )
@@ -547,10 +541,14 @@ def test_messages_that_need_no_data(tmp_path: Path, program: str, arguments: str
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_stands_where_a_folder_should_be(place: Path, run: Call, tmp_path: Path) -> None:
+def test_a_file_stands_where_a_folder_should_be(
+    place: Path, run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "outputs").write_text("mine")
-    is_message(process(tmp_path, "train", *TINY), "the folder outputs/train/run cannot be made")
-    is_message(process(tmp_path, "infer", f"ckpt={place}/outputs/train/run"), "outputs/infer/run cannot be made")
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        is_message(run("train", *TINY), "the folder outputs/train/run cannot be made")
+        is_message(run("infer", f"ckpt={place}/outputs/train/run"), "outputs/infer/run cannot be made")
     assert (tmp_path / "outputs").read_text() == "mine"
     for name in ("checkpoints", "samples"):
         folder = place / "outputs" / "train" / f"blocked_{name}"
@@ -560,9 +558,15 @@ def test_a_file_stands_where_a_folder_should_be(place: Path, run: Call, tmp_path
         assert (folder / name).read_text() == "mine"
 
 
-def limited(size: int) -> Callable[[], None]:
+@contextmanager
+def limited(size: int) -> Iterator[None]:
     """No file may grow beyond `size` bytes: a disk that fills."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_that_fills_leaves_old_files(place: Path, run: Call) -> None:
@@ -571,16 +575,19 @@ def test_a_disk_that_fills_leaves_old_files(place: Path, run: Call) -> None:
     assert run("train", *options, "trainer.max_steps=2")[0] == 0
     folders = (place / "outputs" / "train" / "full" / "checkpoints", place / "outputs" / "infer" / "full")
     before = [contents(folder) for folder in folders]
-    done = process(place, "train", *options, "trainer.max_steps=4", preexec_fn=limited(20_000))
+    with limited(20_000):
+        done = run("train", *options, "trainer.max_steps=4")
     is_message(done, "the checkpoint could not be written", "an older one is as it was")
-    options = ("ckpt=outputs/train/run", "name=full", "members=8", "sampler.steps=2", "overwrite=true")
-    is_message(process(place, "infer", *options, preexec_fn=limited(10_000)), "cannot write fields.nc")
+    with limited(10_000):
+        done = run("infer", "ckpt=outputs/train/run", "name=full", "members=8", "sampler.steps=2")
+    is_message(done, "cannot write fields.nc")
     assert [contents(folder) for folder in folders] == before
 
 
-def test_a_disk_that_fills_while_data_are_made(place: Path) -> None:
+def test_a_disk_that_fills_while_data_are_made(place: Path, run: Call) -> None:
     before = contents(place / "outputs" / "data")
-    done = process(place, "train", *TINY, "dataset.seed=1", "name=nodata", preexec_fn=limited(40_000))
+    with limited(40_000):
+        done = run("train", *TINY, "dataset.seed=1", "name=nodata")
     is_message(done, "cannot write")
     assert contents(place / "outputs" / "data") == before
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import functools
 import io
 import math
 import re
@@ -297,6 +298,7 @@ def read(text: str, folder: Path) -> Reader:
     return reader
 
 
+@pytest.mark.usefixtures("rendered")
 def test_the_report_holds_all_that_it_shows(tmp_path: Path) -> None:
     truth = noise(N, 2, H, W, seed=12)
     given = setting(truth)
@@ -322,13 +324,19 @@ def test_the_report_holds_all_that_it_shows(tmp_path: Path) -> None:
     ]
 
 
-def report(cases: int, **more: object) -> Section:
-    """A network, an interpolation with errors twice as large, and what was found of them."""
+@functools.cache
+def methods(cases: int) -> tuple[Setting, list[Scored]]:
+    """A network, and an interpolation with errors twice as large."""
     truth = noise(cases, 2, H, W, seed=12)
     given = setting(truth, ensemble=30)
     members = truth + 0.3 * noise(1, cases, 2, H, W, seed=14) + 0.3 * noise(30, cases, 2, H, W, seed=13)
     law = Estimate((truth + 0.6 * noise(cases, 2, H, W, seed=15))[None], torch.full_like(truth, 0.6))
-    scored = [found(Estimate(members), given), found(law, given, method="optimal interpolation")]
+    return given, [found(Estimate(members), given), found(law, given, method="optimal interpolation")]
+
+
+def report(cases: int, **more: object) -> Section:
+    """What was found of both."""
+    given, scored = methods(cases)
     return Section(given, scored, ["ours"], **more)
 
 
@@ -382,6 +390,7 @@ def test_the_report_says_when_its_snapshots_were() -> None:
     assert "12 unseen snapshots</h2>" in plain and "<figcaption>snapshot 6, filled by ours</figcaption>" in plain
 
 
+@pytest.mark.usefixtures("rendered")
 def test_figures_come_in_two_widths_for_letters_of_one_size(tmp_path: Path) -> None:
     """On a telephone of 420 pixels a narrow figure is shrunk to seven eighths at most."""
     text = render("trial", [report(12)], {}, "m s-1")
@@ -427,6 +436,7 @@ def twin(place: Path) -> str:
     return "outputs/train/copy"
 
 
+@pytest.mark.usefixtures("rendered")
 def test_scores_are_those_of_the_members(place: Path, run: Call, tmp_path: Path) -> None:
     few = ["cases=4", "members=3", "sampler.steps=2", "batch=6", "sigma_obs=0.02"]
     code, out, err = run(
@@ -464,6 +474,7 @@ def test_scores_are_those_of_the_members(place: Path, run: Call, tmp_path: Path)
     assert len(read((place / "outputs/evaluate/exact/report.html").read_text(), tmp_path).images) == 12
 
 
+@pytest.mark.usefixtures("rendered")
 def test_equal_networks_score_equally(place: Path, run: Call, twin: str, tmp_path: Path) -> None:
     given = ["name=two", "masks=[track]", "cases=2", *FEW, "baselines=climatology"]
     code, out, err = run("evaluate", f"ckpt=[outputs/train/run,{twin}]", *given)

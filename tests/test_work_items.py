@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from programs import FEW, ROOT, SMALL, TINY, Call
+from programs import FEW, ROOT, Call
 
 from vecfield_diffusion import commands
 from vecfield_diffusion.errors import UserError
@@ -22,18 +22,7 @@ from vecfield_diffusion.inference import locks, work_items
 from vecfield_diffusion.inference.locks import owned, shared
 from vecfield_diffusion.inference.work_items import Work, shared_out
 from vecfield_diffusion.programs import fill as fill_module
-from vecfield_diffusion.programs import train
 from vecfield_diffusion.programs.fill import fill, fill_cases
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a network, trained in this process."""
-    folder = tmp_path_factory.mktemp("place")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        train.train(commands.train.config(*TINY, *SMALL, "name=run"), Path("outputs/train/run"))
-    return folder
 
 
 def numbered(count: int) -> list[Path]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import cmocean
 import numpy as np
@@ -260,14 +260,23 @@ def save(figure: Figure, path: Path) -> None:
     if path.suffix.lower() not in _FORMATS:
         raise UserError(f"{path}: pictures are written as {', '.join(_FORMATS)}, not as '{path.suffix}'")
     with replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower())
+        paint(figure, temporary, path.suffix[1:].lower())
 
 
 def png(figure: Figure) -> bytes:
     """Returns a figure as PNG."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png")
+    paint(figure, stream, "png")
     return stream.getvalue()
+
+
+def paint(figure: Figure, to: Path | BinaryIO, kind: str) -> None:
+    """Writes a figure as png, pdf or svg."""
+    engine = figure.get_layout_engine()
+    if engine is not None:  # left to `savefig`, everything would be drawn once more to be placed
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+    figure.savefig(to, format=kind)
 
 
 def _edges(centres: Floats) -> tuple[float, float]:
