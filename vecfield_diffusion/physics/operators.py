@@ -117,11 +117,6 @@ def slope(height: Tensor, grid: Grid) -> Tensor:
     return _inside(torch.cat((along_x, along_y), dim=-3), grid)
 
 
-def laplacian(potential: Tensor, grid: Grid) -> Tensor:
-    """Returns `divergence(gradient(potential))` of `(B, 1, H, W)`: self-adjoint by area and never positive."""
-    return divergence(gradient(potential, grid), grid)
-
-
 def rotated_gradient(stream: Tensor, grid: Grid) -> Tensor:
     """Returns the velocity (-dpsi/dy, dpsi/dx) of a stream function `(B, 1, H, W)`, as `(B, 2, H, W)`.
 

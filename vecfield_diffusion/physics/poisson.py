@@ -41,8 +41,6 @@ _TOLERANCE = 1e-12  # of a residual, relative to the first one
 _ROUNDING = 1e-14  # of a residual, relative to the size of the terms that it is the sum of
 _ITERATIONS = 1000  # of conjugate gradients with multigrid, which take 30 to 150
 _NULL = 1e-12  # relative size of an eigenvalue that stands for zero
-_KERNEL = 100  # vectors of a kernel in a connected part, at most
-_FOUND = 1e-6  # the least length of a random vector's part in a kernel that is not rounding
 
 
 class Equations:
@@ -68,14 +66,14 @@ class Equations:
         self._held = Held(self._coo[0])
 
     def pack(self, fields: Tensor) -> Tensor:
-        """Returns fields `(B, C, H, W)` as `(C n, B)` in float64; what invalid cells hold has no effect."""
+        """Returns fields `(B, 2, H, W)` as `(2 n, B)` in float64; what invalid cells hold has no effect."""
         inside = fields[..., self.valid].double() * self._scale[:, 0]
         return inside.flatten(1).T
 
-    def unpack(self, flat: Tensor, channels: int) -> Tensor:
-        """Returns fields `(B, channels, H, W)`, 0 in invalid cells; the inverse of `pack`."""
-        inside = flat.T.reshape(flat.shape[1], channels, len(self._scale)) / self._scale[:, 0]
-        fields = inside.new_zeros(flat.shape[1], channels, *self.valid.shape)
+    def unpack(self, flat: Tensor) -> Tensor:
+        """Returns fields `(B, 2, H, W)`, 0 in invalid cells; the inverse of `pack`."""
+        inside = flat.T.reshape(flat.shape[1], 2, len(self._scale)) / self._scale[:, 0]
+        fields = inside.new_zeros(flat.shape[1], 2, *self.valid.shape)
         return fields.masked_scatter(self.valid, inside)
 
     def holding(self, free: Tensor) -> Map | None:
@@ -148,42 +146,8 @@ class Inverse:
             return self.null(self.approximate(b))
         return self.null(conjugate_gradients(self._matrix, self.approximate, b, size))
 
-    def shortest(self, b: Tensor, size: Tensor | None = None) -> Tensor:
-        """Returns the pseudo-inverse: of what A^T takes to zero, nothing is taken from `b` or is in the solution."""
-        return self._without_kernel(self(self._without_kernel(b), size))
-
-    def _without_kernel(self, x: Tensor) -> Tensor:
-        return _without(x, self._kernel, self.null)
-
     def _matrix(self, p: Tensor) -> Tensor:
         return self.factor @ (self.factor.T @ p)
-
-    @cached_property
-    def _kernel(self) -> list[Tensor]:
-        """What A^T takes to zero beside `null`: orthonormal vectors `(n, 1)` in every connected part.
-
-        A random vector less the solution for its image is in the kernel: one for all parts at once, until none has any.
-        """
-        found, generator = [], torch.Generator().manual_seed(0)
-        for _ in range(_KERNEL):
-            x = torch.randn(len(self.null.part), 1, dtype=torch.float64, generator=generator).to(self.null.part.device)
-            x = self.null(x)
-            for _ in range(3):  # what the first leaves of the range and of the others, rounding apart
-                x = x - self(self._matrix(x), x.norm(dim=0) * peak(self.factor.rows.values()) ** 2)
-                x = _without(x, found, self.null)
-            length = self.null.sums(x.square()).sqrt()
-            there = length > _FOUND
-            if not there.any():
-                break
-            found.append(torch.where(there, 1 / length, 0.0)[self.null.part] * x)
-        return found
-
-
-def _without(x: Tensor, vectors: list[Tensor], parts: _NullSpace) -> Tensor:
-    """Returns `x` `(n, B)` less its share of vectors `(n, 1)` that are orthonormal in every connected part."""
-    for vector in vectors:
-        x = x - vector * parts.sums(vector * x)[parts.part]
-    return x
 
 
 def conjugate_gradients(

@@ -97,56 +97,6 @@ def helmholtz(velocity: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     return solenoidal - harmonic, inside - solenoidal, harmonic
 
 
-def stream_function(velocity: Tensor, grid: Grid) -> Tensor:
-    """Returns psi `(B, 1, H, W)` whose `rotated_gradient` is nearest to `velocity`, in m2 s-1.
-
-    Zero at walls and coasts.
-
-    Of several, the one of the least sum of squares by area.
-    """
-    eqs = equations(grid, velocity.device)
-    rotation, solve = eqs.stream, eqs.vorticity.shortest
-    return _apply(
-        velocity,
-        eqs,
-        lambda u: solve(rotation.T @ u, _size(rotation.T.rows, u)),
-        lambda g: rotation @ solve(g),
-        channels=1,
-    )
-
-
-def velocity_potential(velocity: Tensor, grid: Grid) -> Tensor:
-    """Returns phi `(B, 1, H, W)` whose `gradient` is the divergent part of `velocity`, in m2 s-1.
-
-    Mean 0 in closed basins.
-    """
-    eqs = equations(grid, velocity.device)
-    div, solve = eqs.divergence, eqs.poisson.shortest
-    return _apply(
-        velocity,
-        eqs,
-        lambda u: -solve(div @ u, _size(div.rows, u)),
-        lambda g: -(div.T @ solve(g)),
-        channels=1,
-    )
-
-
-def solve_poisson(source: Tensor, grid: Grid) -> Tensor:
-    """Returns phi `(B, 1, H, W)` with `laplacian(phi, grid) == source`.
-
-    A direct solve by Fourier, cosine or computed eigenvectors of each axis where there is no land, else conjugate
-    gradients with multigrid.
-
-    Arguments:
-        source: `(B, 1, H, W)`, the divergence of some field of the grid; of another one, what a closed basin gains (its
-            mean) is left out first.
-        grid: The grid.
-    """
-    eqs = equations(grid, source.device)
-    solve = eqs.poisson.shortest
-    return _apply(source, eqs, lambda d: -solve(d), lambda d: -solve(d), channels=1)
-
-
 def _leray(u: Tensor, eqs: Equations) -> Tensor:
     div = eqs.divergence
     return u - div.T @ eqs.poisson(div @ u, _size(div.rows, u))
@@ -188,10 +138,10 @@ class _Linear(torch.autograd.Function):
         return _Linear.apply(gradient, adjoint, forward), None, None
 
 
-def _apply(fields: Tensor, eqs: Equations, forward: Map, adjoint: Map, channels: int = 2) -> Tensor:
-    """Returns a map of flat fields on fields `(B, C, H, W)`, to fields of the given channels."""
+def _apply(fields: Tensor, eqs: Equations, forward: Map, adjoint: Map) -> Tensor:
+    """Returns a map of flat fields on fields `(B, 2, H, W)`."""
 
     def apply(fields: Tensor) -> Tensor:
-        return eqs.unpack(_Linear.apply(eqs.pack(fields), forward, adjoint), channels)
+        return eqs.unpack(_Linear.apply(eqs.pack(fields), forward, adjoint))
 
     return by_frame(apply, fields).to(fields.dtype)
