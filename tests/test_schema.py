@@ -28,7 +28,7 @@ SHAPES = """
 from __future__ import annotations
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 from outside import Stranger
 Colour = Literal["red", "blue"]
 class Base:
@@ -41,6 +41,11 @@ class Passes(Base):
     def __init__(self, colour: Colour = "red", **others: object) -> None:
         super().__init__(**others)
         self.colour = colour
+class Sizes(TypedDict, total=False):
+    steps: int
+class Unpacks:
+    def __init__(self, colour: Colour = "red", **sizes: Unpack[Sizes]) -> None:
+        self.base = Base(**sizes)
 @dataclass
 class Record:
     size: tuple[int, int]
@@ -144,6 +149,7 @@ def test_a_value_that_does_not_fit_is_named(annotation: str, value: Any, message
         ("shapes.Base", ["steps", "rate"], False),
         ("shapes.Heir", ["steps", "rate"], False),
         ("shapes.forms.Passes", ["steps", "rate", "colour"], False),
+        ("shapes.forms.Unpacks", ["colour", "steps"], False),
         ("shapes.forms.Longer", ["size", "part", "parts", "label"], False),
         ("shapes.forms.function", ["x", "y"], False),
         ("shapes.forms.Adopted", [], True),
@@ -347,11 +353,7 @@ MEANT = {
         "masks of training vary, in time too; by itself each is one typical case",
     ),
     "model/cascade": ({"embedding"}, "as small as unet_small"),
-    "model/energy": ({"channels", "embedding"}, "as small as unet_small"),
-    "model/energy_multiscale": ({"channels", "embedding", "scales"}, "as small as unet_small, on three scales"),
-    "model/energy_gaussian": ({"channels", "embedding"}, "as small as unet_small"),
-    "model/gaussian": ({"channels", "embedding"}, "as small as unet_small"),
-    "model/residual": ({"channels", "embedding"}, "as small as unet_small"),
+    "model/energy_multiscale": ({"scales"}, "on three scales"),
     "model/unet_tiny": ({"channels", "blocks", "embedding"}, "one class in four sizes"),
     "model/unet_small": ({"channels", "embedding"}, "one class in four sizes"),
     "model/unet_base": ({"channels", "attention"}, "one class in four sizes"),

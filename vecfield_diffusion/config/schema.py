@@ -57,10 +57,30 @@ def signature(target: str) -> Signature | None:
 def _of_function(node: ast.FunctionDef, module: Module) -> Signature:
     arguments = [*node.args.args, *node.args.kwonlyargs]
     kinds = {argument.arg: kind(argument.annotation, module) for argument in arguments}
-    return Signature(
-        {name: accepted for name, accepted in kinds.items() if name not in ("self", "cls")},
-        node.args.kwarg is not None,
-    )
+    named = {name: accepted for name, accepted in kinds.items() if name not in ("self", "cls")}
+    match node.args.kwarg:
+        case ast.arg(annotation=ast.Subscript(value=ast.Name(id="Unpack"), slice=ast.Name(id=name))):
+            found = _definition(name, module)
+            return Signature(named | ({} if found is None else _fields(*found)))
+    return Signature(named, node.args.kwarg is not None)
+
+
+def _definition(name: str, module: Module) -> tuple[ast.ClassDef, Module] | None:
+    """The class of a name in a module, and the module that defines it."""
+    found = (module, module.definitions[name]) if name in module.definitions else None
+    found = found or sources.find(module.imports.get(name, ""))
+    return (found[1], found[0]) if found is not None and isinstance(found[1], ast.ClassDef) else None
+
+
+def _fields(node: ast.ClassDef, module: Module) -> dict[str, Kind]:
+    """The annotated names of a class."""
+    return {
+        member.target.id: kind(member.annotation, module)
+        for member in node.body
+        if isinstance(member, ast.AnnAssign)
+        and isinstance(member.target, ast.Name)
+        and "ClassVar" not in ast.unparse(member.annotation)
+    }
 
 
 def _of_class(node: ast.ClassDef, module: Module) -> Signature:
@@ -70,15 +90,7 @@ def _of_class(node: ast.ClassDef, module: Module) -> Signature:
             inherited = _of_bases(node, module)
             return Signature(inherited.parameters | own.parameters, inherited.open) if own.open else own
     inherited = _of_bases(node, module)
-    if not _is_dataclass(node):
-        return inherited
-    fields = {
-        member.target.id: kind(member.annotation, module)
-        for member in node.body
-        if isinstance(member, ast.AnnAssign)
-        and isinstance(member.target, ast.Name)
-        and "ClassVar" not in ast.unparse(member.annotation)
-    }
+    fields = _fields(node, module) if _is_dataclass(node) else {}
     return Signature(inherited.parameters | fields, inherited.open)
 
 
@@ -90,12 +102,11 @@ def _of_bases(node: ast.ClassDef, module: Module) -> Signature:
         if not isinstance(base, ast.Name):
             outside = outside or isinstance(base, ast.Attribute)
             continue
-        found = (module, module.definitions[base.id]) if base.id in module.definitions else None
-        found = found or sources.find(module.imports.get(base.id, ""))
-        if found is None or not isinstance(found[1], ast.ClassDef):
+        found = _definition(base.id, module)
+        if found is None:
             outside = outside or base.id not in ("ABC", "object", "Protocol")
             continue
-        inherited = _of_class(found[1], found[0])
+        inherited = _of_class(*found)
         parameters |= inherited.parameters
         outside = outside or inherited.open
     return Signature(parameters, outside)

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ from vecfield_diffusion.models.base import Conditions, Parametrization, Scalars
 from vecfield_diffusion.models.dit import DiT
 from vecfield_diffusion.models.layers import FourierEmbedding
 from vecfield_diffusion.models.twice import twice_differentiable
-from vecfield_diffusion.models.unet import Time, UNet
+from vecfield_diffusion.models.unet import Sizes, Time, UNet
 
 FIELD = 2  # channels of the noisy field; what is known follows
 #: How a potential is made of a network; see the module.
@@ -140,14 +140,10 @@ class UNetEnergy(Energy):
         periodic: Whether y and x close on themselves.
         form: How the potential is made of the output; see the module.
         scales: UNets, each on the field at half the resolution of the one before.
-        channels: See `UNet`.
-        blocks: See `UNet`.
-        attention: See `UNet`.
-        embedding: See `UNet`.
-        patch: See `UNet`.
         dropout: See `UNet`.
         frames: See `UNet`.
         time: See `UNet`.
+        sizes: See `UNet`.
 
     Raises:
         ValueError: Sizes that make no network; see `UNet`.
@@ -160,19 +156,15 @@ class UNetEnergy(Energy):
         periodic: tuple[bool, bool] = (False, False),
         form: Form = "inner",
         scales: int = 1,
-        channels: list[int] = (64, 96, 128),
-        blocks: int = 2,
-        attention: list[int] = (-1,),
-        embedding: int = 256,
-        patch: int = 1,
         dropout: float = 0.0,
         frames: int = 1,
         time: Time = "channels",
+        **sizes: Unpack[Sizes],
     ) -> None:
         check_scales(scales)
-        sizes = (channels, blocks, attention, embedding, patch, dropout, frames, time)
+        sizes |= dict(dropout=dropout, frames=frames, time=time)
         outputs = [out_channels] + [FIELD] * (scales - 1)
-        super().__init__([UNet(in_channels, out, periodic, *sizes) for out in outputs], form)
+        super().__init__([UNet(in_channels, out, periodic, **sizes) for out in outputs], form)
 
 
 class DiTEnergy(Energy):

@@ -14,8 +14,8 @@ learned denoisers are nearly Gaussian over most noise levels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from vecfield_diffusion.models.gate import Gate
 from vecfield_diffusion.models.modes import Kept, MeanVariance, Modes
 from vecfield_diffusion.models.product_modes import ProductModes
 from vecfield_diffusion.models.reference import GaussianReference
-from vecfield_diffusion.models.unet import Time, UNet
+from vecfield_diffusion.models.unet import Sizes, Time, UNet
 from vecfield_diffusion.models.waves import Waves
 
 FIELD = 2  # channels of the noisy field; what is known follows
@@ -78,14 +78,10 @@ class GaussianResidual(AroundField, nn.Module):
         in_channels: Channels of the noisy field and of what is known, C.
         out_channels: Channels of the output of `forward`.
         periodic: Whether y and x close on themselves.
-        channels: See `UNet`.
-        blocks: See `UNet`.
-        attention: See `UNet`.
-        embedding: See `UNet`.
-        patch: See `UNet`.
         dropout: See `UNet`; `auto` is 0 here, and for training what its fields ask for (`programs/small.py`).
         frames: See `UNet`.
         time: See `UNet`.
+        sizes: See `UNet`.
 
     Attributes:
         gating: The factor on the output of the network by noise level, that validation asks for.
@@ -102,19 +98,14 @@ class GaussianResidual(AroundField, nn.Module):
         in_channels: int,
         out_channels: int = 2,
         periodic: tuple[bool, bool] = (False, False),
-        channels: Sequence[int] = (64, 96, 128),
-        blocks: int = 2,
-        attention: Sequence[int] = (-1,),
-        embedding: int = 256,
-        patch: int = 1,
         dropout: float | Literal["auto"] = "auto",
         frames: int = 1,
         time: Time = "channels",
+        **sizes: Unpack[Sizes],
     ) -> None:
         super().__init__()
-        rate = 0.0 if dropout == "auto" else dropout
-        sizes = (channels, blocks, attention, embedding, patch, rate, frames, time)
-        self.network = UNet(in_channels + 2 * FIELD, out_channels, periodic, *sizes)
+        sizes |= dict(dropout=0.0 if dropout == "auto" else dropout, frames=frames, time=time)
+        self.network = UNet(in_channels + 2 * FIELD, out_channels, periodic, **sizes)
         self.field = None
         self.gating = Gate()
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from vecfield_diffusion.models.base import Conditions, Preconditioned, Scalars
 from vecfield_diffusion.models.energy import FIELD, UNetEnergy, channels, inner
 from vecfield_diffusion.models.gaussian import AroundField
 from vecfield_diffusion.models.twice import twice_differentiable
+from vecfield_diffusion.models.unet import Sizes
 
 #: Where the cells of the domain stand among the channels of what is known; see `Observation.channels`.
 VALID = 3
@@ -42,13 +44,9 @@ class GaussianEnergy(AroundField, UNetEnergy):
         in_channels: Channels of the noisy field and of what is known, C.
         out_channels: 2, and those of a learned variance.
         periodic: Whether y and x close on themselves.
-        channels: See `UNet`.
-        blocks: See `UNet`.
-        attention: See `UNet`.
-        embedding: See `UNet`.
-        patch: See `UNet`.
         dropout: See `UNet`.
         frames: 1; the Gaussian field of a sequence has no energy in closed form here.
+        sizes: See `UNet`.
 
     Raises:
         ValueError: Sizes that make no network, see `UNet`, or frames above 1.
@@ -59,17 +57,12 @@ class GaussianEnergy(AroundField, UNetEnergy):
         in_channels: int,
         out_channels: int = 2,
         periodic: tuple[bool, bool] = (False, False),
-        channels: list[int] = (64, 96, 128),
-        blocks: int = 2,
-        attention: list[int] = (-1,),
-        embedding: int = 256,
-        patch: int = 1,
         dropout: float = 0.0,
         frames: int = 1,
+        **sizes: Unpack[Sizes],
     ) -> None:
         if frames != 1:
             raise ValueError(f"frames must be 1, snapshots, for the energy of a Gaussian field, got {frames}")
-        sizes = dict(channels=channels, blocks=blocks, attention=attention, embedding=embedding, patch=patch)
         super().__init__(in_channels, out_channels, periodic, dropout=dropout, **sizes)
         self.field = None
 

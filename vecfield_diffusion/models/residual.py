@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from vecfield_diffusion.models.base import Conditions, Parametrization, Preconditioned, Scalars
-from vecfield_diffusion.models.unet import Time, UNet
+from vecfield_diffusion.models.unet import Sizes, Time, UNet
 
 FIELD = 2  # channels of the noisy field; what is known follows
 #: The share of the last batch in the running variance: a memory of about 100 batches.
@@ -64,14 +65,10 @@ class Residual(nn.Module, AroundMean):
         in_channels: Channels of the noisy field and of what is known, C.
         out_channels: Channels of the output of `forward`.
         periodic: Whether y and x close on themselves.
-        channels: See `UNet`; each of both networks.
-        blocks: See `UNet`.
-        attention: See `UNet`.
-        embedding: See `UNet`.
-        patch: See `UNet`.
         dropout: See `UNet`.
         frames: See `UNet`.
         time: See `UNet`.
+        sizes: See `UNet`.
 
     Attributes:
         variance: The mean square of the residual, a running mean over training; it is kept with the weights.
@@ -85,19 +82,15 @@ class Residual(nn.Module, AroundMean):
         in_channels: int,
         out_channels: int = 2,
         periodic: tuple[bool, bool] = (False, False),
-        channels: list[int] = (64, 96, 128),
-        blocks: int = 2,
-        attention: list[int] = (-1,),
-        embedding: int = 256,
-        patch: int = 1,
         dropout: float = 0.0,
         frames: int = 1,
         time: Time = "channels",
+        **sizes: Unpack[Sizes],
     ) -> None:
         super().__init__()
-        sizes = (channels, blocks, attention, embedding, patch, dropout, frames, time)
-        self.regression = UNet(in_channels - FIELD, FIELD, periodic, *sizes)
-        self.network = UNet(in_channels + FIELD, out_channels, periodic, *sizes)
+        sizes |= dict(dropout=dropout, frames=frames, time=time)
+        self.regression = UNet(in_channels - FIELD, FIELD, periodic, **sizes)
+        self.network = UNet(in_channels + FIELD, out_channels, periodic, **sizes)
         self.register_buffer("variance", torch.ones(()))
 
     def mean(self, channels: Tensor) -> Tensor:

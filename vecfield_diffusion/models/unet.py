@@ -16,7 +16,7 @@ It may commute with flips and quarter turns, and continue fields across walls by
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,16 @@ Time = Literal["channels", "attention"]
 Walls = Literal["zero", "mirror"]
 #: The most resolutions, and the most blocks at each and cells in a patch: beyond what any field or memory could fill.
 RESOLUTIONS, LARGEST = 16, 100
+
+
+class Sizes(TypedDict, total=False):
+    """The arguments of `UNet` that a network which is made of some passes on to each as they are."""
+
+    channels: list[int]
+    blocks: int
+    attention: list[int]
+    embedding: int
+    patch: int
 
 
 class ResidualBlock(nn.Module):
