@@ -12,7 +12,7 @@ from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.inference.likelihood import nats_per_value
 from vecfield_diffusion.physics.grid import Grid
 
-SHAPE = (2, 4, 6)
+SHAPE = (2, 3, 4)
 
 
 def drawn(seed):
@@ -26,8 +26,7 @@ def denoise(z, s):
     return MEAN + VARIANCE / (VARIANCE + s.view(-1, 1, 1, 1) ** 2) * (z - MEAN)
 
 
-@pytest.mark.parametrize("mode", ["exact", "hutchinson"])
-@pytest.mark.parametrize("name", ["edm", "interpolant"])
+@pytest.mark.parametrize(("name", "mode"), [("edm", "hutchinson"), ("interpolant", "hutchinson"), ("edm", "exact")])
 def test_fields_with_land_in_physical_units(name, mode):
     """z goes from x0 to m + g (x0 - m), g^2 = (v + s_max^2) / (v + s_min^2): ln p = ln N(z; start, s_max^2) + ln g.
 
@@ -38,14 +37,14 @@ def test_fields_with_land_in_physical_units(name, mode):
     normalizer = Normalizer(torch.full(SHAPE, 0.3), 2.0).double()
     denoiser = Denoiser(IdealNetwork(diffusion, denoise), diffusion, normalizer, autocast=torch.bfloat16)
     x = MEAN + torch.randn(3, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    valid = torch.ones(4, 6, dtype=torch.bool)
+    valid = torch.ones(SHAPE[1:], dtype=torch.bool)
     valid[1, 2:4] = False
     grid = Grid(valid, 1.0, 2.0, "periodic", "open")
-    known = valid.expand(3, 1, 4, 6).clone()
+    known = valid.expand(3, 1, *SHAPE[1:]).clone()
     known[1, :, 3] = False  # unknown in one snapshot: outside of its domain
-    observed = known & (torch.rand(3, 1, 4, 6, generator=torch.Generator().manual_seed(3)) < 0.4)
+    observed = known & (torch.rand(3, 1, *SHAPE[1:], generator=torch.Generator().manual_seed(3)) < 0.4)
     sigma = torch.full((3, 1, 1, 1), 0.3, dtype=torch.float64)
-    given = Observation(x.where(observed, torch.nan), observed, sigma, valid.expand(3, 1, 4, 6))
+    given = Observation(x.where(observed, torch.nan), observed, sigma, valid.expand(3, 1, *SHAPE[1:]))
     truth = normalizer.denormalize(x).where(known, torch.nan)
     levels = diffusion.levels(400, "log_snr")
     got = nats_per_value(denoiser, truth, given, grid, levels=levels, mode=mode, seed=0, numbers=[4, 5, 6], batch=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import sys
 from collections.abc import Iterator
@@ -317,17 +318,18 @@ OPTIONS = sorted(file.relative_to(CONF).with_suffix("") for file in CONF.glob("*
 LOCAL = [option for option in OPTIONS if "@package _global_" not in (CONF / option).with_suffix(".yaml").read_text()]
 
 
-@pytest.mark.parametrize("option", LOCAL, ids=str)
-def test_every_option_binds_to_its_signature(option: Path) -> None:
+@functools.cache
+def checked(option: Path) -> Any:
+    """An option as it is built."""
     group, name = option.parts
     composed = plain(Composer(CONF, None).compose([f"+{group}={name}"])).get(group, {})
-    Checker(train.keys | infer.keys, complete=False).node(composed, group)
-    for target in _targets(composed):
-        assert callable(resolve(target, trusted=True))
+    return Checker(train.keys | infer.keys, complete=False).node(composed, group)
 
 
-def _targets(node: Any) -> Iterator[str]:
-    yield from (found["_target_"] for found in _nodes(node))
+@pytest.mark.parametrize("option", LOCAL, ids=str)
+def test_every_option_binds_to_its_signature(option: Path) -> None:
+    for node in _nodes(checked(option)):
+        assert callable(resolve(node["_target_"], trusted=True))
 
 
 def _nodes(node: Any) -> Iterator[dict[str, Any]]:
@@ -369,16 +371,14 @@ MEANT = {
 
 @pytest.mark.parametrize("option", LOCAL, ids=str)
 def test_a_default_is_the_same_in_yaml_and_in_python(option: Path) -> None:
-    group, name = option.parts
-    composed = plain(Composer(CONF, None).compose([f"+{group}={name}"])).get(group, {})
     differing = set()
-    for node in _nodes(Checker(train.keys | infer.keys, complete=False).node(composed, group)):
+    for node in _nodes(checked(option)):
         for key, parameter in inspect.signature(resolve(node["_target_"], trusted=True)).parameters.items():
             if key in node and parameter.default is not parameter.empty:
                 ours, theirs = (list(v) if isinstance(v, tuple) else v for v in (node[key], parameter.default))
                 if ours != theirs:
                     differing.add(key)
-    assert differing == MEANT.get(f"{group}/{name}", (set(), ""))[0]
+    assert differing == MEANT.get(str(option), (set(), ""))[0]
 
 
 @pytest.mark.parametrize("program", [train, infer, evaluate, export, calibrate, inspect_command], ids=lambda p: p.name)
