@@ -224,6 +224,24 @@ def test_a_network_is_tuned_sampled_and_refused_what_it_cannot(run: Call, place:
     is_message(run("train", given[0], "ckpt=outputs/train/tuned", *TUNED, "name=a"), "expected a diffusion model")
 
 
+def test_the_benchmark_judges_it_beside_its_teacher(
+    run: Call, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", "experiment=consistency", "ckpt=outputs/train/run", *TUNED, "name=tuned")[0] == 0
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import few_steps
+
+    given = ["ckpt=outputs/train/run", "sampler.steps=3", "cases=2", "members=2", "masks=[block]"]
+    rows = list(few_steps.compare(given, ["outputs/train/tuned"], ["1"]))
+    assert [(row["network"], row["evaluations"]) for row in rows] == [
+        ("teacher", "own"),
+        ("teacher", "1"),
+        ("tuned", "1"),
+    ]
+    assert rows[0]["crps / teacher"] == 1 and rows[0]["spectrum / teacher"] == 0
+    assert rows[2]["crps / teacher"] == pytest.approx(rows[2]["crps"] / rows[0]["crps"])
+
+
 def test_an_ensemble_is_trained_on_its_score(run: Call, place: Path) -> None:
     given = [*TINY, "experiment=crps", "debug=fast", "model.channels=[8,8]", "model.embedding=16"]
     code, out, err = run("train", *given, "name=scored", "trainer.score_cases=2")

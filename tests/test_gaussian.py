@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from programs import FEW, SMALL, TINY, Call, is_message
 
 from vecfield_diffusion.diffusion.base import HEADS
 from vecfield_diffusion.diffusion.denoiser import Denoiser
+from vecfield_diffusion.diffusion.few_steps import CRPS, Consistency
 from vecfield_diffusion.diffusion.formulations import EDM
 from vecfield_diffusion.diffusion.losses import denoising_loss
 from vecfield_diffusion.diffusion.observation import Observation
@@ -22,6 +25,7 @@ from vecfield_diffusion.evaluation.covariance import Homogeneous
 from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.inference.export import load_weights, save_weights
 from vecfield_diffusion.models.gaussian import Eigenfields, GaussianResidual, Modes, Waves
+from vecfield_diffusion.models.modes import quadrature
 from vecfield_diffusion.programs.trained import load_trained
 
 H, W = 6, 8
@@ -113,6 +117,45 @@ def test_the_posterior_is_that_of_the_joint_system(kind, shared, monkeypatch):
             torch.testing.assert_close(variance[i], spread.trace() / (2 * valid.sum()), rtol=rounding, atol=0.0)
 
 
+def flow_map(covariance, z, s, y, observed, error):
+    """m + (C / (C + s^2))^(1/2) (z - m) of one sample, for the dense posterior N(m, C) given y."""
+    mean, spread, _ = dense(covariance, torch.zeros_like(z), 1e8, y, observed, error)
+    values, vectors = torch.linalg.eigh((spread + spread.T) / 2)
+    values = values.clamp(min=0.0)
+    root = vectors @ torch.diag((values / (values + s**2)).sqrt()) @ vectors.T
+    return mean + (root @ (z - mean).flatten()).view_as(z)
+
+
+@pytest.mark.parametrize("kind", ["waves", "eigenfields"])
+def test_the_flow_map_is_that_of_the_dense_posterior(kind, monkeypatch):
+    """With many nodes to rounding; with as many as are taken to a hundredth of what is not known."""
+    field, covariance, valid = fields(monkeypatch)[kind]
+    monkeypatch.setattr(Waves, "PROBES", 1)
+    for s in LEVELS:
+        z, *given = data(valid)
+        exact = torch.stack([flow_map(covariance, z[i], s, *(part[i] for part in given[:3])) for i in range(3)])
+        for nodes, near in ((Modes.NODES, 0.01), (100, 1e-7)):
+            with monkeypatch.context() as patch:
+                if nodes == 100:
+                    patch.setattr(Modes, "NODES", nodes)
+                    patch.setattr("vecfield_diffusion.models.modes.quadrature", partial(quadrature, low=1e-8, top=20.0))
+                got = field.flow(z, torch.full((3,), s, dtype=torch.float64), *given)
+            torch.testing.assert_close(got, exact, rtol=0.0, atol=near * min(s, 1.0))
+
+
+def test_the_levels_of_the_flow_map_converge_as_the_sum_over_w_does():
+    """Of modes of any variance; the sum in steps of h is off by 4 exp(-pi^2 / h) at most, as are its weights."""
+    s, c = torch.tensor([0.3, 40.0, 1e4], dtype=torch.float64), torch.logspace(-1, 3, 50, dtype=torch.float64)[:, None]
+    exact, before = (c / (c + s**2)).sqrt(), torch.ones(3, dtype=torch.float64)
+    for nodes in (15, 20, 25, 30):
+        levels, weights = quadrature(s, nodes, low=1e-6, top=9.0)
+        assert torch.equal(levels[-1], s) and torch.allclose(weights.sum(dim=0), torch.ones_like(s))
+        off = ((weights * c[..., None, :] / (c[..., None, :] + levels**2)).sum(dim=1) / exact - 1).abs().amax(dim=0)
+        h = (9.0 - (1e-6 * s.clamp(max=1) / s).log()) / (nodes - 1)
+        assert (off < 8.1 * torch.exp(-(math.pi**2) / h)).all() and (off < before).all(), (nodes, off)
+        before = off
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_the_deviation_is_that_of_the_valid_cells(exact, monkeypatch):
     """Modes that go on over land, and an error of some cells alone: against the diagonal of the dense posterior."""
@@ -187,7 +230,7 @@ def test_training_factorises_a_system_once_for_all_snapshots_that_ask_for_it(kin
     field.load_state_dict(field.state_dict())
     field(z, levels, y, *kept)
     assert found == [3, 1] and len(field.solved) == 4
-    field.SYSTEMS = 2  # but never fewer than those of a batch
+    field.REMEMBERED_BYTES = 0  # but never fewer than those of a batch
     field(z, levels * 3, y, *kept)
     assert found == [3, 1, 3] and len(field.solved) == 3
     field.load_state_dict(
@@ -342,6 +385,22 @@ def test_without_training_every_formulation_has_the_gaussian_posterior(name, pre
     for i, s in enumerate(levels.tolist()):
         exact = dense(covariance, z[i], s, *(tensor[i] for tensor in given[:3]))[0]
         torch.testing.assert_close(got[i], exact, rtol=1e-9, atol=1e-9)
+
+
+def test_without_training_a_network_of_few_steps_draws_from_the_gaussian_posterior(monkeypatch):
+    """In one evaluation: the law of what comes of a basis of all noise, against the dense posterior."""
+    field, covariance, valid = fields(monkeypatch)["waves"]
+    monkeypatch.setattr(Modes, "NODES", 40)
+    monkeypatch.setattr(Waves, "PROBES", 1)
+    _, y, observed, error, domain = (part[:1].expand(D, -1, -1, -1) for part in data(valid))
+    told, basis = observation(y, observed, error, domain), torch.eye(D, dtype=torch.float64).view(D, 2, H, W)
+    exact, spread, _ = dense(covariance, torch.zeros(2, H, W), 1e8, y[0], observed[0], error[0])
+    for diffusion in (Consistency(EDM(sigma_max=1e4)), CRPS()):
+        denoiser = Denoiser(network(field), diffusion, NORMALIZER)
+        mean, _ = diffusion.generate(denoiser, told, torch.zeros_like(basis))
+        torch.testing.assert_close(mean[0], exact, rtol=0, atol=1e-3)  # but for what z = 0 tells
+        maps = (diffusion.generate(denoiser, told, basis)[0] - mean).flatten(1)
+        torch.testing.assert_close(maps.T @ maps, spread, rtol=0, atol=1e-3 * float(spread.diagonal().max()))
 
 
 def test_the_network_is_shown_numbers_of_unit_size_and_its_output_counts_in_c(monkeypatch):

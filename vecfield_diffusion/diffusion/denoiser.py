@@ -135,6 +135,8 @@ class Denoiser(nn.Module):
         skip, out, channels, noise = self.parametrization.precondition(
             z, s, known, partial(self._scalars, dtype=z.dtype)
         )
+        if not self.diffusion.gives_mean:
+            skip = self.parametrization.flow(z, s, known, skip)
         output = self._run(self.network, channels, noise)
         gate = self.parametrization.gate
         scale = out if gate is None else out * gate(s)

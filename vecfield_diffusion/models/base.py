@@ -139,6 +139,13 @@ class Parametrization:
         channels = torch.cat([column(c.c_in, z) * z, known.channels], dim=-3)
         return Preconditioned(column(c.c_skip, z) * z, c.c_out, channels, c.c_noise)
 
+    def flow(self, z: Tensor, s: Tensor, known: Conditions, skip: Tensor) -> Tensor:
+        """Returns what stands in the place of `skip` where the network is to give a field, not the mean of all.
+
+        Arguments are those of `precondition`, and what it returned. Here `skip` itself.
+        """
+        return skip
+
     def energy(
         self, z: Tensor, s: Tensor, known: Conditions, scalars: Callable[[Tensor], Scalars], top: Tensor
     ) -> Tensor:

@@ -10,6 +10,9 @@ for any formulation, with F times the factor of `models/gate.py` after training.
 posterior; what is learned is what sets the fields apart from Gaussian ones. The scalars c_skip and c_out of Karras et
 al. (NeurIPS 2022, table 1) are the case of white fields and no observations; Wang & Vastola (TMLR 2024) measured that
 learned denoisers are nearly Gaussian over most noise levels.
+
+A network of few steps (`diffusion/few_steps.py`) gives the end of a path in the place of a mean, and builds on that of
+the Gaussian field, f = flow map + c F: with F = 0 it draws from the Gaussian posterior in one evaluation.
 """
 
 from __future__ import annotations
@@ -128,6 +131,10 @@ class GaussianResidual(AroundField, nn.Module):
         noise = torch.where(known.valid, (z - mean) / column(s, z), 0.0)
         channels = torch.cat([noise, known.channels, mean, innovation], dim=-3)
         return Preconditioned(mean, c, channels, scalars(s).c_noise)
+
+    def flow(self, z: Tensor, s: Tensor, known: Conditions, skip: Tensor) -> Tensor:
+        """See `Parametrization`: the flow map of the Gaussian field given the observation."""
+        return self.field.flow(z, s, known.y, known.observed, known.error, known.valid)
 
     def weight(self, s: Tensor, out: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
         """Returns 1 / c^2, the squared error of F."""

@@ -6,11 +6,21 @@ with weights w of the cells give the coefficients of the modes the posterior pre
     L^-1 + V^T w V = d^-1 (I + d V^T w V d) d^-1,    d = sqrt(L).
 
 No eigenvalue of what is factorised is below 1: float32 is enough.
+
+**The flow map.** The probability-flow ODE takes z at level s to the end of its path, which for the posterior N(m, C)
+given y is f(z) = m + (C / (C + s^2))^(1/2) (z - m). For any c >= 0
+
+    (c / (c + s^2))^(1/2) = 2 / pi  integral over theta from 0 to pi / 2 of  c / (c + s^2 sin(theta)^2),
+
+so that f(z) is the mean over theta of the posterior means g(z, s sin(theta)) at lower levels: no root is taken of C,
+whatever it is made of. With tan(theta) = e^w the integrand is analytic for |Im w| < pi / 2, and the sum over w in steps
+of h is off by a share of 4 exp(-pi^2 / h) at most (Trefethen & Weideman, SIAM Review 2014).
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -49,8 +59,10 @@ class Modes(nn.Module, ABC):
     draws: bool = False
     #: Random vectors that estimate the trace of the posterior covariance, to a few hundredths.
     PROBES = 16
-    #: Systems that are remembered in training, at most.
-    SYSTEMS = 128
+    #: Levels that the flow map takes the mean over.
+    NODES = 11
+    #: Bytes of the systems that are remembered in training, at most.
+    REMEMBERED_BYTES = 3 * 2**29
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,6 +71,18 @@ class Modes(nn.Module, ABC):
     @abstractmethod
     def forward(self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> MeanVariance:
         """See the class."""
+
+    def flow(self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> Tensor:
+        """Returns the ends of the paths of the probability-flow ODE through z at levels s, `(B, 2, H, W)`; see the top.
+
+        Arguments are those of the posterior.
+        """
+        levels, weights = (part.to(s.dtype) for part in quadrature(s.double(), self.NODES))
+        count = len(levels)
+        parts = (part.expand(len(z), *part.shape[1:]) for part in (z, y, observed, error, valid))
+        z, *known = (part.repeat(count, *(1,) * (part.ndim - 1)) for part in parts)
+        means, _ = self(z, levels.flatten(), *known)
+        return torch.einsum("qb,qb...->b...", weights, means.unflatten(0, levels.shape))
 
     def draw(self, noise: Tensor, leaked: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
         """Returns a draw of the field without data, and what its measurements see, `(B, 2, H, W)` both.
@@ -102,7 +126,7 @@ class Modes(nn.Module, ABC):
         self.solved = {}
 
     def systems(
-        self, rows: Tensor, solve: Callable[[Tensor], tuple[Tensor, Tensor]], seen: bytes = b""
+        self, rows: Tensor, solve: Callable[[Tensor], tuple[Factors, Tensor]], seen: bytes = b""
     ) -> tuple[Factors, Tensor]:
         """Returns the factors, `(K, K)`, and the trace `(U,)` of the system of every row `(U, n)`, by `solve(rows)`.
 
@@ -117,9 +141,9 @@ class Modes(nn.Module, ABC):
             self.solved |= zip((keys[number] for number in new), zip(*solve(rows[new]), strict=True), strict=True)
         found = {key: self.solved.pop(key) for key in keys}
         self.solved |= found  # those used last are last
-        for old in list(self.solved)[: -max(self.SYSTEMS, len(found))]:
-            del self.solved[old]
         factors, traces = zip(*found.values(), strict=True)
+        for old in list(self.solved)[: -max(self.REMEMBERED_BYTES // factors[0].nbytes, len(found))]:
+            del self.solved[old]
         return factors, torch.stack(traces)
 
     @staticmethod
@@ -170,6 +194,28 @@ def signs(n: int, count: int, dtype: torch.dtype, device: torch.device) -> Tenso
     """Returns random signs `(n, count)`, always the same: a posterior has the same spread whenever it is asked for."""
     drawn = torch.randint(2, (n, count), generator=torch.Generator().manual_seed(0))
     return (2 * drawn - 1).to(device, dtype)
+
+
+def quadrature(s: Tensor, nodes: int, low: float = 0.01, top: float = 2.5) -> tuple[Tensor, Tensor]:
+    """Returns levels and weights, `(nodes, B)`, of the mean over s sin(theta), theta even in [0, pi / 2].
+
+    See the top of this module. What lies below the first node and beyond the last counts with these.
+
+    Arguments:
+        s: The levels, `(B,)`.
+        nodes: Their number, 2 or more.
+        low: The first level over the smaller of s and 1: a deviation that the field is not resolved below.
+        top: w of the last node, which stands for s itself.
+    """
+    first = (low * s.clamp(max=1.0) / s).log()
+    h = (top - first) / (nodes - 1)
+    w = first + h * torch.arange(nodes, dtype=s.dtype, device=s.device)[:, None]
+    weights = h / (math.pi * w.cosh())
+    weights[0] += 2 * h * first.exp() / (math.pi * h.expm1())
+    weights[-1] = 1 - weights[:-1].sum(dim=0)
+    levels = s * (1 + (-2 * w).exp()).rsqrt()
+    levels[-1] = s
+    return levels, weights
 
 
 def least(variances: Tensor) -> Tensor:

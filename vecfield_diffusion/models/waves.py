@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.ellipses import blocks
-from vecfield_diffusion.models.modes import MeanVariance, Modes, alike, least, of_samples
+from vecfield_diffusion.models.modes import Factors, MeanVariance, Modes, alike, least, of_samples
 
 
 class Waves(Modes):
@@ -67,10 +67,23 @@ class Waves(Modes):
         values = z[0].numel()
         return mean, (trace + (rest * noise[:, :, None]).sum(dim=(1, 2))) / values
 
-    def system(self, table: Table, rows: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def system(self, table: Table, rows: Tensor, shape: Sequence[int]) -> tuple[Factors, Tensor]:
         """Returns the factor and the trace of systems, by the weights of the cells and 1 / s^2, `(U, H W + 1)`."""
-        gram = table.gram(rows[:, :-1].unflatten(1, (-1, *shape)))
-        gram.diagonal(dim1=1, dim2=2).add_(rows[:, -1:])
+        weights, which = alike(rows[:, :-1])
+        grams = table.gram(weights.unflatten(1, (-1, *shape)))
+        if which is None:
+            return self.levels(table, grams, rows[:, -1:])
+        factors: dict[int, Tensor] = {}
+        traces = torch.empty_like(rows[:, -1])
+        for number, gram in enumerate(grams):  # the levels of one mask, as a flow map asks for
+            own = (which == number).nonzero()[:, 0]
+            found, traces[own] = self.levels(table, gram.repeat(len(own), 1, 1), rows[own, -1:])
+            factors |= zip(own.tolist(), found, strict=True)
+        return [factors[k] for k in range(len(rows))], traces
+
+    def levels(self, table: Table, gram: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the factor and the trace of systems V^T w V, `(U, K, K)`, overwritten, and 1 / s^2, `(U, 1)`."""
+        gram.diagonal(dim1=1, dim2=2).add_(precision)
         factor = self.factorised(gram, table.variances)
         return factor, self.trace(factor, table.variances)
 

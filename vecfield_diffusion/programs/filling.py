@@ -337,7 +337,8 @@ def check_energy(config: Mapping[str, Any], trained: Trained) -> None:
     if config["likelihood"] == "energy" and not trained.denoiser.has_energy:
         raise UserError(
             f"likelihood=energy: {trained.path} has no energy of these fields. It takes a network trained with "
-            "model=energy loss.dual=1 and fields of its own size, for a blend of windows has none. Use likelihood=exact"
+            "model=energy_gaussian loss.dual=1 and fields of its own size, for a blend of windows has none. Use "
+            "likelihood=exact"
         )
 
 
