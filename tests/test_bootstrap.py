@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.evaluation.bootstrap import bootstrap, resamples, score_intervals
-from vecfield_diffusion.evaluation.metrics import per_case, scores, sums
+from vecfield_diffusion.evaluation.bootstrap import bootstrap, resamples
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -27,14 +26,9 @@ def test_resamples_are_runs_of_consecutive_cases() -> None:
 
 
 def test_trivial_cases_are_exact() -> None:
-    assert bootstrap(torch.full((7,), 2.5), torch.arange(7.0)) == (2.5, 2.5)
+    assert bootstrap(torch.full((7,), 2.5)) == (2.5, 2.5)
     assert bootstrap(torch.tensor([3.0])) == (3.0, 3.0)
-    values, weights = normal(8), normal(8, seed=1).abs()
-    whole = float((values * weights).sum() / weights.sum())
-    assert bootstrap(values, weights, block=8) == pytest.approx((whole, whole))
-    one = torch.zeros(8)
-    one[3] = 2.0
-    assert bootstrap(values, one, block=8) == pytest.approx((values[3].item(), values[3].item()))
+    values = normal(8)
     missing = values.index_fill(0, torch.tensor([2, 5]), math.nan)
     rest = missing[missing.isfinite()].mean().item()
     assert bootstrap(missing, block=8) == pytest.approx((rest, rest))
@@ -60,19 +54,6 @@ def test_blocks_see_what_repeats_in_time() -> None:
     values = normal(100).repeat_interleave(10)
     widths = [high - low for low, high in (bootstrap(values, block=block, repeats=2000) for block in (1, 50))]
     assert widths[1] / widths[0] == pytest.approx(math.sqrt(10), rel=0.15)
-
-
-def test_scores_of_resamples() -> None:
-    """One block of all cases gives back the pooled scores; RMSE intervals are those of the mean square, rooted."""
-    truth, members = normal(6, 2, 4, 5), normal(5, 6, 2, 4, 5, seed=1)
-    where = torch.rand(6, 1, 4, 5, generator=torch.Generator().manual_seed(2)) < 0.7
-    found = sums(members, truth, where)
-    for name, value in scores(members, truth, where).items():
-        assert score_intervals(found, block=6)[name] == pytest.approx((value, value)), name
-    cases = per_case(members, truth, where)
-    squares = bootstrap(cases["rmse_component"].square(), cases["cells"], block=2, seed=4)
-    rooted = score_intervals(found, block=2, seed=4)["rmse_component"]
-    assert rooted == pytest.approx(tuple(math.sqrt(value) for value in squares), rel=1e-3)
 
 
 def test_bad_arguments() -> None:

@@ -12,11 +12,8 @@ from vecfield_diffusion.evaluation.comparison import Score, distance
 from vecfield_diffusion.evaluation.generation import (
     features,
     frechet,
-    frechet_distance,
     generation_scores,
-    memorisation,
     resampled,
-    sliced_wasserstein,
     wasserstein,
 )
 from vecfield_diffusion.evaluation.physical import kinetic_energy
@@ -28,6 +25,12 @@ H, W = 12, 16
 
 def domain() -> Grid:
     return Grid(torch.ones(H, W, dtype=torch.bool), 2.0, 2.0, "periodic", "periodic")
+
+
+def score_of(name: str, samples: Tensor, reference: Tensor, train: Tensor | None = None) -> float:
+    """A score of all fields."""
+    every = torch.arange(len(samples))[None], torch.arange(len(reference))[None]
+    return float(resampled(samples, reference, reference if train is None else train, domain(), every)[name][0])
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -79,9 +82,9 @@ def test_sliced_distance_of_a_shift_is_its_length() -> None:
     basis = torch.linalg.qr(normal(2 * H * W, 3)).Q.mT
     reference = (normal(200, 3) * torch.tensor([3.0, 2.0, 1.0]) @ basis).view(200, 2, H, W)
     shifted = reference + 1.5 * basis[1].view(2, H, W)
-    found = sliced_wasserstein(shifted, reference, domain(), modes=8)
+    found = score_of("sliced_wasserstein", shifted, reference)
     assert found == pytest.approx(1.5 / math.sqrt(2 * H * W), rel=0.1)
-    assert sliced_wasserstein(reference.flip(0), reference, domain()) == pytest.approx(0, abs=1e-7)
+    assert score_of("sliced_wasserstein", reference.flip(0), reference) == pytest.approx(0, abs=1e-7)
 
 
 def test_features_of_waves() -> None:
@@ -105,27 +108,26 @@ def test_rounding_of_the_divergence_is_no_difference() -> None:
     reference, other = fields(150), fields(150, seed=1)
     noisy = other + 1e-7 * normal(150, 2, H, W)
     still = [each - each.mean(dim=(2, 3), keepdim=True) for each in (noisy, reference)]
-    assert frechet_distance(*still, domain()) < 2  # means are rounding alone
-    assert frechet_distance(noisy, reference, domain()) < 1.05 * frechet_distance(other, reference, domain()) + 0.01
+    assert score_of("frechet_distance", *still) < 2  # means are rounding alone
+    assert score_of("frechet_distance", noisy, reference) < 1.05 * score_of("frechet_distance", other, reference) + 0.01
 
 
 def test_frechet_distance_tells_other_flows_from_new_draws() -> None:
     reference = fields(150)
-    same = frechet_distance(fields(150, seed=1), reference, domain())
-    weaker = frechet_distance(0.8 * fields(150, seed=1), reference, domain())
-    rough = frechet_distance(normal(150, 2, H, W) * 0.1, reference, domain())
+    same = score_of("frechet_distance", fields(150, seed=1), reference)
+    weaker = score_of("frechet_distance", 0.8 * fields(150, seed=1), reference)
+    rough = score_of("frechet_distance", normal(150, 2, H, W) * 0.1, reference)
     assert same < 0.5 < 2 < weaker < rough
 
 
 def test_copies_are_found() -> None:
     train, unseen = fields(60), fields(40, seed=1)
-    new = memorisation(fields(40, seed=2), train, unseen, domain())
-    assert new.median() == pytest.approx(1, abs=0.1)
-    copies = memorisation(train[[3, 7]] + torch.tensor([0.0, 1e-9]).view(2, 1, 1, 1), train, unseen, domain())
-    assert copies[0] == 0 and 0 < copies[1] < 1e-6
-    distance = (unseen[:, None] - train).flatten(2).norm(dim=2).amin(1)
-    expected = (fields(1, seed=2) - train).flatten(1).norm(dim=1).min() / distance.median()
-    assert new[0].item() == pytest.approx(expected.item())
+    assert score_of("memorisation", fields(40, seed=2), unseen, train) == pytest.approx(1, abs=0.1)
+    assert score_of("memorisation", train[[3, 7]], unseen, train) == 0
+    assert 0 < score_of("memorisation", train[[3, 7]] + 1e-9, unseen, train) < 1e-6
+    one, distance = fields(1, seed=2), (unseen[:, None] - train).flatten(2).norm(dim=2).amin(1)
+    expected = (one - train).flatten(1).norm(dim=1).min() / distance.median()
+    assert score_of("memorisation", one.expand(2, -1, -1, -1), unseen, train) == pytest.approx(expected.item())
 
 
 def values(found: dict[str, Score]) -> dict[str, float]:

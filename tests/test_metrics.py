@@ -8,17 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.evaluation.metrics import (
-    coverage,
-    crps,
-    divergence_rms,
-    energy_score,
-    per_case,
-    rank_histogram,
-    scores,
-    sums,
-)
-from vecfield_diffusion.evaluation.scores import derive, reliability_index
+from vecfield_diffusion.evaluation.metrics import crps, divergence_rms, energy_score, scores, sums
+from vecfield_diffusion.evaluation.scores import covered, derive, reliability_index
 from vecfield_diffusion.physics.grid import Grid
 
 
@@ -28,6 +19,17 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def everywhere(truth: Tensor) -> Tensor:
     return torch.ones_like(truth[:, :1], dtype=torch.bool)
+
+
+def rank_histogram(x: Tensor, y: Tensor) -> Tensor:
+    """The shares of the ranks of values `(K,)` among members `(M, K)`, of two components that are the same."""
+    truth = torch.stack((y, y))[None, :, None]
+    ranks = sums(torch.stack((x, x), dim=1)[:, None, :, None], truth, everywhere(truth))["ranks"].sum(0)
+    return ranks / ranks.sum()
+
+
+def coverage(x: Tensor, y: Tensor, level: float) -> float:
+    return float(covered(rank_histogram(x, y), level))
 
 
 def test_hand_computed() -> None:
@@ -70,7 +72,7 @@ def test_calibrated_ensemble(m: int) -> None:
     assert result["spread_skill"] == pytest.approx(1, abs=0.03)
     assert result["coverage_50"] == pytest.approx(0.5, abs=0.01)
     assert result["coverage_90"] == pytest.approx(0.9, abs=0.01)
-    shares = rank_histogram(draws[1:], draws[0])
+    shares = rank_histogram(draws[1:].flatten(1), draws[0].flatten())
     torch.testing.assert_close(shares, torch.full_like(shares, 1 / (m + 1)), rtol=0, atol=0.006)
 
 
@@ -161,7 +163,7 @@ def test_reliability_index() -> None:
     assert reliability_index(torch.tensor([1.0, 0, 0, 0])) == pytest.approx(2 * 3 / 4)
     members, truth = normal(9, 50, 2, 8, 8), normal(50, 2, 8, 8, seed=1)
     narrow = scores(0.3 * members, truth, everywhere(truth))
-    shares = rank_histogram(0.3 * members, truth)
+    shares = rank_histogram(0.3 * members.flatten(1), truth.flatten())
     assert narrow["reliability_index"] == pytest.approx(reliability_index(shares).item())
     assert narrow["reliability_index"] > 0.5 > 0.05 > scores(members, truth, everywhere(truth))["reliability_index"]
 
@@ -181,12 +183,13 @@ def test_cases_pool_to_the_whole() -> None:
     where[2] = False
     truth[0, 1, 2, 3] = math.nan
     pooled = scores(members, truth, where, grid, climatology)
-    cases = per_case(members, truth, where, grid, climatology)
+    found = sums(members, truth, where, grid, climatology)
+    cases = {**derive(found), "cells": found["cells"]}
     for case in range(4):
         alone = scores(members[:, [case]], truth[[case]], where[[case]], grid, climatology)
         expected = torch.tensor([alone[name] for name in alone], dtype=torch.float64)
-        found = torch.stack([cases[name][case] for name in alone])
-        torch.testing.assert_close(found, expected, equal_nan=True)
+        each = torch.stack([cases[name][case] for name in alone])
+        torch.testing.assert_close(each, expected, equal_nan=True)
         assert cases["cells"][case] == (where[case, 0] & truth[case].isfinite().all(0)).sum()
     has, share = cases["cells"] > 0, cases["cells"] / cases["cells"].sum()
     for name, power in (("crps", 1), ("energy_score", 1), ("rmse_component", 2), ("spread", 2)):

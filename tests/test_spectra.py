@@ -1,4 +1,4 @@
-"""Spectra of single waves and of fields with a known law, structure functions of shear and noise."""
+"""Spectra of single waves and of fields with a known law."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from vecfield_diffusion.evaluation.comparison import scales
 from vecfield_diffusion.evaluation.spectra import (
     cut_off,
-    effective_resolution,
     largest_rectangle,
     resolved,
     spectra,
     spectrum_error,
-    structure_functions,
 )
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.operators import vorticity
@@ -137,6 +136,12 @@ def test_largest_rectangle_is_that_of_all() -> None:
         assert valid[rows, columns].size == max(areas, default=0)
 
 
+def resolution(estimate: Tensor, truth: Tensor, grid: Grid) -> float:
+    error, signal = spectra(estimate - truth, grid), spectra(truth, grid)
+    k, *energies = (values[..., : error.whole] for values in (error.wavenumber, signal.energy, error.energy))
+    return scales(k, energies[0], energies[1], energies[0])["effective_resolution"].value
+
+
 def test_resolution_of_a_field_that_lost_its_short_waves() -> None:
     """All waves beyond shell 6 are gone: the error jumps from 0 to all of the signal between the shells 6 and 7."""
     grid = torus(1.0, 1.0)
@@ -144,10 +149,9 @@ def test_resolution_of_a_field_that_lost_its_short_waves() -> None:
     kx, ky = torch.fft.fftfreq(W) * W, torch.fft.fftfreq(H)[:, None] * W
     kept = torch.hypot(kx, ky) * (H / W) < 6.5
     smooth = torch.fft.ifft2(torch.fft.fft2(truth) * kept).real
-    assert H / 7 <= effective_resolution(smooth, truth, grid) <= H / 6
-    assert effective_resolution(smooth.expand(3, *smooth.shape), truth, grid) <= H / 6
-    assert effective_resolution(truth, truth, grid) == pytest.approx(2.0)
-    assert effective_resolution(-truth, truth, grid) == math.inf
+    assert H / 7 <= resolution(smooth, truth, grid) <= H / 6
+    assert resolution(truth, truth, grid) == pytest.approx(2.0)
+    assert resolution(-truth, truth, grid) == math.inf
 
 
 def test_resolution_is_interpolated_between_shells() -> None:
@@ -156,7 +160,7 @@ def test_resolution_is_interpolated_between_shells() -> None:
     shell = (torch.hypot(torch.fft.fftfreq(W) * H, torch.fft.fftfreq(H)[:, None] * H)).round()
     truth = normal(2, 2, H, W)
     error = torch.fft.ifft2(torch.fft.fft2(truth) * shell / 10).real
-    assert effective_resolution(truth + error, truth, grid) == pytest.approx(H / math.sqrt(50))
+    assert resolution(truth + error, truth, grid) == pytest.approx(H / math.sqrt(50))
 
 
 def test_spectra_are_resolved_one_by_one() -> None:
@@ -179,44 +183,3 @@ def test_error_of_a_spectrum_is_that_of_the_worst_shell() -> None:
     members = torch.tensor([[5.0, 5, 1.8, 1], [1, 4, 1, 1.2], [1, 4, 2, 9]]).double()
     assert spectrum_error(members, truth, 2).tolist() == pytest.approx([0.25, 0.5, 0])
     assert spectrum_error(members, truth, 3).tolist() == pytest.approx([0.25, 0.5, 8])
-
-
-@pytest.mark.parametrize("axis", ["x", "y"])
-def test_structure_of_a_linear_flow(axis: str) -> None:
-    """u = a x + b y, v = c x + d y: along x [a r]^2 and [c r]^2, along y [d r]^2 and [b r]^2, flatness 1; any land."""
-    grid = Grid(torch.rand(H, W, generator=torch.Generator().manual_seed(0)) < 0.7, DX, DY)
-    x, y = places(grid)
-    a, b, c, d = 0.3, -0.2, 0.7, 0.5
-    field = torch.where(grid.valid, torch.stack((a * x + b * y, c * x + d * y)), math.nan)
-    found = structure_functions(field.expand(3, 2, H, W), grid, axis)
-    r = torch.arange(1, (W if axis == "x" else H) // 2 + 1) * (DX if axis == "x" else -DY)
-    along, across = (a, c) if axis == "x" else (d, b)
-    torch.testing.assert_close(found.r, r.double())
-    torch.testing.assert_close(found.longitudinal, (along * r.double()) ** 2)
-    torch.testing.assert_close(found.transverse, (across * r.double()) ** 2)
-    torch.testing.assert_close(found.longitudinal_flatness, torch.ones_like(found.r))
-    torch.testing.assert_close(found.transverse_flatness, torch.ones_like(found.r))
-
-
-def test_structure_of_waves_and_of_noise() -> None:
-    """A wave of amplitude A on a closed axis: A^2 (1 - cos k r); noise of variance 1: 2, with flatness 3."""
-    grid = torus()
-    x, _ = places(grid)
-    k = 2 * math.pi * 3 / (W * DX)
-    found = structure_functions(torch.stack((0 * x, 0.6 * torch.cos(k * x))), grid, "x", largest=W - 1)
-    torch.testing.assert_close(found.transverse, 0.36 * (1 - torch.cos(k * found.r)))
-    noise = normal(200, 2, H, W)
-    noise[:, 1] = noise[:, 1].sign()  # increments of -2, 0 and 2: flatness 2
-    for axis, flatness in (("x", (3, 2)), ("y", (2, 3))):
-        found = structure_functions(noise, grid, axis, largest=3)
-        values = torch.stack((found.longitudinal, found.transverse))
-        torch.testing.assert_close(values, torch.full_like(values, 2), rtol=0.02, atol=0)
-        values = torch.stack((found.longitudinal_flatness, found.transverse_flatness))
-        torch.testing.assert_close(values, torch.tensor(flatness).double()[:, None].expand(2, 3), rtol=0.02, atol=0)
-
-
-def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="axis must be x or y, got 'z'"):
-        structure_functions(normal(2, H, W), torus(), "z")
-    with pytest.raises(ValueError, match="largest must be between 1 and 31 cells, got 32"):
-        structure_functions(normal(2, H, W), torus(), largest=W)

@@ -6,12 +6,8 @@ single ones would lose and so promise too narrow an interval.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
-
-from vecfield_diffusion.evaluation.scores import derive
 
 
 def resamples(cases: int, block: int | None = None, repeats: int = 1000, seed: int = 0) -> Tensor:
@@ -41,43 +37,21 @@ def resamples(cases: int, block: int | None = None, repeats: int = 1000, seed: i
 
 def bootstrap(
     values: Tensor,
-    weights: Tensor | None = None,
     block: int | None = None,
     repeats: int = 1000,
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Returns the central interval of probability `level` of the weighted mean of `values`; NaN if none is finite.
+    """Returns the central interval of probability `level` of the mean of `values`; NaN if none is finite.
 
     Arguments:
         values: One for every case in the order of time, `(N,)`; not finite where it has none: left out.
-        weights: Theirs, such as the `cells` of `per_case`, `(N,)`; equal ones if None.
         block: As for `resamples`, and so are `repeats` and `seed`.
         level: Above 0 and below 1.
     """
-    weights = torch.ones_like(values) if weights is None else weights
-    weights = weights.double().where(values.isfinite(), 0.0)
-    values = values.double().nan_to_num(posinf=0.0, neginf=0.0)
-    chosen = resamples(len(values), block, repeats, seed).to(values.device)
-    low, high = _interval((values * weights)[chosen].sum(dim=1) / weights[chosen].sum(dim=1), level)
-    return float(low), float(high)
-
-
-def score_intervals(
-    sums: Mapping[str, Tensor], block: int | None = None, repeats: int = 1000, seed: int = 0, level: float = 0.95
-) -> dict[str, tuple[float, float]]:
-    """Returns the interval of every pooled score from the `sums` of its cases; the other arguments as for `bootstrap`.
-
-    Ratios, such as the spread-skill, are formed anew in every resample: they are no means over cases. A pair of methods
-    with the same `seed` and cases gets the same resamples.
-    """
-    chosen = resamples(len(sums["cells"]), block, repeats, seed)
-    found = derive({name: value[chosen.to(value.device)].sum(dim=1) for name, value in sums.items()})
-    return {name: tuple(_interval(values, level).tolist()) for name, values in found.items()}
-
-
-def _interval(values: Tensor, level: float) -> Tensor:
-    """The quantiles `(2,)` that leave half of 1 - level outside on either side."""
     if not 0 < level < 1:
         raise ValueError(f"level must be above 0 and below 1, got {level}")
-    return torch.nanquantile(values, torch.tensor([(1 - level) / 2, (1 + level) / 2]).to(values))
+    values = values.double().where(values.isfinite(), torch.nan)
+    means = values[resamples(len(values), block, repeats, seed).to(values.device)].nanmean(dim=1)
+    low, high = torch.nanquantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2]).to(means))
+    return float(low), float(high)

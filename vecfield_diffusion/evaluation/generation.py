@@ -24,7 +24,7 @@ from vecfield_diffusion.evaluation.spectra import spectra
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.operators import divergence, vorticity
 
-_PROJECTIONS = 256
+_PROJECTIONS, _MODES = 256, 32  # of the sliced distance: directions, and components of the reference at most
 #: A divergence of a hundredth of the vorticity is none, and so is a millionth of the energy.
 NEGLIGIBLE = 1e-2
 _TINY = 1e-30
@@ -87,7 +87,7 @@ def resampled(
         "spectrum_distance": ratio.clamp(min=_TINY).log().abs().mean(dim=1),
         "vorticity_distance": _vorticity_distances(weights, curls),
         "frechet_distance": _frechet_distances(samples, reference, grid, drawn),
-        "sliced_wasserstein": _sliced_distances(samples, reference, grid, drawn, seed=seed),
+        "sliced_wasserstein": _sliced_distances(samples, reference, grid, drawn, seed),
         "memorisation": _memorisations(samples, train, reference, grid, drawn),
     }
 
@@ -141,20 +141,12 @@ def features(fields: Tensor, grid: Grid) -> Tensor:
     return torch.cat((sizes.clamp(min=_TINY).log(), drift, shape), dim=1)
 
 
-def frechet_distance(samples: Tensor, reference: Tensor, grid: Grid) -> float:
-    """Returns the `frechet` distance of the `features` of two sets of fields, in standard deviations of the reference.
+def _frechet_distances(samples: Tensor, reference: Tensor, grid: Grid, drawn: Drawn) -> Tensor:
+    """The `frechet` distances of the `features`, in standard deviations of those of the reference.
 
     The formula is that of Heusel et al. (2017) with features of the flow in place of those of a network.
     A feature that varies by less than a hundredth over the reference counts in hundredths.
     """
-    return float(_frechet_distances(samples, reference, grid, _all(samples, reference)))
-
-
-def _all(samples: Tensor, reference: Tensor) -> Drawn:
-    return torch.arange(len(samples))[None], torch.arange(len(reference))[None]
-
-
-def _frechet_distances(samples: Tensor, reference: Tensor, grid: Grid, drawn: Drawn) -> Tensor:
     ours, theirs = features(samples, grid), features(reference, grid)
     scale = theirs.std(dim=0).clamp(min=NEGLIGIBLE)
     return frechet(*((values / scale)[chosen] for values, chosen in zip((ours, theirs), drawn, strict=True)))
@@ -196,29 +188,16 @@ def _transport(a: Tensor, b: Tensor, p: int) -> Tensor:
     return (gap.abs().pow(p) * (levels.diff().to(a.device) / (n * m))).sum(dim=-1)
 
 
-def sliced_wasserstein(samples: Tensor, reference: Tensor, grid: Grid, modes: int = 32, seed: int = 0) -> float:
-    """Returns the sliced 2-Wasserstein distance of the scores on the leading principal components of the reference.
+def _sliced_distances(samples: Tensor, reference: Tensor, grid: Grid, drawn: Drawn, seed: int) -> Tensor:
+    """The sliced 2-Wasserstein distances of the scores on the leading principal components of the reference.
 
     The root of the mean over random directions of the squared distance of the projections (Rabin et al. 2011), times
     the root of the number of components: a shift of all samples by one vector in their span counts as its length, here
     per root of the number of values of a field. In the units of the field.
-
-    Arguments:
-        samples: `(N, 2, H, W)`.
-        reference: `(R, 2, H, W)`.
-        grid: Their grid.
-        modes: How many components, at most.
-        seed: Of the directions.
     """
-    return float(_sliced_distances(samples, reference, grid, _all(samples, reference), modes, seed))
-
-
-def _sliced_distances(
-    samples: Tensor, reference: Tensor, grid: Grid, drawn: Drawn, modes: int = 32, seed: int = 0
-) -> Tensor:
     ours, theirs = _common(grid, samples, reference)
     mean = theirs.mean(dim=0)
-    vectors = torch.linalg.svd(theirs - mean, full_matrices=False).Vh[:modes]
+    vectors = torch.linalg.svd(theirs - mean, full_matrices=False).Vh[:_MODES]
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(_PROJECTIONS, len(vectors), dtype=torch.float64, generator=generator).to(ours.device)
     directions = directions / directions.norm(dim=1, keepdim=True)
@@ -236,23 +215,11 @@ def _repeated(values: Tensor, order: Tensor, often: Tensor) -> Tensor:
     return values.flatten().repeat_interleave(often[order].flatten()).view(values.shape)
 
 
-def memorisation(samples: Tensor, train: Tensor, reference: Tensor, grid: Grid) -> Tensor:
-    """Returns the distance `(N,)` of samples to the nearest training field, over the median of that of unseen fields.
+def _memorisations(samples: Tensor, train: Tensor, reference: Tensor, grid: Grid, drawn: Drawn) -> Tensor:
+    """The median distance of samples to the nearest training field, over that of unseen fields.
 
     About 1 for new fields, 0 for copies. The unseen fields should stand off in time further than they are correlated.
-
-    Arguments:
-        samples: `(N, 2, H, W)`.
-        train: `(T, 2, H, W)`.
-        reference: Unseen fields of the data, `(R, 2, H, W)`.
-        grid: Their grid.
     """
-    ours, theirs = _nearest(samples, train, reference, grid)
-    return ours / theirs.median()
-
-
-def _memorisations(samples: Tensor, train: Tensor, reference: Tensor, grid: Grid, drawn: Drawn) -> Tensor:
-    """The medians of `memorisation`."""
     near = _nearest(samples, train, reference, grid)
     ours, theirs = (distances[chosen].median(dim=1).values for distances, chosen in zip(near, drawn, strict=True))
     return ours / theirs

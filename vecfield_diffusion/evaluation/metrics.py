@@ -21,7 +21,6 @@ from torch import Tensor
 
 from vecfield_diffusion.evaluation.physical import divergence_rms as divergence_rms
 from vecfield_diffusion.evaluation.physical import divergence_squares
-from vecfield_diffusion.evaluation.scores import covered
 from vecfield_diffusion.evaluation.scores import derive as derive
 from vecfield_diffusion.evaluation.scores import reliability_index as reliability_index
 from vecfield_diffusion.physics.grid import Grid
@@ -49,18 +48,6 @@ def scores(
     """
     found = sums(members, truth, where, grid, climatology)
     return {name: float(value) for name, value in derive({k: v.sum(dim=0) for k, v in found.items()}).items()}
-
-
-def per_case(
-    members: Tensor, truth: Tensor, where: Tensor, grid: Grid | None = None, climatology: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Returns the scores of every case, `(N,)` each, and `cells`: how many cells of the region it holds.
-
-    Means weighted by `cells` are the pooled values of `crps`, `energy_score`, `rmse_component`^2 and `spread`^2; of
-    any score, pool the sums: `derive` of `sums` added up.
-    """
-    found = sums(members, truth, where, grid, climatology)
-    return {**derive(found), "cells": found["cells"]}
 
 
 def sums(
@@ -150,16 +137,6 @@ def energy_score(members: Tensor, truth: Tensor, where: Tensor) -> Tensor:
     return torch.stack(found) if found else truth.new_zeros(0, dtype=torch.float64)
 
 
-def rank_histogram(x: Tensor, y: Tensor) -> Tensor:
-    """Counts how often y is larger than exactly r of the M members, r = 0 .. M, as shares `(M + 1,)`.
-
-    Arguments:
-        x: Members `(M, ...)`.
-        y: Truth `(...)`; where t members equal it, each of the t + 1 ranks that it may take gets 1 / (t + 1) of it.
-    """
-    return _ranks(x, y, torch.zeros_like(y, dtype=torch.long), 1)[0] / y.numel()
-
-
 def _ranks(x: Tensor, y: Tensor, case: Tensor, n: int) -> Tensor:
     """The counts of the ranks of y `(...)` among members `(M, ...)`, by the number of the case, `(n, M + 1)`."""
     lowest, highest = (x < y).sum(dim=0), (x <= y).sum(dim=0)
@@ -169,12 +146,3 @@ def _ranks(x: Tensor, y: Tensor, case: Tensor, n: int) -> Tensor:
         torch.bincount((case * width + at).flatten(), share.flatten(), n * width) for at in (lowest, highest + 1)
     )
     return (opens - closes).double().view(n, width).cumsum(dim=1)[:, :-1]  # bincount of nothing counts in integers
-
-
-def coverage(x: Tensor, y: Tensor, level: float) -> float:
-    """Returns the share of y inside the central interval of probability `level` of its members; `level` if calibrated.
-
-    NaN where M = 1. Below M = (1 + level) / (1 - level) members (19 for 90 %) the interval reaches past the outermost
-    member, and the estimate is partly the level itself.
-    """
-    return math.nan if len(x) == 1 else float(covered(rank_histogram(x, y), level))

@@ -1,4 +1,4 @@
-"""How energy is spread over scales: isotropic spectra, structure functions, effective resolution.
+"""How energy is spread over scales: isotropic spectra, and up to where they are resolved.
 
 Where the domain is doubly periodic without land, the spectrum is that of the whole field, mean included, and Parseval's
 identity is exact: the sum over shells of energy * width is the mean of |u|^2 / 2. Elsewhere it is that of the largest
@@ -141,77 +141,3 @@ def resolved(wavenumber: Tensor, noise: Tensor, signal: Tensor, ratio: float = 0
     crossing = torch.exp(k[before] - low / (high - low) * (k[first] - k[before]))
     found = torch.where(first > 0, crossing, 0.0).where(above.any(dim=-1, keepdim=True), wavenumber[-1])
     return found.squeeze(-1)
-
-
-def effective_resolution(estimate: Tensor, truth: Tensor, grid: Grid, ratio: float = 0.5) -> float:
-    """Returns the wavelength from which upwards the energy of the error stays below `ratio` of that of the truth.
-
-    Both spectra are means over the cases. The shortest wavelength that the grid holds in all directions if the error
-    stays below, infinite if it is above already at the longest: see `resolved`.
-
-    Arguments:
-        estimate: Estimates of the truth, `(N, 2, H, W)` or members `(M, N, 2, H, W)`.
-        truth: `(N, 2, H, W)`.
-        grid: Their grid.
-        ratio: Noise to signal.
-    """
-    error = estimate - truth
-    noise = spectra(error, grid)
-    signal = spectra(truth.where(error.isfinite().flatten(0, -3).all(dim=0), math.nan), grid)
-    means = (spectrum.energy.flatten(0, -2).mean(dim=0)[: noise.whole] for spectrum in (noise, signal))
-    k = float(resolved(noise.wavenumber[: noise.whole], *means, ratio))
-    return 2 * math.pi / k if k > 0 else math.inf
-
-
-@dataclass(frozen=True)
-class Structure:
-    """Structure functions along one axis, at separations `r` `(R,)` in units of length, all `(R,)`.
-
-    Attributes:
-        r: The separations.
-        longitudinal: The mean of [u_r(x + r) - u_r(x)]^2 of the component along the separation.
-        transverse: The same of the component across it.
-        longitudinal_flatness: The fourth moment of those increments over the square of the second; 3 if Gaussian.
-        transverse_flatness: The same across.
-    """
-
-    r: Tensor
-    longitudinal: Tensor
-    transverse: Tensor
-    longitudinal_flatness: Tensor
-    transverse_flatness: Tensor
-
-
-def structure_functions(fields: Tensor, grid: Grid, axis: str = "x", largest: int | None = None) -> Structure:
-    """Returns second-order structure functions and flatness of two-point increments, over all pairs of valid cells.
-
-    Land needs no care: only pairs of cells that both exist enter. On an axis that closes, pairs wrap.
-
-    Arguments:
-        fields: All of them are pooled, `(..., 2, H, W)`; NaN cells of any field count as land.
-        grid: Their grid; separations are multiples of its mean spacing along the axis.
-        axis: `x` or `y`, the direction of the separation.
-        largest: The largest separation in cells; half the axis if None.
-
-    Raises:
-        ValueError: An axis of another name, or a separation that the axis does not hold.
-    """
-    if axis not in ("x", "y"):
-        raise ValueError(f"axis must be x or y, got {axis!r}")
-    flat, grid = measured(fields, grid)
-    along, spacing, close = (0, grid.dx, grid.periodic[1]) if axis == "x" else (1, grid.dy, grid.periodic[0])
-    valid = grid.valid if axis == "x" else grid.valid.mT
-    flat = flat if axis == "x" else flat.mT
-    size = valid.shape[-1]
-    largest = size // 2 if largest is None else largest
-    if not 1 <= largest < size:
-        raise ValueError(f"largest must be between 1 and {size - 1} cells, got {largest}")
-    rows = []
-    for n in range(1, largest + 1):
-        span = size if close else size - n
-        pairs = (valid & valid.roll(-n, -1))[:, :span]
-        steps = (flat.roll(-n, -1) - flat)[..., :span][..., pairs].square()
-        second, fourth = steps.mean(dim=(0, 2)), steps.square().mean(dim=(0, 2))
-        rows.append(torch.stack((second[along], second[1 - along], *(fourth / second**2)[[along, 1 - along]])))
-    r = torch.arange(1, largest + 1, dtype=torch.float64, device=flat.device) * spacing.abs().mean()
-    return Structure(r, *torch.stack(rows, dim=1))
