@@ -307,7 +307,6 @@ class BaselineKind:
         blind: Whether it looks at no observation of the present.
         needs_previous: Whether it estimates from the field before, and is left out where that says nothing.
         without_divergence: Whether it is for flows without divergence alone.
-        fast: Whether fitting and filling cost little.
     """
 
     label: str
@@ -315,7 +314,6 @@ class BaselineKind:
     blind: bool = False
     needs_previous: bool = False
     without_divergence: bool = False
-    fast: bool = False
 
     def named(self, note: str = "") -> str:
         """Returns the label with a note, such as from when the field is that persistence keeps."""
@@ -324,13 +322,13 @@ class BaselineKind:
 
 #: Every baseline by the name that `baselines=` knows it by, in the order of tables.
 BASELINES: dict[str, BaselineKind] = {
-    "climatology": BaselineKind("climatology", Climatology, blind=True, fast=True),
+    "climatology": BaselineKind("climatology", Climatology, blind=True),
     "persistence": BaselineKind("persistence", Persistence, blind=True, needs_previous=True),
-    "nearest": BaselineKind("nearest", Nearest, fast=True),
-    "linear": BaselineKind("linear", Linear, fast=True),
+    "nearest": BaselineKind("nearest", Nearest),
+    "linear": BaselineKind("linear", Linear),
     "cubic": BaselineKind("cubic", Cubic),
-    "biharmonic": BaselineKind("biharmonic", Biharmonic, fast=True),
-    "oi": BaselineKind("optimal interpolation", OptimalInterpolation, fast=True),
+    "biharmonic": BaselineKind("biharmonic", Biharmonic),
+    "oi": BaselineKind("optimal interpolation", OptimalInterpolation),
     "oi_solenoidal": BaselineKind(
         "OI without divergence",
         lambda: OptimalInterpolation("homogeneous", divergence_free=True),

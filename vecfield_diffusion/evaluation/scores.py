@@ -53,7 +53,6 @@ class Definition:
         needs: The sums that not all callers gather; without them the score is left out.
         shown: The tables that have a column for it: `fill` (infer.py), `table` (evaluate.py), `report` and, of
             trajectories, `series`.
-        of_field: Whether it is taken of whole fields, not of the cells of a region.
     """
 
     words: str
@@ -62,7 +61,6 @@ class Definition:
     formula: Callable[[Sums], Tensor] | None = None
     needs: Sequence[str] = ()
     shown: Sequence[Place] = ()
-    of_field: bool = False
 
     @property
     def direction(self) -> str:
@@ -127,7 +125,7 @@ def covered(shares: Tensor, level: float) -> Tensor:
 
 def _in_time(words: str, unit: str = _NONE, better: Better | None = None, shown: bool = True) -> Definition:
     """A score of trajectories."""
-    return Definition(words, unit, better, shown=("series",) if shown else (), of_field=True)
+    return Definition(words, unit, better, shown=("series",) if shown else ())
 
 
 _ALL: tuple[Place, ...] = ("fill", "table", "report")
@@ -188,25 +186,25 @@ SCORES: dict[str, Definition] = {
         needs=("divergence", "divergence_cells"),
     ),
     # Of whole fields: `regions.seam_index`, `comparison.scales`, and the time that a method takes.
-    "seam_index": Definition("seam index", better=1.0, of_field=True),
-    "spectrum_error": Definition("spectrum error", better="lower", shown=("report",), of_field=True),
-    "effective_resolution": Definition("effective resolution", _METRES, "lower", shown=("report",), of_field=True),
-    "seconds_per_field": Definition("time per field", _SECONDS, "lower", of_field=True),
+    "seam_index": Definition("seam index", better=1.0),
+    "spectrum_error": Definition("spectrum error", better="lower", shown=("report",)),
+    "effective_resolution": Definition("effective resolution", _METRES, "lower", shown=("report",)),
+    "seconds_per_field": Definition("time per field", _SECONDS, "lower"),
     # Of sets of generated fields: `generation.generation_scores`.
-    "energy_ratio": Definition("energy ratio", better=1.0, of_field=True),
-    "enstrophy_ratio": Definition("enstrophy ratio", better=1.0, of_field=True),
-    "spectrum_distance": Definition("spectrum distance", better="lower", of_field=True),
-    "vorticity_distance": Definition("vorticity distance", better="lower", of_field=True),
-    "frechet_distance": Definition("Fréchet distance", better="lower", of_field=True),
-    "sliced_wasserstein": Definition("sliced Wasserstein distance", _VELOCITY, "lower", of_field=True),
-    "memorisation": Definition("distance to training fields", better=1.0, of_field=True),
+    "energy_ratio": Definition("energy ratio", better=1.0),
+    "enstrophy_ratio": Definition("enstrophy ratio", better=1.0),
+    "spectrum_distance": Definition("spectrum distance", better="lower"),
+    "vorticity_distance": Definition("vorticity distance", better="lower"),
+    "frechet_distance": Definition("Fréchet distance", better="lower"),
+    "sliced_wasserstein": Definition("sliced Wasserstein distance", _VELOCITY, "lower"),
+    "memorisation": Definition("distance to training fields", better=1.0),
     # Of trajectories: `trajectory.score_in_time`.
     "rotary_error": _in_time("rotary spectrum error", better="lower"),
     **{f"increments_{k}": _in_time(f"increments over {k}", better=1.0, shown=k == 1) for k in (1, 3, 5)},
     **{f"lag_correlation_{k}": _in_time(f"correlation after {k}", shown=k == 1) for k in (1, 3, 5)},
     **{f"separation_{k}": _in_time(f"drifters after {k}", "km", "lower") for k in (1, 3, 5)},
     # Of the fields that `programs/infer` evaluates the density of.
-    "log_likelihood": Definition("log-likelihood", "nats", "higher", of_field=True),
+    "log_likelihood": Definition("log-likelihood", "nats", "higher"),
 }
 
 

@@ -34,18 +34,6 @@ class RotarySpectrum(NamedTuple):
         return levels, self.energy.new_zeros(len(levels)).index_add_(0, index, self.energy)
 
 
-class Increments(NamedTuple):
-    """Moments of the increments of the components over lags, `(L,)` each.
-
-    Attributes:
-        second: The mean square, per component.
-        flatness: The fourth moment over the square of the second; 3 if Gaussian.
-    """
-
-    second: Tensor
-    flatness: Tensor
-
-
 def rotary_spectrum(series: Tensor, dt: float, window: bool = True) -> RotarySpectrum:
     """Returns the rotary spectrum of a series, about its mean in time at each cell.
 
@@ -72,8 +60,8 @@ def rotary_spectrum(series: Tensor, dt: float, window: bool = True) -> RotarySpe
     return RotarySpectrum(frequency[order], power[order] * frames * dt)
 
 
-def increments(series: Tensor, lags: Sequence[int]) -> Increments:
-    """Returns the moments of u(t + lag) - u(t), both components pooled.
+def increments(series: Tensor, lags: Sequence[int]) -> Tensor:
+    """Returns the mean square of u(t + lag) - u(t) over both components, `(L,)`.
 
     Arguments:
         series: `(..., T, 2, H, W)`, NaN outside the domain.
@@ -83,12 +71,12 @@ def increments(series: Tensor, lags: Sequence[int]) -> Increments:
         ValueError: A lag that the series does not hold.
     """
     values = torch.view_as_real(_complex(series))
-    moments = []
-    for lag in _checked(lags, values.shape[-3]):
-        squares = (values[..., lag:, :, :] - values[..., : values.shape[-3] - lag, :, :]).square()
-        moments.append(torch.stack((squares.mean(), squares.square().mean())))
-    second, fourth = torch.stack(moments, dim=1)
-    return Increments(second, fourth / second.square())
+    return torch.stack(
+        [
+            (values[..., lag:, :, :] - values[..., : values.shape[-3] - lag, :, :]).square().mean()
+            for lag in _checked(lags, values.shape[-3])
+        ]
+    )
 
 
 def lag_correlation(series: Tensor, lags: Sequence[int], mean: Tensor | None = None) -> Tensor:

@@ -159,8 +159,8 @@ def score_in_time(method: str, truth: TrueSeries, mean: Tensor, members: Tensor 
     kind = "mean" if alone else "members"
     _, energy = _spectrum(truth, members)
     ratio = (energy / _spectrum(truth, truth.fields)[1])[1:].log10()
-    change = increments(truth.within(members), truth.lags).second
-    change = change / increments(truth.within(truth.fields), truth.lags).second
+    change = increments(truth.within(members), truth.lags)
+    change = change / increments(truth.within(truth.fields), truth.lags)
     own = {"rotary_error": Score(float(ratio.square().mean().sqrt()), cases=len(truth.fields))}
     own |= _by_lag("increments", truth, change) | _correlations(truth, members)
     scores[kind] = own | scores.get(kind, {})
