@@ -13,7 +13,8 @@ from typing import Any
 
 from vecfield_diffusion.commands import evaluate as main
 from vecfield_diffusion.config.build import build
-from vecfield_diffusion.evaluation.metrics import divergence_rms, scores
+from vecfield_diffusion.evaluation.metrics import scores
+from vecfield_diffusion.evaluation.physical import divergence_rms
 from vecfield_diffusion.evaluation.tables import table
 from vecfield_diffusion.guidance.posterior import MMPS
 from vecfield_diffusion.inference.cases import make_cases

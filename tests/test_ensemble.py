@@ -16,7 +16,7 @@ from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import DDPM, EDM, Interpolant
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
-from vecfield_diffusion.evaluation.metrics import divergence_rms
+from vecfield_diffusion.evaluation.physical import divergence_rms
 from vecfield_diffusion.guidance.cfg import ClassifierFree
 from vecfield_diffusion.guidance.inpainting import Conditional, RePaint
 from vecfield_diffusion.guidance.physics import NoPhysics, Physics

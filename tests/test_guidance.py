@@ -154,7 +154,7 @@ def test_norm_is_the_largest_singular_value(operator, boundary):
 
 
 @pytest.mark.parametrize("boundary", ["periodic", "wall", "open"])
-@pytest.mark.parametrize("weights", [(0.3, 0.0), (2.0, 0.0), (1.0, 1.0)])
+@pytest.mark.parametrize("weights", [(2.0, 0.0), (1.0, 1.0)])
 def test_guidance_lowers_the_energy_and_never_blows_up(weights, boundary):
     """Richardson steps at a high level: the energy falls at every step, for the largest weights and every boundary."""
     grid = Grid(domain().valid, dx=2000.0, dy=3000.0, boundary_x="periodic", boundary_y=boundary)

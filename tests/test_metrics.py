@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.evaluation.metrics import crps, divergence_rms, energy_score, scores, sums
+from vecfield_diffusion.evaluation.metrics import crps, energy_score, scores, sums
+from vecfield_diffusion.evaluation.physical import divergence_rms
 from vecfield_diffusion.evaluation.scores import covered, derive, reliability_index
 from vecfield_diffusion.physics.grid import Grid
 

@@ -19,10 +19,8 @@ import math
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.evaluation.physical import divergence_rms as divergence_rms
 from vecfield_diffusion.evaluation.physical import divergence_squares
-from vecfield_diffusion.evaluation.scores import derive as derive
-from vecfield_diffusion.evaluation.scores import reliability_index as reliability_index
+from vecfield_diffusion.evaluation.scores import derive
 from vecfield_diffusion.physics.grid import Grid
 
 

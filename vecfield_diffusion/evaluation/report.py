@@ -18,9 +18,7 @@ import numpy as np
 
 from vecfield_diffusion.evaluation import plots
 from vecfield_diffusion.evaluation.comparison import Score, Scored, Setting, ratio, row
-from vecfield_diffusion.evaluation.generation import HALVES as HALVES
-from vecfield_diffusion.evaluation.generation import UNSEEN
-from vecfield_diffusion.evaluation.generation import Generated as Generated
+from vecfield_diffusion.evaluation.generation import UNSEEN, Generated
 from vecfield_diffusion.evaluation.scores import SCORES, columns, heading, superscript
 from vecfield_diffusion.evaluation.tables import rounded_pair
 from vecfield_diffusion.evaluation.trajectory import DRIFTERS, TimeSection

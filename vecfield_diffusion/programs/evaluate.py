@@ -27,7 +27,8 @@ from vecfield_diffusion import progress
 from vecfield_diffusion.data.masks import Empty, Full, Mask
 from vecfield_diffusion.evaluation.baselines import BASELINES
 from vecfield_diffusion.evaluation.comparison import Estimate, Scored, Setting, score
-from vecfield_diffusion.evaluation.report import Generated, Section
+from vecfield_diffusion.evaluation.generation import Generated
+from vecfield_diffusion.evaluation.report import Section
 from vecfield_diffusion.evaluation.trajectory import TimeSection, score_in_time, time_section
 from vecfield_diffusion.inference.calibration import apply_factor
 from vecfield_diffusion.inference.cases import Cases, make_cases
