@@ -79,7 +79,7 @@ def test_calibrated_ensemble(m: int) -> None:
 
 def test_coverage_of_a_narrow_ensemble() -> None:
     """Members with half the standard deviation of the truth cover P(|Z| < z/2): 0.264 and 0.589 for large M."""
-    truth, members = normal(20_000), 0.5 * normal(199, 20_000, seed=1)
+    truth, members = normal(20_000), 0.5 * normal(99, 20_000, seed=1)
     assert coverage(members, truth, 0.5) == pytest.approx(math.erf(0.5 * 0.674490 / math.sqrt(2)), abs=0.01)
     assert coverage(members, truth, 0.9) == pytest.approx(math.erf(0.5 * 1.644854 / math.sqrt(2)), abs=0.01)
 

@@ -19,7 +19,7 @@ from vecfield_diffusion.config import schema, sources
 from vecfield_diffusion.config.build import MOVED, build, named_files, resolve
 from vecfield_diffusion.config.kinds import Kind, kind
 from vecfield_diffusion.config.moved import RENAMED, present_names, say_once
-from vecfield_diffusion.config.overrides import Composer, plain
+from vecfield_diffusion.config.overrides import Composer
 from vecfield_diffusion.config.program import CONF, Program
 from vecfield_diffusion.config.schema import Checker, fit, signature
 from vecfield_diffusion.config.spelling import Reader, Spelling
@@ -322,8 +322,7 @@ LOCAL = [option for option in OPTIONS if "@package _global_" not in (CONF / opti
 def checked(option: Path) -> Any:
     """An option as it is built."""
     group, name = option.parts
-    composed = plain(Composer(CONF, None).compose([f"+{group}={name}"])).get(group, {})
-    return Checker(train.keys | infer.keys, complete=False).node(composed, group)
+    return Checker(train.keys | infer.keys, complete=False).node(Composer(CONF, None).nodes(group)[name], group)
 
 
 @pytest.mark.parametrize("option", LOCAL, ids=str)
