@@ -35,6 +35,8 @@ from vecfield_diffusion.evaluation.plots.style import (
 )
 from vecfield_diffusion.physics.grid import Grid
 
+pytestmark = pytest.mark.usefixtures("rendered")
+
 GEOGRAPHIC = ("longitude", "latitude")
 
 

@@ -541,14 +541,9 @@ def test_messages_that_need_no_data(tmp_path: Path, program: str, arguments: str
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_stands_where_a_folder_should_be(
-    place: Path, run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_stands_where_a_folder_should_be(place: Path, run: Call, tmp_path: Path) -> None:
     (tmp_path / "outputs").write_text("mine")
-    with monkeypatch.context() as patch:
-        patch.chdir(tmp_path)
-        is_message(run("train", *TINY), "the folder outputs/train/run cannot be made")
-        is_message(run("infer", f"ckpt={place}/outputs/train/run"), "outputs/infer/run cannot be made")
+    is_message(process(tmp_path, "train", *TINY), "the folder outputs/train/run cannot be made")
     assert (tmp_path / "outputs").read_text() == "mine"
     for name in ("checkpoints", "samples"):
         folder = place / "outputs" / "train" / f"blocked_{name}"
