@@ -311,6 +311,7 @@ def test_every_recipe_of_the_literature_is_in_the_table() -> None:
     assert set(RECIPES) == {name for name in options("experiment") if "_20" in name}
 
 
+@pytest.mark.usefixtures("rendered")
 def test_the_paths_of_samples_are_followed(run: Call, place: Path):
     options = ["ckpt=outputs/train/run", "mask=none", "members=6", "sampler.steps=4", "thermodynamics=true"]
     code, out, err = run("infer", *options, "name=paths")
