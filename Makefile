@@ -15,7 +15,7 @@ demo: $(READY)  ## make data, train shortly, fill gaps, draw the picture, print 
 test: lint  ## lint and run the tests
 	$(PYTEST) -q
 
-quick: $(READY)  ## the tests that take little time, in less than two minutes
+quick: $(READY)  ## the tests that take little time, in a few minutes
 	$(PYTEST) -q -m 'not slow'
 
 lint: $(READY)  ## check style, formatting and the types of the public face
