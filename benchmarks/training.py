@@ -9,6 +9,10 @@ the whole step: a batch made, preconditioning, gradients clipped, averages kept.
 With `--samples` each network then learns from as many samples, the same for all, at one learning rate, and its loss on
 fixed validation batches is printed. The time of one thread is that of its processor, which others on the machine do
 not change much.
+
+With `--gaussian` a training of `model=gaussian` is timed instead, beside steps of its UNet alone on the same input:
+new batches, whose systems are factorised, those that use them again (`training/reuse.py`), and the samples a second of
+both in their proportions over those of the UNet alone.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -267,15 +272,51 @@ def with_network(run: TrainingRun, network: nn.Module) -> TrainingRun:
     return replace(run, denoiser=denoiser, optimizer=optimizer, counters=type(run.counters)())
 
 
+def around_gaussian(options: argparse.Namespace, run: TrainingRun) -> None:
+    """Prints what a training around a Gaussian field takes beside its network alone."""
+    network, given = run.denoiser.network.network, []
+    network.register_forward_pre_hook(lambda module, inputs: given.append([part.detach() for part in inputs]))
+    step, kind = whole_step(run), run.denoiser.autocast
+    times: dict[str, list[float]] = {"new": [], "again": [], "alone": []}
+    times["new"] = [seconds(step) for _ in range(run.batches.pool)]
+    inputs = given[0]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0)
+
+    def alone() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", kind, enabled=kind is not None):
+            output = network(*inputs)
+        output.float().square().mean().backward()
+        optimizer.step()
+
+    alone()
+    for _ in range(options.rounds):
+        times["again"].append(seconds(step))
+        times["alone"].append(seconds(alone))
+        given.clear()
+    new, again, own = (median(found) for found in times.values())
+    share = 1 / run.batches.uses
+    whole = share * new + (1 - share) * again
+    shape = " x ".join(map(str, inputs[0].shape))
+    print(
+        f"{shape} in {kind or torch.float32}: {len(times['new'])} new batches {new:.2f} s, again {again:.2f} s "
+        f"({run.batches.uses} uses), UNet alone {own:.2f} s; samples/s over those of the UNet alone {own / whole:.2f}"
+    )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--samples", type=int, default=0)
+    parser.add_argument("--gaussian", action="store_true")
     options, rest = parser.parse_known_args()
-    rest = [f"trainer.batch_size={options.batch}", *rest]
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as place:
+        if options.gaussian:
+            around_gaussian(options, run_of(rest, Path(place)))
+            sys.exit()
+        rest = [f"trainer.batch_size={options.batch}", *rest]
         if options.rounds:
             compare(options, run_of([*rest, *as_overrides(next(iter(OURS.values())))], Path(place) / "speed"))
         if options.samples:

@@ -249,6 +249,14 @@ def test_evaluation_says_what_it_chose(place: Path, run: Call) -> None:
         ("physics=divergence physics.mode=rows inpainting=dps", ("mode=rows needs inpainting=mmps",)),
         ("sensor=component inpainting=conditional", ("sensor=component needs inpainting=mmps",)),
         ("sensor=radial sensor.sites=[[1]]", ("sensor.sites", "[x, y]")),
+        (
+            "sensor=radial sensor.sites=[[0,0]] radars=[[0,0],[5e4,0]]",
+            ("radars= gives errors of u and v", "sensor.error"),
+        ),
+        (
+            "sensor=radial sensor.sites=[[0,0]] sigma_obs=[a,b,c]",
+            ("sigma_obs=['a', 'b', 'c'] gives errors", "one number"),
+        ),
         ("guidance=cfg inpainting=mmps", ("guidance=cfg", "inpainting=conditional")),
         ("guidance=cfg sensor=component", ("guidance=cfg", "sensor=none")),
         ("sensor=component physics=divergence physics.mode=hard", ("mode=hard", "physics.mode=rows")),

@@ -1,12 +1,15 @@
 """Sensors: what an instrument reads, and its rows, written out by hand in physical units."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from test_ellipses import random_errors
 
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
+from vecfield_diffusion.ellipses import blocks
 from vecfield_diffusion.guidance.sensors import Component, Footprint, Radial
 from vecfield_diffusion.physics.grid import Grid
 
@@ -48,6 +51,21 @@ def test_components(component):
 @pytest.mark.parametrize("size", [1, 3, 5])
 def test_footprints_average_the_field_and_its_mean(size):
     check(Footprint(size))
+
+
+def test_footprints_have_the_error_ellipses_of_their_centres():
+    """|y - A x|^2 in units of the errors, by the inverse of each block; u and v of a footprint belong together."""
+    observation = given(Footprint(3).measure(TRUTH, GRID))
+    error = random_errors(3, H, W)
+    (rows,) = Footprint(3).rows(replace(observation, sigma_y=error), NORMALIZER, GRID)
+    (plain,) = Footprint(3).rows(observation, NORMALIZER, GRID)
+    x = torch.randn(3, 2, H, W, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    misfit = (plain.y - plain.forward(x)).movedim(1, -1)[observation.observed[:, 0]]
+    var_u, var_v, both = blocks(error).movedim(1, -1)[observation.observed[:, 0]].unbind(-1)
+    r = torch.stack([torch.stack([var_u, both], -1), torch.stack([both, var_v], -1)], -2)
+    wanted = (misfit * torch.linalg.solve(r, misfit)).sum()
+    found = rows.flat().whitened()
+    torch.testing.assert_close((found.y - found.forward(x)).square().sum(), wanted, rtol=1e-10, atol=0)
 
 
 def test_a_footprint_by_hand():

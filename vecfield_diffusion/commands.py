@@ -71,6 +71,7 @@ infer = Program(
         "names": "tuple[str, str] | None",
         "bin": "float | None",
         "error_scales": "tuple[float, float] | None",
+        "thin": "int | str | None",
         "domain": "str | None",
         "time": "int | list[int] | str | None",
         "hide": "float",

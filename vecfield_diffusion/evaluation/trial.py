@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,8 @@ from vecfield_diffusion.physics.grid import Grid
 
 SHARE = 0.1  # of the measured values that is hidden
 FRAMES = 16  # that are judged, at most
+#: Makes super-observations and the variance of their errors of a series and that of its own.
+Thinned = Callable[[Floats, NDArray | float], tuple[Floats, NDArray | float]]
 NORMAL_90 = 1.6448536269514722  # half the central interval of 90 % of a normal law, in standard deviations
 
 
@@ -70,7 +72,14 @@ class Trial:
         return self.rows["snapshot alone"]["crps"] < self.rows["space and time"]["crps"]
 
 
-def judge(how: Interpolation, series: Floats, noise: NDArray | float, hidden: Bools, grid: Grid) -> Trial:
+def judge(
+    how: Interpolation,
+    series: Floats,
+    noise: NDArray | float,
+    hidden: Bools,
+    grid: Grid,
+    thinned: Thinned = lambda series, noise: (series, noise),
+) -> Trial:
     """Returns how well hidden values are found again.
 
     The factor of the spread is that of all judged frames; it enters the scores of one half of them as fitted on the
@@ -82,16 +91,18 @@ def judge(how: Interpolation, series: Floats, noise: NDArray | float, hidden: Bo
         noise: The variance of its errors.
         hidden: The cells that are hidden, `(T, H, W)`.
         grid: The grid.
+        thinned: Makes of what is left, and of its noise, what the interpolation is given.
     """
     judged = np.isfinite(series) & hidden[:, None]
     frames = np.flatnonzero(judged.any(axis=(1, 2, 3)))
     frames = frames[np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).astype(int)]
     shown = np.where(hidden[:, None], np.nan, series)
+    given = thinned(shown, noise)
     truth = np.concatenate([series[frame][judged[frame]] for frame in frames])
     half = np.concatenate([np.full(judged[frame].sum(), number % 2) for number, frame in enumerate(frames)])
     found = {}
     for name, way in (("space and time", how), ("snapshot alone", replace(how, before=0, after=0))):
-        parts = way.parts(shown, noise, [range(f, f + 1) for f in frames], with_variance=judged)
+        parts = way.parts(*given, [range(f, f + 1) for f in frames], with_variance=judged)
         laws = [
             (part.mean[0][judged[f]], part.variance[0][judged[f]]) for f, part in zip(frames, parts, strict=True)
         ]  # fmt: skip

@@ -11,7 +11,7 @@ with target l and tolerance tau becomes the row
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -88,8 +88,6 @@ def floored(sigma: Tensor) -> Tensor:
 def cells(observation: Observation, components: Components = "both") -> LinearObservation:
     """Returns the measured cells of an observation: A is the identity on `(B, 2, H, W)`, errors are at least `FLOOR`.
 
-    Where the errors of both components are correlated, A turns the velocity to the axes of their ellipse.
-
     Arguments:
         observation: Values, errors and what was measured, single components included.
         components: Which of the two components count.
@@ -103,13 +101,27 @@ def cells(observation: Observation, components: Components = "both") -> LinearOb
     y = observation.y
     counted = torch.tensor(chosen, device=y.device).view(2, 1, 1)
     present = observation.known & observation.valid & counted
-    angle, lengths = axes(observation.sigma_y)
-    if angle is None or components != "both":
+    if components != "both":
         return LinearObservation(lambda x: x, y, floored(deviations(observation.sigma_y)), present)
+    return velocities(observation, LinearObservation(lambda x: x, y, observation.sigma_y, present))
+
+
+def velocities(observation: Observation, rows: LinearObservation) -> LinearObservation:
+    """Returns rows of both components of cells with the errors of an observation, at least `FLOOR`.
+
+    Where the errors of both components are correlated, A turns the velocity to the axes of their ellipse.
+
+    Arguments:
+        observation: Has the errors.
+        rows: What was measured, with any errors, `(B, 2, H, W)`.
+    """
+    angle, lengths = axes(observation.sigma_y)
+    if angle is None:
+        return replace(rows, sigma=floored(lengths))
     angle = torch.where(observation.observed, angle, 0.0)  # the error of a single component is its own
     sigma = torch.where(observation.observed, lengths, deviations(observation.sigma_y))
-    y = torch.where(observation.known, y, 0.0)  # a component that is missing would spoil the other: 0 * NaN is NaN
-    return LinearObservation(lambda x: turned(x, angle), turned(y, angle), floored(sigma), present)
+    y = torch.where(rows.present, rows.y, 0.0)  # a component that is missing would spoil the other: 0 * NaN is NaN
+    return LinearObservation(lambda x: turned(rows.forward(x), angle), turned(y, angle), floored(sigma), rows.present)
 
 
 def radial(bearing: Tensor, y: Tensor, sigma: Tensor, observed: Tensor) -> LinearObservation:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +19,15 @@ from torch import Tensor
 from vecfield_diffusion.axes import u_and_v
 from vecfield_diffusion.diffusion.normalizer import Normalizer
 from vecfield_diffusion.diffusion.observation import Observation
-from vecfield_diffusion.ellipses import deviations
-from vecfield_diffusion.guidance.linear import FLOOR, Components, LinearObservation, cells, footprint, radial
+from vecfield_diffusion.guidance.linear import (
+    FLOOR,
+    Components,
+    LinearObservation,
+    cells,
+    footprint,
+    radial,
+    velocities,
+)
 from vecfield_diffusion.physics.grid import Grid
 
 
@@ -33,9 +41,11 @@ class Sensor(ABC):
         magnitude: The largest absolute value that it recorded in each cell, `(N, 1, H, W)`, 0 where none; None
             likewise.
         velocity: Variables of the file that hold what it recorded; empty for one that a field is observed through.
+        scalar: Whether it reads one number of a cell, which has one error.
     """
 
     name: str = ""
+    scalar: bool = False
     cells: Tensor | None = None
     magnitude: Tensor | None = None
     velocity: Sequence[str] = ()
@@ -125,6 +135,7 @@ class Radial(Sensor):
     """
 
     name = "radial"
+    scalar = True
 
     def __init__(
         self,
@@ -251,11 +262,11 @@ class Footprint(Sensor):
 
     def rows(self, observation: Observation, normalizer: Normalizer, grid: Grid) -> Sequence[LinearObservation]:
         """Returns the averages of both components. The mean field is averaged, too."""
-        averages = footprint(self.size, grid, observation.y, deviations(observation.sigma_y), observation.observed)
+        averages = footprint(self.size, grid, observation.y, observation.sigma_y, observation.observed)
         # y has had the mean of the single cell taken off; what counts is that of the footprint.
         mean = normalizer.mean[None].to(observation.y) / normalizer.std.to(observation.y)
         shifted = observation.y + mean - averages.forward(mean)
-        return [LinearObservation(averages.forward, shifted, averages.sigma, averages.present)]
+        return [velocities(observation, replace(averages, y=shifted))]
 
 
 class Continued(Sensor):

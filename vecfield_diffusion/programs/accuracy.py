@@ -1,4 +1,7 @@
-"""The errors of the observations as the command line names them: `sigma_obs=`, `sigma_scale=` and `radars=`."""
+"""The errors of the observations as the command line names them, and how many of them are made one.
+
+Keys are `sigma_obs=`, `sigma_scale=`, `radars=`, `error_scales=` and `thin=`.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,12 @@ from torch import Tensor
 
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.sequences import Integers
-from vecfield_diffusion.data.units import SPEED, factor, same_units, says_nothing
+from vecfield_diffusion.data.units import LENGTH, SPEED, factor, same_units, says_nothing
 from vecfield_diffusion.ellipses import geometry, root, turned_blocks
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.sensors import great_circle_bearing, plane_bearing
-from vecfield_diffusion.programs.source import read_variable
+from vecfield_diffusion.inference.super_observations import Thinning
+from vecfield_diffusion.programs.source import Source, is_table, read_variable
 
 SQUARE = "m2 s-2"
 #: How far a correlation may be above 1, or a covariance above what the variances allow, by rounding of a file.
@@ -26,7 +30,7 @@ _VALUE = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(.*?)\s*"
 
 def is_constant(config: Mapping[str, Any]) -> bool:
     """Whether all observations have one error, a number."""
-    return isinstance(config["sigma_obs"], int | float) and not config.get("radars")
+    return isinstance(config["sigma_obs"], int | float) and not (config.get("radars") or config.get("thin"))
 
 
 def errors(config: Mapping[str, Any], fields: Fields, indices: Sequence[int] | Integers) -> float | Tensor:
@@ -55,6 +59,35 @@ def errors(config: Mapping[str, Any], fields: Fields, indices: Sequence[int] | I
         return parts[0].sqrt()
     covariance = torch.zeros_like(parts[0]) if len(names) < 3 else _covariance(names[2], fields, indices, scale, parts)
     return _turned(torch.cat([parts[0], parts[-1], covariance], dim=-3), fields, common=len(names) == 3)
+
+
+def thinning(config: Mapping[str, Any], source: Source | Fields | None) -> Thinning | None:
+    """Returns how observations become super-observations; None where they stay as they are.
+
+    Raises:
+        UserError: Blocks that are none, errors that are 0, or what does not go with them.
+    """
+    thin, scales, asked = config["thin"], config["error_scales"], f"thin={config['thin']}"
+    if scales is not None and min(scales) <= 0:
+        raise UserError(f"error_scales must be a length and a time above 0, such as [20,12], got {list(scales)}")
+    if thin is None:
+        if scales is not None and not is_table(source):
+            raise UserError("error_scales: of values on a grid it needs thin=, whose means it is for: thin=20km or so")
+        return None
+    text = _VALUE.fullmatch(thin) if isinstance(thin, str) else None
+    metres = None if text is None else factor(text[2], LENGTH)
+    if not (isinstance(thin, int) and thin >= 1) and not (metres is not None and float(text[1]) > 0):
+        raise UserError(
+            f"{asked}: expected the sides of the blocks, such as thin=20km, or how many means a snapshot has at most, "
+            "such as thin=500"
+        )
+    if config["sigma_obs"] == 0:
+        raise UserError(f"{asked}: means are made by errors, and sigma_obs=0 keeps every value: add an error")
+    for key, plain in (("sensor", {}), ("likelihood", "none"), ("thermodynamics", False)):
+        if (config[key] or plain) != plain:
+            raise UserError(f"{asked}: means are of velocities that fields are filled from: leave {key} out")
+    side, most = (None, thin) if metres is None else (float(text[1]) * metres, None)
+    return Thinning(side, most, None if scales is None else 1e3 * scales[0])
 
 
 def _turned(block: Tensor, fields: Fields, *, common: bool) -> Tensor:

@@ -84,7 +84,7 @@ def fill_blocks(filling: Filling, work: Sequence[tuple[str, Piece]], sink: Sink,
         return block.position in sink.done() or kept.find(block.position, block.first) is not None
 
     for block in [] if kept is None else shared_out(blocks_of(filling, work), done, sink.work):
-        method, cases = filling.methods[block.method], filling.known(block.piece.snapshots)
+        method, cases = filling.methods[block.method], filling.thinned(filling.known(block.piece.snapshots))
         count = min(firsts(filling).step, filling.config["members"] - block.first)
         members = sampling(filling, method, bar.update)(cases=cases, members=count, first=block.first)
         kept.add(block.position, block.first, members.numpy())
@@ -135,6 +135,7 @@ def fill_piece(
         UserError: See `run`.
     """
     cases = filling.known(piece.snapshots)
+    given = filling.thinned(cases)
     frames = piece.snapshots[0].size  # 1 of a snapshot
 
     def report(count: int) -> None:
@@ -148,12 +149,12 @@ def fill_piece(
             before = apply_factor(before, 1 / factor, observed, cases.sigma_obs[:, : piece.known])
         sensor = cases.sensor or method.sensor
         after = (
-            cases.given(fields) if sensor is None else replace(cases, sensor=Continued(sensor, fields))
+            given.given(fields) if sensor is None else replace(cases, sensor=Continued(sensor, fields))
             for fields in before
         )
         members = torch.cat([fill(cases=known, members=1, first=m) for m, known in enumerate(after)])
     else:
-        members = fill(cases=cases)
+        members = fill(cases=given)
     kept = torch.from_numpy(piece.kept)
     members, cases = members[:, kept], cases.snapshots(kept)
     check_members(members, cases, filling.trained)

@@ -26,8 +26,9 @@ from vecfield_diffusion.guidance.sensors import Sensor
 from vecfield_diffusion.inference.calibration import find_factor
 from vecfield_diffusion.inference.cases import Cases, make_cases, shown_cells, with_context
 from vecfield_diffusion.inference.method import Method
+from vecfield_diffusion.inference.super_observations import Thinning
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.programs.accuracy import errors
+from vecfield_diffusion.programs.accuracy import errors, thinning
 from vecfield_diffusion.programs.balances import with_balances
 from vecfield_diffusion.programs.fitted import fit_size
 from vecfield_diffusion.programs.method import agreed, build_method, choices, fit_method, node_of, process_of
@@ -59,6 +60,7 @@ class Filling:
         offered: The snapshots whose observations count; None for all.
         ahead: Of forecasts, how many steps before each snapshot the last observation lies; see `Plan`.
         mixture: Several networks that draw the members by weight; None for the one.
+        thinning: How what is observed becomes super-observations; None where it does not.
     """
 
     config: dict[str, Any]
@@ -74,6 +76,7 @@ class Filling:
     offered: Sequence[int] | None = None
     ahead: int = 0
     mixture: NetworkMixture | None = None
+    thinning: Thinning | None = None
 
     @property
     def parts(self) -> Sequence[Trained]:
@@ -116,6 +119,10 @@ class Filling:
             frames = cases.y.shape[1]
             cases = cases.blind((torch.arange(frames) >= frames - self.plan.unseen).view(-1, 1, 1, 1))
         return self.informed(cases.without(absurd(cases, self.trained)))
+
+    def thinned(self, cases: Cases) -> Cases:
+        """Returns what the members of cases are drawn from: the same, or their super-observations."""
+        return cases if self.thinning is None else self.thinning(cases)
 
     @property
     def goes_on(self) -> bool:
@@ -222,6 +229,7 @@ def open_filling(
         check_options(config, mixture, method)
     check_likelihood(config, method, mask, trained)
     source = config["input"] if source is None else source
+    means = thinning(config, source)
     check_time(config, trained)
     for part in parts:
         print(f"{part.path}: step {part.step}, {type(part.denoiser.diffusion).__name__}")
@@ -238,7 +246,16 @@ def open_filling(
     node = config["mask"] or node_of(config, "mask", default)
     mask = mask or build(node, "mask", trusted=True)
     filling = Filling(
-        config, trained, fields, indices, mask, method, twin=source is None, offered=offered, mixture=mixture
+        config,
+        trained,
+        fields,
+        indices,
+        mask,
+        method,
+        twin=source is None,
+        offered=offered,
+        mixture=mixture,
+        thinning=means,
     )
     return resolved(filling, node)
 
@@ -261,7 +278,7 @@ def resolved(filling: Filling, node: Mapping[str, Any]) -> Filling:
             factor of the spread where one is asked for.
     """
     config, trained = filling.config, filling.trained
-    overview = Overview(trained, filling.method)
+    overview = Overview(trained, filling.method, filling.thinning)
     for first in range(0, len(filling.indices), LOOKED):
         overview.add(filling.measured(filling.indices[first : first + LOOKED]))
     overview.say(filling.fields, source=not filling.twin, unlike=config["magnitude"])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from vecfield_diffusion import progress
 from vecfield_diffusion.config.build import build
@@ -23,7 +24,7 @@ from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.masks import load_mask
 from vecfield_diffusion.data.sequences import Timeline, lengthened
 from vecfield_diffusion.data.words import INPUT, called
-from vecfield_diffusion.ellipses import blocks, deviations
+from vecfield_diffusion.ellipses import blocks, deviations, root
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.evaluation.estimation import Choice, Estimator, choose
 from vecfield_diffusion.evaluation.interpolation import Interpolation
@@ -32,14 +33,15 @@ from vecfield_diffusion.evaluation.tables import table
 from vecfield_diffusion.evaluation.trial import judge, pieces
 from vecfield_diffusion.inference.cases import Cases, make_cases
 from vecfield_diffusion.inference.files import FieldsWriter
+from vecfield_diffusion.inference.super_observations import Tally, Thinning
 from vecfield_diffusion.inference.template import Buffer
 from vecfield_diffusion.inference.work_items import shared_out
 from vecfield_diffusion.models.measured import SPARSE
 from vecfield_diffusion.physics.grid import Grid
-from vecfield_diffusion.programs.accuracy import errors, is_constant
+from vecfield_diffusion.programs.accuracy import errors, is_constant, thinning
 from vecfield_diffusion.programs.filling import check_ranges
 from vecfield_diffusion.programs.method import node_of
-from vecfield_diffusion.programs.source import TABLES, Source, files_behind, open_source, times
+from vecfield_diffusion.programs.source import Source, files_behind, is_table, open_source, times
 
 #: Of the printed table.
 COLUMNS = ("method", "rmse_component", "crps", "coverage_90", "spread_skill")
@@ -92,6 +94,7 @@ class Series:
         indices: The snapshots that are filled.
         mask: What is observed of what is measured.
         line: The frames of the snapshots.
+        thinning: How what is observed becomes super-observations; None where it does not.
     """
 
     config: dict[str, Any]
@@ -99,6 +102,7 @@ class Series:
     indices: list[int]
     mask: MaskFunction
     line: Timeline
+    thinning: Thinning | None = None
 
     origin = "none"
     sensor = None
@@ -133,6 +137,7 @@ class Series:
             print(f"going on: {len(done)} of {len(self.indices)} snapshots are finished")
         series, noise = self._observed()
         how, factor, found = self._learn(series, noise)
+        series, noise = self._thinned(series, noise)
         items = [item for item in self._blocks(how.block) if not done.issuperset(item.places)]
         ours = shared_out(items, lambda item: sink.done().issuperset(item.places), sink.work)
         ours, again = itertools.tee(ours)  # both are asked for an item before any for the next
@@ -158,12 +163,14 @@ class Series:
                 f"{self.fields.source}: {shape[0]} times of {shape[2]}x{shape[3]} cells are too many at once. Give a "
                 "part of the file"
             )
-        series = np.full(shape, np.nan)
+        series, tally = np.full(shape, np.nan), Tally()
         constant = is_constant(self.config)
         noise = self.config["sigma_obs"] ** 2 if constant else np.full((shape[0], 3, *shape[2:]), np.nan)
         for first in range(0, len(self.fields), READ):
             snapshots = list(range(first, min(first + READ, len(self.fields))))
             cases = self._read(snapshots)
+            if self.thinning is not None:
+                tally.add(cases, self.thinning(cases))
             series[self.line.frames[snapshots]] = cases.y.double().numpy()
             if not constant:
                 variance = blocks(cases.sigma_obs.double())
@@ -171,7 +178,18 @@ class Series:
         if not constant and np.isnan(noise[:, 2]).all():
             noise = noise[:, :2]
         series[:, :, ~self.grid.valid.numpy()] = np.nan
+        if self.thinning is not None:
+            print(tally.words(self.thinning, self.fields.units))
         return series, noise
+
+    def _thinned(self, series: Floats, noise: Floats | float) -> tuple[Floats, Floats | float]:
+        """Super-observations of a series and the variance of their errors; both as they are without `thin=`."""
+        if self.thinning is None:
+            return series, noise
+        variance = torch.from_numpy(noise)
+        sigma = root(*variance.split(1, dim=1)) if variance.shape[1] == 3 else variance.sqrt()
+        y, sigma = self.thinning.means(torch.from_numpy(series), sigma, self.grid)
+        return y.numpy(), blocks(sigma).numpy()
 
     def _learn(
         self, series: Floats, noise: Floats | float
@@ -197,7 +215,7 @@ class Series:
         if not hidden.any():
             print("note: the gaps of no time hide anything of another, so what the result is worth is not known")
             return self._way(choice.field, measured), 1.0, {}
-        trial = judge(self._way(choice.field, measured), known, noise, hidden, self.grid)
+        trial = judge(self._way(choice.field, measured), known, noise, hidden, self.grid, thinned=self._thinned)
         print(f"a tenth of what was measured hidden, as {shape}, and filled from the rest ({self.fields.units}):")
         print(table([{"method": name, **row} for name, row in trial.rows.items()], COLUMNS))
         way = self._way(estimator.learn(known, valid, choice.name), measured)
@@ -260,8 +278,9 @@ def open_series(
     source = config["input"] if source is None else source
     if source is None:
         raise UserError("ckpt=none learns from the file that it fills: add input=FILE, or give a network: ckpt=RUN")
-    if isinstance(source, str | Path) and Path(source).suffix.lower() in TABLES:
+    if is_table(source):
         raise UserError(f"input={source}: points in a table have no grid without a network: give ckpt=RUN")
+    means = thinning(config, source)
     mask = mask or build(config["mask"] or node_of(config, "mask", "gaps"), "mask", trusted=True)
     fields = source if isinstance(source, Fields) else _opened(source, config["names"], config["quality"])
     if config["domain"] is not None:
@@ -272,7 +291,7 @@ def open_series(
     fields = lengthened(fields, config["horizon"])
     line = Timeline.of(fields)
     print(line.words + (f", {len(after)} of them after the last" if after else ""))
-    return Series(config, fields, [*chosen, *after], mask, line)
+    return Series(config, fields, [*chosen, *after], mask, line, means)
 
 
 def _opened(source: Source, names: tuple[str, str] | None, quality: str | None) -> Fields:

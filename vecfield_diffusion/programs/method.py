@@ -41,6 +41,7 @@ def build_method(config: Mapping[str, Any], trained: Trained, device: torch.devi
     """
     method = Method(**{name: build(config.get(name), name, trusted=True) for name in PARTS})
     method.check(trained.denoiser.diffusion)
+    check_error_of(method.sensor, config)
     ckpt = method.guidance.ckpt
     if ckpt is None:
         return method
@@ -55,6 +56,17 @@ def build_method(config: Mapping[str, Any], trained: Trained, device: torch.devi
     if weak.context != trained.context:
         raise UserError(f"guidance.ckpt={ckpt}: both networks must have the same dataset.context")
     return replace(method, guidance=method.guidance.loaded(weak.denoiser), weak=weak)
+
+
+def check_error_of(sensor: Sensor | None, config: Mapping[str, Any]) -> None:
+    """Raises UserError where an instrument that reads one number of a cell is given errors of u and v."""
+    given, radars = config["sigma_obs"], config.get("radars")
+    if sensor is None or not sensor.scalar or not (radars or (isinstance(given, list) and len(given) > 1)):
+        return
+    raise UserError(
+        f"{'radars=' if radars else f'sigma_obs={given}'} gives errors of u and v, and sensor={sensor.name} reads one "
+        "number of a cell: give sigma_obs as a number or a variable, or sensor.error for each of sensor.velocity"
+    )
 
 
 def fit_method(

@@ -11,6 +11,7 @@ from vecfield_diffusion.data.statistics import limit_of
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.inference.method import Method
+from vecfield_diffusion.inference.super_observations import Tally, Thinning
 from vecfield_diffusion.programs.familiar import TrainingMasks
 from vecfield_diffusion.programs.method import Chooser, Observed
 from vecfield_diffusion.programs.trained import Trained, check_error
@@ -54,14 +55,16 @@ class Overview:
     Arguments:
         trained: The network, fitted to the fields.
         method: How ensembles are made.
+        thinning: How what is observed becomes super-observations; None where it does not.
 
     Attributes:
         chosen: The way to condition of each case, and why; empty where the method has one.
     """
 
-    def __init__(self, trained: Trained, method: Method) -> None:
+    def __init__(self, trained: Trained, method: Method, thinning: Thinning | None = None) -> None:
         self.trained, self.masks = trained, TrainingMasks(trained)
         self.choose = Chooser(method, trained, self.masks) if method.inpainting is None else None
+        self.thinning, self.tally = thinning, Tally()
         self.chosen: list[tuple[str, str]] = []
         self.error = 0.0
         self.shares: list[float] = []
@@ -81,6 +84,9 @@ class Overview:
             self.absurd |= {number: cells} if cells else {}
         self.worst = max(self.worst, extreme(measured, trained))
         cases = measured.without(wrong)
+        if self.thinning is not None:
+            before, cases = cases, self.thinning(cases)
+            self.tally.add(before, cases)
         for observed in Observed.of(cases):
             self.error = max(self.error, observed.error)
             self.shares.append(observed.cells.sum().item() / max(1, trained.grid.valid.sum().item()))
@@ -122,6 +128,8 @@ class Overview:
                 f"{self.worst:.3g} {fields.units} from the mean, more than {limit / trained.statistics.std:.3g} "
                 f"standard deviations ({limit:.3g}) of the training data"
             )
+        if self.thinning is not None:
+            print(self.tally.words(self.thinning, fields.units))
         check_error(self.error, self.trained)
         self._say_share()
 

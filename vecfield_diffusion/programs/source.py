@@ -41,6 +41,11 @@ def open_source(source: Source, **options: Any) -> Fields:
     return open_fields(tuple(source) if pair else source, **options)
 
 
+def is_table(source: Source | Fields | None) -> bool:
+    """Returns whether a source is a table of points."""
+    return isinstance(source, str | Path) and Path(source).suffix.lower() in TABLES
+
+
 def read_variable(fields: Fields, name: str, indices: Sequence[int] | Integers) -> Tensor:
     """Returns a variable of the file by name, `(N, C, H, W)`, at the snapshots `indices`.
 
@@ -84,7 +89,7 @@ def open_input(
     Raises:
         UserError: A source that cannot be read or understood.
     """
-    if isinstance(source, str | Path) and Path(source).suffix.lower() in TABLES:
+    if is_table(source):
         with called(INPUT):
             return open_table(str(source), trained, bin_length, scales)
     known = inspect.signature(open_fields).parameters
