@@ -5,6 +5,8 @@ surface currents on longitudes and latitudes; days after the 290th.
 
 - Ellipses: a fifth of the cells with the errors of three radars, 10 cm/s along each beam, in the posterior as 2x2
   blocks, without their covariance, and as one number a cell.
+- Super-observations: swaths with errors of 20 cm/s, correlated over 75 km: every value and means of blocks of 75 km,
+  with these errors and with independent ones.
 - Balances, on ship tracks and around a block, at most 1500 values known to 1 cm/s: none; no flow through coasts, with
   the tolerance that training asks for; geostrophy from a height that fits the currents of the day best, with white
   errors of 2 and 5 cm and what the fit leaves of the day, at a random 1500 of its rows.
@@ -27,15 +29,18 @@ from scipy.stats import norm
 from torch import Tensor
 
 from vecfield_diffusion.data.fields import Fields
-from vecfield_diffusion.data.masks import Block, Track
+from vecfield_diffusion.data.masks import Block, Swath, Track
 from vecfield_diffusion.data.readers import open_fields
-from vecfield_diffusion.ellipses import correlated, deviations, is_known
+from vecfield_diffusion.ellipses import blocks, correlated, deviations, is_known
 from vecfield_diffusion.evaluation.baselines import OptimalInterpolation
 from vecfield_diffusion.guidance.balances import ROTATION, geostrophic
 from vecfield_diffusion.guidance.physics import beside_walls
+from vecfield_diffusion.inference.super_observations import Thinning, correlation, places
 from vecfield_diffusion.programs.accuracy import errors
 
 TRAIN, FIRST, VALUES, ERROR = 255, 292, 1500, 0.01
+#: The error of a swath in m/s, and over how many metres it is correlated.
+NOISE, LENGTH = 0.2, 75e3
 SITES = [[18.0, -34.0], [20.0, -34.8], [26.0, -34.0]]
 
 
@@ -73,11 +78,12 @@ class Prior:
         return self.lags[c[:, None], d, (y[:, None] - q) % height, (x[:, None] - p) % width]
 
     def posterior(self, rows: csr_array, y: np.ndarray, r: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns mean and deviation of the values `at` given rows of anomalies, `y = A x + n`, n ~ N(0, r)."""
+        """Returns mean and deviation of the values `at` given rows of anomalies, `y = A x + n`, n ~ N(0, r), r a matrix
+        or its diagonal."""
         used = np.flatnonzero(np.diff(rows.tocsc().indptr))
         a = rows.tocsc()[:, used].tocsr()
         system = a @ (a @ self.between(used, used)).T
-        factor = cho_factor(system + np.diag(r), lower=True)
+        factor = cho_factor(system + (np.diag(r) if r.ndim == 1 else r), lower=True)
         cross = a @ self.between(used, at)
         explained = np.einsum("ij,ij->j", cross, cho_solve(factor, cross))
         variance = self.lags[[0, 1], [0, 1], 0, 0][at // self.valid.size] - explained
@@ -136,8 +142,36 @@ def ellipses(prior: Prior, fields: Fields, days: Sequence[int]) -> None:
         say(f"radars, {key}", rows)
 
 
+def swaths(prior: Prior, fields: Fields, days: Sequence[int]) -> None:
+    """Scores values of a swath whose errors are correlated over `LENGTH`, and their super-observations."""
+    shape, unit, mean = prior.valid.shape, csr_array(np.eye(2 * prior.valid.size)), prior.oi.mean.ravel()
+    rho = correlation(*2 * [places(prior.grid, shape)[0]], LENGTH).numpy()
+    root, sigma = np.linalg.cholesky(rho), torch.full((1, 1, 1), NOISE, dtype=torch.float64)
+    found: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for day in days:
+        x, chance = fields.read([day])[0].double().numpy(), np.random.default_rng(day)
+        seen = Swath()(1, prior.grid.valid, torch.Generator().manual_seed(day)).numpy()[0]
+        noise = np.stack([root @ chance.standard_normal(len(root)) for _ in "uv"]).reshape(x.shape)
+        y = np.where(seen, x + NOISE * noise, np.nan)
+        hidden = chance.permutation(np.flatnonzero(np.tile(~seen.ravel(), 2) & prior.inside))[:VALUES]
+        some = np.flatnonzero(np.isfinite(y))
+        component, cell = np.divmod(some, prior.valid.size)
+        exact = NOISE**2 * rho[np.ix_(cell, cell)] * (component[:, None] == component)
+        given = {"every value, errors as they are": (y, exact)}
+        given["every value, as if independent"] = y, np.full(len(some), NOISE**2)
+        for name, length in (("means, as if independent", None), ("means, errors as they are", LENGTH)):
+            values, error = Thinning(prior.grid, LENGTH, length=length).means(torch.from_numpy(y), sigma)
+            given[name] = values.numpy(), blocks(error)[:2].numpy()[values.isfinite().numpy()]
+        for name, (values, r) in given.items():
+            some = np.flatnonzero(np.isfinite(values))
+            law = prior.posterior(unit[some], values.ravel()[some] - mean[some], r, hidden)
+            found.setdefault(name, []).append((len(some), scores(*law, x.ravel()[hidden] - mean[hidden])))
+    for name, rows in found.items():
+        say(f"swath, {name}, {np.mean([n for n, _ in rows]):.0f} values", [row for _, row in rows])
+
+
 def main() -> None:
-    """Prints both."""
+    """Prints all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path")
     parser.add_argument("--days", type=int, default=7)
@@ -146,6 +180,7 @@ def main() -> None:
     days = np.linspace(FIRST, len(fields) - 1, options.days).astype(int)
     prior = Prior(fields)
     ellipses(prior, fields, days)
+    swaths(prior, fields, days)
     balances(prior, fields, days)
 
 

@@ -13,8 +13,10 @@ from programs import FEW, is_message
 from test_ellipses import condition, matrix, random_errors, source
 
 from vecfield_diffusion.ellipses import blocks
+from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.super_observations import Thinning
 from vecfield_diffusion.physics.grid import Grid
+from vecfield_diffusion.programs.accuracy import thinning
 
 H, W = 9, 8
 GRID = Grid(torch.ones(H, W, dtype=torch.bool), dx=1000.0, dy=-1500.0)
@@ -55,9 +57,9 @@ def smooth(cells: float) -> torch.Tensor:
 
 def posteriors(cells: float, y: torch.Tensor, error: torch.Tensor, how: Thinning) -> list[tuple[torch.Tensor, ...]]:
     """Mean and covariance of all values, given the super-observations and given every value."""
-    rho = correlation(how.size(GRID, y[0].isfinite()), how.length)
+    rho = correlation(how.size(y[0].isfinite()), how.length)
     found = []
-    for values, r in ((how.means(y, error, GRID), None), ((y, error), dense_errors(error, rho))):
+    for values, r in ((how.means(y, error), None), ((y, error), dense_errors(error, rho))):
         seen = values[0].isfinite()
         rows = torch.eye(2 * H * W).double()[seen.flatten()]
         noise = matrix(values[1], seen) if r is None else rows @ r @ rows.T
@@ -79,7 +81,7 @@ def drawn(cells: float, error: torch.Tensor, length: float | None = None) -> tor
 def test_of_smooth_fields_the_posterior_is_that_of_every_value(channels: int) -> None:
     """It comes nearer as fields become smoother over a block, and is the same where they do not change at all."""
     error = torch.cat([ERROR[:, : min(channels, 2)].expand(1, 2, H, W), (channels == 3) * ERROR[:, 2:]], dim=1)
-    apart, how = [], Thinning(side=3000.0)
+    apart, how = [], Thinning(GRID, side=3000.0)
     for cells in (20.0, 160.0, 1e6):
         y = drawn(cells, error)
         (mean, covariance), (wanted, dense) = posteriors(cells, y, error, how)
@@ -88,7 +90,7 @@ def test_of_smooth_fields_the_posterior_is_that_of_every_value(channels: int) ->
         torch.testing.assert_close(covariance, dense, rtol=0, atol=0.2 * dense.diagonal().max().item())
     assert apart[0] > 8 * apart[1] and apart[2] < 1e-12
     torch.testing.assert_close(covariance, dense, rtol=0, atol=1e-12)
-    assert 2 * how.means(y, error, GRID)[0].isfinite().sum() < y.isfinite().sum()
+    assert 2 * how.means(y, error)[0].isfinite().sum() < y.isfinite().sum()
 
 
 def test_correlated_errors_are_those_of_the_mean() -> None:
@@ -96,15 +98,15 @@ def test_correlated_errors_are_those_of_the_mean() -> None:
     error = torch.full((1, 3, H, W), 0.2).double()
     error[:, 2] = 0.0
     y = drawn(1e6, error, 1e8)
-    (mean, covariance), (wanted, dense) = posteriors(1e6, y, error, Thinning(side=3000.0, length=1e8))
+    (mean, covariance), (wanted, dense) = posteriors(1e6, y, error, Thinning(GRID, side=3000.0, length=1e8))
     torch.testing.assert_close(mean, wanted, rtol=0, atol=1e-3)
     torch.testing.assert_close(covariance, dense, rtol=1e-3, atol=1e-6)
-    sure = posteriors(1e6, y, error, Thinning(side=3000.0))[0][1]
+    sure = posteriors(1e6, y, error, Thinning(GRID, side=3000.0))[0][1]
     assert sure.trace() < 0.5 * dense.trace()
     # Of any others, the covariance of the weighted mean, term by term.
-    how, y = Thinning(side=3000.0, length=2500.0), measured()
-    _, found = how.means(y, ERROR, GRID)
-    assert how.size(GRID, y[0].isfinite()) == (2, 3)
+    how, y = Thinning(GRID, side=3000.0, length=2500.0), measured()
+    _, found = how.means(y, ERROR)
+    assert how.size(y[0].isfinite()) == (2, 3)
     seen = y.isfinite()
     block = torch.zeros_like(seen)
     block[..., 4:6, 3:6] = seen[..., 4:6, 3:6]
@@ -117,7 +119,7 @@ def test_correlated_errors_are_those_of_the_mean() -> None:
     at = blocks(found)[0, :, 4:6, 3:6].flatten(1)
     u, v, across = at[:, at[0] > 0].flatten().tolist()
     assert [u, v, across] == pytest.approx([wanted[0, 0].item(), wanted[1, 1].item(), wanted[0, 1].item()], rel=1e-5)
-    value = how.means(y, ERROR, GRID)[0][0, :, 4:6, 3:6].flatten(1)
+    value = how.means(y, ERROR)[0][0, :, 4:6, 3:6].flatten(1)
     torch.testing.assert_close(value[:, value[0].isfinite()][:, 0], gain @ y[block], rtol=1e-9, atol=0)
 
 
@@ -125,17 +127,17 @@ def test_as_few_as_are_asked_for_in_cells_that_were_measured() -> None:
     y = torch.cat([measured(), measured(1)])
     y[1, :, 3:] = math.nan  # a snapshot of few values keeps smaller blocks
     for most in (100, 20, 12, 1):
-        found, errors = Thinning(most=most).means(y, torch.full((1, 1, 1), 0.1).double(), GRID)
+        found, errors = Thinning(GRID, most=most).means(y, torch.full((1, 1, 1), 0.1, dtype=torch.float64))
         counts = found.isfinite().any(1).flatten(1).sum(1)
         assert (counts <= most).all() and (found.isfinite().any(1) <= y.isfinite().any(1)).all()
         assert counts[0] > most / 3 and (errors[..., :2, :, :] <= 0.1 + 1e-9).all()
     torch.testing.assert_close(
-        Thinning(most=100).means(y, torch.full((1, 1, 1), 0.1).double(), GRID)[0], y, equal_nan=True
+        Thinning(GRID, most=100).means(y, torch.full((1, 1, 1), 0.1, dtype=torch.float64))[0], y, equal_nan=True
     )
 
 
 def test_from_the_command_line(place, run) -> None:
-    """Of values on a grid, of points, and what is refused in one line."""
+    """Of values on a grid with the spacing of their file, of points, and what is refused in one line."""
     data = source()
     data["u"][:, 4:9, 3:8] = data["v"][:, 4:9, 3:8] = np.nan
     data.to_netcdf(place / "radar.nc", engine="h5netcdf")
@@ -143,25 +145,32 @@ def test_from_the_command_line(place, run) -> None:
     given = [*common, "input=radar.nc", "sigma_obs=[u_err,v_err,uv_covariance]"]
     code, out, err = run("infer", *given, "thin=90km", "error_scales=[60,12]", "name=thin")
     assert (code, err) == (0, ""), err
-    print(out)
-    assert "super-observations: 231 measured cells became 49; errors of 0.1" in out and "over 60 km, became 0.0" in out
+    assert "super-observations: 231 measured cells became 24; errors of 0.105 m s-1, taken as correlated over 60" in out
     with xr.open_dataset(place / "outputs/infer/thin/fields.nc") as found:
-        assert int(found.observed.sum()) == 231 and found.u.notnull().all()
+        assert int(found.observed.sum()) == 231 and int(found.u.notnull().sum()) == 231
     rng = np.random.default_rng(0)
-    rows = "".join(f"{x:.3f},{y:.3f},{u:.3f},0,0.1\n" for x, y, u in rng.random((200, 3)) * [14, 14, 0.2])
+    rows = "".join(f"{x:.3f},{y:.3f},{u:.3f},0,0.1\n" for x, y, u in rng.random((200, 3)) * [500, 500, 0.2])
     (place / "drifters.csv").write_text("x [km],y [km],u,v,error\n" + rows)
     code, out, err = run("infer", *common, "input=drifters.csv", "sigma_obs=error", "thin=20", "error_scales=[2,12]")
     assert (code, err) == (0, ""), err
-    assert "super-observations: " in out and int(out.split("cells became ")[1].split(";")[0]) <= 20
-    for options, said in (
-        (["thin=3kg"], "thin=3kg: expected the sides of the blocks, such as thin=20km"),
-        (["thin=0"], "or how many means a snapshot has at most"),
-        (["thin=90km", "sigma_obs=0"], "sigma_obs=0 keeps every value"),
-        (["error_scales=[60,12]"], "error_scales: of values on a grid it needs thin="),
-        (["thin=90km", "sensor=footprint"], "leave sensor out"),
-        (["thin=90km", "error_scales=[0,12]"], "error_scales must be a length and a time above 0"),
-    ):
-        is_message(run("infer", *common, "input=radar.nc", "sigma_obs=0.1", *options), said)
+    assert int(out.split("cells became ")[1].split(";")[0]) in range(8, 21)
+    is_message(run("infer", *common, "input=radar.nc", "thin=90km"), "sigma_obs=0 keeps every value")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"thin": "3kg"}, "thin=3kg: expected the sides of the blocks, such as thin=20km"),
+        ({"thin": 0}, "or how many means a snapshot has at most"),
+        ({"error_scales": (60, 12)}, "error_scales: of values on a grid it needs thin="),
+        ({"thin": 9, "sensor": {"_target_": "Footprint"}}, "leave sensor out"),
+        ({"thin": 9, "error_scales": (0, 12)}, "error_scales must be a length and a time above 0"),
+    ],
+)
+def test_what_is_refused(options, said) -> None:
+    plain = {"thin": None, "error_scales": None, "sigma_obs": 0.1, "sensor": {}, "likelihood": "none"}
+    with pytest.raises(UserError, match=said):
+        thinning(plain | {"thermodynamics": False} | options, "radar.nc", GRID)
 
 
 def test_without_a_network() -> None:

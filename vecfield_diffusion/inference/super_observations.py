@@ -38,51 +38,52 @@ class Thinning:
     """How values become super-observations.
 
     Arguments:
+        grid: The grid of the values.
         side: The sides of a block in metres; None where `most` says it.
         most: Blocks with a value that a snapshot has at most: the smallest blocks that keep to it.
         length: L in metres; None for independent errors.
     """
 
+    grid: Grid
     side: float | None = None
     most: int | None = None
     length: float | None = None
 
     def __call__(self, cases: Cases) -> Cases:
         """Returns the same cases observed by super-observations: `y`, their errors, and where they stand."""
-        y, sigma = self.means(cases.y, cases.sigma_obs, cases.grid)
+        y, sigma = self.means(cases.y, cases.sigma_obs)
         measured, channels = y.isfinite(), max(2, cases.sigma_obs.shape[-3])
         observed = measured.all(dim=-3, keepdim=True)
         return replace(
             cases, y=y, observed=observed, single=measured & ~observed, sigma_obs=sigma.narrow(-3, 0, channels)
         )
 
-    def means(self, y: Tensor, sigma: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    def means(self, y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Returns super-observations `(..., 2, H, W)`, NaN where there is none, and their errors `(..., 3, H, W)`.
 
         Arguments:
             y: The values `(..., 2, H, W)`, NaN where nothing was measured.
             sigma: Their errors, which broadcast to `(..., C, H, W)`, as `ellipses.py` has them.
-            grid: The grid.
         """
         lead = y.shape[:-3]
-        sigma = sigma.expand(*lead, *sigma.shape[-3:-2], *grid.shape).flatten(0, -4)
+        sigma = sigma.expand(*lead, *sigma.shape[-3:-2], *self.grid.shape).flatten(0, -4)
         values = y.flatten(0, -4)
-        sizes = [self.size(grid, known) for known in values.isfinite()]
-        means, errors = torch.full_like(values, torch.nan), values.new_zeros(len(values), 3, *grid.shape)
+        sizes = [self.size(known) for known in values.isfinite()]
+        means, errors = torch.full_like(values, torch.nan), values.new_zeros(len(values), 3, *self.grid.shape)
         for size in set(sizes):
             chosen = torch.tensor([own == size for own in sizes])
-            found = of_blocks(values[chosen], sigma[chosen], grid, size, self.length)
+            found = of_blocks(values[chosen], sigma[chosen], self.grid, size, self.length)
             means[chosen], errors[chosen] = (part.to(values) for part in found)
         return means.unflatten(0, lead), errors.unflatten(0, lead)
 
-    def size(self, grid: Grid, known: Tensor) -> tuple[int, int]:
+    def size(self, known: Tensor) -> tuple[int, int]:
         """Returns the rows and columns of a block of a snapshot with the values `known` `(2, H, W)`."""
-        steps = [float(step.abs().mean()) for step in (grid.dy, grid.dx)]
+        steps = [float(step.abs().mean()) for step in (self.grid.dy, self.grid.dx)]
         cells = known.any(dim=0)[None].float()
         side = min(steps) if self.side is None else self.side
         while True:
-            size = tuple(min(max(1, round(side / step)), n) for step, n in zip(steps, grid.shape, strict=True))
-            if self.most is None or size == grid.shape:
+            size = tuple(min(max(1, round(side / step)), n) for step, n in zip(steps, self.grid.shape, strict=True))
+            if self.most is None or size == self.grid.shape:
                 return size
             if F.max_pool2d(cells, size, ceil_mode=True).sum() <= self.most:
                 return size
@@ -111,9 +112,10 @@ def of_blocks(
     covariance = torch.linalg.inv(weight.sum(dim=-3) + torch.diag_embed((~there).double()))
     mean = (covariance @ (weight @ y[..., None]).sum(dim=-3))[..., 0]
     if length is not None:
-        covariance = covariance @ _correlated(weight @ lower, distances(grid, shape, size), length) @ covariance
-    entries = torch.stack([covariance[..., 0, 0], covariance[..., 1, 1], covariance[..., 0, 1]], dim=-1)
-    at = _places(seen, weight.diagonal(dim1=-2, dim2=-1).sum(-1), size)
+        covariance = covariance @ _correlated(weight @ lower, places(grid, size), length) @ covariance
+    variance = covariance.diagonal(dim1=-2, dim2=-1).masked_fill(~there, 0.0)
+    entries = torch.cat([variance, covariance[..., 0, 1:]], dim=-1)
+    at = _nearest(seen, weight.diagonal(dim1=-2, dim2=-1).sum(-1), size)
     values, errors = (mean.new_full((len(mean), n, *grid.shape), empty) for n, empty in ((2, torch.nan), (3, 0.0)))
     some = there.any(dim=-1)
     values[at[0], :, at[1], at[2]] = mean.masked_fill(~there, torch.nan)[some]
@@ -135,22 +137,27 @@ def _lower(root: Tensor) -> Tensor:
     return torch.stack([torch.stack([u, torch.zeros_like(u)], -1), torch.stack([across, v], -1)], -2)
 
 
-def _correlated(half: Tensor, away: Tensor, length: float) -> Tensor:
+def _correlated(half: Tensor, place: Tensor, length: float) -> Tensor:
     """sum_ij rho_ij G_i G_j^T of the cells of each block, `(N, h, w, 2, 2)`, for G `(N, h, w, P, 2, 2)`."""
     total = half.new_zeros(*half.shape[:3], 2, 2)
-    for part in torch.arange(half.shape[3]).split(max(1, PAIRS // away[..., 0].numel())):
-        rho = torch.exp(-away[:, part] / length)
+    for part in torch.arange(half.shape[3]).split(max(1, PAIRS // place[..., 0].numel())):
+        rho = correlation(place[:, part], place, length)
         total += torch.einsum("hpq,nhwpab,nhwqcb->nhwac", rho, half[:, :, :, part], half)
     return total
 
 
-def distances(grid: Grid, shape: Sequence[int], size: tuple[int, int]) -> Tensor:
-    """Returns how far the cells of a block are apart in metres, `(h, P, P)` for every row of blocks."""
-    steps = [F.pad(step.abs()[None], (0, shape[0] - len(step)), mode="replicate")[0] for step in (grid.dx, grid.dy)]
-    north, width = (part.view(-1, size[0]) for part in (steps[1].cumsum(0), steps[0]))
-    rows, columns = torch.meshgrid(*(torch.arange(n) for n in size), indexing="ij")
-    y, x = north[:, rows.flatten()], columns.flatten() * width.mean(dim=1, keepdim=True)
-    return torch.hypot(y[:, :, None] - y[:, None], x[:, :, None] - x[:, None])
+def correlation(a: Tensor, b: Tensor, length: float) -> Tensor:
+    """Returns exp(-r / L) of places `(..., m, 2)` and `(..., n, 2)` in metres, `(..., m, n)`."""
+    return torch.exp(-torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist") / length)
+
+
+def places(grid: Grid, size: tuple[int, int]) -> Tensor:
+    """Returns where the cells of a block are in metres, `(h, P, 2)` for every row of blocks."""
+    beyond = -len(grid.dy) % size[0]
+    steps = [F.pad(step.abs()[None], (0, beyond), mode="replicate")[0] for step in (grid.dy, grid.dx)]
+    north, width = steps[0].cumsum(0).view(-1, size[0]), steps[1].view(-1, size[0]).mean(dim=1)
+    row, column = (part.flatten() for part in torch.meshgrid(*(torch.arange(n) for n in size), indexing="ij"))
+    return torch.stack([north[:, row], column * width[:, None]], dim=-1)
 
 
 def _gathered(fields: Tensor, shape: Sequence[int], size: tuple[int, int]) -> Tensor:
@@ -161,7 +168,7 @@ def _gathered(fields: Tensor, shape: Sequence[int], size: tuple[int, int]) -> Te
     return apart.permute(0, 2, 4, 3, 5, 1).flatten(3, 4)
 
 
-def _places(seen: Tensor, weight: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def _nearest(seen: Tensor, weight: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """The snapshot, row and column of the measured cell nearest to the centre of each block that has one."""
     rows, columns = torch.meshgrid(*(torch.arange(n, dtype=weight.dtype) for n in size), indexing="ij")
     place = torch.stack([rows.flatten(), columns.flatten()], dim=-1)  # (P, 2)

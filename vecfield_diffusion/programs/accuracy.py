@@ -20,6 +20,7 @@ from vecfield_diffusion.ellipses import geometry, root, turned_blocks
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.sensors import great_circle_bearing, plane_bearing
 from vecfield_diffusion.inference.super_observations import Thinning
+from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.source import Source, is_table, read_variable
 
 SQUARE = "m2 s-2"
@@ -61,8 +62,13 @@ def errors(config: Mapping[str, Any], fields: Fields, indices: Sequence[int] | I
     return _turned(torch.cat([parts[0], parts[-1], covariance], dim=-3), fields, common=len(names) == 3)
 
 
-def thinning(config: Mapping[str, Any], source: Source | Fields | None) -> Thinning | None:
+def thinning(config: Mapping[str, Any], source: Source | Fields | None, grid: Grid) -> Thinning | None:
     """Returns how observations become super-observations; None where they stay as they are.
+
+    Arguments:
+        config: The keys.
+        source: Where they come from.
+        grid: Theirs.
 
     Raises:
         UserError: Blocks that are none, errors that are 0, or what does not go with them.
@@ -87,7 +93,7 @@ def thinning(config: Mapping[str, Any], source: Source | Fields | None) -> Thinn
         if (config[key] or plain) != plain:
             raise UserError(f"{asked}: means are of velocities that fields are filled from: leave {key} out")
     side, most = (None, thin) if metres is None else (float(text[1]) * metres, None)
-    return Thinning(side, most, None if scales is None else 1e3 * scales[0])
+    return Thinning(grid, side, most, None if scales is None else 1e3 * scales[0])
 
 
 def _turned(block: Tensor, fields: Fields, *, common: bool) -> Tensor:

@@ -229,7 +229,6 @@ def open_filling(
         check_options(config, mixture, method)
     check_likelihood(config, method, mask, trained)
     source = config["input"] if source is None else source
-    means = thinning(config, source)
     check_time(config, trained)
     for part in parts:
         print(f"{part.path}: step {part.step}, {type(part.denoiser.diffusion).__name__}")
@@ -255,7 +254,7 @@ def open_filling(
         twin=source is None,
         offered=offered,
         mixture=mixture,
-        thinning=means,
+        thinning=thinning(config, source, fields.grid),
     )
     return resolved(filling, node)
 

@@ -188,7 +188,7 @@ class Series:
             return series, noise
         variance = torch.from_numpy(noise)
         sigma = root(*variance.split(1, dim=1)) if variance.shape[1] == 3 else variance.sqrt()
-        y, sigma = self.thinning.means(torch.from_numpy(series), sigma, self.grid)
+        y, sigma = self.thinning.means(torch.from_numpy(series), sigma)
         return y.numpy(), blocks(sigma).numpy()
 
     def _learn(
@@ -280,7 +280,6 @@ def open_series(
         raise UserError("ckpt=none learns from the file that it fills: add input=FILE, or give a network: ckpt=RUN")
     if is_table(source):
         raise UserError(f"input={source}: points in a table have no grid without a network: give ckpt=RUN")
-    means = thinning(config, source)
     mask = mask or build(config["mask"] or node_of(config, "mask", "gaps"), "mask", trusted=True)
     fields = source if isinstance(source, Fields) else _opened(source, config["names"], config["quality"])
     if config["domain"] is not None:
@@ -291,7 +290,7 @@ def open_series(
     fields = lengthened(fields, config["horizon"])
     line = Timeline.of(fields)
     print(line.words + (f", {len(after)} of them after the last" if after else ""))
-    return Series(config, fields, [*chosen, *after], mask, line, means)
+    return Series(config, fields, [*chosen, *after], mask, line, thinning(config, source, fields.grid))
 
 
 def _opened(source: Source, names: tuple[str, str] | None, quality: str | None) -> Fields:
