@@ -160,8 +160,8 @@ def swaths(prior: Prior, fields: Fields, days: Sequence[int]) -> None:
         given = {"every value, errors as they are": (y, exact)}
         given["every value, as if independent"] = y, np.full(len(some), NOISE**2)
         for name, length in (("means, as if independent", None), ("means, errors as they are", LENGTH)):
-            values, error = Thinning(prior.grid, LENGTH, length=length).means(torch.from_numpy(y), sigma)
-            given[name] = values.numpy(), blocks(error)[:2].numpy()[values.isfinite().numpy()]
+            values, error = Thinning(prior.grid, LENGTH, length=length).means(torch.from_numpy(y)[None], sigma)
+            given[name] = values[0].numpy(), blocks(error)[:, :2][values.isfinite()].numpy()
         for name, (values, r) in given.items():
             some = np.flatnonzero(np.isfinite(values))
             law = prior.posterior(unit[some], values.ravel()[some] - mean[some], r, hidden)
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=7)
     options = parser.parse_args()
     fields = open_fields(options.path)
-    days = np.linspace(FIRST, len(fields) - 1, options.days).astype(int)
+    days = np.linspace(FIRST, len(fields) - 1, options.days).astype(int).tolist()
     prior = Prior(fields)
     ellipses(prior, fields, days)
     swaths(prior, fields, days)
