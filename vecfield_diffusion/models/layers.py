@@ -163,7 +163,9 @@ class FourierEmbedding(nn.Module):
     def __init__(self, width: int, span: float = 1000.0) -> None:
         super().__init__()
         half = width // 2
-        frequencies = torch.exp(-math.log(span) * torch.arange(half, dtype=torch.float64) / half)
+        # On the device meta, which a checkpoint is checked on, torch works arange out by importing its compiler.
+        order = torch.arange(half, dtype=torch.float64, device="cpu")
+        frequencies = torch.exp(-math.log(span) * order / half)
         self.register_buffer("frequencies", frequencies.float(), persistent=False)
         self.layers = nn.Sequential(nn.Linear(2 * half, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 
