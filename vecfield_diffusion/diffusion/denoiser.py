@@ -135,8 +135,6 @@ class Denoiser(nn.Module):
         skip, out, channels, noise = self.parametrization.precondition(
             z, s, known, partial(self._scalars, dtype=z.dtype)
         )
-        if not self.diffusion.gives_mean:
-            skip = self.parametrization.flow(z, s, known, skip)
         output = self._run(self.network, channels, noise)
         gate = self.parametrization.gate
         scale = out if gate is None else out * gate(s)
@@ -188,6 +186,7 @@ class Denoiser(nn.Module):
             valid=observation.valid,
             channels=observation.channels(),
             mean=self.mean(observation) if mean is None else mean,
+            ends=not self.diffusion.gives_mean,
         )
 
     def _scalars(self, s: Tensor, dtype: torch.dtype) -> Scalars:

@@ -39,6 +39,7 @@ class Conditions(NamedTuple):
         valid: The cells of the domain, boolean `(B, 1, H, W)`.
         channels: All of this and what else the network is conditioned on, `(B, C, H, W)`.
         mean: The mean of the field given what is known, `(B, 2, H, W)`, of networks that predict it.
+        ends: Whether the network gives the ends of paths, one field each, and not the mean of all.
     """
 
     y: Tensor
@@ -47,6 +48,7 @@ class Conditions(NamedTuple):
     valid: Tensor
     channels: Tensor
     mean: Tensor | None = None
+    ends: bool = False
 
 
 class Scalars(NamedTuple):
@@ -138,13 +140,6 @@ class Parametrization:
         # c_in scales the noisy state alone: at high noise it would drown the observations.
         channels = torch.cat([column(c.c_in, z) * z, known.channels], dim=-3)
         return Preconditioned(column(c.c_skip, z) * z, c.c_out, channels, c.c_noise)
-
-    def flow(self, z: Tensor, s: Tensor, known: Conditions, skip: Tensor) -> Tensor:
-        """Returns what stands in the place of `skip` where the network is to give a field, not the mean of all.
-
-        Arguments are those of `precondition`, and what it returned. Here `skip` itself.
-        """
-        return skip
 
     def energy(
         self, z: Tensor, s: Tensor, known: Conditions, scalars: Callable[[Tensor], Scalars], top: Tensor

@@ -11,8 +11,9 @@ posterior; what is learned is what sets the fields apart from Gaussian ones. The
 al. (NeurIPS 2022, table 1) are the case of white fields and no observations; Wang & Vastola (TMLR 2024) measured that
 learned denoisers are nearly Gaussian over most noise levels.
 
-A network of few steps (`diffusion/few_steps.py`) gives the end of a path in the place of a mean, and builds on that of
-the Gaussian field, f = flow map + c F: with F = 0 it draws from the Gaussian posterior in one evaluation.
+A network of few steps (`diffusion/few_steps.py`) gives the end of a path, one field, and not the mean of all. In the
+place of g it has the end of the path of the Gaussian field: with F = 0 it draws from the Gaussian posterior in one
+evaluation, and what it learns is to make that draw one of the fields.
 """
 
 from __future__ import annotations
@@ -126,15 +127,14 @@ class GaussianResidual(AroundField, nn.Module):
         self, z: Tensor, s: Tensor, known: Conditions, scalars: Callable[[Tensor], Scalars]
     ) -> Preconditioned:
         """See `Parametrization`; of the formulation c_noise alone enters."""
-        mean, c = self.posterior(z, s, known.y, known.observed, known.error, known.valid)
+        given = (known.y, known.observed, known.error, known.valid)
+        mean, c = self.posterior(z, s, *given)
+        if known.ends:
+            mean = self.field.flow(z, s, *given)
         innovation = torch.where(known.observed, (known.y - mean) / column(c, z), 0.0)
         noise = torch.where(known.valid, (z - mean) / column(s, z), 0.0)
         channels = torch.cat([noise, known.channels, mean, innovation], dim=-3)
         return Preconditioned(mean, c, channels, scalars(s).c_noise)
-
-    def flow(self, z: Tensor, s: Tensor, known: Conditions, skip: Tensor) -> Tensor:
-        """See `Parametrization`: the flow map of the Gaussian field given the observation."""
-        return self.field.flow(z, s, known.y, known.observed, known.error, known.valid)
 
     def weight(self, s: Tensor, out: Tensor, plain: Callable[[Tensor], Tensor]) -> Tensor:
         """Returns 1 / c^2, the squared error of F."""

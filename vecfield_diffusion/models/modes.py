@@ -61,8 +61,8 @@ class Modes(nn.Module, ABC):
     PROBES = 16
     #: Levels that the flow map takes the mean over.
     NODES = 11
-    #: Bytes of the systems that are remembered in training, at most.
-    REMEMBERED_BYTES = 3 * 2**29
+    #: Bytes of the systems that are remembered in training, at most: flow maps of 32 samples by 1000 modes.
+    REMEMBERED_BYTES = 3 * 2**30
 
     def __init__(self) -> None:
         super().__init__()

@@ -61,7 +61,7 @@ def reused(batches: Batches, keep: Kept | None) -> Batches | Reused:
     """Returns batches that a network with a Gaussian field trains on, by what of them is kept; others as they are."""
     if keep is None:
         return batches
-    # Systems of 64 samples, at least those of a batch: a few hundred MB at most. A flow map asks for many of each.
+    # Systems of 64 samples, at least those of a batch: a few hundred MB at most. Two flow maps ask for 22 of each.
     samples = 64 if batches.diffusion.gives_mean else 32
     sizes = {"systems": (max(1, samples // batches.size), 32), "observations": (Reused.pool, Reused.uses)}
     return Reused(batches, *sizes[keep], keep)
