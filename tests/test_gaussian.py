@@ -230,7 +230,7 @@ def test_training_factorises_a_system_once_for_all_snapshots_that_ask_for_it(kin
     field.load_state_dict(field.state_dict())
     field(z, levels, y, *kept)
     assert found == [3, 1] and len(field.solved) == 4
-    field.REMEMBERED_BYTES = 0  # but never fewer than those of a batch
+    field.SYSTEMS = 2  # but never fewer than those of a batch
     field(z, levels * 3, y, *kept)
     assert found == [3, 1, 3] and len(field.solved) == 3
     field.load_state_dict(

@@ -5,6 +5,8 @@ it is not; then it runs beside the exact conditional denoiser from the same nois
 compared are the differences, in which the scatter of the sample cancels.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from oracle import GaussianConditional, GaussianPrior, gaussian_law, physics_rows
@@ -392,6 +394,21 @@ def test_a_jacobian_that_is_positive_but_not_symmetric_is_met_as_well():
     assert torch.linalg.eigvalsh(m + m.T).min() > 0
     w = torch.linalg.solve(m, given.y[1].flatten()[chosen] - x_hat[chosen])
     torch.testing.assert_close(out[1].flatten(), x_hat + v[:, chosen] @ w, rtol=0, atol=1e-8)
+
+
+def test_where_conjugate_gradients_give_way_the_system_is_solved_anew():
+    """Of a Jacobian that is symmetric and not positive, after some sound directions: the least residual from w = 0."""
+    denoiser, given = Twisted(), few_cells()
+    given.observed[1] = True  # more rows than GMRES has vectors
+    ends = torch.linspace(-3.0, 6.0, SMALL.size, dtype=torch.float64)
+    turn = torch.linalg.qr(denoiser.matrices[1])[0]
+    denoiser.matrices[1] = turn @ torch.diag(ends) @ turn.T
+    given = replace(given, y=torch.where(given.observed, given.y.nan_to_num(0.5), torch.nan))
+    z = torch.randn(2, *SMALL.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(10))
+    methods = [MMPS(k_max=20, solver=solver) for solver in ("cg", "gmres")]
+    ours, anew = (method.bind(denoiser, given)(z, torch.ones(2, dtype=torch.float64)) for method in methods)
+    assert methods[0].guard == 1
+    torch.testing.assert_close(ours[1], anew[1], rtol=0, atol=1e-12)
 
 
 def test_conjugate_gradients_stay_where_a_direction_has_no_curvature():

@@ -11,7 +11,8 @@ x0 and eps lie on one path on average alone. For a Gaussian mode of variance v t
 
     a_s = a_r (v + s r) / (v + s^2),    of the flow map    a_s = sqrt(v / (v + s^2)),
 
-which is the same to first order in g; down from high noise the standard deviation comes out g / 4 too small.
+which is the same to first order in g; down from high noise the standard deviation comes out g / 4 too small. Around a
+Gaussian field (`models/gaussian.py`) f begins as the flow map of that field given the observation, in closed form.
 
 **CRPS.** A generator x = f(eps; y) of one evaluation, trained on the fair continuous ranked probability score
 
@@ -178,8 +179,8 @@ class CRPS(FewSteps):
 
     Arguments:
         members: M, the members that a sample is trained with.
-        level: The level of the noise that the network sees, in standard deviations of the data: so high that
-            model=gaussian takes nothing of it for the field.
+        level: The level of the noise that the network sees, in standard deviations of the data: so high that noise
+            alone is as good as a noisy field.
 
     Raises:
         ValueError: Fewer than two members, or a level that is not above 1.

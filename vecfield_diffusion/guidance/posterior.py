@@ -150,10 +150,10 @@ class BoundMMPS:
             solver.minimise_residual(solver.active)
         else:
             known = solver.solve(method.limit(self.share, s), self.memory)
-            self.memory = [solver.w, *known][:MEMORY] if method.warm_start else []
             if stuck := int(solver.stuck.sum()):
                 method.guard += stuck
                 solver.minimise_residual(solver.stuck)
+            self.memory = [solver.w, *known][:MEMORY] if method.warm_start else []
         method.solves += len(z)
         return tangent.x_hat + solver.correction
 

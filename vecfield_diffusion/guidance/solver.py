@@ -137,7 +137,14 @@ class Solver:
         return Direction(torch.where(chosen, p, 0.0), torch.where(chosen, image, 0.0), pulled, curvature)
 
     def minimise_residual(self, samples: Tensor) -> None:
-        """Goes on in `samples` `(B,)` by a run of GMRES (Saad & Schultz, 1986), which needs no symmetry."""
+        """Solves anew in `samples` `(B,)` by a run of GMRES (Saad & Schultz, 1986), which needs no symmetry.
+
+        On a symmetric M that is not positive it is MINRES (Paige & Saunders, 1975). What conjugate gradients did before
+        they met such a direction is dropped: it was no minimum of anything.
+        """
+        chosen, b = samples[:, None], self.tangent.missing
+        self.w, self.residual = torch.where(chosen, 0.0, self.w), torch.where(chosen, b, self.residual)
+        self.correction = torch.where(column(samples, self.correction), 0.0, self.correction)
         basis, pulled, images = [unit(self.residual)], [], []
         for _ in range(KRYLOV):
             pulled.append(self.tangent.pull(basis[-1]))
@@ -146,7 +153,7 @@ class Solver:
         # M Q = Q' H, and the residual is the first vector of Q'. A pseudo-inverse, as Q may have closed on itself.
         hessenberg = torch.stack([torch.stack([dot(q, image) for image in images], dim=1) for q in basis], dim=1)
         weights = torch.linalg.pinv(hessenberg)[:, :, 0] * dot(self.residual, self.residual).sqrt()[:, None]
-        weights = torch.where(samples[:, None], weights, 0.0)
+        weights = torch.where(chosen, weights, 0.0)
         for weight, q, image, pull in zip(weights.T, basis[:-1], images, pulled, strict=True):
             self.w = self.w + per_row(weight, q) * q
             self.residual = self.residual - per_row(weight, q) * image

@@ -61,8 +61,8 @@ class Modes(nn.Module, ABC):
     PROBES = 16
     #: Levels that the flow map takes the mean over.
     NODES = 11
-    #: Bytes of the systems that are remembered in training, at most: flow maps of 32 samples by 1000 modes.
-    REMEMBERED_BYTES = 3 * 2**30
+    #: Systems that are remembered in training, at most; a flow map asks for more.
+    SYSTEMS = 128
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,6 +79,7 @@ class Modes(nn.Module, ABC):
         """
         levels, weights = (part.to(s.dtype) for part in quadrature(s.double(), self.NODES))
         count = len(levels)
+        self.SYSTEMS = max(self.SYSTEMS, 64 * count)  # of 32 samples at two levels
         parts = (part.expand(len(z), *part.shape[1:]) for part in (z, y, observed, error, valid))
         z, *known = (part.repeat(count, *(1,) * (part.ndim - 1)) for part in parts)
         means, _ = self(z, levels.flatten(), *known)
@@ -141,9 +142,9 @@ class Modes(nn.Module, ABC):
             self.solved |= zip((keys[number] for number in new), zip(*solve(rows[new]), strict=True), strict=True)
         found = {key: self.solved.pop(key) for key in keys}
         self.solved |= found  # those used last are last
-        factors, traces = zip(*found.values(), strict=True)
-        for old in list(self.solved)[: -max(self.REMEMBERED_BYTES // factors[0].nbytes, len(found))]:
+        for old in list(self.solved)[: -max(self.SYSTEMS, len(found))]:
             del self.solved[old]
+        factors, traces = zip(*found.values(), strict=True)
         return factors, torch.stack(traces)
 
     @staticmethod
