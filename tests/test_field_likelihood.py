@@ -41,7 +41,7 @@ def test_fields_with_land_in_physical_units(name, mode):
     valid[1, 2:4] = False
     grid = Grid(valid, 1.0, 2.0, "periodic", "open")
     known = valid.expand(3, 1, *SHAPE[1:]).clone()
-    known[1, :, 3] = False  # unknown in one snapshot: outside of its domain
+    known[1, :, 2] = False  # unknown in one snapshot: outside of its domain
     observed = known & (torch.rand(3, 1, *SHAPE[1:], generator=torch.Generator().manual_seed(3)) < 0.4)
     sigma = torch.full((3, 1, 1, 1), 0.3, dtype=torch.float64)
     given = Observation(x.where(observed, torch.nan), observed, sigma, valid.expand(3, 1, *SHAPE[1:]))
