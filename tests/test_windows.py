@@ -173,6 +173,17 @@ def test_one_observation_may_serve_all_samples():
     torch.testing.assert_close(windowed(z, one(3), seen), each, atol=1e-15, rtol=1e-14)
 
 
+def test_another_observation_is_cut_anew():
+    """The last one is kept for all steps of a sampler; others, also for more samples, are what they are alone."""
+    z, cases = draw(3, 2, 17, 23), [observed(3, 17, 23), everywhere(3, 17, 23), observed(1, 17, 23)]
+    windowed, smaller = (Windowed(Spy(), size, 3) for size in ((8, 11), (20, 11)))
+    for seen in [cases[k] for k in (0, 1, 0, 0, 2)]:
+        for kept in (windowed, smaller):
+            for n in (3, 1) if len(seen) == 1 else (3,):
+                fresh = Windowed(Spy(), kept.size, 3)
+                assert torch.equal(kept(z[:n], one(n), seen), fresh(z[:n], one(n), seen))
+
+
 def test_nothing_depends_on_the_batch():
     z, seen = draw(3, 2, 19, 26), observed(3, 19, 26)
     whole = Windowed(Spy(), (8, 11), 5, (False, True), batch=1000)(z, one(3), seen)
