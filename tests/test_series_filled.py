@@ -89,6 +89,14 @@ def test_a_mask_that_is_told_to_goes_through_time() -> None:
     assert ahead[:-2].all() and not ahead[-2:].any()
 
 
+def test_zeros_are_land_or_gaps_as_is_said() -> None:
+    still = series()
+    for name in ("ueast", "vnorth"):
+        still[name][:, 2, 3] = 0.0
+    for zeros, cells in (("land", H * W - 1), ("gaps", H * W)):
+        assert int(open_series(config(zeros=zeros), source=still).grid.valid.sum()) == cells
+
+
 def fields_of(time: np.ndarray | None, runs: np.ndarray | None = None, n: int = 6) -> Fields:
     grid = Grid(torch.ones(2, 3, dtype=torch.bool))
     reader = MemoryReader(np.ones((n, 2, 2, 3), dtype=np.float32))

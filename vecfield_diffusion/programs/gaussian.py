@@ -41,7 +41,7 @@ from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs.accuracy import errors, is_constant, thinning
 from vecfield_diffusion.programs.filling import check_ranges
 from vecfield_diffusion.programs.method import node_of
-from vecfield_diffusion.programs.source import Source, files_behind, is_table, open_source, times
+from vecfield_diffusion.programs.source import ZEROS, Source, files_behind, is_table, open_source, times
 
 #: Of the printed table.
 COLUMNS = ("method", "rmse_component", "crps", "coverage_90", "spread_skill")
@@ -281,7 +281,7 @@ def open_series(
     if is_table(source):
         raise UserError(f"input={source}: points in a table have no grid without a network: give ckpt=RUN")
     mask = mask or build(config["mask"] or node_of(config, "mask", "gaps"), "mask", trusted=True)
-    fields = source if isinstance(source, Fields) else _opened(source, config["names"], config["quality"])
+    fields = source if isinstance(source, Fields) else _opened(source, config)
     if config["domain"] is not None:
         fields = fields.within(load_mask(config["domain"], fields.shape))
     print(fields.summary())
@@ -293,9 +293,10 @@ def open_series(
     return Series(config, fields, [*chosen, *after], mask, line, thinning(config, source, fields.grid))
 
 
-def _opened(source: Source, names: tuple[str, str] | None, quality: str | None) -> Fields:
-    options = {} if names is None else {"u": names[0], "v": names[1]}
-    options |= {} if quality is None else {"quality": quality}
+def _opened(source: Source, config: Mapping[str, Any]) -> Fields:
+    options = {} if config["names"] is None else dict(zip("uv", config["names"], strict=True))
+    options |= {} if config["quality"] is None else {"quality": config["quality"]}
+    options |= {} if config["zeros"] is None else {"land": ZEROS[config["zeros"]]}
     try:
         with called(INPUT):
             return open_source(source, **options)

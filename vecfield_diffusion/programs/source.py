@@ -27,6 +27,8 @@ from vecfield_diffusion.programs.trained import Trained, held_out
 #: What `open_source` takes.
 Source = str | Path | xr.Dataset | Sequence[xr.DataArray]
 TABLES = (".csv", ".tsv", ".txt")
+#: What `zeros=` says of cells that are 0 in both components, as `open_fields` takes it.
+ZEROS = {"gaps": "gap", "land": "zero"}
 
 
 def open_source(source: Source, **options: Any) -> Fields:
@@ -96,7 +98,7 @@ def open_input(
     options = {key: value for key, value in trained.config["dataset"].items() if key in known and value is not None}
     options.pop("path", None)
     if zeros is not None:
-        options["land"] = {"gaps": "gap", "land": "zero"}[zeros]
+        options["land"] = ZEROS[zeros]
     if quality is not None:
         options["quality"] = quality
     if names is not None:
