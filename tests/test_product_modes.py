@@ -21,7 +21,7 @@ from vecfield_diffusion.models import measured
 from vecfield_diffusion.models import product_modes as module
 from vecfield_diffusion.models.conjugate_gradients import Split
 from vecfield_diffusion.models.gaussian import GaussianResidual
-from vecfield_diffusion.models.measured import Known, interpolate, nearest
+from vecfield_diffusion.models.measured import Known, interpolate
 from vecfield_diffusion.models.product_modes import ProductModes
 from vecfield_diffusion.models.stationary import Values
 from vecfield_diffusion.programs.gaussian_field import cut, product_modes, sequence_field, spaced
@@ -264,19 +264,6 @@ def test_an_observation_is_solved_for_once(monkeypatch):
     assert len(field.remembered) == 2
     field.load_state_dict(field.state_dict() | {"mean": field.mean + 1})
     assert not field.remembered
-
-
-@pytest.mark.parametrize("lengths", [(1.0, 1.0), (1.0, 4.0), (3.0, 1.0)])
-def test_cells_near_hidden_ones_count_first(lengths):
-    """In units of the lengths of correlation, but for a cell of chance."""
-    observed = torch.ones(5, 9, 9, dtype=torch.bool)
-    observed[2, 4, 4] = False
-    used = nearest(observed, ~observed, 40, lengths)
-    frame, row, column = torch.meshgrid(*(torch.arange(n).double() for n in observed.shape), indexing="ij")
-    away = (((row - 4) ** 2 + (column - 4) ** 2) / lengths[0] ** 2 + ((frame - 2) / lengths[1]) ** 2).sqrt()
-    assert used.sum() == 40 and not used[2, 4, 4]
-    assert away[used].max() < away[observed & ~used].min() + 1 / lengths[0]
-    assert torch.equal(nearest(observed, ~observed, 500, lengths), observed)
 
 
 # The denoiser.

@@ -24,7 +24,7 @@ from vecfield_diffusion.evaluation.interpolation import Interpolation
 from vecfield_diffusion.evaluation.plots import Moment, figure_animation
 from vecfield_diffusion.evaluation.series import along_time
 from vecfield_diffusion.evaluation.spacetime import Stationary
-from vecfield_diffusion.evaluation.trial import Trial, pieces
+from vecfield_diffusion.evaluation.trial import pieces
 from vecfield_diffusion.models.stationary import Values
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs import gaussian, pictures
@@ -113,14 +113,13 @@ def test_mean_and_spread_are_those_of_the_dense_posterior() -> None:
     observed, noise = job._observed()
     assert noise == pytest.approx(0.04) and np.isnan(observed[20]).all()
     prior = Estimator(lags=8, noise=noise).stationary(observed, np.ones((H, W), dtype=bool), "separable")
-    count = observed.size
     everything = Values.where(torch.ones(observed.shape))
     dense, seen = prior.covariance.between(everything, everything).numpy(), np.isfinite(observed).ravel()
     gain = dense[:, seen] @ np.linalg.inv(dense[np.ix_(seen, seen)] + noise * np.eye(seen.sum()))
     anomaly = (observed - prior.mean).ravel()[seen]
     mean = (gain @ anomaly).reshape(observed.shape) + prior.mean
     variance = (np.diag(dense) - np.einsum("ij,ji->i", gain, dense[seen])).reshape(observed.shape)
-    whole = Interpolation(prior, before=24, after=24, block=24, most=count)
+    whole = Interpolation(prior, before=24, after=24, block=24)
     filled = whole.fill(observed, noise, members=members, with_variance=True)
     np.testing.assert_allclose(filled.mean, mean, atol=1e-9)
     np.testing.assert_allclose(filled.variance, variance, atol=1e-9)
@@ -223,7 +222,7 @@ def test_the_command_goes_on_where_it_was_stopped(run: Call, tmp_path: Path, mon
     part, count = Interpolation._part, []
 
     def stopped(*arguments: object) -> object:
-        wanted = arguments[-1]
+        wanted = arguments[-2]
         count.append(not wanted.any())
         if sum(count) > 5:
             signal.raise_signal(signal.SIGINT)  # as Ctrl-C does
@@ -355,19 +354,3 @@ def test_small_scales_are_not_made_rougher() -> None:
             found = Estimator(lags=2, nugget=0.0).stationary(shown, valid, shape).lags[0, 0, 0]
             assert 1 - found[0, 1] / found[0, 0] == pytest.approx(exact, rel=0.35)
     assert taper(valid, (True, True)).min() == 1
-
-
-def test_where_a_snapshot_alone_is_better_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the CRPS of hidden values, with the factor that was found for it; never where a filled time has no values."""
-    rows = {"space and time": {"crps": 2.0}, "snapshot alone": {"crps": 1.0}}
-    factors = {"space and time": 3.0, "snapshot alone": 0.5}
-    monkeypatch.setattr(gaussian, "judge", lambda *given: Trial(rows, factors))
-    found = []
-    for time in ("0:10", "15:25"):  # nothing is measured at 20
-        job = open_series(config(members=2, time=time), source=series())
-        way, factor, _ = job._learn(*job._observed())
-        found.append((way.before > 0, way.after > 0, factor))
-    assert found == [(False, False, 0.5), (True, True, 3.0)]
-    rows["snapshot alone"]["crps"] = 2.5
-    job = open_series(config(members=2, time="0:10"), source=series())
-    assert job._learn(*job._observed())[1] == 3.0

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from vecfield_diffusion.evaluation import estimation
+from vecfield_diffusion.evaluation import estimation, interpolation
 from vecfield_diffusion.evaluation.estimation import Estimator, choose, lagged_products, non_negative, shaped, window
 from vecfield_diffusion.evaluation.interpolation import Interpolation
 from vecfield_diffusion.evaluation.spacetime import PrincipalComponents, SpaceTime, Stationary, Sum, spectrum
+from vecfield_diffusion.models.conjugate_gradients import Split
 from vecfield_diffusion.models.measured import System
 from vecfield_diffusion.models.stationary import Values
 
@@ -215,18 +216,40 @@ def test_one_seed_gives_one_trajectory() -> None:
     assert np.nanmax(np.abs(other.members[0] - whole.members[0])) > 0.1
 
 
-def test_exact_values_are_kept_and_too_many_are_thinned() -> None:
-    """With a budget, those nearest to hidden cells count; the others stay what they are."""
+def test_exact_values_are_kept() -> None:
     prior = fields()[0]
     series = np.where(land(), random(T, 2, H, W), np.nan)
-    series[:, :, 0, 0] = np.nan
-    filled = Interpolation(prior, before=1, after=1, most=12).fill(series, members=2, with_variance=True)
+    series[1:, :, 0, 0] = np.nan
+    filled = Interpolation(prior, before=1, after=1).fill(series, members=2, with_variance=True)
     seen = np.isfinite(series)
-    np.testing.assert_allclose(filled.mean[seen], series[seen], atol=1e-6)
-    np.testing.assert_allclose(filled.members[1][seen], series[seen], atol=1e-6)
-    assert filled.variance[seen].max() < 1e-6 < filled.variance[:, :, 0, 0].min()
-    chosen = Interpolation(prior, before=1, after=1, most=12)._select(seen, range(2, 3))
-    assert len(chosen.row) == 12 and (torch.hypot(chosen.row.double(), chosen.column.double()) < 3).all()
+    np.testing.assert_allclose(filled.mean[seen], series[seen], atol=1e-12)
+    np.testing.assert_allclose(filled.members[1][seen], series[seen], atol=1e-12)
+    assert (filled.variance[seen] == 0).all() and filled.variance[1:, :, 0, 0].min() > 1e-6
+
+
+@pytest.mark.parametrize("prior", fields())
+def test_all_of_many_values_count(prior: SpaceTime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they are more than one system takes: mean and members are as exact, the variance is that of draws."""
+    series, noise = gappy(prior)
+    how = Interpolation(prior, before=T, after=T, block=2, draws=400)
+    exact = how.fill(series, noise, members=2, with_variance=True)
+    monkeypatch.setattr(interpolation, "SPARSE", 0)
+    monkeypatch.setattr(Split, "TOLERANCE", 1e-13)
+    found = how.fill(series, noise, members=2, with_variance=True)
+    np.testing.assert_allclose(found.mean, exact.mean, atol=1e-9, rtol=0)
+    np.testing.assert_allclose(found.members, exact.members, atol=1e-9, rtol=0)
+    ratio = (found.variance / exact.variance)[np.isfinite(exact.variance)]
+    assert abs(ratio.mean() - 1) < 0.03 and ratio.std() < 2 * (2 / 400) ** 0.5
+
+
+def test_hidden_values_are_judged_in_a_window_about_one_of_them() -> None:
+    cells = random(30, 40) > 2
+    for number in range(20):
+        near = estimation.around(cells, 0.3, np.random.default_rng(number))
+        assert near.sum() == 9 * 12 and (near & cells).any()
+        rows, columns = near.any(axis=1), near.any(axis=0)
+        assert rows.sum() == 9 and columns.sum() == 12
+    assert estimation.around(cells, 1.0, np.random.default_rng(0)).all()
 
 
 @pytest.mark.parametrize("gaps", [False, True])

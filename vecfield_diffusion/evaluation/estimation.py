@@ -44,6 +44,7 @@ SHAPES: tuple[Shape, ...] = ("separable", "advected", "full", "shrunk")
 _FEW = 20  # pairs of values below which a covariance of an offset and a lag counts less
 _COMPLETE = 0.01  # the share of values that may be missing where principal components are taken
 _SHRUNK = 0.15  # the share of the advected covariance in the shrunk one
+REACH = 3  # frames before and after one whose hidden values are judged
 _SHARE = 0.1  # of the squared deviation of cells in the local variance: towards that of the whole
 
 
@@ -376,15 +377,19 @@ def log_score(
         field: The Gaussian field.
         series: `(T, 2, H, W)`, NaN where not measured.
         cases: Frames and what is hidden around them, `(T, H, W)`.
-        most: See `Interpolation`.
+        most: About how many measured values tell of them: of a window of the domain that has no more.
     """
-    how = Interpolation(field, before=3, after=3, most=most)
+    how = Interpolation(field, before=REACH, after=REACH)
     errors, variances = [], []
-    for frame, hidden in cases:
+    for number, (frame, hidden) in enumerate(cases):
         shown = np.where(hidden[:, None], np.nan, series)
         judged = np.isfinite(series[frame]) & hidden[frame] & field.valid
+        count = np.isfinite(shown[max(0, frame - REACH) : frame + REACH + 1]).sum()
+        near = around(judged.any(axis=0), (most / max(count, most)) ** 0.5, np.random.default_rng(number))
+        judged &= near
         wanted = np.zeros(series.shape, dtype=bool)
         wanted[frame] = judged
+        shown[:, :, ~near] = np.nan
         filled = how.fill(shown, frames=range(frame, frame + 1), with_variance=wanted)
         errors.append((series[frame] - filled.mean[0])[judged])
         variances.append(filled.variance[0][judged])
@@ -394,3 +399,18 @@ def log_score(
     variance = variance.clip(min=1e-12 * np.square(error).mean() + 1e-300)
     density = -(np.square(error) / variance + np.log(2 * np.pi * variance)) / 2
     return float(density.mean()), float(np.sqrt(variance.mean() / np.square(error).mean()))
+
+
+def around(cells: Bools, share: float, generator: np.random.Generator) -> Bools:
+    """Returns a window of a share of each side about one of the cells `(H, W)` that are True, drawn at random."""
+    out, places = np.zeros_like(cells), np.argwhere(cells)
+    if share >= 1 or not len(places):
+        return ~out
+    sides = [max(1, round(share * size)) for size in cells.shape]
+    middle = places[generator.integers(len(places))]
+    window = [
+        slice(start := int(np.clip(at - side // 2, 0, size - side)), start + side)
+        for at, side, size in zip(middle, sides, cells.shape, strict=True)
+    ]
+    out[tuple(window)] = True
+    return out

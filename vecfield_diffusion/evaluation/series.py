@@ -126,8 +126,7 @@ class TimeInterpolation(SeriesBaseline):
 class SpaceTimeInterpolation(SeriesBaseline):
     """Optimal interpolation in space and time: the posterior of a Gaussian field learnt from the training frames.
 
-    It is exact for what is observed of a frame and of `REACH` frames before and after it, where that is sparse
-    (`models/measured.py`).
+    All that is observed of a frame and of `REACH` frames before and after it counts, see `interpolation`.
     """
 
     def _learn(self, training: Floats) -> None:

@@ -18,7 +18,7 @@ from vecfield_diffusion.evaluation.spacetime import Bools, Floats
 from vecfield_diffusion.physics.grid import Grid
 
 SHARE = 0.1  # of the measured values that is hidden
-FRAMES = 16  # that are judged, at most
+FRAMES, DRAWS = 16, 16  # that are judged, and that tell their variance, at most
 #: Makes super-observations and the variance of their errors of a series and that of its own.
 Thinned = Callable[[Floats, NDArray | float], tuple[Floats, NDArray | float]]
 NORMAL_90 = 1.6448536269514722  # half the central interval of 90 % of a normal law, in standard deviations
@@ -59,17 +59,11 @@ class Trial:
     Attributes:
         rows: The scores of every method on the hidden values, by its name: `rmse_component`, `crps`, `coverage_90` and
             `spread_skill`, after the correction of the spread where there is one.
-        factors: What the spread of either way, in `space and time` or of the `snapshot alone`, is to be multiplied by:
-            the error over the spread.
+        factor: What the spread in space and time is to be multiplied by: the error over the spread.
     """
 
     rows: Mapping[str, Mapping[str, float]]
-    factors: Mapping[str, float]
-
-    @property
-    def alone(self) -> bool:
-        """Whether the snapshot alone has the better CRPS: so many values that those of other times crowd them out."""
-        return self.rows["snapshot alone"]["crps"] < self.rows["space and time"]["crps"]
+    factor: float
 
 
 def judge(
@@ -100,7 +94,7 @@ def judge(
     given = thinned(shown, noise)
     truth = np.concatenate([series[frame][judged[frame]] for frame in frames])
     half = np.concatenate([np.full(judged[frame].sum(), number % 2) for number, frame in enumerate(frames)])
-    found = {}
+    found, how = {}, replace(how, draws=DRAWS)
     for name, way in (("space and time", how), ("snapshot alone", replace(how, before=0, after=0))):
         parts = way.parts(*given, [range(f, f + 1) for f in frames], with_variance=judged)
         laws = [
@@ -115,7 +109,7 @@ def judge(
     for name, values in (("linear in space", across), ("linear in time", along)):
         error = np.where(np.isfinite(values := np.concatenate(values)), values, truth.mean()) - truth
         rows[name] = {"rmse_component": float(np.sqrt(np.square(error).mean())), "crps": float(np.abs(error).mean())}
-    return Trial(rows, {name: factor for name, (_, factor) in found.items()})
+    return Trial(rows, found["space and time"][1])
 
 
 def _at(noise: NDArray | float, judged: Bools, frames: NDArray) -> Floats | float:

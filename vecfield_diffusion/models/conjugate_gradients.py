@@ -7,6 +7,8 @@ independent conditional of Snelson and Ghahramani (AISTATS 2007).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,20 +28,20 @@ class Tiles:
         covariance: Of the field.
         values: Which values were measured.
         errors: R.
-        functions: F, `(K, T, 2, H, W)`.
+        known: A F, `(n, K)`.
         side: Of a tile, in cells.
         shift: By how many cells the tiles are moved.
     """
 
     def __init__(
-        self, covariance: Covariance, values: Values, errors: Errors, functions: Tensor, side: int, shift: int = 0
+        self, covariance: Covariance, values: Values, errors: Errors, known: Tensor, side: int, shift: int = 0
     ) -> None:
-        self.covariance, self.values, self.errors, self.functions = covariance, values, errors, functions
+        self.covariance, self.values, self.errors, self.known = covariance, values, errors, known
         self.side, self.shift = side, shift
-        self.known = values.of(functions).mT.contiguous()  # A F
         tiles = self._tile(values)
         self.places = {int(tile): (tiles == tile).nonzero()[:, 0] for tile in tiles.unique()}
-        self.factors = {tile: self._factor(places) for tile, places in self.places.items()}
+        # Inverses: a product with many columns takes less time than two triangular systems.
+        self.inverses = {tile: self._inverse(places) for tile, places in self.places.items()}
         self.weighed = self._local(self.known)  # D^-1 A F
         inner = self.known.mT @ self.weighed
         inner.diagonal().add_(1.0)
@@ -49,33 +51,32 @@ class Tiles:
         row, column = ((part + self.shift) // self.side for part in (values.row, values.column))
         return row * (self.covariance.shape[1] + self.side) + column
 
-    def _factor(self, places: Tensor) -> Tensor:
+    def _inverse(self, places: Tensor) -> Tensor:
         some, known = self.values.at(places), self.known[places]
         block = self.covariance.between(some, some) - known @ known.mT
         self.errors.at(places).add_to(block)
-        return torch.linalg.cholesky(block)
+        return torch.cholesky_inverse(torch.linalg.cholesky(block))
 
     def _local(self, right: Tensor) -> Tensor:
         """D^-1 times columns `(n, M)`."""
         out = torch.empty_like(right)
         for tile, places in self.places.items():
-            out[places] = torch.cholesky_solve(right[places], self.factors[tile])
+            out[places] = self.inverses[tile] @ right[places]
         return out
 
     def solve(self, right: Tensor) -> Tensor:
         """M^-1 times columns `(n, M)`."""
         return self._local(right) - self.weighed @ (self.xi @ (self.weighed.mT @ right))
 
-    def variance(self, values: Values) -> Tensor:
-        """Returns the posterior variance of single values by M, `(len(values),)`."""
-        rows = values.of(self.functions).mT
+    def variance(self, values: Values, rows: Tensor) -> Tensor:
+        """Returns the posterior variance of single values by M, `(len(values),)`, for what these have of F."""
         left = self.covariance.variance()[values.component, values.row, values.column] - rows.square().sum(dim=1)
         tiles, rows = self._tile(values), rows.clone()
         for tile, places in self.places.items():
             here = (tiles == tile).nonzero()[:, 0]
             known, mine = self.known[places], rows[here]
             cross = self.covariance.between(self.values.at(places), values.at(here)) - known @ mine.mT
-            gain = torch.cholesky_solve(cross, self.factors[tile])
+            gain = self.inverses[tile] @ cross
             left[here] -= (gain * cross).sum(dim=0)
             rows[here] = mine - gain.mT @ known
         return left.clamp(min=0.0) + ((rows @ self.xi) * rows).sum(dim=1)
@@ -91,42 +92,56 @@ class Split:
         covariance: Of the field.
         values: Which values were measured.
         errors: R.
-        across: S V, `(K, T, 2, H, W)`.
-        prior: V^T S V, `(K, K)`.
+        functions: F, `(K, T, 2, H, W)`; with K = 0 the tiles have nothing in common.
+        frames: The numbers of those T frames, in their order; 0 to T - 1 if None.
     """
 
-    #: Values of a tile, about, and the residual beside the right side at which iterations end, in the norm of M^-1.
-    TILE, TOLERANCE, STEPS = 600, 1e-2, 200
+    #: Values of a tile, about, and the entries of all of a set, some 500 MB, at most.
+    TILE, MOST = 600, 6e7
+    #: The residual beside the right side at which iterations end, in the norm of M^-1.
+    TOLERANCE, STEPS = 1e-2, 200
 
-    def __init__(self, covariance: Covariance, values: Values, errors: Errors, across: Tensor, prior: Tensor) -> None:
-        self.covariance, self.values, self.errors = covariance, values, errors
-        sizes, vectors = torch.linalg.eigh(prior)
-        sizes = sizes.clamp(min=torch.finfo(sizes.dtype).eps * sizes.max()).sqrt()
-        functions, self.root = torch.einsum("ki,ktcyx->itcyx", vectors / sizes, across), vectors * sizes
+    def __init__(
+        self,
+        covariance: Covariance,
+        values: Values,
+        errors: Errors,
+        functions: Tensor,
+        frames: Sequence[int] | None = None,
+    ) -> None:
+        self.covariance, self.values, self.errors, self.functions = covariance, values, errors, functions
+        self.frames = list(range(functions.shape[1]) if frames is None else frames)
         height, width = covariance.shape
-        side = max(1, round((self.TILE * height * width / len(values.frame)) ** 0.5))
-        self.tiles = [Tiles(covariance, values, errors, functions, side, shift) for shift in {0, side // 2}]
+        count = len(values.frame)
+        side = max(1, round((min(self.TILE, self.MOST / count) * height * width / count) ** 0.5))
+        self._places = self._placed(values)
+        known = self._places.of(self.functions).mT.contiguous()
+        self.tiles = [Tiles(covariance, values, errors, known, side, shift) for shift in {0, side // 2}]
+
+    def _placed(self, values: Values) -> Values:
+        """Those values by the places of their frames among all."""
+        return values._replace(frame=torch.searchsorted(values.frame.new_tensor(self.frames), values.frame))
 
     @property
-    def among(self) -> Tensor:
-        """The posterior covariance of V^T x by M, `(K, K)`."""
-        return self.root @ self.tiles[0].xi @ self.root.mT
+    def xi(self) -> Tensor:
+        """Xi of M, `(K, K)`: the posterior covariance of the functionals by M, in units of their prior one."""
+        return self.tiles[0].xi
 
     def variance(self, values: Values) -> Tensor:
         """Returns the posterior variance of single values by M, `(len(values),)`."""
-        return self.tiles[0].variance(values)
+        return self.tiles[0].variance(values, self._placed(values).of(self.functions).mT)
 
-    def _field(self, weights: Tensor) -> Tensor:
-        """S A^T times columns `(n, M)`, `(M, T, 2, H, W)`."""
-        sources = weights.new_zeros(weights.shape[1], *self.tiles[0].functions.shape[1:])
-        sources[(slice(None), *self.values)] = weights.mT
-        return self.covariance.apply(sources)
+    def _field(self, weights: Tensor, onto: Sequence[int]) -> Tensor:
+        """S A^T times columns `(n, M)`, `(M, len(onto), 2, H, W)`."""
+        sources = weights.new_zeros(weights.shape[1], *self.functions.shape[1:])
+        sources[(slice(None), *self._places)] = weights.mT
+        return self.covariance.apply(sources, self.frames, onto)
 
     def _near(self, right: Tensor) -> Tensor:
         return sum(tiles.solve(right) for tiles in self.tiles) / len(self.tiles)
 
-    def correct(self, innovations: Tensor) -> Tensor:
-        """Returns S A^T B^-1 d for d `(M, n)`, `(M, T, 2, H, W)`."""
+    def correct(self, innovations: Tensor, onto: Sequence[int] | None = None) -> Tensor:
+        """Returns S A^T B^-1 d for d `(M, n)` in some of the frames, all if None, `(M, len(onto), 2, H, W)`."""
         residual = innovations.mT.clone()
         weights, near = torch.zeros_like(residual), self._near(residual)
         size = (residual * near).sum(dim=0)
@@ -136,11 +151,11 @@ class Split:
             going = (size > least).nonzero()[:, 0]  # the others are solved
             if not len(going):
                 break
-            moved = self.values.of(self._field(step)).mT + self.errors.times(step)
+            moved = self._places.of(self._field(step, self.frames)).mT + self.errors.times(step)
             length = size[going] / (step * moved).sum(dim=0)
             weights[:, going] += length * step
             residual[:, going] -= length * moved
             near = self._near(residual[:, going])
             before, size[going] = size[going], (residual[:, going] * near).sum(dim=0)
             step = (near + size[going] / before * step)[:, size[going] > least[going]]
-        return self._field(weights)
+        return self._field(weights, self.frames if onto is None else onto)

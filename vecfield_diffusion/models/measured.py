@@ -23,17 +23,12 @@ from vecfield_diffusion.models.stationary import Covariance, Errors, Values
 #: The least variance of an error beside that of the field: what float64 leaves room for.
 ROUNDED = 1e-9
 #: Measured values of a system that is factorised, which takes seconds, at most: more, as dense observations are, are
-#: solved for by conjugate gradients (`Split`). Where that takes too long, `DENSE` of them count, those that tell most.
-SPARSE, DENSE = 6000, 3000
+#: solved for by conjugate gradients (`Split`).
+SPARSE = 6000
 #: Random fields that estimate the posterior variance of what is hidden, to a few hundredths.
 PROBES = 4
 #: Values whose covariance with the measured ones is held at once.
 CHUNK = 1024
-
-
-def budget(count: int) -> int:
-    """Returns how many of `count` measured values enter a system that is factorised, at most."""
-    return SPARSE if count <= SPARSE else DENSE
 
 
 class System:
@@ -128,7 +123,10 @@ def interpolate(
     errors = values.errors(known.noise).at_least(ROUNDED * covariance.variance().max())
     y = values.of(known.y)[None]
     if len(values.frame) > most:
-        return _of_many(Split(covariance, values, errors, across, prior), known, some, y)
+        sizes, vectors = torch.linalg.eigh(prior)
+        sizes = sizes.clamp(min=torch.finfo(sizes.dtype).eps * sizes.max()).sqrt()
+        functions = torch.einsum("ki,ktcyx->itcyx", vectors / sizes, across)
+        return _of_many(Split(covariance, values, errors, functions), vectors * sizes, known, some, y)
     system = System(covariance, values, errors)
     mean = system.correct(y, range(len(known.y)))[0]
     right = torch.cat([values.of(across).mT, covariance.between(values, some)], dim=1)
@@ -136,8 +134,8 @@ def interpolate(
     return Estimate(mean, prior - functionals.mT @ functionals, variance - single.square().sum(dim=0))
 
 
-def _of_many(split: Split, known: Known, some: Values, y: Tensor) -> Estimate:
-    """The posterior given many values.
+def _of_many(split: Split, root: Tensor, known: Known, some: Values, y: Tensor) -> Estimate:
+    """The posterior given many values, for a root of the prior covariance of the functionals.
 
     The covariance by M is too large, for it forgets what tiles have in common. It is scaled to the variance of the
     hidden values by B, whose trace is that of C = S - S A^T B^-1 A S in random signs v: the mean of v^T C v.
@@ -152,39 +150,7 @@ def _of_many(split: Split, known: Known, some: Values, y: Tensor) -> Estimate:
     if inside.any():
         factor = (trace / hidden.sum() / variance[inside].mean()).clamp(min=0.0)
     variance = torch.where(inside, factor * variance, variance)
-    return Estimate(found[0], factor * split.among, variance)
-
-
-def nearest(observed: Tensor, hidden: Tensor, count: int, lengths: tuple[float, float]) -> Tensor:
-    """Returns the measured cells that count, `(T, H, W)`, `count` at most: those nearest to a hidden one.
-
-    Arguments:
-        observed: The measured cells, `(T, H, W)`.
-        hidden: What is to be found, `(T, H, W)`.
-        count: How many count.
-        lengths: The units of distance in space and time, in cells and frames.
-    """
-    if int(observed.sum()) <= count:
-        return observed
-    space, time = lengths
-    away = distances(hidden, (1 / time, 1 / space, 1 / space)) if hidden.any() else torch.zeros(hidden.shape)
-    # Cells at the same distance are taken in a random order, always the same, not from one side.
-    chance = torch.rand(hidden.shape, generator=torch.Generator().manual_seed(0))
-    rank = away.to(observed.device) + chance.to(observed.device) / space
-    chosen = torch.where(observed, rank, torch.inf).flatten().argsort()[:count]
-    used = torch.zeros_like(observed).flatten()
-    used[chosen] = True
-    return used.view_as(observed)
-
-
-def distances(hidden: Tensor, sides: Sequence[float]) -> Tensor:
-    """Returns the distance of every cell from the nearest one that is True in `(T, H, W)`, for cells of these sides."""
-    squares = torch.where(hidden, 0.0, torch.inf)
-    for axis, side in enumerate(sides):
-        places = side * torch.arange(hidden.shape[axis], device=hidden.device)
-        lines = squares.movedim(axis, -1)
-        squares = torch.stack([(lines + (places - place).square()).amin(-1) for place in places], dim=axis)
-    return squares.sqrt()
+    return Estimate(found[0], factor * root @ split.xi @ root.mT, variance)
 
 
 def some_of(values: Values, count: int) -> Values:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: Entries of a matrix that are looked up at once, some 30 MB.
+#: Entries of a matrix that are looked up at once, and of fields that are transformed at once, some 30 MB.
 ENTRIES = 1 << 22
 
 
@@ -185,6 +185,14 @@ class Covariance:
         """Returns G of pairs of frames, `(len(onto), len(frames), r, r)`."""
         return torch.stack([torch.stack([self.lag(late - early) for early in frames]) for late in onto])
 
+    def common(self, frames: Sequence[int], most: int) -> Tensor:
+        """Returns F `(K, T, 2, H, W)`: F F^T is the covariance of the components in frames, without its weakest."""
+        among = self.lags_between(frames, frames).transpose(1, 2).flatten(0, 1).flatten(1)
+        values, vectors = torch.linalg.eigh(among)
+        roots = (vectors * values.clamp(min=0.0).sqrt())[:, -most:]
+        roots = roots.view(len(frames), len(self.components), roots.shape[1])
+        return torch.einsum("tik,icyx->ktcyx", roots, self.components)
+
     def variance(self) -> Tensor:
         """Returns the variance of every value, `(2, H, W)`."""
         own = self.lags[0, :, :, 0, 0].diagonal()[:, None, None]
@@ -201,6 +209,9 @@ class Covariance:
         """
         frames = range(fields.shape[1]) if frames is None else frames
         onto, (height, width), torus = frames if onto is None else onto, self.shape, self.lags.shape[-2:]
+        most = max(1, ENTRIES // (2 * fields.shape[1] * torus[0] * torus[1]))
+        if len(fields) > most:
+            return torch.cat([self.apply(part, frames, onto) for part in fields.split(most)])
         scaled = fields if self.scale is None else fields * self.scale
         waves = torch.fft.rfft2(scaled, s=torus)
         line = waves.flatten(3).flatten(1, 2).permute(2, 1, 0)
@@ -224,17 +235,3 @@ class Covariance:
             found = found.flatten(4).permute(4, 0, 2, 1, 3)
             self._blocks = lags, found.flatten(3).flatten(1, 2).contiguous()
         return self._blocks[1]
-
-    def lengths(self) -> tuple[float, float]:
-        """Returns over how many cells and frames correlations fall to a half."""
-        trace, (height, width) = self.lags.diagonal(dim1=1, dim2=2).sum(-1), self.shape
-        length, in_time = min(height, width), trace[:, 0, 0]
-        if len(self.components):  # they carry most, and say nothing of distance
-            in_time = self.component_lags.diagonal(dim1=1, dim2=2).sum(-1)
-        return _half(trace[0, :length, 0] + trace[0, 0, :length]), _half(in_time)
-
-
-def _half(covariance: Tensor) -> float:
-    """Where a covariance first falls below half of its first value, in steps: at least 1, at most to its end."""
-    below = (covariance < covariance[0] / 2).nonzero()
-    return float(max(1, int(below[0]) if len(below) else len(covariance)))

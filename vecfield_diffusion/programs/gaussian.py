@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +64,8 @@ PLAIN = {
 }
 #: Frames on either side of a block that are measured and count.
 REACH = 4
+#: Measured values of a block and the frames around it, at most, where they do not fit into one system.
+LARGE = 100_000
 #: Frames that are read or written at once.
 READ = 64
 #: Measured frames below which statistics are not learnt from the past alone.
@@ -219,16 +221,8 @@ class Series:
         print(f"a tenth of what was measured hidden, as {shape}, and filled from the rest ({self.fields.units}):")
         print(table([{"method": name, **row} for name, row in trial.rows.items()], COLUMNS))
         way = self._way(estimator.learn(known, valid, choice.name), measured)
-        kind = "space and time"
-        if trial.alone and self._measured_itself(series):
-            kind, way = "snapshot alone", replace(way, before=0, after=0, block=1)
-            print("the snapshot alone is better here, since values of other times crowd out its own: it is used")
-        print(f"spread times {trial.factors[kind]:.3f}, as found there")
-        return way, trial.factors[kind], trial.rows
-
-    def _measured_itself(self, series: Floats) -> bool:
-        """Whether each frame that is filled has values of its own, as a snapshot alone needs."""
-        return bool(np.isfinite(series[self.line.frames[self.indices]]).any(axis=(1, 2, 3)).all())
+        print(f"spread times {trial.factor:.3f}, as found there")
+        return way, trial.factor, trial.rows
 
     def _known(self, series: Floats) -> Floats:
         """The series before the first frame that is filled, where it is long enough to learn from."""
@@ -242,11 +236,12 @@ class Series:
         return series
 
     def _way(self, field: SpaceTime, measured: np.ndarray) -> Interpolation:
-        """The interpolation with few frames in a block, so that what is around them is given to it whole."""
+        """The interpolation with blocks whose values fit into one system, or long ones where those of two do not."""
         if self.config["time_context"] == "past":
             return Interpolation(field, before=REACH, after=0, block=1)
-        each = 2 * measured.sum() / max(1, measured.any(axis=(1, 2)).sum())
-        block = int(np.clip(SPARSE / max(each, 1.0) - 2 * REACH, 2, 4))
+        each = max(1.0, 2 * measured.sum() / max(1, measured.any(axis=(1, 2)).sum()))
+        fitting, large = (int(most / each) - 2 * REACH for most in (SPARSE, LARGE))
+        block = min(fitting, 4) if fitting >= 2 else int(np.clip(large, 2, 16))
         return Interpolation(field, before=REACH, after=REACH, block=block)
 
     def _blocks(self, size: int) -> Iterator[Frames]:
