@@ -192,7 +192,8 @@ def shaped(lags: Floats, shape: Shape) -> Floats:
     before = np.where(later > 0, size / fading(rate), 0.0)
     lasting = np.maximum(power - max(np.median(power - before), 0.0), size)
     lasting = np.where(known, np.minimum(np.maximum(lasting, size / 0.999), power), 1.0)
-    rate, steps = _rate(fading, size / lasting), np.arange(count)[:, None, None]
+    left = size / np.where(lasting > 0, lasting, 1.0)
+    rate, steps = _rate(fading, left), np.arange(count)[:, None, None]
     moved = np.where(known, lasting / np.where(known, power, 1.0), 0.0) * fading(rate * steps)
     moved = moved * np.exp(1j * np.angle(lagged) * steps)
     moved[0] = 1.0
