@@ -138,9 +138,9 @@ def test_every_prediction_is_the_exact_denoiser_at_every_level(path, prediction,
         torch.testing.assert_close(denoise(z, s), POSTERIOR(z, s), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(("j", "grid"), enumerate(GRIDS))
-@pytest.mark.parametrize(("i", "name"), enumerate(SAMPLERS))
-@pytest.mark.parametrize(("k", "path"), enumerate(FORMULATIONS))
+@pytest.mark.parametrize(("j", "grid"), list(enumerate(GRIDS)))
+@pytest.mark.parametrize(("i", "name"), list(enumerate(SAMPLERS)))
+@pytest.mark.parametrize(("k", "path"), list(enumerate(FORMULATIONS)))
 def test_formulation_and_prediction_change_nothing_but_the_levels(k, path, i, name, j, grid):
     prediction = list(HEADS)[(i + j + k) % len(HEADS)]
     diffusion, denoise = formulation(path, prediction)
@@ -168,8 +168,8 @@ def test_formulation_and_prediction_change_no_decision(path, prediction, name):
     torch.testing.assert_close(run(denoise), run(POSTERIOR), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(("j", "name"), enumerate(OF_MEANS))
-@pytest.mark.parametrize(("i", "path"), enumerate(FORMULATIONS))
+@pytest.mark.parametrize(("j", "name"), list(enumerate(OF_MEANS)))
+@pytest.mark.parametrize(("i", "path"), list(enumerate(FORMULATIONS)))
 @pytest.mark.parametrize("turn", [0, 1])
 def test_the_law_of_the_samples_tends_to_the_closed_form(turn, i, path, j, name):
     """With four times the steps the distance is at most half as large, where it is not nothing already.

@@ -92,12 +92,14 @@ def test_every_score_of_sums_is_in_the_table_and_in_the_csv_with_its_unit() -> N
 
 def test_a_new_score_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is computed, has its interval, stands in scores.csv with its unit and in the report with its best value."""
+    import test_report
     from test_report import report
 
     from vecfield_diffusion.evaluation.report import render
 
     twice = lambda s: 2 * (s["error"] / (2 * s["cells"])).sqrt()  # noqa: E731
     monkeypatch.setitem(SCORES, "doubled", Definition("twice the RMSE", "velocity", "lower", twice, shown=("report",)))
+    monkeypatch.setattr(test_report, "methods", test_report.methods.__wrapped__)  # what is kept has no such score
     section = report(12)
     rows = [row for row in section.rows("m s-1") if row["region"] == "hidden"]
     text = io.StringIO()

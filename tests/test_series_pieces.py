@@ -126,7 +126,8 @@ def filled(length: int, members: int) -> tuple[torch.Tensor, SimpleNamespace]:
     trained = SimpleNamespace(denoiser=Exact(), grid=fields.grid, window=(1, 2), frames=8, statistics=statistics)
     config = {"members": members, "seed": 5, "batch": members}
     place = {number: number for number in range(50)}
-    filling = SimpleNamespace(config=config, trained=trained, known=known, place=place, grid=fields.grid, mixture=None)
+    common = dict(config=config, trained=trained, grid=fields.grid, mixture=None, thinned=lambda cases: cases)
+    filling = SimpleNamespace(**common, known=known, place=place)
     method, sink = Method(DPMpp2M(32), Conditional()), Gathered()
     pieces = list(Plan(fields, 8, 1, past=False, length=length, offered=range(50)).pieces(range(50)))
     assert (len(pieces) > 1) == (length < 50)
@@ -171,7 +172,7 @@ def test_a_piece_goes_on_from_what_was_sampled_before(
     trained = SimpleNamespace(grid=fields.grid, denoiser=Exact(), statistics=statistics)
     known = make_cases(fields, np.arange(7)[None], Empty(), seed=0)
     place = {number: number for number in range(7)}
-    common = dict(config={"members": 3}, trained=trained, grid=fields.grid, mixture=None)
+    common = dict(config={"members": 3}, trained=trained, grid=fields.grid, mixture=None, thinned=lambda cases: cases)
     filling = SimpleNamespace(**common, place=place, known=lambda snapshots: known[:])
     sink, kept = Gathered(), np.array([[True, True, False, False, False, False, False]])
     piece = Piece(np.arange(7)[None], kept)
