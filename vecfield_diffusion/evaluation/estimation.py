@@ -28,6 +28,7 @@ from scipy import fft
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from scipy.special import k1
 
+from vecfield_diffusion import progress
 from vecfield_diffusion.evaluation.covariance import principal_modes
 from vecfield_diffusion.evaluation.interpolation import Interpolation
 from vecfield_diffusion.evaluation.spacetime import (
@@ -363,15 +364,18 @@ def choose(
         for number, (frame, kind) in enumerate(zip(frames, ["pixels", "block"] * cases, strict=False))
     ]
     judged: dict[str, tuple[float, float]] = {}
-    # A field of 160 lags may take 200 MB: one after another, none is kept.
-    for differs in local:
-        field = estimator.family(learn, valid, differs)
-        for shape in SHAPES:
-            judged[shape + (", local variance" if differs else "")] = log_score(field(shape), judge, hidden)
-        del field
-    for rank in ranks if missing <= _COMPLETE else ():
-        if rank < split // 2:
+    ranks = [rank for rank in ranks if missing <= _COMPLETE and rank < split // 2]
+    with progress.bar(len(SHAPES) * len(local) + len(ranks), "kinds", "choosing a field", leave=False) as bar:
+        # A field of 160 lags may take 200 MB: one after another, none is kept.
+        for differs in local:
+            field = estimator.family(learn, valid, differs)
+            for shape in SHAPES:
+                judged[shape + (", local variance" if differs else "")] = log_score(field(shape), judge, hidden)
+                bar.update(1)
+            del field
+        for rank in ranks:
             judged[f"{rank} components"] = log_score(estimator.components(learn, valid, rank), judge, hidden)
+            bar.update(1)
     scores = {name: score for name, (score, _) in judged.items()}
     best = max(scores, key=scores.get)
     return Choice(estimator.learn(series, valid, best), best, scores, judged[best][1])

@@ -9,16 +9,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vecfield_diffusion import progress
 from vecfield_diffusion.evaluation.baselines import Linear
 from vecfield_diffusion.evaluation.comparison import gaussian_crps
 from vecfield_diffusion.evaluation.estimation import hide
 from vecfield_diffusion.evaluation.interpolation import Interpolation
 from vecfield_diffusion.evaluation.series import along_time
 from vecfield_diffusion.evaluation.spacetime import Bools, Floats
+from vecfield_diffusion.models.measured import SPARSE
 from vecfield_diffusion.physics.grid import Grid
 
 SHARE = 0.1  # of the measured values that is hidden
-FRAMES, DRAWS = 16, 16  # that are judged, and that tell their variance, at most
+FRAMES, DRAWS = 16, 16  # that are judged, half as many where each is a large system; and that tell their variance
 #: Makes super-observations and the variance of their errors of a series and that of its own.
 Thinned = Callable[[Floats, NDArray | float], tuple[Floats, NDArray | float]]
 NORMAL_90 = 1.6448536269514722  # half the central interval of 90 % of a normal law, in standard deviations
@@ -89,17 +91,17 @@ def judge(
     """
     judged = np.isfinite(series) & hidden[:, None]
     frames = np.flatnonzero(judged.any(axis=(1, 2, 3)))
-    frames = frames[np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).astype(int)]
     shown = np.where(hidden[:, None], np.nan, series)
+    dense = (how.before + 1 + how.after) * np.isfinite(shown).sum() > SPARSE * len(shown)
+    frames = frames[np.linspace(0, len(frames) - 1, min(FRAMES // 2 if dense else FRAMES, len(frames))).astype(int)]
     given = thinned(shown, noise)
     truth = np.concatenate([series[frame][judged[frame]] for frame in frames])
     half = np.concatenate([np.full(judged[frame].sum(), number % 2) for number, frame in enumerate(frames)])
     found, how = {}, replace(how, draws=DRAWS)
     for name, way in (("space and time", how), ("snapshot alone", replace(how, before=0, after=0))):
         parts = way.parts(*given, [range(f, f + 1) for f in frames], with_variance=judged)
-        laws = [
-            (part.mean[0][judged[f]], part.variance[0][judged[f]]) for f, part in zip(frames, parts, strict=True)
-        ]  # fmt: skip
+        judging = progress.over(frames, "frames", f"judging: {name}")
+        laws = [(part.mean[0][judged[f]], part.variance[0][judged[f]]) for f, part in zip(judging, parts, strict=True)]
         mean, variance = (np.concatenate(values) for values in zip(*laws, strict=True))
         found[name] = _scored(mean, variance + _at(noise, judged, frames), truth, half)
     linear, known = Linear().fit(shown, grid), np.isfinite(shown).all(axis=1)
