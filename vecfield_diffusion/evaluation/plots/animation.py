@@ -197,7 +197,7 @@ class Picture:
             self.axes["spread"].images[-1].set_data(np.where(self.look.valid, moment.spread, np.nan))
         known = np.isfinite(moment.measured).all(axis=0) & self.look.valid
         share = 100 * known.sum() / max(self.look.valid.sum(), 1)
-        self.axes["observed"].set_title(f"observed ({share:.2g} %)", fontsize=10)
+        self.axes["observed"].set_title(f"observed ({share:.3g} %)", fontsize=10)
         self.figure.suptitle(moment.date or " ", fontsize=12)
         self.canvas.draw()
         return Image.fromarray(np.asarray(self.canvas.buffer_rgba())[..., :3].copy())

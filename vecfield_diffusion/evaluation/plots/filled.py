@@ -220,7 +220,7 @@ def _observed_panels(
     found = []
     for name, field in fields.items():
         shown = np.isfinite(field).all(axis=0) & valid
-        found.append((f"{name} ({100 * shown.sum() / max(valid.sum(), 1):.2g} %)", field, shown))
+        found.append((f"{name} ({100 * shown.sum() / max(valid.sum(), 1):.3g} %)", field, shown))
     return found
 
 
