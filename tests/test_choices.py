@@ -381,7 +381,8 @@ def test_members_of_a_mixture_are_those_of_its_networks(run: Call, place: Path, 
 
 
 def test_a_mixture_is_weighed_by_what_is_observed(run: Call, pair: str):
-    code, out, err = run("infer", pair, "weights=evidence", "mask=pixels", "sigma_obs=0.05", *FEW, "name=evidence")
+    few = ["likelihood_steps=6", "name=evidence"]
+    code, out, err = run("infer", pair, "weights=evidence", "mask=pixels", "sigma_obs=0.05", *FEW, *few)
     assert code == 0, err
     assert out.count("weights by evidence") == 1
 
