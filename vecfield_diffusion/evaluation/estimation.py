@@ -8,7 +8,6 @@ of non-negative transform, ends it at the lag L. Then it is one of
 
     separable       C(tau, r) = rho(tau) C(0, r), rho the correlation of all
     advected        C_k(tau) = f_k C_k(0) exp(-i omega_k tau - g_k tau) beyond lag 0, from lag 1, f_k from lags 1 and 2
-    smooth          the same with x K_1(x), x = g_k tau, in the place of exp(-x): fields that change gradually at first
     full            C(tau, r) as it is
     shrunk          0.85 of the full one and 0.15 of the advected one, which has less noise of sampling
 
@@ -26,7 +25,6 @@ from typing import Literal
 import numpy as np
 from scipy import fft
 from scipy.ndimage import distance_transform_edt, gaussian_filter
-from scipy.special import k1
 
 from vecfield_diffusion import progress
 from vecfield_diffusion.evaluation.covariance import principal_modes
@@ -41,8 +39,8 @@ from vecfield_diffusion.evaluation.spacetime import (
     spectrum,
 )
 
-Shape = Literal["separable", "advected", "smooth", "full", "shrunk"]
-SHAPES: tuple[Shape, ...] = ("separable", "advected", "smooth", "full", "shrunk")
+Shape = Literal["separable", "advected", "full", "shrunk"]
+SHAPES: tuple[Shape, ...] = ("separable", "advected", "full", "shrunk")
 
 _FEW = 20  # pairs of values below which a covariance of an offset and a lag counts less
 _COMPLETE = 0.01  # the share of values that may be missing where principal components are taken
@@ -187,38 +185,15 @@ def shaped(lags: Floats, shape: Shape) -> Floats:
     lagged = np.trace(fft.fft2(lags[: min(3, count)]), axis1=1, axis2=2)
     (size, later), lagged = np.abs(lagged[[min(1, count - 1), -1]]), lagged[min(1, count - 1)]
     known = power > 1e-6 * power.max()
-    fading = FADING[shape]
-    # What a wave that fades so had at lag 0. What most waves have beyond is white, and no decay.
-    rate = _rate(lambda x: fading(2 * x) / fading(x), later / np.where(size > 0, size, 1.0))
-    before = np.where(later > 0, size / fading(rate), 0.0)
+    # A wave that fades evenly had size^2 / later at lag 0. What most waves have beyond is white, and no decay.
+    before = np.where(later > 0, np.square(size) / np.where(later > 0, later, 1.0), 0.0)
     lasting = np.maximum(power - max(np.median(power - before), 0.0), size)
     lasting = np.where(known, np.minimum(np.maximum(lasting, size / 0.999), power), 1.0)
-    left = size / np.where(lasting > 0, lasting, 1.0)
-    rate, steps = _rate(fading, left), np.arange(count)[:, None, None]
-    moved = np.where(known, lasting / np.where(known, power, 1.0), 0.0) * fading(rate * steps)
-    moved = moved * np.exp(1j * np.angle(lagged) * steps)
+    turn = np.where(known, lagged / lasting, 0.0)
+    turn *= 0.999 / np.maximum(np.abs(turn), 0.999)
+    moved = np.where(known, lasting / np.where(known, power, 1.0), 0.0) * turn ** np.arange(count)[:, None, None]
     moved[0] = 1.0
     return fft.ifft2(moved[:, None, None] * fft.fft2(still)).real
-
-
-def whittle(x: Floats) -> Floats:
-    """x K_1(x) (Whittle 1954, Biometrika 41, 434): at first it falls as x^2 log x, the exponential as x."""
-    x = np.maximum(x, 1e-8)
-    return x * k1(x)
-
-
-#: How waves fade over g tau.
-FADING: dict[Shape, Callable[[Floats], Floats]] = {"advected": lambda x: np.exp(-x), "smooth": whittle}
-
-
-def _rate(falling: Callable[[Floats], Floats], left: Floats) -> Floats:
-    """The g, from 1e-3 to 20, at which a falling function has the values `left`, by bisection of log g."""
-    low, high = np.full(left.shape, np.log(1e-3)), np.full(left.shape, np.log(20.0))
-    for _ in range(50):
-        middle = (low + high) / 2
-        above = falling(np.exp(middle)) > left
-        low, high = np.where(above, middle, low), np.where(above, high, middle)
-    return np.exp(low)
 
 
 def _positive(rho: Floats) -> Floats:
