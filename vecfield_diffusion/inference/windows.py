@@ -294,7 +294,10 @@ def cut(tensor: Tensor, shape: tuple[int, ...], sample: Tensor, cells: Sequence[
 
 
 def rows(tensor: Tensor, *index: Tensor) -> Tensor:
-    """Returns `tensor[index]`, an index for each axis but the last, several times as fast: whole rows are copied."""
+    """Returns `tensor[index]`, `(..., C)`, of `(..., C)` by an index for each axis but the last, none negative.
+
+    It is several times as fast, since whole rows are copied.
+    """
     row = index[0]
     for length, each in zip(tensor.shape[1:-1], index[1:], strict=True):
         row = row * length + each
