@@ -26,17 +26,21 @@ TRAIN = ["debug=fast", "trainer.max_steps=1", "trainer.score_cases=0", *(f"datas
 FILL = ["ckpt=outputs/train/run", f"time={list(range(16))}", "mask=block", "members=8", "batch=8", "sampler.steps=16"]
 
 
-def started(folder: Path, program: str, *words: str) -> subprocess.Popen[bytes]:
-    """Returns a program at work in a folder, on one thread."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+#: A process of a launch does not do again what the others have done; a command given by hand does.
+LAUNCHED = {"SLURM_ARRAY_TASK_ID": "0"}
+
+
+def started(folder: Path, program: str, *words: str, **variables: str) -> subprocess.Popen[bytes]:
+    """Returns a program at work in a folder, on one thread, with variables of the environment."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | variables
     command = [sys.executable, str(ROOT / f"{program}.py"), *words, "device=cpu"]
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
 
 
-def seconds(folder: Path, count: int, *words: str) -> float:
+def seconds(folder: Path, count: int, *words: str, **variables: str) -> float:
     """Returns the seconds that `count` processes of one filling take together."""
     begun = time.perf_counter()
-    running = [started(folder, "infer", *words) for _ in range(count)]
+    running = [started(folder, "infer", *words, **variables) for _ in range(count)]
     if any([process.wait() for process in running]):
         sys.exit("infer.py failed")
     return time.perf_counter() - begun
@@ -59,7 +63,7 @@ def main() -> None:
     for number in range(options.rounds):
         one = seconds(folder, 1, *words, f"name=one{number}")
         all_of_them = seconds(folder, many, *words, f"name=many{number}")
-        start = seconds(folder, 1, *words, f"name=one{number}")  # all is there
+        start = seconds(folder, 1, *words, f"name=one{number}", **LAUNCHED)  # all is there
         ratios.append(one / all_of_them)
         without.append((one - start) / (all_of_them - start))
         print(

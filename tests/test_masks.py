@@ -314,3 +314,8 @@ def test_a_mask_of_the_opposite_meaning_is_found_out(share: float, said: bool) -
     assert bool(note) == said
     if said:
         assert "the masks of training observe 5.0% to 10.0% of the cells: is the mask 1 where" in note
+
+
+def test_training_without_observations_says_nothing_about_a_mask() -> None:
+    """mask=none and inpainting=mmps go together: there is nothing that a mask could be unlike."""
+    assert unlike_training(0.84, 0.0, 0.0) == ""

@@ -32,14 +32,15 @@ def shares_of(observed: Tensor, domain: Tensor) -> Tensor:
 def unlike_training(share: float, low: float, high: float) -> str:
     """A sentence where a share of observed cells is less than half of that of any mask of training, or hides so.
 
-    Empty where there is nothing to say. A file of the opposite meaning, 1 = hidden, is found out by this.
+    Empty where there is nothing to say, as to a network that was trained without observations. A file of the opposite
+    meaning, 1 = hidden, is found out by this.
 
     Arguments:
         share: What is observed.
         low: The smallest share that a mask of training observes.
         high: The largest.
     """
-    if share >= low / 2 and 1 - share >= (1 - high) / 2:
+    if high == 0 or (share >= low / 2 and 1 - share >= (1 - high) / 2):
         return ""
     return (
         f"the masks of training observe {low:.1%} to {high:.1%} of the cells: is the mask 1 where a cell is observed, "
