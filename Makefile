@@ -36,8 +36,9 @@ clean:  ## remove the environment and all caches; data and runs stay
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis docs/_build
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
+# Not compiled: Python does that for what is imported, in a tenth of the time.
 $(READY): pyproject.toml constraints.txt | $(PY)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 $(PY):

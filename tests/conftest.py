@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 from pathlib import Path
@@ -10,11 +11,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there: what is 
 
 import pytest
 from filelock import FileLock
+from matplotlib.figure import Figure
 from PIL import Image
 from programs import PROGRAMS, TINY, Call, process
 
 from vecfield_diffusion.config.ending import guarded
-from vecfield_diffusion.evaluation.plots import style
+from vecfield_diffusion.evaluation import report
+from vecfield_diffusion.evaluation.plots import figure_inpainting, style
+from vecfield_diffusion.programs import pictures
 
 
 @pytest.fixture(scope="session")
@@ -43,11 +47,19 @@ def rendered() -> None:
     """What a test asks for that looks at pictures."""
 
 
+def undrawn(path: Path, *given: object, **options: object) -> None:
+    """Takes what `figure_inpainting` takes and draws nothing of it."""
+    inspect.signature(figure_inpainting).bind(path, *given, **options)
+    style.save(Figure(), path)
+
+
 @pytest.fixture(autouse=True)
 def not_rendered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made, but painted only for tests that are `rendered`: that takes most of the time of a program."""
+    """Pictures are empty but for tests that are `rendered`: to lay out and paint takes most of a program's time."""
     if "rendered" not in request.fixturenames:
         monkeypatch.setattr(style, "paint", lambda figure, to, kind: Image.new("L", (1, 1)).save(to, kind))
+        monkeypatch.setattr(pictures, "figure_inpainting", undrawn)
+        monkeypatch.setattr(report, "embedded", lambda draw: dict.fromkeys(("wide", "narrow"), "data:image/png,"))
 
 
 @pytest.fixture

@@ -179,7 +179,8 @@ def render(
         columns={name: _heading(name, units) for name in columns("report")},
         generated={name: _heading(name, units) for name in SCORES},
         time_columns={name: _heading(name, units) for name in columns("series")},
-        cost=_embedded(("Time on the machine that made this report", partial(plots.figure_cost, costs, styles))),
+        cost={"words": "Time on the machine that made this report"}
+        | embedded(partial(plots.figure_cost, costs, styles)),
         provenance=provenance,
         drifters=DRIFTERS,
         narrow=_NARROW,
@@ -211,18 +212,16 @@ def _part(
         "generated": {} if section.generated is None else section.generated.scores,
         "in_time": section.time_lines(),
         "step": "" if section.in_time is None else f"{section.in_time.step:.3g} {section.in_time.unit}",
-        "figures": [_embedded(drawing) for drawing in drawings(section, units, styles, coordinates)],
+        "figures": [{"words": words} | embedded(draw) for words, draw in drawings(section, units, styles, coordinates)],
     }
 
 
-def _embedded(drawing: Drawing) -> dict[str, str]:
-    """A caption and both widths of its figure, as they stand in the file."""
-    words, draw = drawing
-    pictures = {
+def embedded(draw: Callable[..., bytes]) -> dict[str, str]:
+    """Returns both widths of a figure, as they stand in the file."""
+    return {
         name: "data:image/png;base64," + base64.b64encode(draw(width=width)).decode("ascii")
         for name, width in (("wide", plots.WIDE), ("narrow", plots.NARROW))
     }
-    return {"words": words, **pictures}
 
 
 def _table(section: Section) -> list[dict[str, Any]]:
