@@ -31,11 +31,11 @@ from torch import Tensor
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.masks import Block, Swath, Track
 from vecfield_diffusion.data.readers import open_fields
-from vecfield_diffusion.ellipses import blocks, correlated, deviations, is_known
+from vecfield_diffusion.ellipses import blocks, correlated, correlation, deviations, is_known
 from vecfield_diffusion.evaluation.baselines import OptimalInterpolation
 from vecfield_diffusion.guidance.balances import ROTATION, geostrophic
 from vecfield_diffusion.guidance.physics import beside_walls
-from vecfield_diffusion.inference.super_observations import Thinning, correlation, places
+from vecfield_diffusion.inference.super_observations import Thinning, places
 from vecfield_diffusion.programs.accuracy import errors
 
 TRAIN, FIRST, VALUES, ERROR = 255, 292, 1500, 0.01
@@ -145,7 +145,7 @@ def ellipses(prior: Prior, fields: Fields, days: Sequence[int]) -> None:
 def swaths(prior: Prior, fields: Fields, days: Sequence[int]) -> None:
     """Scores values of a swath whose errors are correlated over `LENGTH`, and their super-observations."""
     shape, unit, mean = prior.valid.shape, csr_array(np.eye(2 * prior.valid.size)), prior.oi.mean.ravel()
-    rho = correlation(*2 * [places(prior.grid, shape)[0]], LENGTH).numpy()
+    rho = correlation(*2 * [places(prior.grid, shape, LENGTH)[0, 0]]).numpy()
     root, sigma = np.linalg.cholesky(rho), torch.full((1, 1, 1), NOISE, dtype=torch.float64)
     found: dict[str, list[tuple[int, np.ndarray]]] = {}
     for day in days:

@@ -9,6 +9,10 @@ independent. With three they are L_uu, L_vv and L_vu of the lower triangular roo
 All three kinds scale as velocities do, and are 0 where nothing is measured. Along the axes of the ellipse,
 R = Q diag(a^2, b^2) Q^T with the rotation Q, the errors of a cell are independent: a velocity with such errors is two
 scalars, and whatever takes errors of its own for each of them takes R.
+
+Errors of one instrument are correlated from place to place and from time to time, in units of the scales of both
+
+    rho_ij = exp(-r_ij - |t_i - t_j|).
 """
 
 from __future__ import annotations
@@ -17,6 +21,9 @@ import torch
 from torch import Tensor
 
 from vecfield_diffusion.axes import u_and_v
+
+#: Pairs of values whose correlations are held at once.
+PAIRS = 1 << 22
 
 
 def root(var_u: Tensor, var_v: Tensor, covariance: Tensor) -> Tensor:
@@ -129,3 +136,23 @@ def geometry(bearings: Tensor, error: Tensor | float) -> Tensor:
     det = uu * vv - uv.square()
     det = torch.where(det > 1e-6 * uu * vv + 1e-12, det, torch.nan)
     return root(*(square * part / det for part in (vv, uu, -uv)))
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Returns rho of errors at `(..., m, d)` and `(..., n, d)`, place and time in units of the scales, time last."""
+    apart = torch.cdist(a[..., :-1], b[..., :-1], compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.exp(-apart - (a[..., :, None, -1] - b[..., None, :, -1]).abs())
+
+
+def of_sum(parts: Tensor, places: Tensor) -> Tensor:
+    """Returns the covariance of a sum of errors G_i eps_i that are correlated, sum_ij rho_ij G_i G_j^T, `(..., 2, 2)`.
+
+    Arguments:
+        parts: G, `(..., n, 2, 2)`.
+        places: Where and when, `(..., n, d)`, as `correlation` has them.
+    """
+    total = parts.new_zeros(*parts.shape[:-3], 2, 2)
+    for some in torch.arange(parts.shape[-3]).split(max(1, PAIRS // places[..., 0].numel())):
+        rest = (correlation(places[..., some, :], places) @ parts.flatten(-2)).unflatten(-1, (2, 2))
+        total += torch.einsum("...pab,...pcb->...ac", parts[..., some, :, :], rest)
+    return total

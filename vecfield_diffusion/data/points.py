@@ -25,12 +25,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.data.readers.decoding import dates_of
 from vecfield_diffusion.data.readers.reader import check_path
 from vecfield_diffusion.data.units import DEGREE, LENGTH, SPEED, factor, is_degrees, turned_degrees
+from vecfield_diffusion.ellipses import of_sum
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.physics.grid import EARTH_RADIUS
 
@@ -215,10 +217,8 @@ class _Weights:
         sigma = np.zeros((len(self.chosen), 1))
         order = np.argsort(self.place, kind="stable")
         for cell, points in enumerate(np.split(order, np.cumsum(np.bincount(self.place))[:-1])):
-            share = self.weight[points] * self.error[points, None]
-            square = np.zeros(2)
-            for point, own in zip(points, share, strict=True):  # a row at a time: points of a cell may be thousands
-                square += own * (_correlation(apart[points], apart[point]) @ share)
+            share = torch.diag_embed(torch.from_numpy(self.weight[points] * self.error[points, None]))
+            square = of_sum(share, torch.from_numpy(apart[points])).diagonal().numpy()
             weight = self.weight[points].sum(axis=0)
             sigma[cell] = (np.sqrt(square[weight > 0]) / weight[weight > 0]).max()
         return sigma
@@ -238,12 +238,6 @@ class _Weights:
         kind = "independent" if scales is None else "correlated over {:g} in space and {:g} in time".format(*scales)
         many = f" as {len(counts)} means of up to {counts.max()}, {(counts == 1).sum()} of one alone"
         return f"{many}, errors taken as {kind}"
-
-
-def _correlation(places: NDArray[np.float64], here: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The correlations `(n,)` of errors with that at one place, exp(-r - |t|), for places of any axes, time last."""
-    away = places - here
-    return np.exp(-np.linalg.norm(away[:, :-1], axis=1) - np.abs(away[:, -1]))
 
 
 def _apart(

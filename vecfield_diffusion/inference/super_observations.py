@@ -23,12 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vecfield_diffusion.ellipses import at_least, deviations, root
+from vecfield_diffusion.ellipses import at_least, deviations, of_sum, root
 from vecfield_diffusion.inference.cases import Cases
 from vecfield_diffusion.physics.grid import Grid
 
-#: Pairs of cells whose correlations are held at once.
-PAIRS = 1 << 22
 #: The least error of a value beside the largest: weights are finite.
 LEAST = 1e-6
 
@@ -112,7 +110,7 @@ def of_blocks(
     covariance = torch.linalg.inv(weight.sum(dim=-3) + torch.diag_embed((~there).double()))
     mean = (covariance @ (weight @ y[..., None]).sum(dim=-3))[..., 0]
     if length is not None:
-        covariance = covariance @ _correlated(weight @ lower, places(grid, size), length) @ covariance
+        covariance = covariance @ of_sum(weight @ lower, places(grid, size, length)) @ covariance
     variance = covariance.diagonal(dim1=-2, dim2=-1).masked_fill(~there, 0.0)
     entries = torch.cat([variance, covariance[..., 0, 1:]], dim=-1)
     at = _nearest(seen, weight.diagonal(dim1=-2, dim2=-1).sum(-1), size)
@@ -137,27 +135,14 @@ def _lower(root: Tensor) -> Tensor:
     return torch.stack([torch.stack([u, torch.zeros_like(u)], -1), torch.stack([across, v], -1)], -2)
 
 
-def _correlated(half: Tensor, place: Tensor, length: float) -> Tensor:
-    """sum_ij rho_ij G_i G_j^T of the cells of each block, `(N, h, w, 2, 2)`, for G `(N, h, w, P, 2, 2)`."""
-    total = half.new_zeros(*half.shape[:3], 2, 2)
-    for part in torch.arange(half.shape[3]).split(max(1, PAIRS // place[..., 0].numel())):
-        rho = correlation(place[:, part], place, length)
-        total += torch.einsum("hpq,nhwpab,nhwqcb->nhwac", rho, half[:, :, :, part], half)
-    return total
-
-
-def correlation(a: Tensor, b: Tensor, length: float) -> Tensor:
-    """Returns exp(-r / L) of places `(..., m, 2)` and `(..., n, 2)` in metres, `(..., m, n)`."""
-    return torch.exp(-torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist") / length)
-
-
-def places(grid: Grid, size: tuple[int, int]) -> Tensor:
-    """Returns where the cells of a block are in metres, `(h, P, 2)` for every row of blocks."""
+def places(grid: Grid, size: tuple[int, int], length: float) -> Tensor:
+    """Returns where and when the cells of a block are, `(h, 1, P, 3)` for every row of blocks, in units of a length."""
     beyond = -len(grid.dy) % size[0]
     steps = [F.pad(step.abs()[None], (0, beyond), mode="replicate")[0] for step in (grid.dy, grid.dx)]
     north, width = steps[0].cumsum(0).view(-1, size[0]), steps[1].view(-1, size[0]).mean(dim=1)
     row, column = (part.flatten() for part in torch.meshgrid(*(torch.arange(n) for n in size), indexing="ij"))
-    return torch.stack([north[:, row], column * width[:, None]], dim=-1)
+    north, east = north[:, None, row], (column * width[:, None])[:, None]
+    return torch.stack([north / length, east / length, torch.zeros_like(east)], dim=-1)
 
 
 def _gathered(fields: Tensor, shape: Sequence[int], size: tuple[int, int]) -> Tensor:
