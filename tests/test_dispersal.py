@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import gaussian_kde
 
-from vecfield_diffusion.evaluation.dispersal import Dispersal, arrivals
+from vecfield_diffusion.evaluation.dispersal import Dispersal, Goal
 from vecfield_diffusion.evaluation.lagrangian import offsets, on_axes, trajectories
 from vecfield_diffusion.physics.grid import Grid
 
@@ -77,10 +77,20 @@ def test_what_has_no_region() -> None:
         Dispersal(torch.ones(12, 2))
 
 
-def test_arrivals_count_those_that_came_near_at_any_time() -> None:
-    away = torch.tensor([[5.0, 5.0, 5.0, 9.0], [2.0, 4.0, math.nan, 9.0], [5.0, 3.0, math.nan, math.nan]])
-    assert float(arrivals(away, 3.0)) == 0.5 and float(arrivals(away, 1.0)) == 0
-    assert float(arrivals(away, 5.0)) == 0.75  # one is lost after it has arrived
+def test_arrivals_count_those_that_came_there_at_any_time() -> None:
+    """In cells of 2 km x 1 km, around column 1 and row 2; one is lost after it has arrived, one before."""
+    grid, lost = Grid(SEA, 2000.0, 1000.0), [math.nan, math.nan]
+    ways = torch.tensor([[[4, 2], [9, 9], [1, 8], [4, 2]], [[2, 2], lost, [1, 5], lost], [[4, 2], lost, [1, 8], lost]])
+    for kilometres, share in ((1.9, 0.0), (2.1, 0.25), (3.1, 0.5), (6.1, 0.75)):
+        assert float(Goal.disc(torch.tensor([1.0, 2.0]), kilometres, grid).arrivals(ways.double())) == share
+    corner, other = torch.tensor([3.5, 1.5]), torch.tensor([4.5, 2.5])
+    assert float(Goal.box(corner, other, grid).arrivals(ways.double())) == 0.5
+    assert float(Goal.box(other, corner, grid).arrivals(ways.double())) == 0.5
+    # Around the seam of an axis that closes, from column 9.5 to 1.5: a way that went on past it, too.
+    round_ = Grid(SEA, 2000.0, 1000.0, boundary_x="periodic")
+    box = Goal.box(torch.tensor([9.5, 0.0]), torch.tensor([1.5, 4.0]), round_)
+    ways = torch.tensor([[[10.0, 1.0], [12.4, 1.0], [-1.0, 1.0], [1.0, 5.0], [13.0, 1.0], [9.0, 1.0]]])
+    assert box.holds(ways).tolist() == [[True, True, True, False, False, False]]
 
 
 # Beside the currents.

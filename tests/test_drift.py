@@ -129,6 +129,8 @@ def test_lost_drifters_are_counted_and_told(tmp_path: Path, capsys: pytest.Captu
         (["time=2021-01"], ["time=2021-01: no snapshot has this date"]),
         (["levels=[0.5,1]"], ["between 0 and 1"]),
         (["drifters=0"], ["drifters must be >= 1"]),
+        (["place=[0.1,11]"], ["place=[0.1, 11.0]", "[lon,lat,km]"]),
+        (["place=[0.1,11,0.3,15]"], ["place: lat 15 is outside"]),
         (["figure=map.gif"], [".png, .pdf or .svg"]),
         (["input=none.nc"], ["there is no such file"]),
     ],

@@ -166,7 +166,7 @@ drift = Program(
         "diffusivity": "float",
         "substeps": "int",
         "levels": "list[float]",
-        "place": "tuple[float, float, float] | None",
+        "place": "list[float] | None",
         "figure": "str",
         "seed": "int",
     },

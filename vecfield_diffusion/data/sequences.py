@@ -61,7 +61,7 @@ class Runs:
         same = np.ones(max(count - 1, 0), dtype=bool) if fields.runs is None else fields.runs[1:] == fields.runs[:-1]
         if fields.time is None or count < 2:
             whole, even, step, unit = np.ones(len(same)), same, 1.0, ""
-            words = f"{count} times, taken as equally far apart"
+            words = "one snapshot" if count == 1 else f"{count} times, taken as equally far apart"
         else:
             steps, unit = intervals(fields)
             forward = steps[same & (steps > 0)]

@@ -10,11 +10,15 @@ Ends of one member come from one field: they are left out together.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from vecfield_diffusion.evaluation.lagrangian import distances
+from vecfield_diffusion.physics.grid import Grid
 
 #: Ends below which there is no region.
 FEWEST = 10
@@ -98,11 +102,49 @@ class Dispersal:
         return x, y
 
 
-def arrivals(distance: Tensor, radius: float) -> Tensor:
-    """Returns the share of drifters `(...)` that came within `radius` of a place at any frame.
+@dataclass(frozen=True, eq=False)
+class Goal:
+    """A place that drifters may come to.
 
     Arguments:
-        distance: From the place at every frame, `(..., T, n)`; NaN where a drifter is lost. It may have arrived before.
-        radius: In the same unit.
+        edge: Its edge, `(n, 2)` in cells.
+        words: What drifters do that come to it.
+        holds: Whether places `(..., 2)` in cells lie in it, boolean `(...)`; false where a drifter is lost.
     """
-    return (distance <= radius).any(dim=-2).double().mean(dim=-1)
+
+    edge: Tensor
+    words: str
+    holds: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def disc(cls, centre: Tensor, kilometres: float, grid: Grid) -> Goal:
+        """Returns what lies within so many kilometres on the ground of a place `(2,)`."""
+        angle, row = torch.linspace(0, 2 * math.pi, 90).double(), int(centre[1].round())
+        sides = torch.stack((grid.dx[row], grid.dy[row]))
+        edge = centre + 1000 * kilometres * torch.stack((angle.cos(), angle.sin()), dim=1) / sides
+        return cls(
+            edge,
+            f"come within {kilometres:g} km of the place",
+            lambda at: distances(centre.expand_as(at), at, grid) <= 1000 * kilometres,
+        )
+
+    @classmethod
+    def box(cls, first: Tensor, last: Tensor, grid: Grid) -> Goal:
+        """Returns the box between two corners `(2,)`; along an axis that is periodic it goes upwards from the first."""
+        size, periodic = (torch.tensor(values[::-1]) for values in (grid.shape, grid.periodic))
+        low = torch.where(periodic, first, torch.minimum(first, last))
+        width = torch.where(periodic, (last - first) % size, (last - first).abs())
+        corners = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]])
+
+        def holds(at: Tensor) -> Tensor:
+            away = at - low
+            return ((torch.where(periodic, away % size, away) - width / 2).abs() <= width / 2).all(dim=-1)
+
+        return cls(low + corners * width, "come into the box", holds)
+
+    def arrivals(self, tracks: Tensor) -> Tensor:
+        """Returns the share of drifters with the ways `(..., T, n, 2)` in cells that came to it at any frame, `(...)`.
+
+        One that is lost may have arrived before.
+        """
+        return self.holds(tracks).any(dim=-2).double().mean(dim=-1)

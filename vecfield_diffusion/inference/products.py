@@ -28,10 +28,20 @@ from vecfield_diffusion.inference.template import Axis, Ensemble, Variable
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.physics.operators import strain, vorticity
 
-#: Of standard names of components: the fluid, and what CF calls its vorticity and its energy.
+#: What CF calls quantities of the fluid that standard names of components speak of. It has no names of others.
 FLUIDS = {
-    "sea_water": ("ocean_relative_vorticity", "specific_kinetic_energy_of_sea_water"),
-    "wind": ("atmosphere_relative_vorticity", "specific_kinetic_energy_of_air"),
+    "sea_water": {
+        "speed": "sea_water_speed",
+        "direction": "sea_water_velocity_to_direction",
+        "vorticity": "ocean_relative_vorticity",
+        "energy": "specific_kinetic_energy_of_sea_water",
+    },
+    "wind": {
+        "speed": "wind_speed",
+        "direction": "wind_to_direction",
+        "vorticity": "atmosphere_relative_vorticity",
+        "energy": "specific_kinetic_energy_of_air",
+    },
 }
 #: The long name and the function of members `(M, T, 2, H, W)` of a quantity.
 Quantity = tuple[str, Callable[[NDArray], NDArray]]
@@ -57,7 +67,7 @@ class Quantiles:
             words, quantity = quantity_of(what, drawn.names)
             values = np.quantile(quantity(drawn.members), self.levels, axis=0, method="weibull")
             labels = {"long_name": f"{words}, quantiles", "units": drawn.units}
-            yield Variable(f"{what}_quantiles", ("quantile",), values, labels)
+            yield Variable(f"{what}_quantiles", ("quantile",), values, labels | _named(what, drawn))
 
 
 @dataclass(frozen=True)
@@ -105,16 +115,15 @@ class Direction:
         still = size == 0
         x, y = (np.where(still, 0.0, part / np.where(still, 1.0, size)).mean(axis=0) for part in (u, v))
         length = np.clip(np.hypot(x, y), np.finfo(float).tiny, 1.0)
-        turn = (
-            "clockwise from north"
-            if "northward" in drawn.standard_names[1]
-            else "from the axis of the second component"
-        )
+        north = "northward" in drawn.standard_names[1]
+        turn = "clockwise from north" if north else "from the axis of the second component"
         labels = {"units": "degree", "comment": f"towards, {turn}"}
+        named = _named("direction", drawn) if north else {}
         angle = np.degrees(np.arctan2(x, y)) % 360
-        yield Variable("direction", (), angle, {"long_name": "mean direction", **labels})
+        yield Variable("direction", (), angle, {"long_name": "mean direction", **labels, **named})
         spread = np.degrees(np.sqrt(-2 * np.log(length)))
-        yield Variable("direction_std", (), spread, {"long_name": "circular deviation of the direction", **labels})
+        labels["long_name"] = "circular deviation of the direction"
+        yield Variable("direction_std", (), spread, labels | _of_error(named))
 
 
 @dataclass(frozen=True)
@@ -133,11 +142,11 @@ class KineticEnergy:
         if len(members) > 1:
             eddies = 0.5 * members.var(axis=0, ddof=1).sum(axis=-3)
         units = "m2 s-2" if drawn.units == "m s-1" else f"({drawn.units})2"
-        named = {} if (fluid := _fluid(drawn)) is None else {"standard_name": fluid[1]}
+        named = _named("energy", drawn)
         yield Variable("kinetic_energy", (), whole, {"long_name": "kinetic energy", "units": units, **named})
         for part, values in (("mean", whole - eddies), ("eddy", eddies)):
             labels = {"long_name": f"kinetic energy of the {'mean' if part == 'mean' else 'deviations from the mean'}"}
-            yield Variable(f"kinetic_energy_{part}", (), values, {**labels, "units": units})
+            yield Variable(f"kinetic_energy_{part}", (), values, {**labels, "units": units, **named})
 
 
 @dataclass(frozen=True)
@@ -164,13 +173,11 @@ class Derivative:
         grid = self.grid.to("cpu")
         found = np.stack([_scalar(operator, member, grid) for member in drawn.inner])
         spread = found.std(axis=0, ddof=1) if len(found) > 1 else np.full_like(found[0], np.nan)
-        fluid = _fluid(drawn) if self.name == "vorticity" else None
-        named = {} if fluid is None else {"standard_name": fluid[0]}
+        named = _named(self.name, drawn)
         labels = {"long_name": f"{self.name}, ensemble mean", "units": self.units}
         yield Variable(self.name, (), found.mean(axis=0), labels | named)
-        modified = {name: f"{text} standard_error" for name, text in named.items()}
         labels["long_name"] = f"{self.name}, ensemble standard deviation"
-        yield Variable(f"{self.name}_std", (), spread, labels | modified)
+        yield Variable(f"{self.name}_std", (), spread, labels | _of_error(named))
 
 
 def _scalar(operator: Callable[[Tensor, Grid], Tensor], fields: NDArray, grid: Grid) -> NDArray:
@@ -178,9 +185,16 @@ def _scalar(operator: Callable[[Tensor, Grid], Tensor], fields: NDArray, grid: G
     return operator(torch.from_numpy(np.ascontiguousarray(fields)).double(), grid)[:, 0].numpy()
 
 
-def _fluid(drawn: Ensemble) -> tuple[str, str] | None:
-    """The standard names of vorticity and energy of what moves; None where no name tells what that is."""
-    return next((names for word, names in FLUIDS.items() if word in drawn.standard_names[0]), None)
+def _named(what: str, drawn: Ensemble) -> dict[str, str]:
+    """The standard name of a quantity as an attribute; none where CF has none, or no name tells what moves."""
+    known = {name: standard for name, standard in zip(drawn.names, drawn.standard_names, strict=True) if standard}
+    known |= next((names for word, names in FLUIDS.items() if word in drawn.standard_names[0]), {})
+    return {"standard_name": known[what]} if what in known else {}
+
+
+def _of_error(named: dict[str, str]) -> dict[str, str]:
+    """The same of its deviation."""
+    return {key: f"{name} standard_error" for key, name in named.items()}
 
 
 def components(members: NDArray) -> tuple[NDArray, NDArray]:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from vecfield_diffusion.atomic import write_text_atomic
 from vecfield_diffusion.errors import UserError
-from vecfield_diffusion.evaluation.dispersal import FEWEST, Dispersal, arrivals
-from vecfield_diffusion.evaluation.lagrangian import distances, offsets, seed_drifters, trajectories
+from vecfield_diffusion.evaluation.dispersal import FEWEST, Dispersal, Goal
+from vecfield_diffusion.evaluation.lagrangian import offsets, seed_drifters, trajectories
 from vecfield_diffusion.evaluation.plots import Coordinates, date_of, figure_drift
 from vecfield_diffusion.inference.locks import owned
 from vecfield_diffusion.physics.grid import Grid
@@ -43,7 +43,7 @@ def drift(config: dict[str, Any], folder: Path) -> dict[str, float]:
     if path.exists() and not config["overwrite"]:
         raise UserError(f"{path} is there already. Give another name=... to keep it, or overwrite=true")
     filled = open_filled(config)
-    goal = None if config["place"] is None else cells_of(config["place"][:2], filled.fields, "place")
+    goal = goal_of(config["place"], filled)
     centres = chosen_starts(config, filled)
     starts, place_of = spread_out(centres, config, filled.grid)
     tracks = follow(filled.members, starts, config, filled)
@@ -57,7 +57,7 @@ def drift(config: dict[str, Any], folder: Path) -> dict[str, float]:
     with owned(path, folder / "metrics.json"):
         write_tracks(path, filled, tracks, place_of, true, config)
         write_text_atomic(folder / "metrics.json", json.dumps(found, indent=2) + "\n")
-        say(found, config, filled)
+        say(found, config, filled, goal)
         picture(folder / config["figure"], filled, tracks[:, :, place_of == 0], true, config, goal)
     print(f"{folder}: drift.nc, metrics.json, {config['figure']}")
     return {key: value for key, value in found.items() if isinstance(value, float)}
@@ -121,11 +121,23 @@ def follow(series: Tensor, starts: Tensor, config: Mapping[str, Any], filled: Fi
     return trajectories(series, filled.grid, dt=filled.step, starts=starts, **options)
 
 
+def goal_of(given: Sequence[float] | None, filled: Filled) -> Goal | None:
+    """Returns the place of `place=`, None where none is given. Raises UserError: It is none, or outside the field."""
+    if given is None:
+        return None
+    cells = [cells_of(given[k : k + 2], filled.fields, "place") for k in range(0, len(given) - 1, 2)]
+    if len(given) == 4:
+        return Goal.box(*cells, filled.grid)
+    if len(given) == 3 and given[2] > 0:
+        return Goal.disc(*cells, given[2], filled.grid)
+    raise UserError(f"place={given}: expected [lon,lat,km], or a box [west,south,east,north], in those of the file")
+
+
 # What comes of it.
 
 
 def judged(
-    config: Mapping[str, Any], grid: Grid, tracks: Tensor, true: Tensor | None, goal: Tensor | None
+    config: Mapping[str, Any], grid: Grid, tracks: Tensor, true: Tensor | None, goal: Goal | None
 ) -> dict[str, float]:
     """Returns what is known of the drifters from one place: the share that is lost, how far they went, the areas of the
     regions, whether these hold the end in the truth, the share that arrived.
@@ -135,7 +147,7 @@ def judged(
         grid: The grid.
         tracks: Their ways, `(M, T, n, 2)` in cells; the first one starts in the middle of the place.
         true: The way of a drifter in the truth, `(T, 2)`; None where it is not known.
-        goal: The place of `place=`, in cells.
+        goal: The place of `place=`.
     """
     ends, centre = tracks[:, -1], tracks[0, 0, 0]
     found = {"lost": float(ends.isnan().any(dim=-1).double().mean())}
@@ -146,8 +158,7 @@ def judged(
             end = offsets(centre, true[-1], grid) / 1000
             found |= {f"held_by_{level:g}": float(spread.holds(end, level)) for level in config["levels"]}
     if goal is not None:
-        away = distances(goal.expand_as(tracks), tracks, grid) / 1000
-        found["arrival"] = float(arrivals(away, config["place"][2]).mean())
+        found["arrival"] = float(goal.arrivals(tracks).mean())
     return found
 
 
@@ -175,7 +186,7 @@ def dispersal(ends: Tensor, centre: Tensor, grid: Grid) -> Dispersal | None:
     return Dispersal(offsets(centre, left, grid) / 1000, group[alive])
 
 
-def say(found: Mapping[str, Any], config: Mapping[str, Any], filled: Filled) -> None:
+def say(found: Mapping[str, Any], config: Mapping[str, Any], filled: Filled, goal: Goal | None) -> None:
     """Prints what was found."""
     count = len(filled.members) * config["drifters"]
     print(
@@ -188,7 +199,7 @@ def say(found: Mapping[str, Any], config: Mapping[str, Any], filled: Filled) -> 
         parts = [f"{level:.0%} within {place[f'area_{level:g}_km2']:.3g} km2" for level in config["levels"]
                  if "distance_km" in place]  # fmt: skip
         if "arrival" in place:
-            parts.append(f"{place['arrival']:.1%} come within {config['place'][2]:g} km of the place")
+            parts.append(f"{place['arrival']:.1%} {goal.words}")
         if parts:
             print(f"place {number + 1}: {', '.join(parts)}")
     if "distance_km" not in found:
@@ -204,7 +215,7 @@ def picture(
     tracks: Tensor,
     true: Tensor | None,
     config: Mapping[str, Any],
-    goal: Tensor | None,
+    goal: Goal | None,
 ) -> None:
     """Draws the drifters `(M, T, n, 2)` of the first place."""
     centre = tracks[0, 0, 0]
@@ -217,7 +228,7 @@ def picture(
         spread=dispersal(tracks[:, -1], centre, filled.grid),
         levels=config["levels"],
         truth=None if true is None else true[:, 0],
-        goal=None if goal is None else (goal, config["place"][2]),
+        goal=goal,
         date=date_of(filled.fields, filled.first),
         hours=(tracks.shape[1] - 1) * filled.step / 3600,
         units=filled.fields.units,

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vecfield_diffusion.evaluation.dispersal import Dispersal
+from vecfield_diffusion.evaluation.dispersal import Dispersal, Goal
 from vecfield_diffusion.evaluation.lagrangian import offsets, on_axes
 from vecfield_diffusion.evaluation.plots.maps import draw_field
 from vecfield_diffusion.evaluation.plots.style import (
@@ -45,7 +45,7 @@ def figure_drift(
     spread: Dispersal | None,
     levels: Sequence[float],
     truth: Tensor | None,
-    goal: tuple[Tensor, float] | None,
+    goal: Goal | None,
     date: str,
     hours: float,
     units: str,
@@ -61,7 +61,7 @@ def figure_drift(
         spread: The density of their ends, in kilometres from where the first of them starts; None for too few.
         levels: The probabilities of the regions.
         truth: The way of a drifter in the truth, `(T, 2)` in cells.
-        goal: A place in cells and the kilometres around it that count as arrival.
+        goal: The place that they may come to.
         date: When they start, in words.
         hours: For how long they drift.
         units: Of the field.
@@ -85,10 +85,10 @@ def figure_drift(
         known.append(Line2D([], [], color=TRUE, label="truth"))
         shown.append(truth)
     if goal is not None:
-        ring = _ring(*goal, grid)
-        axis.plot(*_on_map(ring, coordinates).T, "-", color=GOAL, linewidth=1.5)
-        known.append(Line2D([], [], color=GOAL, label=f"within {goal[1]:g} km of the place"))
-        shown.append(ring)
+        arrived = float(goal.arrivals(tracks).mean())
+        axis.plot(*_on_map(goal.edge, coordinates).T, "-", color=GOAL, linewidth=1.5)
+        known.append(Line2D([], [], color=GOAL, label=f"where {arrived:.0%} {goal.words}"))
+        shown.append(goal.edge)
     _zoom(axis, torch.cat(shown), grid, coordinates)
     axis.legend(handles=known, loc="best", fontsize=8, framealpha=0.85)
     label_axes(axis, look, left=True, bottom=True, width=WIDTH)
@@ -126,10 +126,3 @@ def _regions(
     x, y = _on_map(cells, coordinates).transpose(2, 0, 1)
     edges = sorted({spread.level(level) for level in levels})
     axis.contour(x, y, density, levels=edges, colors=END, linewidths=np.linspace(1.0, 1.8, len(edges)))
-
-
-def _ring(centre: Tensor, kilometres: float, grid: Grid) -> Tensor:
-    """A circle on the ground around a place in cells, `(n, 2)`."""
-    angle, row = torch.linspace(0, 2 * np.pi, 90).double(), int(centre[1].round())
-    sides = torch.stack((grid.dx[row], grid.dy[row]))
-    return centre + 1000 * kilometres * torch.stack((angle.cos(), angle.sin()), dim=1) / sides
