@@ -119,6 +119,19 @@ def test_the_posterior_is_the_dense_one_over_all_frames(kind, budget, monkeypatc
             assert (mean[i][~inside] == 0).all()
 
 
+@pytest.mark.parametrize("kind", PRIORS)
+def test_float32_is_the_same_to_rounding(kind):
+    """What an observation says is solved for in float64 whatever the noisy field is."""
+    field, given = product_modes(PRIORS[kind], T), data(PRIORS[kind].valid)
+    field.modes.fill_(20)
+    rough = [part.float() if part.is_floating_point() else part for part in given]
+    for s in (1e-3, *LEVELS):
+        exact = field(rough[0].double(), levels(s), *(p.double() if p.is_floating_point() else p for p in rough[1:]))
+        for ours, theirs in zip(field(rough[0], levels(s).float(), *rough[1:]), exact, strict=True):
+            assert ours.dtype == torch.float32
+            torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_snapshots_are_sequences_of_one_frame():
     prior = PRIORS["travelling, of local variance"]
     z, *given = (part[:, 0] for part in data(prior.valid, frames=1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -145,7 +145,7 @@ def test_a_roll_by_one_stride_rolls_the_result():
 
 
 def test_windows_hold_what_the_field_holds():
-    """Cut by hand; numbers for a whole sample stay what they are, None stays None."""
+    """Cut by hand, window by window; numbers for a whole sample stay what they are, None stays None."""
     spy, z = Spy(), draw(2, 2, 12, 11)
     seen = observed(2, 12, 11)
     absent = [field.name for field in fields(seen) if getattr(seen, field.name) is None]
@@ -153,7 +153,7 @@ def test_windows_hold_what_the_field_holds():
     s = torch.tensor([0.5, 2.0], dtype=torch.float64)
     Windowed(spy, (8, 11), 4, batch=1)(z, s, full)
     assert len(spy.calls) == 4
-    for call, (sample, top) in zip(spy.calls, [(0, 0), (0, 4), (1, 0), (1, 4)], strict=True):
+    for call, (sample, top) in zip(spy.calls, [(0, 0), (1, 0), (0, 4), (1, 4)], strict=True):
         given, level, told = call
         rows = slice(top, top + 8)
         assert torch.equal(given[0], z[sample, :, rows]) and level.item() == s[sample]
@@ -432,7 +432,7 @@ def test_windows_in_time_hold_what_the_frames_hold():
     s = torch.tensor([0.5, 2.0], dtype=torch.float64)
     Windowed(spy, (4, 5, 6), (1, 0, 0), batch=1)(z, s, seen)
     assert len(spy.calls) == 6
-    for call, (sample, first) in zip(spy.calls, [(i, first) for i in range(2) for first in (0, 3, 6)], strict=True):
+    for call, (first, sample) in zip(spy.calls, product((0, 3, 6), range(2)), strict=True):
         given, level, told = call
         frames = slice(first, first + 4)
         assert torch.equal(given[0], z[sample, frames]) and level.item() == s[sample]

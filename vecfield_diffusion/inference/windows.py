@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -68,10 +68,6 @@ class Cover:
         weight = torch.where(held, weight.gather(0, window), 0.0)
         cells = (first + torch.arange(size, device=device)) % length
         return cls(cells, window, place.gather(0, window), weight / weight.sum(0))
-
-    def of_turn(self, turn: int, axis: int, axes: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns `window`, `place` and `weight` of one of c turns, `(N,)`, along an axis of as many; see `along`."""
-        return tuple(along(each[turn], axis, axes) for each in (self.window, self.place, self.weight))
 
 
 def starts(length: int, size: int, overlap: int, periodic: bool) -> list[int]:
@@ -212,26 +208,34 @@ class Windowed:
         covers = [Cover.of(*axis, z.device) for axis in zip(shape, size, *rest, strict=True)]
         number, parts = self._once("parts", n, observation, lambda: self._parts(observation, n, shape, covers))
         values = []
-        for part, seen in parts:
-            arguments = part(z), s[part.keywords["sample"]], seen
+        for part, sample, seen in parts:
+            arguments = part(z), s[sample], seen
             values.append(denoiser(*arguments) if len(parts) == 1 else anew(denoiser, *arguments))
         return torch.where(observation.valid, blend(torch.cat(values), number, covers), 0.0)
 
     def _parts(
         self, observation: Observation, n: int, shape: tuple[int, ...], covers: Sequence[Cover]
-    ) -> tuple[Tensor, list[tuple[partial, Observation]]]:
-        """The number of each window, see `blend`, and what cuts those that are computed at once, with their part."""
+    ) -> tuple[Tensor, list[tuple[partial, Tensor, Observation]]]:
+        """The number of each window, see `blend`; of those computed at once what cuts them, their samples and part.
+
+        The samples of a window follow one another: members of one observation are told the same.
+        """
         observation = observation.apply(lambda tensor: tensor.expand(n, *tensor.shape[1:]))
         wet = observation.valid.select(-3, 0)
         for axis, cover in enumerate(covers, 1):
             wet = wet.movedim(axis, -1)[..., cover.cells].any(-1).movedim(-1, axis)
         wet = wet | ~wet.any()  # no domain at all: the shape of what comes out has to come from somewhere
-        parts = []
-        for sample, *numbers in (group.T for group in wet.nonzero().split(self.batch)):
-            cells = [cover.cells[number] for cover, number in zip(covers, numbers, strict=True)]
-            part = partial(cut, shape=shape, sample=sample, cells=cells)
-            parts.append((part, observation.apply(part)))
-        return (wet.flatten().cumsum(0) - 1).clamp(min=0).view_as(wet), parts
+        wet = wet.movedim(0, -1)
+        number = (wet.flatten().cumsum(0) - 1).clamp(min=0).view_as(wet).movedim(-1, 0)
+        firsts, parts = [cover.cells[:, 0].tolist() for cover in covers], []
+        for group in wet.nonzero().split(self.batch):
+            windows = [
+                ([first[place] for first, place in zip(firsts, places, strict=True)], [sample for *_, sample in same])
+                for places, same in groupby(group.tolist(), lambda row: row[:-1])
+            ]
+            part = partial(cut, shape=shape, size=[cover.cells.shape[1] for cover in covers], windows=windows)
+            parts.append((part, group[:, -1], observation.apply(part)))
+        return number, parts
 
     def _once(self, name: str, n: int, observation: Observation, make: Callable[[], Any]) -> Any:
         """What `make` makes of an observation for n samples, kept until another one comes: a sampler has the same."""
@@ -275,44 +279,40 @@ def inside(shape: tuple[int, ...]) -> tuple[slice, ...]:
     return (slice(None), *time, slice(None), rows, columns)
 
 
-def cut(tensor: Tensor, shape: tuple[int, ...], sample: Tensor, cells: Sequence[Tensor]) -> Tensor:
+def cut(
+    tensor: Tensor, shape: tuple[int, ...], size: Sequence[int], windows: Sequence[tuple[list[int], list[int]]]
+) -> Tensor:
     """Returns windows of a tensor of fields, `(P, C, h, w)` or `(P, T, C, h, w)`, 1 long where the tensor is.
 
     Arguments:
         tensor: `(B, C, H, W)` or `(B, T, C, H, W)`, 1 long along axes that it does not depend on.
         shape: The lengths of the axes of the fields, `(H, W)` or `(T, H, W)`.
-        sample: The sample of each window, `(P,)`.
-        cells: Its cells along each of these axes, `(P, n)`.
+        size: Those of the windows.
+        windows: Of each, its first cells along these axes, and its samples.
     """
-    own = places(tensor)
-    lengths = zip(cells, own, shape, strict=True)
-    chosen = [each if length == full else torch.zeros_like(each[:, :1]) for each, length, full in lengths]
-    # Every axis of the windows has an axis of the index, after that of the windows themselves.
-    index = [along(each, axis, len(own)) for axis, each in enumerate(chosen)]
-    windows = rows(tensor.movedim(-3, -1), sample.view(-1, *(1 for _ in own)), *index)
-    return windows.movedim(-1, -3).contiguous()
+    axes = [axis for axis in range(1, tensor.ndim) if axis != tensor.ndim - 3]
+    own, out = places(tensor), []
+    for firsts, samples in windows:
+        part = tensor
+        for axis, first, full, length, cells in zip(axes, firsts, shape, own, size, strict=True):
+            part = part if length < full else around(part, axis, first, cells)
+        out.append(part if len(samples) == len(tensor) else part[samples])
+    return torch.cat(out)
 
 
-def rows(tensor: Tensor, *index: Tensor) -> Tensor:
-    """Returns `tensor[index]`, `(..., C)`, of `(..., C)` by an index for each axis but the last, none negative.
-
-    It is several times as fast, since whole rows are copied.
-    """
-    row = index[0]
-    for length, each in zip(tensor.shape[1:-1], index[1:], strict=True):
-        row = row * length + each
-    return F.embedding(row, tensor.reshape(-1, tensor.shape[-1]))
-
-
-def along(values: Tensor, axis: int, axes: int) -> Tensor:
-    """Returns `(..., n)` as `(..., 1, n, 1)`, with n at the given one of as many axes."""
-    return values.view(*values.shape[:-1], *(values.shape[-1] if axis == other else 1 for other in range(axes)))
+def around(tensor: Tensor, axis: int, first: int, cells: int) -> Tensor:
+    """Returns so many cells along an axis, which goes on from its beginning where it ends."""
+    beyond = first + cells - tensor.shape[axis]
+    if beyond <= 0:
+        return tensor.narrow(axis, first, cells)
+    return torch.cat([tensor.narrow(axis, first, cells - beyond), tensor.narrow(axis, 0, beyond)], dim=axis)
 
 
 def blend(values: Tensor, number: Tensor, covers: Sequence[Cover]) -> Tensor:
     """Returns the sum of windows by their weights, `(B, C, H, W)` or `(B, T, C, H, W)`.
 
-    A sum of what is gathered, not scattered: its order is that of the windows, on any device.
+    The weights are products, and windows are blended along one axis after another. A sum of what is gathered, not
+    scattered: its order is that of the windows, on any device.
 
     Arguments:
         values: The windows, `(P, C, h, w)` or `(P, T, C, h, w)`.
@@ -320,10 +320,14 @@ def blend(values: Tensor, number: Tensor, covers: Sequence[Cover]) -> Tensor:
             `(B, i, j)` or `(B, t, i, j)`.
         covers: The windows along each axis.
     """
-    total, axes, values = values.new_zeros(()), len(covers), values.movedim(-3, -1)
-    for turn in product(*(range(len(cover.window)) for cover in covers)):
-        held = [cover.of_turn(one, i, axes) for i, (cover, one) in enumerate(zip(covers, turn, strict=True))]
-        window, place, weight = zip(*held, strict=True)
-        shares = math.prod(weight)[..., None].to(values.dtype)
-        total = torch.addcmul(total, shares, rows(values, number[(slice(None), *window)], *place))
-    return total.movedim(-1, -3).contiguous()
+    axes = [axis for axis in range(1, values.ndim) if axis != values.ndim - 3]
+    for axis, cover in zip(axes, covers, strict=True):
+        values = values.movedim(axis, 1)
+        rest, size = values.shape[2:], values.shape[1]
+        lines, total = values.reshape(-1, math.prod(rest)), values.new_zeros(())
+        for window, place, weight in zip(cover.window, cover.place, cover.weight, strict=True):
+            line = (number[:, window] * size).movedim(1, -1) + place  # (B, the windows along other axes, N)
+            total = torch.addcmul(total, weight[:, None].to(values.dtype), F.embedding(line, lines))
+        number = torch.arange(math.prod(line.shape[:-1]), device=line.device).view(line.shape[:-1])
+        values = total.view(-1, line.shape[-1], *rest).movedim(1, axis)
+    return values.contiguous()

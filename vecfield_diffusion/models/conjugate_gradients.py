@@ -28,7 +28,7 @@ class Tiles:
         covariance: Of the field.
         values: Which values were measured.
         errors: R.
-        known: A F, `(n, K)`.
+        known: A F, `(n, K)`; all is computed in its type.
         side: Of a tile, in cells.
         shift: By how many cells the tiles are moved.
     """
@@ -38,10 +38,10 @@ class Tiles:
     ) -> None:
         self.covariance, self.values, self.errors, self.known = covariance, values, errors, known
         self.side, self.shift = side, shift
-        tiles = self._tile(values)
-        self.places = {int(tile): (tiles == tile).nonzero()[:, 0] for tile in tiles.unique()}
+        self.numbers, counts = self._tile(values).unique(return_counts=True)
+        self.places = self._tile(values).argsort(stable=True).split(counts.tolist())
         # Inverses: a product with many columns takes less time than two triangular systems.
-        self.inverses = {tile: self._inverse(places) for tile, places in self.places.items()}
+        self.inverses = [self._inverse(places) for places in self.places]
         self.weighed = self._local(self.known)  # D^-1 A F
         inner = self.known.mT @ self.weighed
         inner.diagonal().add_(1.0)
@@ -53,30 +53,36 @@ class Tiles:
 
     def _inverse(self, places: Tensor) -> Tensor:
         some, known = self.values.at(places), self.known[places]
-        block = self.covariance.between(some, some) - known @ known.mT
+        block = self.covariance.between(some, some)
         self.errors.at(places).add_to(block)
+        block = torch.addmm(block.to(known.dtype), known, known.mT, alpha=-1.0)
+        # No eigenvalue is less than what rounding takes away.
+        block.diagonal().add_(torch.finfo(block.dtype).eps * block.diagonal().sum())
         return torch.cholesky_inverse(torch.linalg.cholesky(block))
 
     def _local(self, right: Tensor) -> Tensor:
         """D^-1 times columns `(n, M)`."""
+        # As rows in the order of the tiles: so each tile is read once, as it lies in memory.
+        order = torch.cat(self.places)
+        rows = right.mT[:, order].split([len(places) for places in self.places], dim=1)
         out = torch.empty_like(right)
-        for tile, places in self.places.items():
-            out[places] = self.inverses[tile] @ right[places]
+        out[order] = torch.cat([row @ inverse for row, inverse in zip(rows, self.inverses, strict=True)], dim=1).mT
         return out
 
     def solve(self, right: Tensor) -> Tensor:
-        """M^-1 times columns `(n, M)`."""
-        return self._local(right) - self.weighed @ (self.xi @ (self.weighed.mT @ right))
+        """M^-1 times columns `(n, M)`, in their type."""
+        own = right.to(self.known.dtype)
+        return (self._local(own) - self.weighed @ (self.xi @ (self.weighed.mT @ own))).to(right.dtype)
 
     def variance(self, values: Values, rows: Tensor) -> Tensor:
         """Returns the posterior variance of single values by M, `(len(values),)`, for what these have of F."""
         left = self.covariance.variance()[values.component, values.row, values.column] - rows.square().sum(dim=1)
         tiles, rows = self._tile(values), rows.clone()
-        for tile, places in self.places.items():
+        for tile, places, inverse in zip(self.numbers, self.places, self.inverses, strict=True):
             here = (tiles == tile).nonzero()[:, 0]
             known, mine = self.known[places], rows[here]
             cross = self.covariance.between(self.values.at(places), values.at(here)) - known @ mine.mT
-            gain = self.inverses[tile] @ cross
+            gain = inverse @ cross
             left[here] -= (gain * cross).sum(dim=0)
             rows[here] = mine - gain.mT @ known
         return left.clamp(min=0.0) + ((rows @ self.xi) * rows).sum(dim=1)
@@ -86,7 +92,7 @@ class Split:
     """The system B = A S A^T + R of many measured values, solved by conjugate gradients.
 
     They are preconditioned by the mean of M^-1 for two sets of tiles, half a tile apart: neighbours that one set parts
-    are together in the other.
+    are together in the other. The other has no functions in common and is taken in float32, as it only preconditions.
 
     Arguments:
         covariance: Of the field.
@@ -97,7 +103,7 @@ class Split:
     """
 
     #: Values of a tile, about, and the entries of all of a set, some 500 MB, at most.
-    TILE, MOST = 600, 6e7
+    TILE, MOST = 400, 6e7
     #: The residual beside the right side at which iterations end, in the norm of M^-1.
     TOLERANCE, STEPS = 1e-2, 200
 
@@ -116,7 +122,8 @@ class Split:
         side = max(1, round((min(self.TILE, self.MOST / count) * height * width / count) ** 0.5))
         self._places = self._placed(values)
         known = self._places.of(self.functions).mT.contiguous()
-        self.tiles = [Tiles(covariance, values, errors, known, side, shift) for shift in {0, side // 2}]
+        self.tiles = Tiles(covariance, values, errors, known, side)
+        self.others = Tiles(covariance, values, errors, known[:, :0].float(), side, side // 2)
 
     def _placed(self, values: Values) -> Values:
         """Those values by the places of their frames among all."""
@@ -125,11 +132,11 @@ class Split:
     @property
     def xi(self) -> Tensor:
         """Xi of M, `(K, K)`: the posterior covariance of the functionals by M, in units of their prior one."""
-        return self.tiles[0].xi
+        return self.tiles.xi
 
     def variance(self, values: Values) -> Tensor:
         """Returns the posterior variance of single values by M, `(len(values),)`."""
-        return self.tiles[0].variance(values, self._placed(values).of(self.functions).mT)
+        return self.tiles.variance(values, self._placed(values).of(self.functions).mT)
 
     def _field(self, weights: Tensor, onto: Sequence[int]) -> Tensor:
         """S A^T times columns `(n, M)`, `(M, len(onto), 2, H, W)`."""
@@ -138,7 +145,7 @@ class Split:
         return self.covariance.apply(sources, self.frames, onto)
 
     def _near(self, right: Tensor) -> Tensor:
-        return sum(tiles.solve(right) for tiles in self.tiles) / len(self.tiles)
+        return (self.tiles.solve(right) + self.others.solve(right)) / 2
 
     def correct(self, innovations: Tensor, onto: Sequence[int] | None = None) -> Tensor:
         """Returns S A^T B^-1 d for d `(M, n)` in some of the frames, all if None, `(M, len(onto), 2, H, W)`."""

@@ -26,12 +26,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.axes import column, total
+from vecfield_diffusion.axes import column
 from vecfield_diffusion.ellipses import blocks
 from vecfield_diffusion.models.measured import SPARSE, Known, interpolate, some_of
 from vecfield_diffusion.models.modes import MeanVariance, Modes
@@ -40,7 +41,9 @@ from vecfield_diffusion.models.stationary import Covariance, Values
 
 
 class ProductModes(Modes):
-    """A field that is stationary in time; see the top of this module. It computes in float64.
+    """A field that is stationary in time; see the top of this module.
+
+    What y says is solved for in float64; what z says follows from it in the type of z.
 
     Fields are `(B, T, 2, H, W)`; with T = 1 those of snapshots, `(B, 2, H, W)`, are taken, too.
 
@@ -60,8 +63,8 @@ class ProductModes(Modes):
     MODES, LEFT_OUT = 300, 1e-4
     #: Values whose variance is computed, at most, of those that were measured and of those that were not.
     POINTS = 128
-    #: Observations that are remembered, at most.
-    REMEMBERED = 256
+    #: Observations that are remembered, at most: all windows of a long series, some MB each.
+    REMEMBERED = 1024
 
     def __init__(
         self,
@@ -91,6 +94,7 @@ class ProductModes(Modes):
     def _forget(self) -> None:
         super()._forget()
         self._prior: Prior | None = None
+        self._tables: dict[torch.dtype, Table] = {}
         self.remembered: dict[bytes, Posterior] = {}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -115,55 +119,72 @@ class ProductModes(Modes):
             frames = (part if part.ndim < 4 else part.unsqueeze(1) for part in (z, s, y, observed, error, valid))
             mean, variance = self(*frames)
             return mean[:, 0], variance
-        table, square = self.prior().table, self.scale.square()
-        known = torch.where(observed, (y.double() - self.mean) / self.scale, 0.0)
-        noise = torch.where(observed, blocks(error.double()) / square, 0.0)
-        posteriors = [self.posterior(*parts) for parts in zip(known, observed, noise, valid, strict=True)]
-        if all(each is posteriors[0] for each in posteriors):  # members of one observation share what it says
-            posteriors = posteriors[:1]
-        first, roots, gains, bound, rate, share, claim = (torch.stack(parts) for parts in zip(*posteriors, strict=True))
-        level = column(s.double().square(), z)
-        left = 1 / (1 + gains / level.view(-1, 1))
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        # Members of an observation follow one another, and share what it says.
+        runs = [list(same) for _, same in groupby(self.posteriors(y, observed, error, valid, dtype), key=id)]
+        lengths = [len(same) for same in runs]
+        parts = zip(runs, z.split(lengths), s.split(lengths), strict=True)
+        mean, variance = zip(*(self.of_noisy(same[0], *part) for same, *part in parts), strict=True)
+        return torch.cat(mean).to(z.dtype), torch.cat(variance).to(z.dtype)
+
+    def of_noisy(self, given: Posterior, z: Tensor, s: Tensor) -> MeanVariance:
+        """Returns the mean and the variance for noisy fields `(B, T, 2, H, W)` at levels s of one observation."""
+        table, scale = self.table(given.mean.dtype), self.scale.to(given.mean)
+        square, level = scale.square(), column(s.to(scale).square(), z)
+        flat = level.view(-1, 1)
 
         def step(field: Tensor) -> Tensor:
             """What noisy fields, 0 outside the domain, say by the modes."""
-            right = table.coefficients(bound * square * field / level)[:, None]
-            return torch.where(valid, bound * table.field((((right @ roots) * left[:, None]) @ roots.mT)[:, 0]), 0.0)
+            right = table.coefficients(given.bound * square * field) @ given.roots
+            return given.bound * table.field(right / (flat + given.gains) @ given.roots.mT)
 
-        innovation = torch.where(valid, (z.double() - self.mean) / self.scale - first, 0.0)
-        rest, cells = table.rest / (1 + column(rate, z) * table.rest), total(valid).clamp(min=1)
-        mean_square = column(total(valid * square) / cells, z)
-        # What y tells of a cell is in its mean: there z is worth no more than beside it.
-        own = noise.narrow(-3, 0, min(noise.shape[-3], 2))
-        worth = torch.where(observed, own / (own + level / square), 1.0).sqrt() * valid
-        worth = worth * self._louder(rest, level, mean_square) * self.scale
-        small = worth * (innovation - step(innovation))
-        small = worth / square * table.filtered(small, rest * mean_square / (rest * mean_square + level))
-        mean = first + small + step(innovation - small)
-        beside = share * (mean_square * rest * level / (mean_square * rest + level)).mean(dim=(1, 2, 3, 4))
-        # Their trace over the valid values, that of X^T (V^T A^T A V) X / (1 + nu / s^2) = nu / (1 + nu / s^2).
-        trace = claim * (gains * left).sum(dim=1) / (2 * cells)
-        return torch.where(valid, self.mean + self.scale * mean, 0.0).to(z.dtype), (trace + beside).to(z.dtype)
+        innovation = (z - given.mean) / scale
+        share = given.rest / (given.rest + level)
+        # What y tells of a cell is in its mean: there z is worth no more than beside it. The filter of the rest is for
+        # a cell of its own variance a^2 over that of all, by the largest variance r among the rest, of which
+        # a^2 r / (a^2 r + s^2) is the filter: so none exceeds 1, where a sampler would no longer be stable.
+        most, own = given.rest.amax(), square / given.square
+        louder = (own * (most + level) / (own * most + level)).sqrt() * scale
+        worth = (1 + level * given.precise).rsqrt() * louder
+        small = worth / square * table.filtered(worth * (innovation - step(innovation)), share)
+        mean = given.mean + scale * (small + step(innovation - small))
+        # The trace over the valid values, that of X^T (V^T A^T A V) X / (1 + nu / s^2) = nu / (1 + nu / s^2).
+        trace = given.claim * (given.gains * flat / (flat + given.gains)).sum(dim=1) / (2 * given.cells)
+        return mean, trace + given.share * (share * level).mean(dim=(1, 2, 3, 4))
 
-    def _louder(self, rest: Tensor, level: Tensor, mean_square: Tensor) -> Tensor:
-        """Returns the root of what the filter of the rest is for a cell of its own variance a^2, over that of all.
+    def table(self, dtype: torch.dtype) -> Table:
+        """Returns the modes in a type."""
+        if dtype not in self._tables:
+            self._tables[dtype] = self.prior().table.to(dtype)
+        return self._tables[dtype]
 
-        By the largest variance r among the rest, of which a^2 r / (a^2 r + s^2) is the filter: so none exceeds 1, where
-        a sampler would no longer be stable.
-        """
-        square, most = self.scale.square(), rest.amax(dim=(1, 2, 3, 4), keepdim=True)
-        return (square / mean_square * (mean_square * most + level) / (square * most + level)).sqrt()
+    def posteriors(
+        self, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor, dtype: torch.dtype
+    ) -> list[Posterior]:
+        """Returns what is remembered of each of some observations, in a type; shapes as for `Modes`."""
+        out: list[Posterior] = []
+        for number, parts in enumerate(zip(y, observed, error, valid, strict=True)):
+            before = (part[number - 1] for part in (y, observed, error, valid))
+            if number and all(map(torch.equal, parts, before)):
+                out.append(out[-1])
+            else:
+                out.append(self.posterior(*parts, dtype))
+        return out
 
-    def posterior(self, y: Tensor, observed: Tensor, noise: Tensor, valid: Tensor) -> Posterior:
-        """Returns what is remembered of one observation, in units of xi; shapes as for a sample of `Modes`."""
-        parts = (y, observed, noise, valid)
+    def posterior(self, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor, dtype: torch.dtype) -> Posterior:
+        """Returns what is remembered of one observation, in a type; shapes as for a sample of `Modes`."""
+        parts = (y, observed, error, valid)
         told = b"".join(part.detach().cpu().contiguous().numpy().tobytes() for part in parts)
-        key = hashlib.sha256(told).digest()
+        key = hashlib.sha256(str(dtype).encode() + told).digest()
         found = self.remembered.pop(key, None)
         if found is None:
-            seen, level, inside = (part.expand(len(y), -1, *y.shape[-2:]) for part in parts[1:])
-            known = Known(y, seen[:, 0], level, inside[:, 0])
-            found = self.prior().given(known, self.scale.square(), SPARSE, self.POINTS)
+            square = self.scale.square()
+            noise = torch.where(observed, blocks(error.double()) / square, 0.0)
+            seen, noise, inside = (part.expand(len(y), -1, *y.shape[-2:]) for part in (observed, noise, valid))
+            anomaly = torch.where(seen, (y.double() - self.mean) / self.scale, 0.0)
+            given = self.prior().given(Known(anomaly, seen[:, 0], noise, inside[:, 0]), square, SPARSE, self.POINTS)
+            mean = torch.where(inside, self.mean + self.scale * given.mean, 0.0)
+            found = Posterior(*(part.to(dtype) for part in given._replace(mean=mean)))
         self.remembered[key] = found
         for old in list(self.remembered)[: -self.REMEMBERED]:
             del self.remembered[old]
@@ -174,22 +195,29 @@ class Posterior(NamedTuple):
     """What is remembered of an observation; see the top of this module.
 
     Arguments:
-        mean: m_y, `(T, 2, H, W)`.
+        mean: m + a m_y, `(T, 2, H, W)`, 0 outside the domain.
         roots: X, `(K, K)`.
         gains: nu, `(K,)`, of the modes times `bound`.
-        bound: The factor on the modes at every cell, `(T, 1, H, W)`; 1 where nothing was measured.
-        rate: What y adds to the precision of each coefficient of the rest where nothing was measured, a number.
+        bound: The factor on the modes at every cell, `(T, 1, H, W)`; 1 where nothing was measured, 0 outside the
+            domain.
+        precise: What y adds to the precision of each value, over a^2, `(T, C, H, W)`, infinite outside the domain.
+        rest: The variances of the rest where nothing was measured, in the units of the field, `(T, 2, H, W)`.
         share: The mean variance of the rest over that where nothing was measured, a number.
         claim: The share of the variance of the modes that there is, a number.
+        square: The mean of a^2, a number.
+        cells: Those of the domain, a number.
     """
 
     mean: Tensor
     roots: Tensor
     gains: Tensor
     bound: Tensor
-    rate: Tensor
+    precise: Tensor
+    rest: Tensor
     share: Tensor
     claim: Tensor
+    square: Tensor
+    cells: Tensor
 
 
 @dataclass(frozen=True)
@@ -241,11 +269,18 @@ class Prior:
         every = (hidden.sum() / max(lengths[0], 1), known.observed.sum() / max(lengths[1], 1))
         every = every[0] * free + every[1] * kept
         whole = (known.valid * square).sum() * (table.rest / (1 + rate * table.rest)).mean()
-        share = every.clamp(min=0.0) / whole.clamp(min=torch.finfo(whole.dtype).tiny)
+        # Where no modes are left out that is 0 of 0, in float32 as well.
+        share = every.clamp(min=0.0) / whole.clamp(min=torch.finfo(torch.float32).tiny)
         gains = gains.clamp(min=0.0)
         # Modes that reach from hidden cells to measured ones may claim more than the whole variance.
         claim = (1 + every.clamp(max=0.0) / gains.sum().clamp(min=torch.finfo(whole.dtype).tiny)).clamp(min=0.0)
-        return Posterior(mean, root @ turned, gains, bound, rate, share, claim)
+        cells = known.valid.sum().clamp(min=1)
+        mean_square = (known.valid * square).sum() / cells
+        precise = torch.where(known.observed[:, None], 1 / (known.noise[:, :2] * square), 0.0)
+        precise = precise.masked_fill(~known.valid[:, None], torch.inf)
+        rest = mean_square * table.rest / (1 + rate * table.rest)
+        bound = bound * known.valid[:, None]
+        return Posterior(mean, root @ turned, gains, bound, precise, rest, share, claim, mean_square, cells)
 
     def bound(self, root: Tensor, known: Known) -> Tensor:
         """Returns the factor on the modes, `(T, 1, H, W)`, so that no measured cell varies by more than its error."""

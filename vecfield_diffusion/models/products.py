@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -24,6 +24,8 @@ class Table:
         rest: The variances of all functions that are not among the modes, `(T, 2, H, W)`, else 0.
         pairs: Of each axis, the products of two of its functions that are in use, `(pairs, length)`.
         place: Where the pair of two of the strongest is among all pairs of pairs, `(n, n)`.
+        few: Of each axis, the functions that are in use, a row each.
+        among: Where the strongest are among the products of these, `(n,)`.
     """
 
     axes: Three
@@ -31,6 +33,8 @@ class Table:
     rest: Tensor
     pairs: Three
     place: Tensor
+    few: Three
+    among: Tensor
 
     @classmethod
     def of(cls, covariance: Covariance, modes: int, left_out: float) -> Self:
@@ -43,16 +47,24 @@ class Table:
         chosen = ranked[: min(enough, max(modes // 2, 1))].sort().values
         keep = torch.ones_like(strength)
         keep[chosen] = 0.0
-        shape, places, pairs = variances[:, 0].shape, [], []
+        shape, places, pairs, few, among = variances[:, 0].shape, [], [], [], torch.zeros_like(chosen)
         for axis, rows in zip(axes, torch.unravel_index(chosen, shape), strict=True):
             used, local = rows.unique(return_inverse=True)
+            few.append(axis[used])
+            among = among * len(used) + local
             first, second = torch.triu_indices(len(used), len(used), device=rows.device)
             number = torch.zeros(len(used), len(used), dtype=torch.long, device=rows.device)
             number[first, second] = number[second, first] = torch.arange(len(first), device=rows.device)
             pairs.append(axis[used[first]] * axis[used[second]])
             places.append(number[local[:, None], local])
         place = (places[0] * len(pairs[1]) + places[1]) * len(pairs[2]) + places[2]
-        return cls(axes, chosen, variances * keep.view(shape)[:, None], tuple(pairs), place)
+        rest = variances * keep.view(shape)[:, None]
+        return cls(axes, chosen, rest, tuple(pairs), place, tuple(few), among)
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """Returns the same in another type."""
+        axes, pairs, few = (tuple(part.to(dtype) for part in three) for three in (self.axes, self.pairs, self.few))
+        return replace(self, axes=axes, pairs=pairs, few=few, rest=self.rest.to(dtype))
 
     def gram(self, weight: Tensor) -> Tensor:
         """Returns V^T w V, `(K, K)`, for weights of the cells `(T, H, W)`."""
@@ -81,30 +93,34 @@ class Table:
         one, second = time * y * x, values.component[:, None] == 1
         return torch.cat([one * ~second, one * second], dim=1)
 
-    def transform(self, field: Tensor) -> Tensor:
-        """Returns the coefficients of all functions, `(B, T, 2, H, W)`, of fields of that shape."""
-        time, y, x = self.axes
-        return torch.einsum("pt,btn->bpn", time, (y @ (field @ x.mT)).flatten(2)).view_as(field)
-
-    def back(self, coefficients: Tensor) -> Tensor:
-        """Returns fields `(B, T, 2, H, W)` from the coefficients of all functions."""
-        time, y, x = self.axes
-        return torch.einsum("pt,bpn->btn", time, (y.mT @ (coefficients @ x)).flatten(2)).view_as(coefficients)
-
     def coefficients(self, field: Tensor) -> Tensor:
         """Returns V^T of fields `(B, T, 2, H, W)`, `(B, K)`: all modes of u, then of v."""
-        return self.transform(field).transpose(1, 2).flatten(2)[:, :, self.chosen].flatten(1)
+        return forward(self.few, field).transpose(1, 2).flatten(2)[:, :, self.among].flatten(1)
 
     def field(self, coefficients: Tensor) -> Tensor:
         """Returns V times coefficients `(B, K)`, `(B, T, 2, H, W)`."""
-        (frames, _, *shape), n = self.rest.shape, len(coefficients)
+        n, (frames, *shape) = len(coefficients), (len(axis) for axis in self.few)
         whole = coefficients.new_zeros(n, 2, frames * shape[0] * shape[1])
-        whole = whole.index_copy(2, self.chosen, coefficients.unflatten(1, (2, -1)))
-        return self.back(whole.view(n, 2, frames, *shape).transpose(1, 2).contiguous())
+        whole = whole.index_copy(2, self.among, coefficients.unflatten(1, (2, -1)))
+        return back(self.few, whole.view(n, 2, frames, *shape).transpose(1, 2))
 
     def filtered(self, field: Tensor, share: Tensor) -> Tensor:
         """Returns fields with the coefficient of each function times its share, `(B, T, 2, H, W)`."""
-        return self.back(self.transform(field) * share)
+        return back(self.axes, forward(self.axes, field) * share)
+
+
+def forward(axes: Three, field: Tensor) -> Tensor:
+    """Returns the coefficients of products of functions, `(B, t, 2, y, x)`, of fields `(B, T, 2, H, W)`."""
+    time, y, x = axes
+    inner = y @ (field @ x.mT)
+    return (time @ inner.flatten(2)).unflatten(2, inner.shape[2:])
+
+
+def back(axes: Three, coefficients: Tensor) -> Tensor:
+    """Returns fields `(B, T, 2, H, W)` from coefficients of products of functions, `(B, t, 2, y, x)`."""
+    time, y, x = axes
+    inner = (time.mT @ coefficients.flatten(2)).unflatten(2, coefficients.shape[2:])
+    return y.mT @ (inner @ x)
 
 
 def functions(covariance: Covariance) -> Three:

@@ -185,6 +185,8 @@ class UNet(nn.Module):
 
     def of_sequences(self, x: Tensor, noise: Tensor) -> Tensor:
         """Returns the output of snapshots or sequences with the weights as they are."""
+        if torch.is_autocast_enabled(x.device.type):  # as the first layer takes it: half as much to move until then
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         if self.frames == 1:
             return self.of_fields(x, noise)
         samples, frames = x.shape[:2]

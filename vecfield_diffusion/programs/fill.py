@@ -44,6 +44,8 @@ from vecfield_diffusion.progress import Progress
 
 #: Snapshots that are written at once.
 WRITTEN = 64
+#: Values of the fields that are computed at once, at most, but for one alone: windows of them hold ten times as many.
+VALUES = 2**23
 
 
 def run(filling: Filling, sink: Sink, label: str = "filling") -> dict[str, dict[str, float]]:
@@ -228,7 +230,8 @@ def fill_cases(
     Raises:
         UserError: The memory is full.
     """
-    denoiser, batch = trained.denoiser, at_once(config, trained)
+    denoiser, values = trained.denoiser, cases.y[0].numel()
+    batch = max(1, min(at_once(config, trained), VALUES // values))
     method = method if cases.sensor is None else replace(method, sensor=cases.sensor)
     method = method if cases.physics is None else replace(method, physics=cases.physics)
     observation = cases.observation(denoiser.normalizer, denoiser.normalizer.std.device)
