@@ -197,7 +197,7 @@ def test_all_of_many_values_count_with_few_modes(kind, together, monkeypatch):
         errors[v, v], errors[u, v], errors[v, u] = 1.5 * noise[:, 0], 0.8 * noise[:, 0], 0.8 * noise[:, 0]
         noise = torch.cat([noise, 1.5 * noise, 0.8 * noise], dim=1)
     known = Known(anomaly, observed[:, 0], noise, domain[:, 0])
-    found = interpolate(learnt.covariance, known, Values.where(hidden), learnt.across, learnt.among, most=20)
+    found = interpolate(learnt.covariance, known, Values.where(hidden), learnt.functions, most=20)
     bare = Stationary(field.lags.numpy(), 0 * prior.mean, prior.valid)
     if len(field.components):
         unscaled = PrincipalComponents(

@@ -193,6 +193,16 @@ def test_nothing_depends_on_the_batch():
         assert max(len(given) for given, _, _ in spy.calls) == batch or len(spy.calls) == 1
 
 
+def test_samples_of_a_window_follow_one_another():
+    """Members of one observation are told the same in a window, which a Gaussian part solves for once."""
+    spy, z = Spy(), draw(3, 2, 12, 14)
+    Windowed(spy, (8, 11), 4, batch=3)(z, one(3), observed(1, 12, 14))
+    starts_of = [(row, column) for row in (0, 4) for column in (0, 3)]
+    for (given, _, told), (row, column) in zip(spy.calls, starts_of, strict=True):
+        assert torch.equal(given, z[..., row : row + 8, column : column + 11])
+        assert torch.equal(told.valid, told.valid[:1].expand_as(told.valid))
+
+
 def test_windows_of_land_are_not_computed():
     """Land in one sample and not in the other; the result is that of computing them all."""
     z, seen = draw(2, 2, 32, 24), everywhere(2, 32, 24)

@@ -90,11 +90,11 @@ class Known(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What measured values say of a sequence, and of some linear functionals V^T x of it.
+    """What measured values say of a sequence, and of some linear functionals of it.
 
     Arguments:
         mean: The posterior mean `(T, 2, H, W)`.
-        among: The posterior covariance of the functionals, `(K, K)`.
+        among: The posterior covariance of the functionals, `(K, K)`, the prior one being I.
         variance: The posterior variance of single values.
     """
 
@@ -103,39 +103,33 @@ class Estimate(NamedTuple):
     variance: Tensor
 
 
-def interpolate(
-    covariance: Covariance, known: Known, some: Values, across: Tensor, prior: Tensor, *, most: int
-) -> Estimate:
+def interpolate(covariance: Covariance, known: Known, some: Values, functions: Tensor, *, most: int) -> Estimate:
     """Returns the posterior given what is known: the exact mean, and its covariance by `Split` where there is much.
 
     Arguments:
         covariance: Of the field.
         known: The measured values.
         some: Values whose variance is computed.
-        across: S V, the covariance of the field with the functionals, `(K, T, 2, H, W)`.
-        prior: V^T S V, `(K, K)`.
+        functions: The covariance of the field with functionals of covariance I, `(K, T, 2, H, W)`.
         most: Values of a system that is solved at once, and whose covariance is exact.
     """
     values = Values.where(known.observed[:, None].expand_as(known.y))
-    variance = some.of(covariance.variance().expand_as(known.y))
+    variance, prior = some.of(covariance.variance().expand_as(known.y)), torch.eye(len(functions)).to(functions)
     if not len(values.frame):
         return Estimate(torch.zeros_like(known.y), prior, variance)
     errors = values.errors(known.noise).at_least(ROUNDED * covariance.variance().max())
     y = values.of(known.y)[None]
     if len(values.frame) > most:
-        sizes, vectors = torch.linalg.eigh(prior)
-        sizes = sizes.clamp(min=torch.finfo(sizes.dtype).eps * sizes.max()).sqrt()
-        functions = torch.einsum("ki,ktcyx->itcyx", vectors / sizes, across)
-        return _of_many(Split(covariance, values, errors, functions), vectors * sizes, known, some, y)
+        return _of_many(Split(covariance, values, errors, functions), known, some, y)
     system = System(covariance, values, errors)
     mean = system.correct(y, range(len(known.y)))[0]
-    right = torch.cat([values.of(across).mT, covariance.between(values, some)], dim=1)
-    functionals, single = system.half(right).split([len(across), len(variance)], dim=1)
+    right = torch.cat([values.of(functions).mT, covariance.between(values, some)], dim=1)
+    functionals, single = system.half(right).split([len(functions), len(variance)], dim=1)
     return Estimate(mean, prior - functionals.mT @ functionals, variance - single.square().sum(dim=0))
 
 
-def _of_many(split: Split, root: Tensor, known: Known, some: Values, y: Tensor) -> Estimate:
-    """The posterior given many values, for a root of the prior covariance of the functionals.
+def _of_many(split: Split, known: Known, some: Values, y: Tensor) -> Estimate:
+    """The posterior given many values.
 
     The covariance by M is too large, for it forgets what tiles have in common. It is scaled to the variance of the
     hidden values by B, whose trace is that of C = S - S A^T B^-1 A S in random signs v: the mean of v^T C v.
@@ -149,8 +143,7 @@ def _of_many(split: Split, root: Tensor, known: Known, some: Values, y: Tensor) 
     factor = torch.ones_like(trace)
     if inside.any():
         factor = (trace / hidden.sum() / variance[inside].mean()).clamp(min=0.0)
-    variance = torch.where(inside, factor * variance, variance)
-    return Estimate(found[0], factor * root @ split.xi @ root.mT, variance)
+    return Estimate(found[0], factor * split.xi, torch.where(inside, factor * variance, variance))
 
 
 def some_of(values: Values, count: int) -> Values:

@@ -227,14 +227,14 @@ class Prior:
     Arguments:
         covariance: Of xi.
         table: The modes.
-        across: S V, `(K, T, 2, H, W)`.
-        among: V^T S V, `(K, K)`.
+        root: Of V^T S V, `(K, K)`.
+        functions: S V root^-T, `(K, T, 2, H, W)`.
     """
 
     covariance: Covariance
     table: Table
-    across: Tensor
-    among: Tensor
+    root: Tensor
+    functions: Tensor
 
     #: Fields that a covariance is applied to at once.
     CHUNK = 16
@@ -246,15 +246,18 @@ class Prior:
         parts = torch.eye(2 * len(table.chosen), dtype=torch.float64, device=table.rest.device).split(cls.CHUNK)
         across = torch.cat([covariance.apply(table.field(part)) for part in parts])
         among = torch.cat([table.coefficients(part) for part in across.split(cls.CHUNK)])
-        return cls(covariance, table, across, (among + among.mT) / 2)
+        sizes, vectors = torch.linalg.eigh((among + among.mT) / 2)
+        sizes = sizes.clamp(min=torch.finfo(sizes.dtype).eps * sizes.max()).sqrt()
+        functions = torch.einsum("ki,ktcyx->itcyx", vectors / sizes, across)
+        return cls(covariance, table, vectors * sizes, functions)
 
     def given(self, known: Known, square: Tensor, most: int, points: int) -> Posterior:
         """Returns the posterior given what is known, for the squared scale of every cell, `(H, W)`."""
         table, hidden = self.table, known.valid & ~known.observed
         parts = [some_of(Values.where(cells[:, None].expand_as(known.y)), points) for cells in (hidden, known.observed)]
         some = Values(*(torch.cat(both) for both in zip(*parts, strict=True)))
-        found = interpolate(self.covariance, known, some, self.across, self.among, most=most)
-        values, vectors = torch.linalg.eigh(found.among)
+        found = interpolate(self.covariance, known, some, self.functions, most=most)
+        values, vectors = torch.linalg.eigh(self.root @ found.among @ self.root.mT)
         root = vectors * values.clamp(min=0.0).sqrt()
         mean, variance = found.mean, found.variance
         bound = self.bound(root, known)
