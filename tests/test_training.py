@@ -24,6 +24,7 @@ from vecfield_diffusion.data.augment import Augmentation
 from vecfield_diffusion.data.fields import Fields, MemoryReader
 from vecfield_diffusion.data.masks import Pixels
 from vecfield_diffusion.data.statistics import leading_eigenvalue, measure, round_up
+from vecfield_diffusion.diffusion import precision
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.formulations import DDPM, EDM
 from vecfield_diffusion.diffusion.losses import denoising_loss
@@ -481,13 +482,21 @@ def test_max_minutes_ends_a_run_with_a_checkpoint(tmp_path: Path) -> None:
     assert load_checkpoint(run.last)["counters"]["step"] == run.counters.step
 
 
-def test_precision_is_chosen_for_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_is_chosen_for_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AVX512-BF16 alone is fast on AMD's processors, not on Intel's."""
+    monkeypatch.setattr(precision, "PROCESSOR", processor := tmp_path / "cpuinfo")
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert network_precision("float32", gpu) is None and network_precision("bf16", cpu) is torch.bfloat16
-    for avx, amx in ((True, False), (False, True), (False, False)):
+    for avx, amx, vendor, fast in (
+        (True, False, "AuthenticAMD", True),
+        (True, False, "GenuineIntel", False),
+        (True, True, "GenuineIntel", True),
+        (False, False, "AuthenticAMD", False),
+    ):
+        processor.write_text(f"vendor_id\t: {vendor}\n")
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
-        assert network_precision("auto", cpu) is (torch.bfloat16 if avx or amx else None)
+        assert network_precision("auto", cpu) is (torch.bfloat16 if fast else None)
     for major, expected in ((7, None), (8, torch.bfloat16), (9, torch.bfloat16)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, major=major: (major, 0))
         assert network_precision("auto", gpu) is expected

@@ -103,9 +103,9 @@ class Split:
     """
 
     #: Values of a tile, about, and the entries of all of a set, some 500 MB, at most.
-    TILE, MOST = 400, 6e7
+    TILE, MOST = 500, 6e7
     #: The residual beside the right side at which iterations end, in the norm of M^-1.
-    TOLERANCE, STEPS = 1e-2, 200
+    TOLERANCE, STEPS = 5e-3, 200
 
     def __init__(
         self,
