@@ -129,8 +129,8 @@ def test_a_dataset_in_memory_is_the_file(tmp_path: Path) -> None:
 
 
 def test_the_mean_is_what_a_filled_file_is_read_as(tmp_path: Path) -> None:
-    """Though members and truth have its standard name, and filled once more, its methods are not said twice."""
-    data = written(tmp_path / "f.nc", job_of(described()))
+    """Though quantiles, members and truth have its standard name; filled once more, its methods are not said twice."""
+    data = written(tmp_path / "f.nc", job_of(described(), products="[quantiles]"))
     fields = open_fields(str(tmp_path / "f.nc"))
     assert fields.names == ("ueast", "vnorth")
     np.testing.assert_array_equal(fields.read(range(T)).numpy(), np.moveaxis(pair(data), 0, 0))

@@ -53,7 +53,7 @@ BOTH = ("velocity", "velocities", "vel", "uv", "flow")
 #: What PIV measured before its outliers were taken out, which gives way to any other pair.
 RAW = ("u_original", "v_original")
 #: Ends of the names of what a filled file holds beside the mean, which goes before it.
-BESIDE = ("_members", "_truth")
+BESIDE = ("_members", "_truth", "_quantiles")
 USUAL = (
     *(("u", "v"), ("U", "V"), ("uo", "vo"), ("ugos", "vgos"), ("u10", "v10"), ("water_u", "water_v")),
     *(("uwnd", "vwnd"), ("ua", "va"), ("uas", "vas"), ("x_wind_10m", "y_wind_10m"), ("u_velocity", "v_velocity")),
