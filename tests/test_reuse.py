@@ -48,6 +48,14 @@ def test_levels_and_noise_are_of_the_batch_itself():
     assert torch.equal(reused(2).noise, batches[2].noise)
 
 
+def test_a_source_is_made_once(monkeypatch: pytest.MonkeyPatch):
+    made, make = [], Numbered.__call__
+    monkeypatch.setattr(Numbered, "__call__", lambda self, k: made.append(k) or make(self, k))
+    reused = Reused(Numbered(), pool=2, uses=4)
+    fields = [reused(k).x0[0, 0, 0, 0, 0].item() for k in range(16)]
+    assert fields == [reused.source(k) for k in range(16)] and len(made) == len(set(made)) == len(set(fields))
+
+
 def test_of_snapshots_a_source_gives_the_systems_and_what_is_kept_is_as_the_field_says():
     asked = []
     batches = Numbered(size=16)

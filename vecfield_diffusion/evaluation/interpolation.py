@@ -15,7 +15,7 @@ so that one factorisation serves the mean and all members, and members are whole
 once for the series, whatever its blocks.
 
 A long series is worked through block by block of frames: each is given all values of the measured frames around it, by
-one system (`models/measured.py`) or, where they are more than that takes, by conjugate gradients, which are as exact.
+one system (`models/measured.py`) or, where they are more than that takes, by conjugate gradients to a small residual.
 With all frames in one block the posterior is that of the whole series. The variance where there are so many is that of
 draws of the posterior.
 """

@@ -10,7 +10,7 @@ batches. The slots are replaced in turn, so that the work is spread evenly. Batc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -37,6 +37,7 @@ class Reused:
     pool: int = 4
     uses: int = 128
     keep: Kept = "observations"
+    _made: dict[int, Batch] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("pool", "uses"):
@@ -48,11 +49,20 @@ class Reused:
         use, slot = divmod(k, self.pool)
         return (use + slot * self.uses // self.pool) // self.uses * self.pool + slot
 
+    def _source(self, k: int) -> Batch:
+        """That batch, made once: those in use are few."""
+        number = self.source(k)
+        if number not in self._made:
+            self._made[number] = self.batches(number)
+            for old in list(self._made)[: -self.pool]:
+                del self._made[old]
+        return self._made[number]
+
     def __call__(self, k: int) -> Batch:
         """Returns batch k, on the CPU, with noise of its own and what is kept of its source."""
         if self.keep == "systems":
             return self.batches(k, self.source(k))
-        batch, generator = self.batches(self.source(k)), self.batches.generator(2, k)
+        batch, generator = self._source(k), self.batches.generator(2, k)
         t = self.batches.diffusion.sample_times(self.batches.size, generator)
         return Batch(batch.x0, batch.measured, batch.observation, t, torch.randn(batch.x0.shape, generator=generator))
 
