@@ -23,6 +23,7 @@ from vecfield_diffusion import commands
             "mine-mmps-divergence-schedule_karras",
         ),
         ("ckpt=mine batch=2 device=cpu figure=a.pdf overwrite=true data=/far/away.nc", "mine"),
+        ("ckpt=none input=radar.nc metadata.creator=Ann metadata.depth=0", "none-radar"),
         ("ckpt=mine mask=block name=given", "given"),
     ],
 )

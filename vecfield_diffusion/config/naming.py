@@ -23,12 +23,12 @@ def name_of(overrides: Sequence[str], composer: Composer, free: Collection[str])
     Arguments:
         overrides: What was typed.
         composer: Knows what is a group.
-        free: Keys that results do not depend on.
+        free: Keys that results do not depend on, with all below them.
     """
     parts = []
     for override in map(composer.parse, overrides):
         key, value = override.key_or_group, (override.input_line or "").partition("=")[2].strip("'\"[]")
-        if key in free or key.partition("/")[0].partition(".")[0] == "hydra":
+        if key.partition("/")[0].partition(".")[0] in (*free, "hydra"):
             continue
         last = key.rpartition(".")[2]
         if last in ("ckpt", "domain", "input", "path"):

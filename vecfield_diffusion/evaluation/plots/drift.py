@@ -28,6 +28,8 @@ from vecfield_diffusion.evaluation.plots.style import (
 from vecfield_diffusion.physics.grid import Grid
 
 WAY, END, TRUE, GOAL = "0.25", "#c0392b", "#1f618d", "#117a65"
+#: Drifters above which lines and ends fade, so that regions and the map stay in sight.
+MANY = 60
 #: Points along each side of the grid that regions are drawn on.
 FINE = 120
 #: Cells around the drifters that are shown, at least, and as a share of their extent.
@@ -72,8 +74,9 @@ def figure_drift(
     axis, bar = figure.subplots(2, 1, height_ratios=[30, 1])
     draw_field(axis, f"{date}, {hours:g} hours", field, look.valid, look)
     ways = tracks.movedim(1, 2).reshape(-1, tracks.shape[1], 2)
-    axis.add_collection(LineCollection(list(_on_map(ways, coordinates)), colors=WAY, linewidths=0.4, alpha=0.6))
-    axis.plot(*_on_map(ways[:, -1], coordinates).T, ".", color=END, markersize=3)
+    faint = 0.6 * min(1.0, MANY / len(ways)) ** 0.5
+    axis.add_collection(LineCollection(list(_on_map(ways, coordinates)), colors=WAY, linewidths=0.4, alpha=faint))
+    axis.plot(*_on_map(ways[:, -1], coordinates).T, ".", color=END, markersize=3, alpha=min(1.0, 2 * faint))
     axis.plot(*_on_map(ways[0, 0], coordinates), "o", color="white", markeredgecolor=INK, markersize=7)
     known = [Line2D([], [], color=WAY, label="members"), Line2D([], [], color=END, marker=".", ls="", label="ends")]
     if spread is not None:
@@ -125,4 +128,4 @@ def _regions(
     density = spread.density(offsets(start, cells, grid) / 1000).numpy()
     x, y = _on_map(cells, coordinates).transpose(2, 0, 1)
     edges = sorted({spread.level(level) for level in levels})
-    axis.contour(x, y, density, levels=edges, colors=END, linewidths=np.linspace(1.0, 1.8, len(edges)))
+    axis.contour(x, y, density, levels=edges, colors=END, linewidths=np.linspace(1.0, 1.8, len(edges)), zorder=3)
