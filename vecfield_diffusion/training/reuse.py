@@ -52,10 +52,10 @@ class Reused:
     def _source(self, k: int) -> Batch:
         """That batch, made once: those in use are few."""
         number = self.source(k)
-        if number not in self._made:
-            self._made[number] = self.batches(number)
-            for old in list(self._made)[: -self.pool]:
-                del self._made[old]
+        # Those used last are last.
+        self._made[number] = self._made.pop(number, None) or self.batches(number)
+        for old in list(self._made)[: -self.pool]:
+            del self._made[old]
         return self._made[number]
 
     def __call__(self, k: int) -> Batch:
