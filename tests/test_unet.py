@@ -31,6 +31,14 @@ def test_shifts_of_a_periodic_field_shift_the_output(patch):
     torch.testing.assert_close(shifted, call(net, x).roll((8, 4), (-2, -1)))
 
 
+@pytest.mark.parametrize("periodic", [(False, False), (False, True), (True, True)])
+@pytest.mark.parametrize("patch", [2, 3])
+def test_the_first_layer_is_the_stem_of_patches(patch, periodic):
+    net = network(periodic=periodic, patch=patch)
+    x = torch.randn(2, 3, 4 * patch, 5 * patch, dtype=torch.float64)
+    torch.testing.assert_close(net.first(x), net.stem(torch.nn.functional.pixel_unshuffle(x, patch)))
+
+
 def test_only_the_periodic_axis_wraps():
     net = network(periodic=(False, True), attention=[])
     x = torch.randn(1, 3, 16, 24, dtype=torch.float64)

@@ -201,7 +201,7 @@ class UNet(nn.Module):
         h, w = x.shape[-2:]
         embedding = self.embed(noise)
         x, (top, left) = self.pad(x)
-        x = self.stem(F.pixel_unshuffle(x, self.patch))
+        x = self.first(x)
         skips = []
         for level, blocks in enumerate(self.down):
             x = self.shrink[level - 1](x) if level else x
@@ -217,6 +217,17 @@ class UNet(nn.Module):
             x = self.time_up[level](x, frames) if self.time_up else x
         out = F.pixel_shuffle(self.head(x), self.patch)[..., top : top + h, left : left + w]
         return folded(out, self.mirrored, self.of_output)
+
+    def first(self, x: Tensor) -> Tensor:
+        """Returns the stem of patches gathered into channels: a convolution by their stride, which moves no cell."""
+        cells = self.patch
+        if cells == 1:
+            return self.stem(x)
+        beyond = [cells * closed for closed in self.periodic]
+        if any(beyond):
+            x = last(F.pad(x, (beyond[1], beyond[1], beyond[0], beyond[0]), mode="circular"))
+        kernel, padding = F.pixel_shuffle(self.stem.weight, cells), [cells - wrapped for wrapped in beyond]
+        return F.conv2d(x, kernel, self.stem.bias, stride=cells, padding=padding)
 
     def pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Pads both axes to multiples of the stride, wrapped on both sides where periodic, else with zeros at the end.
