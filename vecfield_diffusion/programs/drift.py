@@ -206,7 +206,8 @@ def say(found: Mapping[str, Any], config: Mapping[str, Any], filled: Filled, goa
         print(f"note: there are no regions, for fewer than {FEWEST} members have drifters that are not lost and differ")
     if "true_drifters" in found:
         held = ", ".join(f"{level:.0%}: {found[f'held_by_{level:g}']:.1%}" for level in config["levels"])
-        print(f"ends of {found['true_drifters']} drifters in the truth that the regions hold: {held}")
+        count = found["true_drifters"]
+        print(f"ends of {count} drifter{'s' * (count != 1)} in the truth that the regions hold: {held}")
 
 
 def picture(

@@ -103,7 +103,7 @@ def choose_pair(
     if len(pairs) > 1:
         raise UserError(f"{source}: {len(pairs)} pairs could be the velocity. Choose one: {_listing(pairs)}")
     names = {**titled, **dict.fromkeys(_by_name(candidates), "")}
-    others = [pair for pair in names if pair != pairs[0] and _alike(*pair)]
+    others = [pair for pair in names if pair != pairs[0] and _alike(*pair) and not pair[0].endswith(BESIDE)]
     title = f" ({titled[pairs[0]]})" if pairs[0] in titled else ""
     chosen = f"chose {pairs[0][0]}, {pairs[0][1]}{title}; others: {_listing(others)}"
     return pairs[0], (chosen,) if others else ()
