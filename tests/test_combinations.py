@@ -151,11 +151,11 @@ def test_formulation_and_prediction_change_nothing_but_the_levels(k, path, i, na
         torch.testing.assert_close(mine, exact, rtol=1e-6, atol=1e-6 * exact.abs().max().item())
 
 
-@pytest.mark.parametrize("name", DECIDING)
-@pytest.mark.parametrize("prediction", HEADS)
-@pytest.mark.parametrize("path", FORMULATIONS)
-def test_formulation_and_prediction_change_no_decision(path, prediction, name):
-    diffusion, denoise = formulation(path, prediction)
+@pytest.mark.parametrize(("i", "name"), list(enumerate(DECIDING)))
+@pytest.mark.parametrize(("k", "path"), list(enumerate(FORMULATIONS)))
+def test_formulation_and_prediction_change_no_decision(k, path, i, name):
+    """Of each of these samplers with each formulation; predictions go round, and each meets each sampler."""
+    diffusion, denoise = formulation(path, list(HEADS)[(i + k) % len(HEADS)])
     changed = {"steps": 4, "corrections": 2, "rounds": 3, "particles": 3}
     node = option("sampler", name)
     sampler = build(node | {key: changed[key] for key in changed if key in node}, "sampler", trusted=True)

@@ -164,7 +164,7 @@ def test_a_signal_keeps_what_is_finished(trained, run, number, code, name):
     """The process ends by itself, says how to go on, and the same command does."""
     radar(trained)
     given = ["ckpt=outputs/train/net", f"name=signal{code}", "input=radar.nc", "members=2", "batch=2"]
-    given += ["inpainting=conditional", "sampler.steps=300"]
+    given += ["inpainting=conditional", "sampler.steps=100"]
     folder = trained / "outputs" / "infer" / f"signal{code}"
     work = subprocess.Popen(
         [sys.executable, str(ROOT / "infer.py"), *given], cwd=trained, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
