@@ -2,6 +2,8 @@
 PY := .venv/bin/python
 READY := .venv/.ready
 # Two processes of one thread each: threads of small networks wait for each other most of the time.
+# Bytecode is kept, whatever the environment says: what is imported is compiled once, not at every start.
+export PYTHONDONTWRITEBYTECODE :=
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 help:  ## list the targets
