@@ -1,9 +1,9 @@
 # `make demo` and `make test` need nothing but Python 3.11 or newer: they make .venv and fill it with pinned versions.
 PY := .venv/bin/python
 READY := .venv/.ready
-# Two processes of one thread each: threads of small networks wait for each other most of the time.
 # Bytecode is kept, whatever the environment says: what is imported is compiled once, not at every start.
 export PYTHONDONTWRITEBYTECODE :=
+# Two processes of one thread each: threads of small networks wait for each other most of the time.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 help:  ## list the targets
