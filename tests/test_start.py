@@ -1,4 +1,4 @@
-"""A run of sequences that begins with the weights of a network of snapshots."""
+"""A run that begins with the weights of another, of the same frames or of snapshots."""
 
 from __future__ import annotations
 
@@ -73,6 +73,16 @@ def test_before_any_step_each_frame_is_estimated_as_a_snapshot(run: Call, place:
     assert code == 0 and "going on from step 10" in out and "begins with" not in out, err
 
 
+def test_of_the_same_frames_it_is_that_network(run: Call, place: Path, data: list[str]) -> None:
+    """Snapshots and sequences, before any step."""
+    assert run("train", *series(data), "name=of-three")[0] == 0
+    for given, start in ((data, "single"), (series(data), "of-three")):
+        network = prepare(commands.train.config(*given, f"start=outputs/train/{start}", "name=on"), Path("on"))
+        ours = network.denoiser.network.state_dict()
+        theirs = load_trained(f"outputs/train/{start}", CPU).denoiser.network.state_dict()
+        assert theirs and all(ours[name].equal(value) for name, value in theirs.items())
+
+
 def test_the_gaussian_field_is_learnt_anew(run: Call, place: Path, data: list[str]) -> None:
     gaussian = [part for part in data if not part.startswith("model.")]
     gaussian = [gaussian[0], "model=gaussian", *gaussian[1:], "model.channels=[8,8]", "model.embedding=16"]
@@ -90,8 +100,6 @@ def test_what_does_not_fit_is_said(run: Call, data: list[str]) -> None:
     given = "start=outputs/train/single"
     is_message(run("train", *series(data, "start=outputs/train/nothing", "name=a")), "outputs/train/nothing")
     is_message(run("train", *data, "dataset.frames=3", given, "name=a"), given, "model.time=attention")
-    is_message(run("train", *data, given, "name=a"), given, "no layers along time")
-    assert run("train", *series(data, "name=of-three"))[0] == 0
     is_message(run("train", *series(data, given, "name=a"), "model.embedding=8"), given, "size")
     is_message(run("train", *series(data, given, "diffusion=vp", "name=a")), given, "another diffusion=")
-    is_message(run("train", *series(data, "start=outputs/train/of-three", "name=a")), "sequences of 3 frames")
+    is_message(run("train", *data, "start=outputs/train/of-three", "name=a"), "sequences of 3 frames")

@@ -12,14 +12,16 @@ of non-negative transform, ends it at the lag L. Then it is one of
     shrunk          0.85 of the full one and 0.15 of the advected one, which has less noise of sampling
 
 each of fields in units of the standard deviation of their cell or not, or principal components with lagged covariances
-of their coefficients, where the series is nearly complete. The kind that is taken is the one under which what was
-hidden in the last fifth of the series is most likely, given the rest of the last fifth.
+of their coefficients, where the series is nearly complete. A share of the variance is white in space and time, errors
+that nobody told of and what is finer than a cell and a step: it is taken from C before that is given a shape, and added
+again (the nugget of geostatistics). The kind and the share that are taken are those under which what was hidden in the
+last fifth of the series is most likely, given the rest of the last fifth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -46,6 +48,7 @@ _FEW = 20  # pairs of values below which a covariance of an offset and a lag cou
 _COMPLETE = 0.01  # the share of values that may be missing where principal components are taken
 _SHRUNK = 0.15  # the share of the advected covariance in the shrunk one
 REACH = 3  # frames before and after one whose hidden values are judged
+NUGGETS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # that are tried
 _SHARE = 0.1  # of the squared deviation of cells in the local variance: towards that of the whole
 
 
@@ -211,7 +214,7 @@ class Estimator:
         periodic: Whether y and x close on themselves.
         lags: The lag L where correlations end, at most; two thirds of the series at most. It is also the resolution in
             frequency: a window that ends sooner takes from the correlation of neighbouring frames.
-        nugget: The white part of the variance, so that errors of 0 are possible.
+        nugget: The share of the variance that is white, so that errors of 0 are possible.
         noise: The variance of the errors of what was measured, which is no part of the field's.
     """
 
@@ -245,12 +248,14 @@ class Estimator:
         scale = local_scale(anomalies, valid) if local else np.ones_like(mean)
         count = self._count(len(series))
         raw = lagged_products(anomalies / scale, valid, self.periodic, count)
-        white = raw[0, [0, 1], [0, 1], 0, 0]
-        raw[0, [0, 1], [0, 1], 0, 0] -= np.minimum(self.noise / np.square(scale[:, valid]).mean(), 0.9 * white)
+        variance = raw[0, [0, 1], [0, 1], 0, 0]
+        errors = np.minimum(self.noise / np.square(scale[:, valid]).mean(), 0.9 * variance)
+        white = self.nugget * (variance - errors)
+        raw[0, [0, 1], [0, 1], 0, 0] -= errors + white
 
         def field(shape: Shape) -> Stationary:
             lags = shaped(raw, shape) * window(count)[:, None, None, None, None]
-            lags[0, [0, 1], [0, 1], 0, 0] *= 1 + self.nugget
+            lags[0, [0, 1], [0, 1], 0, 0] += white
             return Stationary(lags, mean, valid, scale)
 
         return field
@@ -291,21 +296,23 @@ class Choice:
     Attributes:
         field: Learnt from the whole series.
         name: Its kind.
-        scores: The mean logarithm of the density of a hidden value under every kind, in nats.
+        estimator: What learnt it, with the share of the variance that is white.
+        scores: The mean logarithm of the density of a hidden value under every kind, with that share, in nats.
         spread: The posterior's root mean square standard deviation of those values under the chosen kind, over that of
             its errors: 1 where it is calibrated.
     """
 
     field: SpaceTime
     name: str
+    estimator: Estimator
     scores: dict[str, float]
     spread: float
 
     @property
     def words(self) -> str:
-        """The kind, and the scores of all kinds, to be printed."""
+        """The kind, its white share, and the scores of all kinds, to be printed."""
         scores = "; ".join(f"{name} {score:.2f}" for name, score in self.scores.items())
-        return f"{self.name} (log density of hidden values: {scores})"
+        return f"{self.name}, {100 * self.estimator.nugget:g} % white (log density of hidden values: {scores})"
 
 
 def choose(
@@ -319,6 +326,9 @@ def choose(
     local: Sequence[bool] = (False, True),
 ) -> Choice:
     """The kind of field under which hidden values of the last fifth of a series are most likely, learnt from all of it.
+
+    All kinds are tried with the white share of the estimator, other shares with the best of them, and all kinds again
+    with the share that was found.
 
     Arguments:
         series: The training fields `(T, 2, H, W)`, NaN where not measured.
@@ -338,22 +348,34 @@ def choose(
         (frame, hide(judge, valid, frame, kind, np.random.default_rng([seed, number])))
         for number, (frame, kind) in enumerate(zip(frames, ["pixels", "block"] * cases, strict=False))
     ]
-    judged: dict[str, tuple[float, float]] = {}
     ranks = [rank for rank in ranks if missing <= _COMPLETE and rank < split // 2]
-    with progress.bar(len(SHAPES) * len(local) + len(ranks), "kinds", "choosing a field", leave=False) as bar:
+
+    def judged(field: SpaceTime) -> tuple[float, float]:
+        bar.update(1)
+        return log_score(field, judge, hidden, estimator.noise)
+
+    def kinds(how: Estimator) -> dict[str, tuple[float, float]]:
+        found = {}
         # A field of 160 lags may take 200 MB: one after another, none is kept.
         for differs in local:
-            field = estimator.family(learn, valid, differs)
+            field = how.family(learn, valid, differs)
             for shape in SHAPES:
-                judged[shape + (", local variance" if differs else "")] = log_score(field(shape), judge, hidden)
-                bar.update(1)
+                found[shape + (", local variance" if differs else "")] = judged(field(shape))
             del field
         for rank in ranks:
-            judged[f"{rank} components"] = log_score(estimator.components(learn, valid, rank), judge, hidden)
-            bar.update(1)
-    scores = {name: score for name, (score, _) in judged.items()}
-    best = max(scores, key=scores.get)
-    return Choice(estimator.learn(series, valid, best), best, scores, judged[best][1])
+            found[f"{rank} components"] = judged(how.components(learn, valid, rank))
+        return found
+
+    with progress.bar(None, "fields", "choosing a field", leave=False) as bar:
+        found = kinds(estimator)
+        best = max(found, key=found.get)
+        shares = [replace(estimator, nugget=share) for share in NUGGETS]
+        chosen = max(shares, key=lambda how: judged(how.learn(learn, valid, best)))
+        if chosen != estimator:
+            found = kinds(chosen)
+            best = max(found, key=found.get)
+    scores = {name: score for name, (score, _) in found.items()}
+    return Choice(chosen.learn(series, valid, best), best, chosen, scores, found[best][1])
 
 
 def hide(series: Floats, valid: Bools, frame: int, kind: str, generator: np.random.Generator) -> Bools:
@@ -373,7 +395,7 @@ def hide(series: Floats, valid: Bools, frame: int, kind: str, generator: np.rand
 
 
 def log_score(
-    field: SpaceTime, series: Floats, cases: Sequence[tuple[int, Bools]], most: int = 1000
+    field: SpaceTime, series: Floats, cases: Sequence[tuple[int, Bools]], noise: float = 0.0, most: int = 1000
 ) -> tuple[float, float]:
     """Of hidden values one by one under the posterior: the mean log density in nats, and spread over error.
 
@@ -381,6 +403,7 @@ def log_score(
         field: The Gaussian field.
         series: `(T, 2, H, W)`, NaN where not measured.
         cases: Frames and what is hidden around them, `(T, H, W)`.
+        noise: The variance of the errors of all values, hidden ones too.
         most: About how many measured values tell of them: of a window of the domain that has no more.
     """
     how = Interpolation(field, before=REACH, after=REACH)
@@ -394,9 +417,9 @@ def log_score(
         wanted = np.zeros(series.shape, dtype=bool)
         wanted[frame] = judged
         shown[:, :, ~near] = np.nan
-        filled = how.fill(shown, frames=range(frame, frame + 1), with_variance=wanted)
+        filled = how.fill(shown, noise, frames=range(frame, frame + 1), with_variance=wanted)
         errors.append((series[frame] - filled.mean[0])[judged])
-        variances.append(filled.variance[0][judged])
+        variances.append(filled.variance[0][judged] + noise)
     error, variance = np.concatenate([[], *errors]), np.concatenate([[], *variances])
     if not len(error):
         return -np.inf, np.nan

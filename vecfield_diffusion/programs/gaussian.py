@@ -70,6 +70,8 @@ LARGE = 100_000
 READ = 64
 #: Measured frames below which statistics are not learnt from the past alone.
 ENOUGH = 30
+#: White share of the variance from which on measured values look noisy.
+NOISY = 3e-3
 #: Values of a series, those of the frames between runs included, that fit into about 3 GB.
 VALUES = 2.5e7
 
@@ -214,13 +216,19 @@ class Series:
         shown = np.where(hidden[:, None], np.nan, known)
         choice: Choice = choose(shown, valid, estimator, seed=seed)
         print(f"field in space and time: {choice.words}")
+        if choice.estimator.nugget >= NOISY and not error:
+            sigma = np.sqrt(choice.estimator.nugget * np.nanvar(known - choice.field.mean))
+            print(
+                f"note: what is white looks like errors of {sigma:.2g} {self.fields.units}. It counts as a part of the "
+                f"field, which keeps all that was measured; sigma_obs={sigma:.2g} takes it for errors"
+            )
         if not hidden.any():
             print("note: the gaps of no time hide anything of another, so what the result is worth is not known")
             return self._way(choice.field, measured), 1.0, {}
         trial = judge(self._way(choice.field, measured), known, noise, hidden, self.grid, thinned=self._thinned)
         print(f"a tenth of what was measured hidden, as {shape}, and filled from the rest ({self.fields.units}):")
         print(table([{"method": name, **row} for name, row in trial.rows.items()], COLUMNS))
-        way = self._way(estimator.learn(known, valid, choice.name), measured)
+        way = self._way(choice.estimator.learn(known, valid, choice.name), measured)
         print(f"spread times {trial.factor:.3f}, as found there")
         return way, trial.factor, trial.rows
 

@@ -1,4 +1,4 @@
-"""Where the weights of a new run come from: a network of snapshots that was trained before, or chance."""
+"""Where the weights of a new run come from: a network that was trained before, or chance."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from vecfield_diffusion.programs.trained import Trained, load_trained
 LEARNT = ("field.", "gating.")
 
 
-def begin_from(denoiser: Denoiser, start: str, device: torch.device) -> None:
-    """Gives a network of sequences the averaged weights of one of snapshots, and prints so.
+def begin_from(denoiser: Denoiser, frames: int, start: str, device: torch.device) -> None:
+    """Gives a network the averaged weights of another, of as many frames or of snapshots, and prints so.
 
-    Layers along time stay what they begin as: they change nothing, so that each frame is estimated as a snapshot. The
-    Gaussian field of `model=gaussian` and its gate are those of the new run.
+    Layers along time that one of snapshots lacks stay what they begin as: they change nothing, so that each frame is
+    estimated as a snapshot. The Gaussian field of `model=gaussian` and its gate are those of the new run.
 
     Arguments:
         denoiser: With fresh weights, before it has learnt from its data.
+        frames: Those of its sequences; 1 for snapshots.
         start: A run folder, a checkpoint file or a shipped name.
         device: Where the denoiser is.
 
@@ -28,24 +29,26 @@ def begin_from(denoiser: Denoiser, start: str, device: torch.device) -> None:
         UserError: No checkpoint there, or one of another kind or size.
     """
     trained = load_trained(start, device)
-    check_alike(denoiser, trained, start)
+    check_alike(denoiser, frames, trained, start)
     network, weights = denoiser.network, trained.denoiser.network.state_dict()
     state = {name: value for name, value in network.state_dict().items() if name.startswith(LEARNT)}
     state |= {name: value for name, value in weights.items() if not name.startswith(LEARNT)}
+    alike = trained.frames == frames
     try:
-        load_snapshots(network, state)
+        network.load_state_dict(state) if alike else load_snapshots(network, state)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"start={start}: {reason}") from error
-    print(f"begins with the weights of {trained.path} (step {trained.step}), each frame as a snapshot")
+    way = "" if alike else ", each frame as a snapshot"
+    print(f"begins with the weights of {trained.path} (step {trained.step}){way}")
 
 
-def check_alike(denoiser: Denoiser, trained: Trained, start: str) -> None:
-    """Raises UserError where a network is none of snapshots, or of another kind than the one that begins with it."""
-    if trained.frames > 1:
+def check_alike(denoiser: Denoiser, frames: int, trained: Trained, start: str) -> None:
+    """Raises UserError where a network has other frames, or is of another kind, than the one that begins with it."""
+    if trained.frames not in (1, frames):
         raise UserError(
-            f"start={start}: it was trained on sequences of {trained.frames} frames. Give a network of snapshots, "
-            "dataset.frames=1"
+            f"start={start}: it was trained on sequences of {trained.frames} frames. "
+            f"Give dataset.frames={trained.frames}, or a network of snapshots"
         )
     for key, ours, theirs in (
         ("model", denoiser.network, trained.denoiser.network),

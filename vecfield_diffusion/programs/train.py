@@ -128,7 +128,7 @@ def prepare(config: dict[str, Any], folder: Path, processes: SingleProcess | Non
     if teacher is not None:
         tune_from(denoiser, teacher, begins)
     elif config["start"] is not None and begins:
-        begin_from(denoiser, config["start"], device)
+        begin_from(denoiser, fields.frames, config["start"], device)
     if teacher is None:
         denoiser.parametrization.learn(
             lambda: gaussian_field(fields, data.split["train"], data.normalizer, data.window)
