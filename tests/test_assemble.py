@@ -14,6 +14,8 @@ from vecfield_diffusion.diffusion.normalizer import Normalizer, Statistics
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.guidance.inpainting import Conditional
 from vecfield_diffusion.inference.method import Method
+from vecfield_diffusion.inference.windows import Windowed
+from vecfield_diffusion.models.base import Parametrization
 from vecfield_diffusion.physics.grid import Grid
 from vecfield_diffusion.programs import fitted
 from vecfield_diffusion.programs import trained as assemble
@@ -90,6 +92,33 @@ def test_a_network_meets_larger_fields_in_windows():
     cut = fitted.fit_size(trained_on(mean=1.0, boundary="periodic", window=[2, 3]), fields())
     assert cut.denoiser.size == (2, 3) and cut.denoiser.periodic == (True, True)
     assert (cut.denoiser.normalizer.mean == 1.0).all()
+
+
+class Wide(Parametrization, torch.nn.Identity):
+    """A network that takes fields twice as large as those of its training."""
+
+    largest = (4, 12)
+
+
+@pytest.mark.parametrize(
+    ("boundary", "shape", "size"),
+    [
+        ("open", (4, 6), None),  # one window
+        ("open", (4, 10), None),
+        ("open", (12, 18), (4, 12)),
+        ("periodic", (4, 6), (2, 3)),
+    ],
+)
+def test_windows_are_as_large_as_field_and_network_allow(boundary, shape, size):
+    trained = trained_on(boundary=boundary, window=[2, 3])
+    trained.denoiser.network = Wide()
+    found = fitted.fit_size(
+        trained, replace(fields(shape), grid=Grid(torch.ones(shape).bool(), 1e3, 1e3, boundary, boundary)), batch=64
+    ).denoiser
+    if size is None:
+        assert not isinstance(found, Windowed)
+    else:
+        assert found.size == size and found.batch == 64 * 6 // (size[0] * size[1])
 
 
 def test_another_spacing_is_noted(capsys):

@@ -420,6 +420,29 @@ def test_a_window_has_the_covariance_of_the_domain():
         torch.testing.assert_close(ours, part, rtol=0, atol=1e-12)
 
 
+def test_a_field_of_windows_is_one_of_larger_fields():
+    """Up to where its covariance is known it has their dense posterior; as windows it has that of these."""
+    prior = Stationary(white(travelling()), np.zeros((2, H, W)), land())
+    field = ProductModes(torch.from_numpy(cut(spaced(prior.lags, T, 1), (H, W))), (3, 3))
+    assert field.largest == (H, W)
+    z, *given = data(prior.valid)
+    mean, variance = field(z, levels(1.0), *given)
+    torch.testing.assert_close(mean, product_modes(prior, T)(z, levels(1.0), *given)[0], rtol=0, atol=1e-12)
+    for i in range(3):
+        exact, spread, _ = posterior(prior, 1.0, z[i], *(part[i] for part in given))
+        inside = given[-1][i].expand_as(exact)
+        torch.testing.assert_close(mean[i][inside], exact[inside], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(variance[i], spread, rtol=1e-8, atol=0.0)
+    small = ProductModes(torch.from_numpy(cut(spaced(prior.lags, T, 1), (3, 3))), (3, 3))
+    z, *given = (part[..., :3, 1:4] for part in (z, *given))
+    for ours, theirs in zip(*(kind(z, levels(1.0), *given) for kind in (field, small)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="fields must be of"):
+        small(
+            *(part.repeat(*(1,) * (part.ndim - 1), 2) if part.ndim > 1 else part for part in (z, levels(1.0), *given))
+        )
+
+
 def test_it_is_learnt_from_a_series_with_gaps(capsys):
     """The kind is chosen and printed; a field of windows is homogeneous, and a mean that varies counts as a part."""
     prior = Stationary(white(ornstein_uhlenbeck(8)), np.zeros((2, H, W)), EVERYWHERE)
@@ -431,7 +454,8 @@ def test_it_is_learnt_from_a_series_with_gaps(capsys):
     assert whole.lags.shape == (3, 2, 2, 2 * H, W) and abs(whole.mean.mean() - 3) < 0.5
     part = sequence_field(series, EVERYWHERE, (False, True), frames=3, window=(3, 4))
     assert "local variance" not in capsys.readouterr().out.partition("(")[0]
-    assert part.lags.shape == (3, 2, 2, 6, 8) and not part.mean.any() and (part.scale == 1).all()
+    assert part.lags.shape == (3, 2, 2, 2 * H, 8) and part.largest == (H, 4)
+    assert not part.mean.any() and (part.scale == 1).all()
     mean = part.lags[:, [0, 1], [0, 1], 0, 0] - whole.lags[:1, [0, 1], [0, 1], 0, 0]
     assert (mean[0] > 6).all()  # 9 of the mean
 

@@ -95,6 +95,11 @@ class Parametrization:
         return False
 
     @property
+    def largest(self) -> tuple[int, int] | None:
+        """The largest fields that the network takes whole, `(H, W)`; None for those that it was trained on alone."""
+        return None
+
+    @property
     def keeps(self) -> Kept | None:
         """What is solved for once and serves many samples, so that training uses it several times; None for nothing."""
         return None

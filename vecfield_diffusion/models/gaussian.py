@@ -119,6 +119,11 @@ class GaussianResidual(AroundField, nn.Module):
         return self.gating
 
     @property
+    def largest(self) -> tuple[int, int] | None:
+        """Those of the Gaussian field: the UNet takes fields of any size."""
+        return None if self.field is None else self.field.largest
+
+    @property
     def keeps(self) -> Kept | None:
         """See `Parametrization`."""
         return None if self.field is None else self.field.keeps

@@ -57,6 +57,8 @@ class Modes(nn.Module, ABC):
     keeps: Kept = "systems"
     #: Whether it has draws, see `draw`.
     draws: bool = False
+    #: The largest fields that it takes, `(H, W)`; None for those of its own size alone.
+    largest: tuple[int, int] | None = None
     #: Random vectors that estimate the trace of the posterior covariance, to a few hundredths.
     PROBES = 16
     #: Levels that the flow map takes the mean over.

@@ -45,11 +45,12 @@ class ProductModes(Modes):
 
     What y says is solved for in float64; what z says follows from it in the type of z.
 
-    Fields are `(B, T, 2, H, W)`; with T = 1 those of snapshots, `(B, 2, H, W)`, are taken, too.
+    Fields are `(B, T, 2, H, W)`; with T = 1 those of snapshots, `(B, 2, H, W)`, are taken, too. One that is the same
+    everywhere is one on any rectangle, and takes fields of other sizes, up to `largest`.
 
     Arguments:
         lags: C(tau, r) for tau from 0 to T - 1, `(T, 2, 2, Ht, Wt)`, on a torus that is as long as the field along an
-            axis that is periodic, else twice as long.
+            axis that is periodic, else twice as long or longer.
         shape: `(H, W)`.
         mean: m, `(2, H, W)`; 0 if None.
         scale: a, `(H, W)`; 1 if None.
@@ -96,6 +97,7 @@ class ProductModes(Modes):
         self._prior: Prior | None = None
         self._tables: dict[torch.dtype, Table] = {}
         self.remembered: dict[bytes, Posterior] = {}
+        self._others: dict[tuple[int, ...], ProductModes] = {}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # A network that changes its precision leaves the field in its own: half would make gradients of what has none.
@@ -109,12 +111,38 @@ class ProductModes(Modes):
     def prior(self) -> Prior:
         """Returns what follows from the covariance of xi, on the device of the field."""
         if self._prior is None:
-            parts = (self.lags, self.components / self.scale, self.component_lags)
+            lags = on_rectangle(self.lags, self.scale.shape)
+            parts = (lags, self.components / self.scale, self.component_lags)
             self._prior = Prior.of(Covariance(*parts), int(self.modes), self.LEFT_OUT)
         return self._prior
 
+    @property
+    def largest(self) -> tuple[int, int]:
+        """The largest fields that it takes, `(H, W)`: as large as its covariance is known if it is homogeneous."""
+        shape = tuple(self.scale.shape)
+        if len(self.components) or self.mean.any() or not (self.scale == 1).all():
+            return shape
+        return tuple(max(size, torus // 2) for size, torus in zip(shape, self.lags.shape[-2:], strict=True))
+
+    def on(self, shape: tuple[int, ...]) -> ProductModes:
+        """Returns the same field on a rectangle of cells.
+
+        Raises:
+            ValueError: It is larger than `largest`, or smaller than a field that is not the same everywhere.
+        """
+        own, largest = tuple(self.scale.shape), self.largest
+        if shape == own:
+            return self
+        if largest == own or any(size > most for size, most in zip(shape, largest, strict=True)):
+            raise ValueError(f"fields must be of {own} cells, or up to {largest}, got {shape}")
+        if shape not in self._others:
+            self._others[shape] = ProductModes(self.lags, shape, modes=int(self.modes)).to(self.lags.device)
+        return self._others[shape]
+
     def forward(self, z: Tensor, s: Tensor, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> MeanVariance:
         """See `Modes`."""
+        if (field := self.on(tuple(z.shape[-2:]))) is not self:
+            return field(z, s, y, observed, error, valid)
         if z.ndim == 4:
             frames = (part if part.ndim < 4 else part.unsqueeze(1) for part in (z, s, y, observed, error, valid))
             mean, variance = self(*frames)
@@ -290,6 +318,15 @@ class Prior:
         claimed = self.table.spread(root @ root.T)
         share = known.level / claimed.clamp(min=torch.finfo(claimed.dtype).tiny)
         return torch.where(known.observed, share.clamp(max=1.0).sqrt(), 1.0)[:, None]
+
+
+def on_rectangle(lags: Tensor, shape: Sequence[int]) -> Tensor:
+    """Returns C(tau, r) on a torus that is twice as long as a rectangle at most."""
+    for axis, size in zip((-2, -1), shape, strict=True):
+        if lags.shape[axis] > 2 * size:
+            near = torch.arange(-size, size, device=lags.device).roll(-size)
+            lags = lags.index_select(axis % lags.ndim, near % lags.shape[axis])
+    return lags
 
 
 def precision(variances: Tensor, mean: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -45,16 +46,27 @@ def fit_size(trained: Trained, fields: Fields, overlap: float = 0.25, batch: int
         normalizer = Normalizer(zero, trained.statistics.std).to(zero.device)
         denoiser = Denoiser(denoiser.network, denoiser.diffusion, normalizer, denoiser.autocast).eval()
         grid = fields.grid
-    height, width = trained.window
-    if fields.shape != trained.window:
+    height, width = window = window_of(trained, fields)
+    batch = max(1, batch * math.prod(trained.window) // math.prod(window))
+    if fields.shape != window:
         print(f"in windows of {height}x{width} cells, a share of {overlap:g} of each shared with the next")
     if trained.frames > 1:
         print(f"in windows of {trained.frames} frames, half of each shared with the next")
         overlaps = (trained.frames // 2, int(overlap * height), int(overlap * width))
         denoiser = Windowed(denoiser, (trained.frames, height, width), overlaps, grid.periodic, batch)
-    elif fields.shape != trained.window:
-        denoiser = Windowed(denoiser, trained.window, overlap, grid.periodic, batch)
+    elif fields.shape != window:
+        denoiser = Windowed(denoiser, window, overlap, grid.periodic, batch)
     return replace(trained, denoiser=denoiser, grid=grid)
+
+
+def window_of(trained: Trained, fields: Fields) -> tuple[int, int]:
+    """Returns the size of the windows that fields are worked through in: as large as they are and the network takes.
+
+    They then overlap less, or not at all. An axis that closes on itself is never one window: that has two ends.
+    """
+    largest = trained.denoiser.parametrization.largest or trained.window
+    axes = zip(trained.window, fields.shape, largest, fields.grid.periodic, strict=True)
+    return tuple(own if closed else max(own, min(full, most)) for own, full, most, closed in axes)
 
 
 def elsewhere(trained: Trained, fields: Fields) -> bool:

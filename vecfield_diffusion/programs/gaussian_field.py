@@ -18,6 +18,8 @@ from vecfield_diffusion.programs.in_time import training_frames
 
 #: Snapshots that a covariance is learnt from, at most.
 SNAPSHOTS = 2000
+#: How much larger than in training windows may be along each axis where fields are filled.
+LARGER = 2
 
 
 def gaussian_field(fields: Fields, indices: range, normalizer: Normalizer, window: tuple[int, int] | None) -> Modes:
@@ -77,7 +79,10 @@ def sequence_field(
     mean = np.where(valid, choice.field.mean, np.nan)[None]
     # The mean field where windows lie anywhere: random in space, the same at all times.
     lags = lags + non_negative(lagged_products(mean, valid, periodic, 1))
-    return ProductModes(torch.from_numpy(cut(lags, window)), window)
+    # As far as fields may be filled in windows larger than those of training.
+    axes = zip(window, valid.shape, periodic, strict=True)
+    known = tuple(own if closed else min(full, LARGER * own) for own, full, closed in axes)
+    return ProductModes(torch.from_numpy(cut(lags, known)), window)
 
 
 def product_modes(field: SpaceTime, frames: int, stride: int = 1) -> ProductModes:
