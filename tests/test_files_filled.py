@@ -18,6 +18,7 @@ from vecfield_diffusion.data.readers.hdf5 import write_hdf5
 from vecfield_diffusion.programs import fill as filling
 from vecfield_diffusion.programs import pictures
 
+NAMES = {"ugos": "eastward_sea_water_velocity", "vgos": "northward_sea_water_velocity"}
 WINDOW = ["debug=fast", *SMALL, "dataset=file", "trainer.batch_size=2", "trainer.max_steps=2"]
 
 
@@ -52,7 +53,7 @@ def trained(place):
     data, rng = radar(place), np.random.default_rng(5)
     data = data.assign({name: (data[name].dims, 0.2 * rng.standard_normal((5, 16, 16))) for name in ("ugos", "vgos")})
     for name in ("ugos", "vgos"):
-        data[name].attrs["units"] = "m s-1"
+        data[name].attrs |= {"units": "m s-1", "standard_name": NAMES[name]}
     many = xr.concat([data.assign_coords(time=data.time + np.timedelta64(30 * k, "h")) for k in range(8)], "time")
     many.to_netcdf(place / "many.nc", engine="h5netcdf")
     options = ["dataset.path=many.nc", "mean_field=false", "splits.guard=0", "name=net"]
@@ -186,13 +187,14 @@ def test_a_signal_keeps_what_is_finished(trained, run, number, code, name):
 
 
 def test_points_of_a_table(trained, run):
-    """Drifters, gathered in the cells of the grid, with their errors."""
+    """Drifters, gathered in the cells of the grid, with their errors; called what the training data are."""
     rows = ["lon,lat,u,v,error,time", "-74.0,40.0,0.1,0.2,0.03,2022-02-21", "286.01,40.02,0.3,0.2,0.03,2022-02-21"]
     rows += ["-70.0,36.0,0.5,-0.2,0.05,2022-02-21", "10.0,0.0,1,1,0.1,2022-02-21"]
     (trained / "drifters.csv").write_text("\n".join(rows))
     out, data = fill(run, trained, "points", "input=drifters.csv", "sigma_obs=error")
     assert "1 outside" in out and data.sizes["time"] == 1
     assert (data["observed"] > 0).sum() == 2 and data["observed"][0, 0, 0] == 1
+    assert [data[name].attrs["standard_name"] for name in ("u", "v")] == [*NAMES.values()]
     out, data = fill(run, trained, "exactly", "input=drifters.csv")
     np.testing.assert_allclose(data["u"][0, 0, 0], 0.2, atol=1e-5)
     assert "sigma_obs=error" in out

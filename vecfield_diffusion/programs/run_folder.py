@@ -79,9 +79,11 @@ def check_folder(config: Mapping[str, Any], folder: Path) -> bool:
 
 
 def coordinates(fields: Fields) -> dict[str, Any]:
-    """Returns the coordinates as a checkpoint stores them."""
+    """Returns the coordinates as a checkpoint stores them, with the standard names of the components along them."""
     axes = {name: torch.tensor(values.astype(float)) for name, values in (("x", fields.x), ("y", fields.y))}
-    return axes | {"x_name": fields.x_name, "y_name": fields.y_name}
+    along = fields.component_attrs if fields.turn is None else ()
+    named = [{key: str(attrs[key]) for key in ("standard_name",) if key in attrs} for attrs in along] or [{}, {}]
+    return axes | {"x_name": fields.x_name, "y_name": fields.y_name, "component_attrs": named}
 
 
 def describe(fields: Fields, split: Mapping[str, range]) -> dict[str, Any]:

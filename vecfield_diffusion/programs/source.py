@@ -154,6 +154,7 @@ def empty_fields(trained: Trained) -> Fields:
         units=trained.units,
         x_name=known.get("x_name", "x"),
         y_name=known.get("y_name", "y"),
+        component_attrs=tuple(known.get("component_attrs", ({}, {}))),
         history=trained.context.history if trained.context else (),
     )
 
