@@ -1,14 +1,14 @@
-"""Training steps beside other libraries: `python benchmarks/training.py [--samples 8000] [overrides of train.py]`.
+"""Training steps beside other libraries: `python benchmarks/training.py [--samples 3200,6400] [overrides of train.py]`.
 
 Networks of about 1.5 M parameters take training steps in turns (forward, loss, backward, AdamW), so that a noisy
 machine slows all alike; libraries that are not installed are left out (`pip install -e .[bench]`). Printed are samples
 a second, the ratio to azula's UNet within a round, its median and quartiles, and the share of the peak: floating-point
 operations a second over those of the fastest 3x3 convolution, forward and backward, among several sizes. `train.py` is
-the whole step: a batch made, preconditioning, gradients clipped, averages kept.
+the whole step: a batch made, preconditioning, gradients clipped, averages kept. Each `--network NAME` takes one.
 
-With `--samples` each network then learns from as many samples, the same for all, at one learning rate, and its loss on
-fixed validation batches is printed. The time of one thread is that of its processor, which others on the machine do
-not change much.
+With `--samples` each network then learns from as many samples, the same for all, at one learning rate, and its losses
+on fixed validation batches are printed; ours are periodic where the data are. The time of one thread is that of its
+processor, which others on the machine do not change much.
 
 With `--gaussian` a training of `model=gaussian` is timed instead, beside steps of its UNet alone on the same input:
 new batches, whose systems are factorised, those that use them again (`training/reuse.py`), and the samples a second of
@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import math
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, NamedTuple
@@ -51,11 +51,11 @@ PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
 class Azula(nn.Module):
     """azula's UNet with its own defaults, its blocks modulated by an embedding of the level."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, periodic: bool = False) -> None:
         super().__init__()
         from azula.nn.unet import UNet as Peer
 
-        sizes = dict(hid_channels=(32, 64, 128), hid_blocks=(1, 2, 1), mod_features=EMBEDDING)
+        sizes = dict(hid_channels=(32, 64, 128), hid_blocks=(1, 2, 1), mod_features=EMBEDDING, periodic=periodic)
         self.embed, self.network = FourierEmbedding(EMBEDDING), Peer(channels, 2, **sizes)
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
@@ -96,6 +96,7 @@ class DenoisingDiffusion(nn.Module):
 #: Other libraries' networks by the name of the package, the first installed being what ratios are taken to.
 PEERS: dict[str, Callable[[int], nn.Module]] = {
     "azula": Azula,
+    "azula, periodic": partial(Azula, periodic=True),
     "diffusers": Diffusers,
     "denoising_diffusion_pytorch": DenoisingDiffusion,
 }
@@ -108,10 +109,15 @@ OURS: dict[str, dict[str, Any]] = {
 
 def installed() -> dict[str, Callable[[int], nn.Module]]:
     """Returns the peers that can be imported, and says which cannot."""
-    found = {name: make for name, make in PEERS.items() if importlib.util.find_spec(name)}
+    found = {name: make for name, make in PEERS.items() if importlib.util.find_spec(name.split(",")[0])}
     for name in PEERS.keys() - found.keys():
         print(f"{name}: not installed, left out")
     return found
+
+
+def chosen(made: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Returns those of some networks that the options name; all where they name none."""
+    return {name: made[name] for name in options.network or made}
 
 
 def networks(channels: int) -> dict[str, nn.Module]:
@@ -200,14 +206,15 @@ def compare(options: argparse.Namespace, run: TrainingRun) -> None:
     """Prints the table of speed, for each precision."""
     channels, side = next(iter(run.denoiser.network.stem.parameters())).shape[1], run.batches(0).x0.shape[-1]
     for precision, kind in PRECISIONS.items():
-        made = networks(channels)
+        made = chosen(networks(channels), options)
         sizes = {name: sum(weight.numel() for weight in network.parameters()) for name, network in made.items()}
         steps = {name: training_step(network, options.batch, channels, side, kind) for name, network in made.items()}
         flops = {name: operations(step) for name, step in steps.items()}
         ours = next(iter(OURS))
-        run.denoiser.autocast = kind
-        steps[f"{ours}, train.py"] = whole_step(run)
-        sizes[f"{ours}, train.py"], flops[f"{ours}, train.py"] = sizes[ours], flops[ours]
+        if ours in made:
+            run.denoiser.autocast = kind
+            steps[f"{ours}, train.py"] = whole_step(run)
+            sizes[f"{ours}, train.py"], flops[f"{ours}, train.py"] = sizes[ours], flops[ours]
         peaks = [convolution(c, cells, options.batch, kind) for c, cells in CONVOLUTIONS]
         for work in (*steps.values(), *(peak.work for peak in peaks)):
             work()
@@ -242,8 +249,8 @@ def table(times: dict[str, list[float]], sizes: dict[str, int], flops: dict[str,
 
 
 def losses(options: argparse.Namespace, overrides: list[str], folder: Path) -> None:
-    """Prints the loss of each network after as many samples."""
-    steps = math.ceil(options.samples / options.batch)
+    """Prints the losses of each network after as many samples."""
+    numbers = [int(number) // options.batch for number in options.samples.split(",")]
     runs = {
         name: run_of([*overrides, *as_overrides(sizes)], folder / f"ours{k}")
         for k, (name, sizes) in enumerate(OURS.items())
@@ -252,15 +259,19 @@ def losses(options: argparse.Namespace, overrides: list[str], folder: Path) -> N
     channels = next(iter(first.denoiser.network.stem.parameters())).shape[1]
     for name, make in installed().items():
         runs[name] = with_network(first, make(channels))
-    print(f"validation loss after {steps * options.batch} samples")
+    runs = chosen(runs, options)
     for name, run in runs.items():
-        begun = clock()
-        for k in range(steps):
-            run.step(run.batches(k))
-        taken = clock() - begun
-        with run.ema.applied(run.denoiser.network):
-            found = run.validation_loss()
-        print(f"{name:24} {found['val/loss']:.4f} in {taken:.0f} s", flush=True)
+        taken = 0.0
+        for steps in numbers:
+            begun = clock()
+            for k in range(run.counters.step, steps):
+                run.step(run.batches(k))
+            taken += clock() - begun
+            with run.ema.applied(run.denoiser.network):
+                found = run.validation_loss()["val/loss"]
+            print(
+                f"{name:24} validation loss {found:.4f} after {run.counters.samples} samples, {taken:.0f} s", flush=True
+            )
 
 
 def with_network(run: TrainingRun, network: nn.Module) -> TrainingRun:
@@ -308,8 +319,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--samples", type=int, default=0)
+    parser.add_argument("--samples", default="")
     parser.add_argument("--gaussian", action="store_true")
+    parser.add_argument("--network", action="append", metavar="NAME")
     options, rest = parser.parse_known_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as place:
