@@ -68,7 +68,7 @@ def make_run(
     return run(
         trainer=Trainer(**options, log_every=1, validation_batches=1, score_cases=0, grad_clip=0.1),
         denoiser=denoiser,
-        optimizer=torch.optim.AdamW(denoiser.parameters(), lr=1e-3),
+        optimizer=torch.optim.AdamW(denoiser.parameters(), lr=1e-3, fused=True),
         batches=doubled(batches),
         validation=doubled(replace(batches, indices=range(10, 14))),
         folder=folder,

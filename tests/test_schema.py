@@ -359,7 +359,7 @@ MEANT = {
     "model/unet_small": ({"channels", "embedding"}, "one class in four sizes"),
     "model/unet_base": ({"channels", "attention"}, "one class in four sizes"),
     "model/unet_large": ({"channels", "blocks", "attention", "embedding"}, "one class in four sizes"),
-    "optimizer/adamw": ({"betas"}, "the class is torch's"),
+    "optimizer/adamw": ({"betas", "fused"}, "the class is torch's"),
     "physics/divergence_curl": ({"curl"}, "one class for several sets of terms"),
     "sampler/edm_stochastic": (
         {"steps", "S_churn", "S_min", "S_max", "S_noise"},

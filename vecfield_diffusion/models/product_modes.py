@@ -24,7 +24,7 @@ an error of each cell alike. Its Jacobian by z is symmetric.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple, Self
@@ -32,7 +32,6 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from vecfield_diffusion.axes import column
 from vecfield_diffusion.ellipses import blocks
 from vecfield_diffusion.models.measured import SPARSE, Known, interpolate, some_of
 from vecfield_diffusion.models.modes import MeanVariance, Modes
@@ -66,6 +65,8 @@ class ProductModes(Modes):
     POINTS = 128
     #: Observations that are remembered, at most: all windows of a long series, some MB each.
     REMEMBERED = 1024
+    #: Noisy fields that are answered at once, about, where observations have few: no more than caches hold.
+    FIELDS = 16
 
     def __init__(
         self,
@@ -150,35 +151,48 @@ class ProductModes(Modes):
         dtype = torch.promote_types(z.dtype, torch.float32)
         # Members of an observation follow one another, and share what it says.
         runs = [list(same) for _, same in groupby(self.posteriors(y, observed, error, valid, dtype), key=id)]
-        lengths = [len(same) for same in runs]
-        parts = zip(runs, z.split(lengths), s.split(lengths), strict=True)
-        mean, variance = zip(*(self.of_noisy(same[0], *part) for same, *part in parts), strict=True)
-        return torch.cat(mean).to(z.dtype), torch.cat(variance).to(z.dtype)
+        means, variances, done = [], [], 0
+        for alike in together(runs, self.FIELDS):
+            given = Posterior(*(torch.stack(parts) for parts in zip(*(run[0] for run in alike), strict=True)))
+            here = slice(done, done := done + len(alike) * len(alike[0]))
+            mean, variance = self.of_noisy(given, *(part[here].unflatten(0, (len(alike), -1)) for part in (z, s)))
+            means.append(mean.flatten(0, 1))
+            variances.append(variance.flatten())
+        return torch.cat(means).to(z.dtype), torch.cat(variances).to(z.dtype)
 
     def of_noisy(self, given: Posterior, z: Tensor, s: Tensor) -> MeanVariance:
-        """Returns the mean and the variance for noisy fields `(B, T, 2, H, W)` at levels s of one observation."""
-        table, scale = self.table(given.mean.dtype), self.scale.to(given.mean)
-        square, level = scale.square(), column(s.to(scale).square(), z)
-        flat = level.view(-1, 1)
+        """Returns the means and the variances for the noisy fields of some observations.
 
-        def step(field: Tensor) -> Tensor:
+        Arguments:
+            given: What is remembered of N observations, each part with an axis for them before its own.
+            z: M noisy fields of each, `(N, M, T, 2, H, W)`.
+            s: Their levels, `(N, M)`.
+        """
+        table, scale, roots = self.table(given.mean.dtype), self.scale.to(given.mean), given.roots
+        given = Posterior(*(part.unsqueeze(1) for part in given))  # the same for all fields of an observation
+        variance, flat = scale.square(), s.to(scale).square()[..., None]
+        level, square = flat[..., None, None, None], given.square[..., None, None, None, None]
+
+        def step(fields: Tensor) -> Tensor:
             """What noisy fields, 0 outside the domain, say by the modes."""
-            right = table.coefficients(given.bound * square * field) @ given.roots
-            return given.bound * table.field(right / (flat + given.gains) @ given.roots.mT)
+            right = table.coefficients((given.bound * variance * fields).flatten(0, 1)).unflatten(0, s.shape) @ roots
+            right = right / (flat + given.gains) @ roots.mT
+            return given.bound * table.field(right.flatten(0, 1)).unflatten(0, s.shape)
 
         innovation = (z - given.mean) / scale
         share = given.rest / (given.rest + level)
         # What y tells of a cell is in its mean: there z is worth no more than beside it. The filter of the rest is for
         # a cell of its own variance a^2 over that of all, by the largest variance r among the rest, of which
         # a^2 r / (a^2 r + s^2) is the filter: so none exceeds 1, where a sampler would no longer be stable.
-        most, own = given.rest.amax(), square / given.square
+        most, own = given.rest.amax(dim=(2, 3, 4, 5), keepdim=True), variance / square
         louder = (own * (most + level) / (own * most + level)).sqrt() * scale
         worth = (1 + level * given.precise).rsqrt() * louder
-        small = worth / square * table.filtered(worth * (innovation - step(innovation)), share)
+        left = worth * (innovation - step(innovation))
+        small = worth / variance * table.filtered(left.flatten(0, 1), share.flatten(0, 1)).unflatten(0, s.shape)
         mean = given.mean + scale * (small + step(innovation - small))
         # The trace over the valid values, that of X^T (V^T A^T A V) X / (1 + nu / s^2) = nu / (1 + nu / s^2).
-        trace = given.claim * (given.gains * flat / (flat + given.gains)).sum(dim=1) / (2 * given.cells)
-        return mean, trace + given.share * (share * level).mean(dim=(1, 2, 3, 4))
+        trace = given.claim * (given.gains * flat / (flat + given.gains)).sum(dim=2) / (2 * given.cells)
+        return mean, trace + given.share * (share * level).mean(dim=(2, 3, 4, 5))
 
     def table(self, dtype: torch.dtype) -> Table:
         """Returns the modes in a type."""
@@ -327,6 +341,13 @@ def on_rectangle(lags: Tensor, shape: Sequence[int]) -> Tensor:
             near = torch.arange(-size, size, device=lags.device).roll(-size)
             lags = lags.index_select(axis % lags.ndim, near % lags.shape[axis])
     return lags
+
+
+def together(runs: list[list[Posterior]], fields: int) -> Iterator[list[list[Posterior]]]:
+    """Yields runs of one length that follow one another, as many at once as have `fields` noisy fields, or one."""
+    for length, same in groupby(runs, key=len):
+        alike, count = list(same), max(1, fields // length)
+        yield from (alike[first : first + count] for first in range(0, len(alike), count))
 
 
 def precision(variances: Tensor, mean: Tensor) -> Tensor:
