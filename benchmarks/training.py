@@ -10,9 +10,9 @@ With `--samples` each network then learns from as many samples, the same for all
 on fixed validation batches are printed; ours are periodic where the data are. The time of one thread is that of its
 processor, which others on the machine do not change much.
 
-With `--gaussian` a training of `model=gaussian` is timed instead, beside steps of its UNet alone on the same input:
-new batches, whose systems are factorised, those that use them again (`training/reuse.py`), and the samples a second of
-both in their proportions over those of the UNet alone.
+With `--gaussian` a training of `model=gaussian` is timed instead, beside that of its UNet alone on the same input,
+which no batch is made for: new batches, whose systems are factorised, those that use them again (`training/reuse.py`),
+and the samples a second of both in their proportions over those of the UNet alone.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from vecfield_diffusion.commands import train as main
 from vecfield_diffusion.models.layers import FourierEmbedding
 from vecfield_diffusion.models.unet import UNet, last
 from vecfield_diffusion.programs.train import prepare
+from vecfield_diffusion.training.ema import EMA
 from vecfield_diffusion.training.trainer import TrainingRun
 
 #: Features of the level's embedding in azula's UNet.
@@ -144,7 +145,7 @@ def seconds(work: Callable[[], object]) -> float:
 def training_step(network: nn.Module, batch: int, channels: int, side: int, kind: torch.dtype | None) -> Callable:
     """Returns a function that takes a step of a network on one batch."""
     network = network.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
     x, level = last(torch.randn(batch, channels, side, side)), torch.rand(batch)
     target = torch.randn(batch, 2, side, side)
 
@@ -278,7 +279,7 @@ def with_network(run: TrainingRun, network: nn.Module) -> TrainingRun:
     """Returns the same training with another network, and an optimizer and counters of its own."""
     old = run.denoiser
     denoiser = type(old)(network, old.diffusion, old.normalizer, old.autocast)
-    settings = {key: run.optimizer.defaults[key] for key in ("lr", "betas", "weight_decay")}
+    settings = {key: run.optimizer.defaults[key] for key in ("lr", "betas", "weight_decay", "fused")}
     optimizer = type(run.optimizer)(denoiser.parameters(), **settings)
     return replace(run, denoiser=denoiser, optimizer=optimizer, counters=type(run.counters)())
 
@@ -291,14 +292,17 @@ def around_gaussian(options: argparse.Namespace, run: TrainingRun) -> None:
     times: dict[str, list[float]] = {"new": [], "again": [], "alone": []}
     times["new"] = [seconds(step) for _ in range(run.batches.pool)]
     inputs = given[0]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, fused=True)
+    average = EMA(network, run.trainer.ema)
 
     def alone() -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", kind, enabled=kind is not None):
             output = network(*inputs)
         output.float().square().mean().backward()
+        nn.utils.clip_grad_norm_(network.parameters(), run.trainer.grad_clip)
         optimizer.step()
+        average.update(network, run.trainer.batch_size, run.counters.samples)
 
     alone()
     for _ in range(options.rounds):
@@ -306,12 +310,13 @@ def around_gaussian(options: argparse.Namespace, run: TrainingRun) -> None:
         times["alone"].append(seconds(alone))
         given.clear()
     new, again, own = (median(found) for found in times.values())
-    share = 1 / run.batches.uses
+    uses = run.batches.uses * run.batches.together
+    share = 1 / uses
     whole = share * new + (1 - share) * again
     shape = " x ".join(map(str, inputs[0].shape))
     print(
-        f"{shape} in {kind or torch.float32}: {len(times['new'])} new batches {new:.2f} s, again {again:.2f} s "
-        f"({run.batches.uses} uses), UNet alone {own:.2f} s; samples/s over those of the UNet alone {own / whole:.2f}"
+        f"{shape} in {kind or torch.float32}: {len(times['new'])} new batches {new:.2f} s, again {1e3 * again:.0f} ms "
+        f"({uses} uses), UNet alone {1e3 * own:.0f} ms; samples/s over those of the UNet {own / whole:.2f}"
     )
 
 

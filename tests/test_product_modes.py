@@ -196,7 +196,8 @@ def test_all_of_many_values_count_with_few_modes(kind, together, monkeypatch):
         u, v = torch.arange(y.numel()).view(y.shape).unbind(1)
         errors[v, v], errors[u, v], errors[v, u] = 1.5 * noise[:, 0], 0.8 * noise[:, 0], 0.8 * noise[:, 0]
         noise = torch.cat([noise, 1.5 * noise, 0.8 * noise], dim=1)
-    known = Known(anomaly, observed[:, 0], noise, domain[:, 0])
+    anomalies = torch.stack([anomaly, torch.where(observed, 1.0, 0.0).expand_as(y).cumsum(dim=0)])
+    known = Known(anomalies, observed[:, 0], noise, domain[:, 0])
     found = interpolate(learnt.covariance, known, Values.where(hidden), learnt.functions, most=20)
     bare = Stationary(field.lags.numpy(), 0 * prior.mean, prior.valid)
     if len(field.components):
@@ -206,7 +207,8 @@ def test_all_of_many_values_count_with_few_modes(kind, together, monkeypatch):
         bare = Sum(unscaled, bare)
     full, seen = torch.from_numpy(dense(bare, T)), observed.expand_as(y).flatten()
     gain = full[:, seen] @ torch.linalg.inv(full[seen][:, seen] + errors[seen][:, seen])
-    torch.testing.assert_close(found.mean.flatten(), gain @ anomaly.flatten()[seen], rtol=0, atol=1e-9)
+    means = anomalies.flatten(1)[:, seen] @ gain.mT
+    torch.testing.assert_close(found.mean.flatten(1), means, rtol=0, atol=1e-8)
     variance = (full - gain @ full[seen]).diagonal()[hidden.flatten()].mean()
     torch.testing.assert_close(found.variance.mean(), variance, rtol=1e-9, atol=0.0)
 
@@ -273,8 +275,13 @@ def test_an_observation_is_solved_for_once(monkeypatch):
     field(z, levels(0.3), *moved)
     assert len(solved) == 6
     monkeypatch.setattr(ProductModes, "REMEMBERED", 2)
-    field(z, levels(0.3), *moved)
-    assert len(field.remembered) == 2
+    alike = [given[0] + 1, *(part[:1].expand_as(part) for part in given[1:])]
+    field.prepare(*alike)
+    assert len(solved) == 7  # together
+    assert len(field.remembered) == 3  # those of a batch, however many
+    one = field(z[:1], levels(0.3, 1), given[0][:1] + 1, *(part[:1] for part in given[1:]))[0]
+    torch.testing.assert_close(one[0], field(z, levels(0.3), *alike)[0][0])
+    assert len(solved) == 7
     field.load_state_dict(field.state_dict() | {"mean": field.mean + 1})
     assert not field.remembered
 

@@ -121,6 +121,10 @@ class Denoiser(nn.Module):
         y, error = (torch.where(observed, value, 0.0) for value in (observation.y, observation.sigma_y))
         return self.parametrization.reference(y, observed, error, observation.valid)
 
+    def prepare(self, observation: Observation) -> None:
+        """Takes in observations that training will come back to, together: see `training/reuse.py`."""
+        self.parametrization.prepare(self._known(observation))
+
     def moments(self, z: Tensor, s: Tensor, observation: Observation) -> tuple[Tensor, Tensor | None]:
         """Returns the posterior mean and, where it is learned, the fraction of the reverse variance; see `Moments`."""
         return self.estimate(z, s, observation)[:2]

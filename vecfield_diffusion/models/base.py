@@ -112,6 +112,9 @@ class Parametrization:
     def learn(self, field: Callable[[], Any]) -> None:
         """Takes in the Gaussian field with the covariance of the training data, `field()`; here none is needed."""
 
+    def prepare(self, known: Conditions) -> None:
+        """Takes in observations that training will come back to; here nothing is solved for."""
+
     def reference(self, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> GaussianReference | None:
         """Returns a Gaussian law that resembles that of the fields given an observation; None where none is known.
 

@@ -72,7 +72,9 @@ class Tiles:
     def solve(self, right: Tensor) -> Tensor:
         """M^-1 times columns `(n, M)`, in their type."""
         own = right.to(self.known.dtype)
-        return (self._local(own) - self.weighed @ (self.xi @ (self.weighed.mT @ own))).to(right.dtype)
+        # As rows: torch takes twice as long for products of few columns.
+        common = own.mT.contiguous() @ self.weighed @ self.xi @ self.weighed.mT
+        return (self._local(own) - common.mT).to(right.dtype)
 
     def variance(self, values: Values, rows: Tensor) -> Tensor:
         """Returns the posterior variance of single values by M, `(len(values),)`, for what these have of F."""

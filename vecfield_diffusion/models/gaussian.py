@@ -68,6 +68,11 @@ class AroundField(Parametrization):
         """Takes the Gaussian field `field()`, which training leaves as it is."""
         self.field = field().to(next(self.parameters()).device)
 
+    def prepare(self, known: Conditions) -> None:
+        """See `Parametrization`."""
+        if self.field is not None:
+            self.field.prepare(known.y, known.observed, known.error, known.valid)
+
     def reference(self, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> GaussianReference | None:
         """Returns the Gaussian field given the observation, where it draws; see `Parametrization`."""
         if self.field is None or not self.field.draws:

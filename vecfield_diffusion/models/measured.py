@@ -69,10 +69,10 @@ class System:
 
 
 class Known(NamedTuple):
-    """The measured values of one sequence, in the units of the covariance.
+    """The measured values of one sequence, or of several that were measured alike, in the units of the covariance.
 
     Arguments:
-        y: The values `(T, 2, H, W)`, 0 where there are none.
+        y: The values of M sequences, `(M, T, 2, H, W)`, 0 where there are none.
         observed: Their cells, `(T, H, W)`.
         noise: The covariance of their errors, `(T, C, H, W)`, see `Values.errors`.
         valid: The cells of the domain, `(T, H, W)`.
@@ -90,10 +90,10 @@ class Known(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What measured values say of a sequence, and of some linear functionals of it.
+    """What measured values say of the sequences, and of some linear functionals of them.
 
     Arguments:
-        mean: The posterior mean `(T, 2, H, W)`.
+        mean: The posterior mean of each, `(M, T, 2, H, W)`.
         among: The posterior covariance of the functionals, `(K, K)`, the prior one being I.
         variance: The posterior variance of single values.
     """
@@ -113,16 +113,16 @@ def interpolate(covariance: Covariance, known: Known, some: Values, functions: T
         functions: The covariance of the field with functionals of covariance I, `(K, T, 2, H, W)`.
         most: Values of a system that is solved at once, and whose covariance is exact.
     """
-    values = Values.where(known.observed[:, None].expand_as(known.y))
-    variance, prior = some.of(covariance.variance().expand_as(known.y)), torch.eye(len(functions)).to(functions)
+    values = Values.where(known.observed[:, None].expand_as(known.y[0]))
+    variance, prior = some.of(covariance.variance().expand_as(known.y[0])), torch.eye(len(functions)).to(functions)
     if not len(values.frame):
         return Estimate(torch.zeros_like(known.y), prior, variance)
     errors = values.errors(known.noise).at_least(ROUNDED * covariance.variance().max())
-    y = values.of(known.y)[None]
+    y = values.of(known.y)
     if len(values.frame) > most:
         return _of_many(Split(covariance, values, errors, functions), known, some, y)
     system = System(covariance, values, errors)
-    mean = system.correct(y, range(len(known.y)))[0]
+    mean = system.correct(y, range(known.y.shape[1]))
     right = torch.cat([values.of(functions).mT, covariance.between(values, some)], dim=1)
     functionals, single = system.half(right).split([len(functions), len(variance)], dim=1)
     return Estimate(mean, prior - functionals.mT @ functionals, variance - single.square().sum(dim=0))
@@ -134,16 +134,16 @@ def _of_many(split: Split, known: Known, some: Values, y: Tensor) -> Estimate:
     The covariance by M is too large, for it forgets what tiles have in common. It is scaled to the variance of the
     hidden values by B, whose trace is that of C = S - S A^T B^-1 A S in random signs v: the mean of v^T C v.
     """
-    hidden = (known.valid & ~known.observed)[:, None].expand_as(known.y)
-    probes = signs(known.y.numel(), PROBES, known.y.dtype, known.y.device).mT.reshape(-1, *known.y.shape) * hidden
+    hidden = (known.valid & ~known.observed)[:, None].expand_as(known.y[0])
+    probes = signs(hidden.numel(), PROBES, y.dtype, y.device).mT.reshape(-1, *hidden.shape) * hidden
     before = split.covariance.apply(probes)
-    found = split.correct(torch.cat([y, split.values.of(before)]))
-    trace, variance = (probes * (before - found[1:])).sum() / PROBES, split.variance(some)
+    mean, learnt = split.correct(torch.cat([y, split.values.of(before)])).split([len(y), PROBES])
+    trace, variance = (probes * (before - learnt)).sum() / PROBES, split.variance(some)
     inside = some.of(hidden)
     factor = torch.ones_like(trace)
     if inside.any():
         factor = (trace / hidden.sum() / variance[inside].mean()).clamp(min=0.0)
-    return Estimate(found[0], factor * split.xi, torch.where(inside, factor * variance, variance))
+    return Estimate(mean, factor * split.xi, torch.where(inside, factor * variance, variance))
 
 
 def some_of(values: Values, count: int) -> Values:

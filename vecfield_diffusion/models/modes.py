@@ -87,6 +87,9 @@ class Modes(nn.Module, ABC):
         means, _ = self(z, levels.flatten(), *known)
         return torch.einsum("qb,qb...->b...", weights, means.unflatten(0, levels.shape))
 
+    def prepare(self, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> None:
+        """Solves for observations that will be asked for, shapes as for the posterior; here none is remembered."""
+
     def draw(self, noise: Tensor, leaked: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
         """Returns a draw of the field without data, and what its measurements see, `(B, 2, H, W)` both.
 

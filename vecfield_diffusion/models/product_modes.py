@@ -38,6 +38,9 @@ from vecfield_diffusion.models.modes import MeanVariance, Modes
 from vecfield_diffusion.models.products import Table
 from vecfield_diffusion.models.stationary import Covariance, Values
 
+#: What tells an observation from others: what was measured how well, and the values.
+Key = tuple[bytes, bytes]
+
 
 class ProductModes(Modes):
     """A field that is stationary in time; see the top of this module.
@@ -97,7 +100,7 @@ class ProductModes(Modes):
         super()._forget()
         self._prior: Prior | None = None
         self._tables: dict[torch.dtype, Table] = {}
-        self.remembered: dict[bytes, Posterior] = {}
+        self.remembered: dict[Key, Posterior] = {}
         self._others: dict[tuple[int, ...], ProductModes] = {}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -203,34 +206,57 @@ class ProductModes(Modes):
     def posteriors(
         self, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor, dtype: torch.dtype
     ) -> list[Posterior]:
-        """Returns what is remembered of each of some observations, in a type; shapes as for `Modes`."""
-        out: list[Posterior] = []
-        for number, parts in enumerate(zip(y, observed, error, valid, strict=True)):
-            before = (part[number - 1] for part in (y, observed, error, valid))
-            if number and all(map(torch.equal, parts, before)):
-                out.append(out[-1])
-            else:
-                out.append(self.posterior(*parts, dtype))
-        return out
+        """Returns what is remembered of each of some observations, in a type; shapes as for `Modes`.
 
-    def posterior(self, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor, dtype: torch.dtype) -> Posterior:
-        """Returns what is remembered of one observation, in a type; shapes as for a sample of `Modes`."""
-        parts = (y, observed, error, valid)
-        told = b"".join(part.detach().cpu().contiguous().numpy().tobytes() for part in parts)
-        key = hashlib.sha256(str(dtype).encode() + told).digest()
-        found = self.remembered.pop(key, None)
-        if found is None:
-            square = self.scale.square()
-            noise = torch.where(observed, blocks(error.double()) / square, 0.0)
-            seen, noise, inside = (part.expand(len(y), -1, *y.shape[-2:]) for part in (observed, noise, valid))
-            anomaly = torch.where(seen, (y.double() - self.mean) / self.scale, 0.0)
-            given = self.prior().given(Known(anomaly, seen[:, 0], noise, inside[:, 0]), square, SPARSE, self.POINTS)
-            mean = torch.where(inside, self.mean + self.scale * given.mean, 0.0)
-            found = Posterior(*(part.to(dtype) for part in given._replace(mean=mean)))
-        self.remembered[key] = found
-        for old in list(self.remembered)[: -self.REMEMBERED]:
-            del self.remembered[old]
-        return found
+        Those of the same cells with the same errors are solved for together, in little more time than one.
+        """
+        keys: list[Key] = []
+        new: dict[bytes, dict[Key, int]] = {}
+        for number, (values, *seen) in enumerate(zip(y, observed, error, valid, strict=True)):
+            before = (part[number - 1] for part in (y, observed, error, valid))
+            if number and all(map(torch.equal, (values, *seen), before)):
+                keys.append(keys[-1])
+                continue
+            keys.append((digest(*seen, kind=str(dtype)), digest(values)))
+            if keys[-1] not in self.remembered:
+                new.setdefault(keys[-1][0], {})[keys[-1]] = number
+        found = {key: self.remembered[key] for key in keys if key in self.remembered}
+        for alike in new.values():
+            numbers = list(alike.values())
+            parts = (part[numbers[0]] for part in (observed, error, valid))
+            found |= zip(alike, self.solved_for(y[numbers], *parts, dtype), strict=True)
+        if new:
+            self.remembered |= found
+            for old in list(self.remembered)[: -max(self.REMEMBERED, len(found))]:
+                self.remembered.pop(old, None)
+        return [found[key] for key in keys]
+
+    def solved_for(
+        self, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor, dtype: torch.dtype
+    ) -> Iterator[Posterior]:
+        """Yields the posteriors given values `(M, T, 2, H, W)` of the same cells, in a type.
+
+        The other shapes are those of a sample of `Modes`.
+        """
+        square = self.scale.square()
+        noise = torch.where(observed, blocks(error.double()) / square, 0.0)
+        seen, noise, inside = (part.expand(y.shape[1], -1, *y.shape[-2:]) for part in (observed, noise, valid))
+        anomaly = torch.where(seen, (y.double() - self.mean) / self.scale, 0.0)
+        given = self.prior().given(Known(anomaly, seen[:, 0], noise, inside[:, 0]), square, SPARSE, self.POINTS)
+        means = torch.where(inside, self.mean + self.scale * given.mean, 0.0)
+        shared = Posterior(*(part.to(dtype) for part in given))
+        return (shared._replace(mean=mean) for mean in means.to(dtype))
+
+    def prepare(self, y: Tensor, observed: Tensor, error: Tensor, valid: Tensor) -> None:
+        """See `Modes`."""
+        parts = (part.to(self.mean.device) for part in (y, observed, error, valid))
+        self.posteriors(*parts, torch.promote_types(y.dtype, torch.float32))
+
+
+def digest(*parts: Tensor, kind: str = "") -> bytes:
+    """Returns a number that tells tensors from others."""
+    told = b"".join(part.detach().cpu().contiguous().numpy().tobytes() for part in parts)
+    return hashlib.sha256(kind.encode() + told).digest()
 
 
 class Posterior(NamedTuple):
@@ -294,18 +320,21 @@ class Prior:
         return cls(covariance, table, vectors * sizes, functions)
 
     def given(self, known: Known, square: Tensor, most: int, points: int) -> Posterior:
-        """Returns the posterior given what is known, for the squared scale of every cell, `(H, W)`."""
-        table, hidden = self.table, known.valid & ~known.observed
-        parts = [some_of(Values.where(cells[:, None].expand_as(known.y)), points) for cells in (hidden, known.observed)]
+        """Returns the posterior given what is known, for the squared scale of every cell, `(H, W)`.
+
+        The mean is that of each of the sequences, `(M, T, 2, H, W)`, which have all else in common.
+        """
+        table, hidden, one = self.table, known.valid & ~known.observed, known.y[0]
+        parts = [some_of(Values.where(cells[:, None].expand_as(one)), points) for cells in (hidden, known.observed)]
         some = Values(*(torch.cat(both) for both in zip(*parts, strict=True)))
         found = interpolate(self.covariance, known, some, self.functions, most=most)
         values, vectors = torch.linalg.eigh(self.root @ found.among @ self.root.mT)
         root = vectors * values.clamp(min=0.0).sqrt()
-        mean, variance = found.mean, found.variance
         bound = self.bound(root, known)
-        left = variance - (some.of(bound.expand_as(mean))[:, None] * (table.rows(some) @ root)).square().sum(dim=1)
+        left = some.of(bound.expand_as(one))[:, None] * (table.rows(some) @ root)
+        left = found.variance - left.square().sum(dim=1)
         gains, turned = torch.linalg.eigh(root.T @ table.gram(known.valid * square * bound[:, 0].square()) @ root)
-        weight = some.of(square.expand_as(mean))
+        weight = some.of(square.expand_as(one))
         lengths = [len(part.frame) for part in parts]
         free, kept = (part.sum() for part in (weight * left).split(lengths))
         over, others = (part.sum() for part in weight.split(lengths))
@@ -325,7 +354,7 @@ class Prior:
         precise = precise.masked_fill(~known.valid[:, None], torch.inf)
         rest = mean_square * table.rest / (1 + rate * table.rest)
         bound = bound * known.valid[:, None]
-        return Posterior(mean, root @ turned, gains, bound, precise, rest, share, claim, mean_square, cells)
+        return Posterior(found.mean, root @ turned, gains, bound, precise, rest, share, claim, mean_square, cells)
 
     def bound(self, root: Tensor, known: Known) -> Tensor:
         """Returns the factor on the modes, `(T, 1, H, W)`, so that no measured cell varies by more than its error."""

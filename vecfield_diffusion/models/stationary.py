@@ -214,10 +214,11 @@ class Covariance:
             return torch.cat([self.apply(part, frames, onto) for part in fields.split(most)])
         scaled = fields if self.scale is None else fields * self.scale
         waves = torch.fft.rfft2(scaled, s=torus)
-        line = waves.flatten(3).flatten(1, 2).permute(2, 1, 0)
-        line = (self._pairs(onto, frames) @ line).permute(2, 1, 0)
-        waves = line.reshape(len(fields), len(onto), 2, *waves.shape[-2:])
-        out = torch.fft.irfft2(waves, s=torus)[..., :height, :width]
+        # Copied to the order in which they are multiplied: torch takes several times as long for any other.
+        line = waves.flatten(3).flatten(0, 2).mT.contiguous().unflatten(1, (len(fields), -1))
+        line = (line @ self._pairs(onto, frames).mT).flatten(1).mT.contiguous()
+        waves = line.view(len(fields), len(onto), 2, *waves.shape[-2:])
+        out = torch.fft.irfft(torch.fft.ifft(waves, dim=-2)[..., :height, :], n=torus[1])[..., :width]
         out = out if self.scale is None else out * self.scale
         if len(self.components):
             inner = torch.einsum("icyx,mtcyx->mti", self.components, fields)

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from vecfield_diffusion.data.statistics import homogeneous
 from vecfield_diffusion.diffusion.base import Diffusion
 from vecfield_diffusion.diffusion.denoiser import Denoiser
 from vecfield_diffusion.diffusion.normalizer import Statistics
+from vecfield_diffusion.diffusion.observation import Observation
 from vecfield_diffusion.errors import UserError
 from vecfield_diffusion.inference.locks import owned
 from vecfield_diffusion.physics.grid import Grid
@@ -182,11 +183,16 @@ def make_run(
     train = batches(indices=data.split["train"], augmentation=transforms)
     chosen = dict(context=context, trainer=trainer, sampler=parts["sampler"], mask=parts["mask"], config=config)
     run = TrainingRun if denoiser.diffusion.gives_mean else FewStepRun
+
+    def prepare(alike: list[Observation]) -> None:
+        own = (observation[processes.own(len(observation))] for observation in alike)
+        denoiser.prepare(reduce(Observation.concatenate, own))
+
     return run(
         trainer=trainer,
         denoiser=denoiser,
         optimizer=build(config["optimizer"], "optimizer", trusted=True, params=denoiser.parameters()),
-        batches=reused(train, denoiser.parametrization.keeps),
+        batches=reused(train, denoiser.parametrization.keeps, prepare),
         validation=batches(indices=data.split["validation"], augmentation=None),
         folder=folder,
         logger=parts["logger"] if processes.first else NoLogger(),

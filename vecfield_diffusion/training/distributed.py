@@ -84,6 +84,10 @@ class SingleProcess:
         """Returns a loss whose gradient is the mean over all processes; see `LossOf`."""
         return LossOf(denoiser, loss)
 
+    def own(self, samples: int) -> slice:
+        """Returns the share of this process in the samples of a batch."""
+        return slice(samples)
+
     def share(self, batches: Callable[[int], Batch]) -> Callable[[int], Batch]:
         """Returns what gives this process its share of batch k."""
         return batches
@@ -157,13 +161,17 @@ class DataParallel(SingleProcess):
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             return DistributedDataParallel(LossOf(denoiser, loss), broadcast_buffers=False)
 
+    def own(self, samples: int) -> slice:
+        """See `SingleProcess`."""
+        size = samples // self.count
+        return slice(self.rank * size, (self.rank + 1) * size)
+
     def share(self, batches: Callable[[int], Batch]) -> Callable[[int], Batch]:
         """See `SingleProcess`."""
 
         def share(k: int) -> Batch:
             batch = batches(k)
-            size = len(batch.x0) // self.count
-            return batch[self.rank * size : (self.rank + 1) * size]
+            return batch[self.own(len(batch.x0))]
 
         return share
 
