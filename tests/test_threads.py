@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from threading import Barrier
 
 import pytest
+import torch
 
 from vecfield_diffusion import threads
-from vecfield_diffusion.threads import Tuner, allowed, free, quota
+from vecfield_diffusion.threads import Tuner, allowed, free, one_each, quota
 
 
 class Machine:
@@ -123,3 +125,24 @@ def test_cores_without_work_are_free(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert free(1, stat=tmp_path / "none") == 1
     monkeypatch.setattr(os, "getloadavg", lambda: (5.2, 0.0, 0.0))
     assert free(8, stat=tmp_path / "none") == 3
+
+
+def test_items_are_worked_on_at_once_each_on_one_thread():
+    """In their order, and the number of threads is as before afterwards, whatever happened."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    together = Barrier(2, timeout=5)
+
+    def item(number: int) -> tuple[int, int]:
+        together.wait()  # for another one
+        return number, torch.get_num_threads()
+
+    try:
+        with one_each(2) as mapped:
+            assert list(mapped(item, range(4))) == [(number, 1) for number in range(4)]
+        assert torch.get_num_threads() == 3
+        with pytest.raises(ZeroDivisionError), one_each() as mapped:
+            list(mapped(lambda number: 1 // number, range(3)))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

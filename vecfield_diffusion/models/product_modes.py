@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple, Self
@@ -37,6 +38,7 @@ from vecfield_diffusion.models.measured import SPARSE, Known, interpolate, some_
 from vecfield_diffusion.models.modes import MeanVariance, Modes
 from vecfield_diffusion.models.products import Table
 from vecfield_diffusion.models.stationary import Covariance, Values
+from vecfield_diffusion.threads import one_each
 
 #: What tells an observation from others: what was measured how well, and the values.
 Key = tuple[bytes, bytes]
@@ -70,6 +72,8 @@ class ProductModes(Modes):
     REMEMBERED = 1024
     #: Noisy fields that are answered at once, about, where observations have few: no more than caches hold.
     FIELDS = 16
+    #: Observations that are solved for at once, one on each thread, at most: dense ones take 0.6 GB each.
+    AT_ONCE = 4
 
     def __init__(
         self,
@@ -221,11 +225,18 @@ class ProductModes(Modes):
             if keys[-1] not in self.remembered:
                 new.setdefault(keys[-1][0], {})[keys[-1]] = number
         found = {key: self.remembered[key] for key in keys if key in self.remembered}
-        for alike in new.values():
-            numbers = list(alike.values())
-            parts = (part[numbers[0]] for part in (observed, error, valid))
-            found |= zip(alike, self.solved_for(y[numbers], *parts, dtype), strict=True)
         if new:
+            self.prior()  # before several threads ask for it
+
+            def solved(alike: dict[Key, int]) -> dict[Key, Posterior]:
+                numbers = list(alike.values())
+                parts = (part[numbers[0]] for part in (observed, error, valid))
+                return dict(zip(alike, self.solved_for(y[numbers], *parts, dtype), strict=True))
+
+            several = len(new) > 1 and y.device.type == "cpu"
+            with one_each(self.AT_ONCE) if several else nullcontext(map) as mapped:
+                for group in mapped(solved, new.values()):
+                    found |= group
             self.remembered |= found
             for old in list(self.remembered)[: -max(self.REMEMBERED, len(found))]:
                 self.remembered.pop(old, None)

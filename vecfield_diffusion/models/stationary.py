@@ -130,13 +130,15 @@ class Covariance:
 
     def table(self, reach: int) -> Tensor:
         """Returns C of the lags and offsets from -reach, -(H - 1), -(W - 1) on, so that indices are sums."""
-        if reach not in self._tables:
+        # A local name: several threads may ask.
+        if (found := self._tables.get(reach)) is None:
             rows, columns = (torch.arange(1 - n, n, device=self.lags.device) for n in self.shape)
             torus = self.lags.shape[-2:]
             later = self.lags[: reach + 1, ..., (rows % torus[0])[:, None], columns % torus[1]]
             earlier = later[1:].flip(0, -2, -1).transpose(1, 2)
-            self._tables = {reach: torch.cat([earlier, later]).contiguous()}
-        return self._tables[reach]
+            found = torch.cat([earlier, later]).contiguous()
+            self._tables = {reach: found}
+        return found
 
     def between(self, a: Values, b: Values) -> Tensor:
         """Returns the covariance of values, `(len(a), len(b))`."""
@@ -229,10 +231,11 @@ class Covariance:
     def _pairs(self, onto: Sequence[int], frames: Sequence[int]) -> Tensor:
         """C_k of all pairs of frames and components, `(Ht (Wt / 2 + 1), 2 len(onto), 2 len(frames))`."""
         lags = torch.tensor([[late - early for early in frames] for late in onto], device=self.lags.device)
-        if self._blocks is None or not torch.equal(self._blocks[0], lags):
+        known = self._blocks
+        if known is None or not torch.equal(known[0], lags):
             found = self.waves[lags.abs().clamp(max=len(self.lags) - 1)]  # (onto, frames, 2, 2, Ht, Wt / 2 + 1)
             ahead, far = (part[..., None, None, None, None] for part in (lags >= 0, lags.abs() >= len(self.lags)))
             found = torch.where(ahead, found, found.transpose(2, 3).conj()).masked_fill(far, 0.0)
             found = found.flatten(4).permute(4, 0, 2, 1, 3)
-            self._blocks = lags, found.flatten(3).flatten(1, 2).contiguous()
-        return self._blocks[1]
+            known = self._blocks = lags, found.flatten(3).flatten(1, 2).contiguous()
+        return known[1]
