@@ -85,11 +85,11 @@ def run(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
 #: What starts programs, trains or samples for long, what takes most time first: left out of `make quick`.
 SLOW = (
-    *("programs", "distributed", "choices", "files_filled", "evaluate", "report", "work_items", "series_pieces"),
-    *("residual", "docs", "library", "series_combined", "ahead", "inspection", "gaussian", "field_likelihood"),
-    *("series_filled", "export", "calibration", "series_public", "start", "drift", "cascade", "sweeps", "gating"),
-    *("few_steps", "readme", "calibrate", "config", "trained", "training_room", "run_folder", "plausible", "posterior"),
-    *("losses", "gaussian_energy", "standards", "combinations", "projection"),
+    *("programs", "distributed", "choices", "files_filled", "evaluate", "report", "work_items", "commands"),
+    *("series_pieces", "residual", "docs", "library", "series_combined", "ahead", "inspection", "gaussian"),
+    *("field_likelihood", "series_filled", "export", "calibration", "series_public", "start", "drift", "cascade"),
+    *("sweeps", "gating", "few_steps", "readme", "calibrate", "config", "trained", "training_room", "run_folder"),
+    *("plausible", "posterior", "losses", "gaussian_energy", "standards", "combinations", "projection"),
 )
 
 
