@@ -184,7 +184,13 @@ def sea(first: str, step: str, lon: np.ndarray, lat: np.ndarray) -> xr.Dataset:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done() -> dict[str, Path]:
+    """The folder of each configuration that ran: some differ in what is made small alone."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, done: dict[str, Path]) -> Path:
     """A folder with the files and the runs that pages name without making them."""
     folder = tmp_path_factory.mktemp("commands")
     with pytest.MonkeyPatch.context() as patch:
@@ -204,16 +210,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for command, places in RUNS.items():
             program, overrides = parsed(command)
             (config,) = configurations(program, overrides)
-            work(program, config, {})
+            work(program, config, done)
             for place in places:
                 shutil.copytree(Path("outputs", "train", config["name"]), place)
     return folder
-
-
-@pytest.fixture(scope="module")
-def done() -> dict[str, Path]:
-    """The folder of each configuration that ran: some differ in what is made small alone."""
-    return {}
 
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if of_page(text)])
