@@ -4,7 +4,8 @@ Networks of about 1.5 M parameters take training steps in turns (forward, loss, 
 machine slows all alike; libraries that are not installed are left out (`pip install -e .[bench]`). Printed are samples
 a second, the ratio to azula's UNet within a round, its median and quartiles, and the share of the peak: floating-point
 operations a second over those of the fastest 3x3 convolution, forward and backward, among several sizes. `train.py` is
-the whole step: a batch made, preconditioning, gradients clipped, averages kept. Each `--network NAME` takes one.
+the whole step: a batch made, preconditioning, gradients clipped, averages kept. Each `--network NAME` takes one; with
+`--compile` they are compiled by torch as well, which takes minutes.
 
 With `--samples` each network then learns from as many samples, the same for all, at one learning rate, and its losses
 on fixed validation batches are printed; ours are periodic where the data are. The time of one thread is that of its
@@ -211,11 +212,15 @@ def compare(options: argparse.Namespace, run: TrainingRun) -> None:
         sizes = {name: sum(weight.numel() for weight in network.parameters()) for name, network in made.items()}
         steps = {name: training_step(network, options.batch, channels, side, kind) for name, network in made.items()}
         flops = {name: operations(step) for name, step in steps.items()}
-        ours = next(iter(OURS))
+        ours, others = next(iter(OURS)), {}
         if ours in made:
             run.denoiser.autocast = kind
-            steps[f"{ours}, train.py"] = whole_step(run)
-            sizes[f"{ours}, train.py"], flops[f"{ours}, train.py"] = sizes[ours], flops[ours]
+            others[f"{ours}, train.py"] = ours, whole_step(run)
+        for name in made if options.compile else ():
+            step = training_step(torch.compile(made[name]), options.batch, channels, side, kind)
+            others[f"{name}, compiled"] = name, step
+        for name, (like, step) in others.items():
+            steps[name], sizes[name], flops[name] = step, sizes[like], flops[like]
         peaks = [convolution(c, cells, options.batch, kind) for c, cells in CONVOLUTIONS]
         for work in (*steps.values(), *(peak.work for peak in peaks)):
             work()
@@ -327,6 +332,7 @@ if __name__ == "__main__":
     parser.add_argument("--samples", default="")
     parser.add_argument("--gaussian", action="store_true")
     parser.add_argument("--network", action="append", metavar="NAME")
+    parser.add_argument("--compile", action="store_true")
     options, rest = parser.parse_known_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as place:
