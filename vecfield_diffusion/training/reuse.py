@@ -39,7 +39,7 @@ class Reused:
     """
 
     batches: Batches
-    pool: int = 2
+    pool: int = 4
     uses: int = 64
     keep: Kept = "observations"
     together: int = 1
