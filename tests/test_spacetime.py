@@ -372,23 +372,22 @@ def test_flows_that_differ_from_place_to_place_ask_for_components_or_a_local_var
 
 
 def test_errors_that_nobody_told_of_are_white() -> None:
-    """A smooth field and noise of a known share of the variance: that share is found, and none where it is told of."""
-    size, share = 10, 0.03
+    """A smooth field and noise of 3 % of its variance: such a share is found, hardly any without noise or told of it."""
+    size, share, fades = 12, 0.03, 0.95 ** np.arange(24) * estimation.window(24)
     y = np.fft.fftfreq(2 * size, 1 / (2 * size))
-    power = np.exp(-(y[:, None] ** 2 + y[None] ** 2) / 20)
-    still = np.fft.ifft2(power).real / np.fft.ifft2(power).real[0, 0]
-    lags = 0.7 ** np.arange(12)[:, None, None, None, None] * np.eye(2)[None, ..., None, None] * still
-    lags *= estimation.window(12)[:, None, None, None, None]
+    still = np.fft.ifft2(np.exp(-(y[:, None] ** 2 + y[None] ** 2) / 4)).real
+    lags = fades[:, None, None, None, None] * np.eye(2)[None, ..., None, None] * still / still[0, 0]
     valid = np.ones((size, size), dtype=bool)
     smooth = simulated(Stationary(lags, np.zeros((2, size, size)), valid), 200)
     noisy = smooth + np.sqrt(share) * random(*smooth.shape, seed=5)
-    given = dict(ranks=(), local=(False,), cases=4)
-    found = choose(noisy, valid, Estimator(lags=12), **given)
-    told = choose(noisy, valid, Estimator(lags=12, noise=share), **given)
-    assert found.estimator.nugget == share and "3 % white" in found.words
-    assert told.estimator.nugget <= 0.003 and told.field.lags[0, 0, 0, 0, 0] < found.field.lags[0, 0, 0, 0, 0]
-    assert abs(told.scores[told.name] - found.scores[found.name]) < 0.02
-    assert choose(smooth, valid, Estimator(lags=12), **given).estimator.nugget <= 0.001
+    found, told, none = (
+        choose(values, valid, Estimator(lags=24, noise=noise), ranks=(), local=(False,), cases=8)
+        for values, noise in ((noisy, 0.0), (noisy, share), (smooth, 0.0))
+    )
+    assert 0.01 <= found.estimator.nugget <= 0.1 and "% white" in found.words
+    assert told.estimator.nugget <= 0.003 and none.estimator.nugget <= 0.001
+    assert told.field.lags[0, 0, 0, 0, 0] < found.field.lags[0, 0, 0, 0, 0] - 0.5 * share
+    assert abs(told.scores[told.name] - found.scores[found.name]) < 0.05
 
 
 def test_what_it_cannot_be() -> None:

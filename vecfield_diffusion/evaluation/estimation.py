@@ -20,7 +20,7 @@ last fifth of the series is most likely, given the rest of the last fifth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -49,6 +49,7 @@ _COMPLETE = 0.01  # the share of values that may be missing where principal comp
 _SHRUNK = 0.15  # the share of the advected covariance in the shrunk one
 REACH = 3  # frames before and after one whose hidden values are judged
 NUGGETS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # that are tried
+FIRST = (1e-4, 3e-2)  # of them, with all kinds: some bear little badly, others much
 _SHARE = 0.1  # of the squared deviation of cells in the local variance: towards that of the whole
 
 
@@ -297,7 +298,7 @@ class Choice:
         field: Learnt from the whole series.
         name: Its kind.
         estimator: What learnt it, with the share of the variance that is white.
-        scores: The mean logarithm of the density of a hidden value under every kind, with that share, in nats.
+        scores: The mean logarithm of the density of a hidden value under every kind with the best share tried, nats.
         spread: The posterior's root mean square standard deviation of those values under the chosen kind, over that of
             its errors: 1 where it is calibrated.
     """
@@ -327,13 +328,12 @@ def choose(
 ) -> Choice:
     """The kind of field under which hidden values of the last fifth of a series are most likely, learnt from all of it.
 
-    All kinds are tried with the white share of the estimator, other shares with the best of them, and all kinds again
-    with the share that was found.
+    All kinds are tried with little and with much that is white, and then all shares with the best of them.
 
     Arguments:
         series: The training fields `(T, 2, H, W)`, NaN where not measured.
         valid: The cells of the domain, `(H, W)`.
-        estimator: How they are learnt.
+        estimator: How they are learnt, but for the white share.
         seed: Of what is hidden.
         cases: The number of frames in which something is hidden.
         ranks: The numbers of principal components that are tried.
@@ -354,28 +354,27 @@ def choose(
         bar.update(1)
         return log_score(field, judge, hidden, estimator.noise)
 
-    def kinds(how: Estimator) -> dict[str, tuple[float, float]]:
-        found = {}
+    def kinds(how: Estimator) -> Iterator[tuple[str, tuple[float, float]]]:
         # A field of 160 lags may take 200 MB: one after another, none is kept.
         for differs in local:
             field = how.family(learn, valid, differs)
             for shape in SHAPES:
-                found[shape + (", local variance" if differs else "")] = judged(field(shape))
+                yield shape + (", local variance" if differs else ""), judged(field(shape))
             del field
         for rank in ranks:
-            found[f"{rank} components"] = judged(how.components(learn, valid, rank))
-        return found
+            yield f"{rank} components", judged(how.components(learn, valid, rank))
 
+    shares = {share: replace(estimator, nugget=share) for share in NUGGETS}
     with progress.bar(None, "fields", "choosing a field", leave=False) as bar:
-        found = kinds(estimator)
-        best = max(found, key=found.get)
-        shares = [replace(estimator, nugget=share) for share in NUGGETS]
-        chosen = max(shares, key=lambda how: judged(how.learn(learn, valid, best)))
-        if chosen != estimator:
-            found = kinds(chosen)
-            best = max(found, key=found.get)
-    scores = {name: score for name, (score, _) in found.items()}
-    return Choice(chosen.learn(series, valid, best), best, chosen, scores, found[best][1])
+        found = {(name, share): score for share in FIRST for name, score in kinds(shares[share])}
+        best, _ = max(found, key=found.get)
+        for share in shares.keys() - set(FIRST):
+            found[best, share] = judged(shares[share].learn(learn, valid, best))
+    best, share = max(found, key=found.get)
+    scores: dict[str, float] = {}
+    for (name, _), (score, _) in found.items():
+        scores[name] = max(score, scores.get(name, -np.inf))
+    return Choice(shares[share].learn(series, valid, best), best, shares[share], scores, found[best, share][1])
 
 
 def hide(series: Floats, valid: Bools, frame: int, kind: str, generator: np.random.Generator) -> Bools:
