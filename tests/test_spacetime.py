@@ -372,7 +372,7 @@ def test_flows_that_differ_from_place_to_place_ask_for_components_or_a_local_var
 
 
 def test_errors_that_nobody_told_of_are_white() -> None:
-    """A smooth field and noise of 3 % of its variance: such a share is found, less if told of it, without noise none."""
+    """A smooth field and noise of 3 % of its variance: such is found, less if told of it, none without."""
     size, share, fades = 12, 0.03, 0.95 ** np.arange(24) * estimation.window(24)
     y = np.fft.fftfreq(2 * size, 1 / (2 * size))
     still = np.fft.ifft2(np.exp(-(y[:, None] ** 2 + y[None] ** 2) / 4)).real
