@@ -15,7 +15,7 @@ NAME = PACKAGE.name
 
 #: From the ground up: rooms, or single files of a room, which go before it.
 FLOORS = [
-    {"errors", "atomic", "axes", "ellipses", "memory", "progress", "resources", "signals", "threads", "ranks"},
+    {"errors", "atomic", "axes", "ellipses", "memory", "progress", "resources", "signals", "threads", "pool", "ranks"},
     {"models", "physics"},
     {"diffusion", "data"},
     {"samplers"},

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from vecfield_diffusion import threads
-from vecfield_diffusion.threads import Tuner, allowed, free, one_each, quota
+from vecfield_diffusion.pool import one_each
+from vecfield_diffusion.threads import Tuner, allowed, free, quota
 
 
 class Machine:

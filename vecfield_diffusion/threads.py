@@ -12,12 +12,9 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 #: A number of threads that the user chose.
 CHOSEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -216,24 +213,3 @@ class Fixed:
     def stop(self) -> str:
         """Ends a step."""
         return ""
-
-
-@contextmanager
-def one_each(most: int | None = None) -> Iterator[Callable[..., Iterator[Any]]]:
-    """Gives a `map` that works on as many items at once as torch has threads, each on one: in the order of the items.
-
-    For operations that are too small to share among threads, on a CPU. On leaving, what has not begun is dropped.
-
-    Arguments:
-        most: Items at once, where each takes memory; None for as many as there are threads.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    workers = min(threads, most or threads)
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)

@@ -39,7 +39,7 @@ from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.generated import made
 from vecfield_diffusion.data.law import Law
 from vecfield_diffusion.data.readers import open_fields
-from vecfield_diffusion.threads import one_each
+from vecfield_diffusion.pool import one_each
 
 #: Flows solved at once: few enough for their spectra to stay in the cache of a core.
 BATCH = 8

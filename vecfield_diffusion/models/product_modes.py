@@ -38,7 +38,7 @@ from vecfield_diffusion.models.measured import SPARSE, Known, interpolate, some_
 from vecfield_diffusion.models.modes import MeanVariance, Modes
 from vecfield_diffusion.models.products import Table
 from vecfield_diffusion.models.stationary import Covariance, Values
-from vecfield_diffusion.threads import one_each
+from vecfield_diffusion.pool import one_each
 
 #: What tells an observation from others: what was measured how well, and the values.
 Key = tuple[bytes, bytes]
