@@ -122,8 +122,10 @@ def smaller(node: dict[str, Any], most: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_small(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration that asks for little: five times of a file, the first of several masks, `SMALLER` numbers."""
+    """A configuration that asks for little: five times of a file, the first of several masks, two baselines."""
     most = SMALLER
+    if isinstance(config.get("baselines"), list):
+        config = config | {"baselines": config["baselines"][-2:]}
     if config.get("ckpt") == "none":  # which no sampler is for
         most = {key: value for key, value in SMALLER.items() if key != "sampler"}
     if config.get("input") and config.get("time", "") is None:
