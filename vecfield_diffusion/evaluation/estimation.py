@@ -48,8 +48,8 @@ _FEW = 20  # pairs of values below which a covariance of an offset and a lag cou
 _COMPLETE = 0.01  # the share of values that may be missing where principal components are taken
 _SHRUNK = 0.15  # the share of the advected covariance in the shrunk one
 REACH = 3  # frames before and after one whose hidden values are judged
-NUGGETS = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # that are tried
-FIRST = (1e-4, 3e-2)  # of them, with all kinds: some bear little badly, others much
+NUGGETS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # that are tried; with less, dense systems take several times the steps
+FIRST = (1e-3, 3e-2)  # of them, with all kinds: some bear little badly, others much
 _SHARE = 0.1  # of the squared deviation of cells in the local variance: towards that of the whole
 
 
