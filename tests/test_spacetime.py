@@ -384,8 +384,8 @@ def test_errors_that_nobody_told_of_are_white() -> None:
         choose(values, valid, Estimator(lags=24, noise=noise), ranks=(), local=(False,), cases=8)
         for values, noise in ((noisy, 0.0), (noisy, share), (smooth, 0.0))
     )
-    assert 0.01 <= found.estimator.nugget <= 0.1 and "% white" in found.words
-    assert told.estimator.nugget < found.estimator.nugget and none.estimator.nugget <= 0.001
+    assert 0.01 <= found.estimator.white <= 0.1 and "% white" in found.words
+    assert told.estimator.white < found.estimator.white and none.estimator.white == 0 and "white" not in none.words
     assert told.field.lags[0, 0, 0, 0, 0] < found.field.lags[0, 0, 0, 0, 0] - 0.5 * share
     assert abs(told.scores[told.name] - found.scores[found.name]) < 0.05
 

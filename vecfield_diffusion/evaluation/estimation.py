@@ -48,8 +48,8 @@ _FEW = 20  # pairs of values below which a covariance of an offset and a lag cou
 _COMPLETE = 0.01  # the share of values that may be missing where principal components are taken
 _SHRUNK = 0.15  # the share of the advected covariance in the shrunk one
 REACH = 3  # frames before and after one whose hidden values are judged
-NUGGETS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # that are tried; with less, dense systems take several times the steps
-FIRST = (1e-3, 3e-2)  # of them, with all kinds: some bear little badly, others much
+WHITE = (0.0, 0.003, 0.01, 0.03, 0.1)  # shares of the variance that are tried
+FIRST = (0.0, 0.03)  # of them, with all kinds: some bear noise badly, others the want of it
 _SHARE = 0.1  # of the squared deviation of cells in the local variance: towards that of the whole
 
 
@@ -215,13 +215,16 @@ class Estimator:
         periodic: Whether y and x close on themselves.
         lags: The lag L where correlations end, at most; two thirds of the series at most. It is also the resolution in
             frequency: a window that ends sooner takes from the correlation of neighbouring frames.
-        nugget: The share of the variance that is white, so that errors of 0 are possible.
+        nugget: The share of the variance that is added to it as white, so that errors of 0 are possible; with 1e-4
+            dense systems take several times the steps.
+        white: The share of the variance that is white.
         noise: The variance of the errors of what was measured, which is no part of the field's.
     """
 
     periodic: tuple[bool, bool] = (False, False)
     lags: int = 160
     nugget: float = 1e-3
+    white: float = 0.0
     noise: float = 0.0
 
     def learn(self, series: Floats, valid: Bools, kind: str) -> SpaceTime:
@@ -251,12 +254,13 @@ class Estimator:
         raw = lagged_products(anomalies / scale, valid, self.periodic, count)
         variance = raw[0, [0, 1], [0, 1], 0, 0]
         errors = np.minimum(self.noise / np.square(scale[:, valid]).mean(), 0.9 * variance)
-        white = self.nugget * (variance - errors)
+        white = self.white * (variance - errors)
         raw[0, [0, 1], [0, 1], 0, 0] -= errors + white
 
         def field(shape: Shape) -> Stationary:
             lags = shaped(raw, shape) * window(count)[:, None, None, None, None]
             lags[0, [0, 1], [0, 1], 0, 0] += white
+            lags[0, [0, 1], [0, 1], 0, 0] *= 1 + self.nugget
             return Stationary(lags, mean, valid, scale)
 
         return field
@@ -313,7 +317,8 @@ class Choice:
     def words(self) -> str:
         """The kind, its white share, and the scores of all kinds, to be printed."""
         scores = "; ".join(f"{name} {score:.2f}" for name, score in self.scores.items())
-        return f"{self.name}, {100 * self.estimator.nugget:g} % white (log density of hidden values: {scores})"
+        white = f", {100 * self.estimator.white:g} % white" if self.estimator.white else ""
+        return f"{self.name}{white} (log density of hidden values: {scores})"
 
 
 def choose(
@@ -328,7 +333,7 @@ def choose(
 ) -> Choice:
     """The kind of field under which hidden values of the last fifth of a series are most likely, learnt from all of it.
 
-    All kinds are tried with little and with much that is white, and then all shares with the best of them.
+    All kinds are tried with nothing and with much that is white, and then all shares with the best of them.
 
     Arguments:
         series: The training fields `(T, 2, H, W)`, NaN where not measured.
@@ -364,7 +369,7 @@ def choose(
         for rank in ranks:
             yield f"{rank} components", judged(how.components(learn, valid, rank))
 
-    shares = {share: replace(estimator, nugget=share) for share in NUGGETS}
+    shares = {share: replace(estimator, white=share) for share in WHITE}
     with progress.bar(None, "fields", "choosing a field", leave=False) as bar:
         found = {(name, share): score for share in FIRST for name, score in kinds(shares[share])}
         best, _ = max(found, key=found.get)

@@ -70,8 +70,6 @@ LARGE = 100_000
 READ = 64
 #: Measured frames below which statistics are not learnt from the past alone.
 ENOUGH = 30
-#: White share of the variance from which on measured values look noisy.
-NOISY = 3e-3
 #: Values of a series, those of the frames between runs included, that fit into about 3 GB.
 VALUES = 2.5e7
 
@@ -216,8 +214,8 @@ class Series:
         shown = np.where(hidden[:, None], np.nan, known)
         choice: Choice = choose(shown, valid, estimator, seed=seed)
         print(f"field in space and time: {choice.words}")
-        if choice.estimator.nugget >= NOISY and not error:
-            sigma = np.sqrt(choice.estimator.nugget * np.nanvar(known - choice.field.mean))
+        if choice.estimator.white and not error:
+            sigma = np.sqrt(choice.estimator.white * np.nanvar(known - choice.field.mean))
             print(
                 f"note: what is white looks like errors of {sigma:.2g} {self.fields.units}. It counts as a part of the "
                 f"field, which keeps all that was measured; sigma_obs={sigma:.2g} takes it for errors"
