@@ -97,6 +97,8 @@ def parsed(command: str) -> tuple[Program, list[str]]:
 def plugins_are_here(command: str) -> bool:
     """Whether the launcher and the sweeper that a command names are installed."""
     names = re.findall(r"hydra/(launcher|sweeper)=([a-z]+)", command)
+    if names and importlib.util.find_spec("hydra_plugins") is None:
+        return False
     return all(importlib.util.find_spec(f"hydra_plugins.hydra_{name}_{kind}") for kind, name in names)
 
 

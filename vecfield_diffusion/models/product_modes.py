@@ -237,7 +237,8 @@ class ProductModes(Modes):
             with one_each(self.AT_ONCE) if several else nullcontext(map) as mapped:
                 for group in mapped(solved, new.values()):
                     found |= group
-            self.remembered |= found
+            # Those used last are last.
+            self.remembered = {key: kept for key, kept in self.remembered.items() if key not in found} | found
             for old in list(self.remembered)[: -max(self.REMEMBERED, len(found))]:
                 self.remembered.pop(old, None)
         return [found[key] for key in keys]
