@@ -35,10 +35,18 @@ def begin_from(denoiser: Denoiser, frames: int, start: str, device: torch.device
     state |= {name: value for name, value in weights.items() if not name.startswith(LEARNT)}
     alike = trained.frames == frames
     try:
-        network.load_state_dict(state) if alike else load_snapshots(network, state)
-    except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"start={start}: {reason}") from error
+        if alike:
+            network.load_state_dict(state)
+        else:
+            load_snapshots(network, state)
+    except ValueError as error:
+        raise UserError(f"start={start}: {error}") from error
+    except RuntimeError as error:  # of torch, about each weight
+        own = " ".join(f"model.{key}={value}" for key, value in trained.config["model"].items() if key != "_target_")
+        raise UserError(
+            f"start={start}: its network has other sizes, or other channels of input. It was trained with "
+            f"{own.replace(', ', ',')}"
+        ) from error
     way = "" if alike else ", each frame as a snapshot"
     print(f"begins with the weights of {trained.path} (step {trained.step}){way}")
 
