@@ -151,6 +151,7 @@ def work(program: Program, config: dict[str, Any], done: dict[str, Path]) -> Non
     module, _, name = program.job.partition(":")
     getattr(importlib.import_module(module), name)(config, folder)
     if program.folder:
+        assert any(folder.iterdir())
         done[asked] = shutil.copytree(folder, Path("done") / str(len(done)))
 
 

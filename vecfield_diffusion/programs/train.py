@@ -184,7 +184,7 @@ def make_run(
     chosen = dict(context=context, trainer=trainer, sampler=parts["sampler"], mask=parts["mask"], config=config)
     run = TrainingRun if denoiser.diffusion.gives_mean else FewStepRun
 
-    def prepare(alike: list[Observation]) -> None:
+    def solve_for(alike: list[Observation]) -> None:
         own = (observation[processes.own(len(observation))] for observation in alike)
         denoiser.prepare(reduce(Observation.concatenate, own))
 
@@ -192,7 +192,7 @@ def make_run(
         trainer=trainer,
         denoiser=denoiser,
         optimizer=build(config["optimizer"], "optimizer", trusted=True, params=denoiser.parameters()),
-        batches=reused(train, denoiser.parametrization.keeps, prepare),
+        batches=reused(train, denoiser.parametrization.keeps, solve_for),
         validation=batches(indices=data.split["validation"], augmentation=None),
         folder=folder,
         logger=parts["logger"] if processes.first else NoLogger(),
