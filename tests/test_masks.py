@@ -167,6 +167,8 @@ def test_the_border_is_a_frame() -> None:
     assert widths.unique().tolist() == [2, 4, 6, 8]
     with pytest.raises(UserError, match="leaves nothing to fill of 20 x 30.*mask.width="):
         Border(10)(1, everywhere(20, 30), seeded())
+    narrow = Border([1, 6])(100, everywhere(7, 30), seeded())[:, 0, 3].sum(1)
+    assert narrow.unique().tolist() == [2, 4, 6]  # wider ones leave nothing of seven rows
 
 
 def test_a_mixture_draws_by_weight_and_may_hold_emptiness() -> None:

@@ -119,7 +119,7 @@ class Border(Mask):
     """A frame along the edge of the domain is observed.
 
     Arguments:
-        width: The width of the frame in cells, or a range of it.
+        width: The width of the frame in cells, or a range of it, which ends where a domain has no cell left to fill.
         time: How it goes through a sequence: `fixed`, or `anew` with a width of its own in each frame.
 
     Raises:
@@ -139,12 +139,14 @@ class Border(Mask):
             UserError: The frame covers the whole domain.
         """
         height, width = valid.shape
-        if 2 * self.width[1] >= min(height, width):
+        most = (min(height, width) - 1) // 2
+        thinnest, widest = self.width
+        if thinnest > most:
             raise UserError(
-                f"a border {self.width[1]:g} cells wide leaves nothing to fill of {height} x {width} cells; expected "
-                f"less than {min(height, width) / 2:g}: mask.width=..."
+                f"a border {thinnest:g} cells wide leaves nothing to fill of {height} x {width} cells; expected "
+                f"at most {most}: mask.width=..."
             )
-        frame = integers(n, self.width, generator).view(n, 1, 1)
+        frame = integers(n, (thinnest, min(widest, most)), generator).view(n, 1, 1)
         y = torch.arange(height, device=valid.device).view(1, -1, 1)
         x = torch.arange(width, device=valid.device).view(1, 1, -1)
         distance = torch.minimum(torch.minimum(y, height - 1 - y), torch.minimum(x, width - 1 - x))
