@@ -46,7 +46,6 @@ from vecfield_diffusion.samplers.deterministic import DPMpp2M
 
 SHAPE, WINDOW, OVERLAP, LAND = (720, 1440), (64, 64), 16, 0.44
 LINE, LEVELS = 48, (0.1, 0.3, 1.0, 3.0, 10.0)
-MEASURES = ("seam", "spread", "law")
 
 
 class Clocked(Denoiser):
