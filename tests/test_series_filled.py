@@ -161,6 +161,14 @@ def test_a_dataset_is_filled_and_keeps_what_was_measured(capsys: pytest.CaptureF
     assert 0.7 < np.sqrt(np.square(spread).mean() / np.square(error).mean() * 5 / 4) < 1.4
 
 
+def test_fill_values_that_nobody_declared_are_gaps(capsys: pytest.CaptureFixture[str]) -> None:
+    data = series()
+    asked = {"members": 2, "time": "30:33"}
+    filled, expected = vf.fill(data.fillna(-999.0), **asked), vf.fill(data, **asked)
+    assert "321 values such as -999 m s-1 in 32 of 60 snapshots are left out" in capsys.readouterr().out
+    np.testing.assert_array_equal(pair(filled, "_members"), pair(expected, "_members"))
+
+
 def test_one_seed_gives_one_trajectory_whatever_is_filled_of_it() -> None:
     data = series()
     whole, part = vf.fill(data, members=2, seed=3), vf.fill(data, members=2, seed=3, time="20:30")

@@ -23,6 +23,7 @@ from vecfield_diffusion.data.draws import MaskFunction, says_so
 from vecfield_diffusion.data.fields import Fields
 from vecfield_diffusion.data.masks import load_mask
 from vecfield_diffusion.data.sequences import Timeline, lengthened
+from vecfield_diffusion.data.statistics import believed
 from vecfield_diffusion.data.words import INPUT, called
 from vecfield_diffusion.ellipses import blocks, deviations, root
 from vecfield_diffusion.errors import UserError
@@ -285,6 +286,10 @@ def open_series(
     fields = source if isinstance(source, Fields) else _opened(source, config)
     if config["domain"] is not None:
         fields = fields.within(load_mask(config["domain"], fields.shape))
+    with called(INPUT):
+        fields, left_out = believed(fields)
+    if left_out:
+        print(f"note: {fields.source}: {left_out}")
     print(fields.summary())
     chosen = times("all" if config["time"] is None else config["time"], fields, range(len(fields)))
     after = range(len(fields), len(fields) + config["horizon"])
