@@ -253,6 +253,6 @@ def order_of(found: Found) -> tuple[str, ...]:
     if not len(bad):
         return ()
     return (
-        f"{len(bad)} times are not after the one before them, such as {times[bad[0] + 1]} at place {bad[0] + 1}: there a "
-        "series is cut; in xarray, data.sortby('time').drop_duplicates('time') joins it",
+        f"{len(bad)} times are not after the one before them, such as {times[bad[0] + 1]} at place {bad[0] + 1}: there "
+        "a series is cut; in xarray, data.sortby('time').drop_duplicates('time') joins it",
     )
