@@ -161,11 +161,6 @@ class Series:
     def _observed(self) -> tuple[Floats, Floats | float]:
         """What was observed, `(T, 2, H, W)` with NaN elsewhere, and the variance of its errors."""
         shape = (int(self.line.frames[-1]) + 1, 2, *self.fields.shape)
-        if np.prod(shape, dtype=float) > VALUES:
-            raise UserError(
-                f"{self.fields.source}: {shape[0]} times of {shape[2]}x{shape[3]} cells are too many at once. Give a "
-                "part of the file"
-            )
         series, tally = np.full(shape, np.nan), Tally()
         constant = is_constant(self.config)
         noise = self.config["sigma_obs"] ** 2 if constant else np.full((shape[0], 3, *shape[2:]), np.nan)
@@ -286,6 +281,8 @@ def open_series(
     fields = source if isinstance(source, Fields) else _opened(source, config)
     if config["domain"] is not None:
         fields = fields.within(load_mask(config["domain"], fields.shape))
+    line = Timeline.of(lengthened(fields, config["horizon"]))
+    check_size(fields, line)  # before all of them are read
     with called(INPUT):
         fields, left_out = believed(fields)
     if left_out:
@@ -294,7 +291,6 @@ def open_series(
     chosen = times("all" if config["time"] is None else config["time"], fields, range(len(fields)))
     after = range(len(fields), len(fields) + config["horizon"])
     fields = lengthened(fields, config["horizon"])
-    line = Timeline.of(fields)
     print(line.words + (f", {len(after)} of them after the last" if after else ""))
     return Series(config, fields, [*chosen, *after], mask, line, thinning(config, source, fields.grid))
 
@@ -308,6 +304,15 @@ def _opened(source: Source, config: Mapping[str, Any]) -> Fields:
             return open_source(source, **options)
     except (UserError, ValueError) as error:
         raise UserError(f"input={source}: {error}" if isinstance(source, str | Path) else str(error)) from error
+
+
+def check_size(fields: Fields, line: Timeline) -> None:
+    """Raises UserError where the frames of a series are more than fit into memory at once."""
+    count, (height, width) = int(line.frames[-1]) + 1, fields.shape
+    if 2.0 * count * height * width > VALUES:
+        raise UserError(
+            f"{fields.source}: {count} times of {height}x{width} cells are too many at once. Give a part of the file"
+        )
 
 
 def refuse(config: Mapping[str, Any]) -> None:
